@@ -1,0 +1,35 @@
+"""Exceptions with one clear sentence for the user.
+
+Every message names the file, row or configuration key and says what to do. A job prints the message
+alone, without a traceback, and ends with :attr:`ReconError.exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class ReconError(Exception):
+    """Root of the errors that a user can act on."""
+
+    exit_code = 1
+
+
+class ConfigError(ReconError):
+    """The configuration or the command line is wrong, or asks for what cannot be had."""
+
+    exit_code = 2
+
+
+class DataError(ReconError):
+    """A data file, row or prepared set is missing, damaged or of another format."""
+
+
+class CheckpointError(ReconError):
+    """A checkpoint is damaged, foreign, or does not fit the configured model."""
+
+
+class OpsError(ReconError):
+    """A point-op backend was forced that is not available."""
+
+
+class TeacherError(ReconError):
+    """A teacher's weights are missing or are not the ones that were pinned."""

@@ -1,0 +1,107 @@
+"""Every shipped configuration parses, every schema is strict, and the README names real options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from recon_ray.config import dump_yaml, load, schema
+from recon_ray.config.fields import index
+from recon_ray.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+README = ROOT / "README.md"
+
+# Folder below configs/ ("" for the files directly in it) -> root model of the job that reads it.
+FOLDERS: dict[str, str] = {
+    "": "PretrainConfig",
+    "prepare": "PrepareConfig",
+    "pretrain": "PretrainConfig",
+    "finetune": "FinetuneConfig",
+    "evaluate": "EvaluateConfig",
+    "fewshot": "FewshotConfig",
+    "zeroshot": "ZeroshotConfig",
+    "linear_probe": "LinearProbeConfig",
+    "probe": "LinearProbeConfig",
+    "partseg": "PartsegConfig",
+    "sweep": "SweepConfig",
+    "reproduce": "ReproduceConfig",
+}
+# Folders of fragments: each must be legal for at least one job, required options aside.
+FRAGMENTS = ("model", "data", "cluster")
+
+FILES = sorted(CONFIGS.rglob("*.y*ml"))
+
+
+def root_models() -> dict[str, type[BaseModel]]:
+    return {
+        name: model
+        for name, model in vars(schema).items()
+        if isinstance(model, type) and issubclass(model, schema.JobConfig)
+    }
+
+
+def folder_of(path: Path) -> str:
+    parts = path.relative_to(CONFIGS).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def problems(model: type[BaseModel], path: Path) -> list[str]:
+    try:
+        load(model, [str(path)])
+    except ConfigError as error:
+        return [line for line in str(error).splitlines() if ": required (" not in line]
+    return []
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(CONFIGS)) for path in FILES])
+def test_every_configuration_parses(path: Path, tmp_path: Path) -> None:
+    folder = folder_of(path)
+    if folder in FRAGMENTS:
+        found = {name: problems(model, path) for name, model in root_models().items()}
+        assert not all(found.values()), found
+        return
+    assert folder in FOLDERS, f"configs/{folder} has no schema; give it one in FOLDERS"
+    model = root_models()[FOLDERS[folder]]
+    config = load(model, [str(path)]).config
+    again = tmp_path / "config.yaml"
+    again.write_text(dump_yaml(config), encoding="utf-8")
+    assert load(model, [str(again)]).config == config
+
+
+@pytest.mark.parametrize("name", sorted(root_models()))
+def test_every_section_is_frozen_strict_and_described(name: str) -> None:
+    keys = index(root_models()[name])
+    for key, section in keys.sections.items():
+        assert section.model_config.get("extra") == "forbid", key
+        assert section.model_config.get("frozen") is True, key
+    assert [key for key, info in keys.options.items() if not info.description] == []
+    assert "include" not in keys.sections[""].model_fields  # taken by the YAML files
+
+
+def option_names(text: str) -> Iterator[str]:
+    """Find the dotted names in the first column of the README's tables."""
+    sections = {key for model in root_models().values() for key in index(model).sections if key}
+    for line in text.splitlines():
+        if not line.lstrip().startswith("|"):
+            continue
+        for name in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)`", line.split("|")[1]):
+            if name.partition(".")[0] in sections:
+                yield name
+
+
+def test_option_names_are_found_in_tables_only() -> None:
+    text = "`optim.no`\n| `optim.lr`, `run.name` | `data.x` |\n| `jobs/x.py` |\n| `torch.nn` |\n"
+    assert list(option_names(text)) == ["optim.lr", "run.name"]
+
+
+def test_every_option_in_the_tables_of_the_readme_exists() -> None:
+    if not README.is_file():
+        pytest.skip("there is no README.md yet")
+    known = {key for model in root_models().values() for key in index(model).keys}
+    assert [name for name in option_names(README.read_text()) if name not in known] == []
