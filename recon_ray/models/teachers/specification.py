@@ -1,0 +1,103 @@
+"""Takes teacher specifications such as ``open_clip:ViT-B-32-quickgelu:openai`` apart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from recon_ray.errors import TeacherError
+
+FAMILIES = ("open_clip", "timm", "descriptor")
+WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".tar"})
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A teacher's name, taken apart.
+
+    Attributes:
+        text: The whole string.
+        family: ``open_clip``, ``timm`` or ``descriptor``.
+        arch: Architecture; the width for ``descriptor``; may be empty.
+        source: What follows: empty, a tag, a file, or ``tag:file``.
+    """
+
+    text: str
+    family: str
+    arch: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """Family and architecture, without the weights."""
+        return f"{self.family}:{self.arch}" if self.arch else self.family
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights come from.
+
+    Attributes:
+        tag: A published tag, stated or (with ``file`` unset) to be fetched.
+        file: A local file.
+    """
+
+    tag: str | None = None
+    file: Path | None = None
+
+
+def parse_specification(text: str) -> Specification:
+    """Take a specification apart.
+
+    Raises:
+        TeacherError: If the family is unknown or the architecture is missing.
+    """
+    family, _, rest = text.partition(":")
+    arch, _, source = rest.partition(":")
+    if family not in FAMILIES:
+        raise TeacherError(
+            f"Teacher {text!r} is unknown; give open_clip:<arch>:<tag or file>, "
+            "timm:<arch>:<tag or file> or descriptor."
+        )
+    if family != "descriptor" and not arch:
+        raise TeacherError(f"Teacher {text!r} names no architecture; give {family}:<arch>:<tag>.")
+    return Specification(text=text, family=family, arch=arch, source=source)
+
+
+def parse_source(specification: Specification, tags: Collection[str]) -> Source:
+    """Tell a published tag from a local file.
+
+    Args:
+        specification: The teacher.
+        tags: Published tags of its architecture; ``tag:file`` states that a local file is the one
+            published under a tag.
+
+    Returns:
+        Tag, file, both, or neither where the specification gives no weights.
+
+    Raises:
+        TeacherError: If it is neither a known tag nor an existing file.
+    """
+    source = specification.source
+    if not source:
+        return Source()
+    if source in tags:
+        return Source(tag=source)
+    if Path(source).is_file():
+        return Source(file=Path(source))
+    tag, _, file = source.partition(":")
+    if tag in tags:
+        if not Path(file).is_file():
+            raise TeacherError(f"Teacher {specification.text!r}: there is no file {file}.")
+        return Source(tag=tag, file=Path(file))
+    if Path(source).suffix in WEIGHT_SUFFIXES or "/" in source:
+        raise TeacherError(
+            f"Teacher {specification.text!r}: there is no file {source}; give the path of a file "
+            "of weights, or use the teacher 'descriptor'."
+        )
+    known = ", ".join(sorted(tags)) or "none"
+    raise TeacherError(
+        f"Teacher {specification.text!r}: {source!r} is neither a published tag of "
+        f"{specification.arch} (known: {known}) nor a file; give one of these."
+    )

@@ -1,0 +1,206 @@
+"""Teachers against stored outputs of the reference's encoders, with weights made by a formula.
+
+Packs (NAME.npz + NAME.json) are read from tests/golden and from the folders in RECON_GOLDEN_DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from recon_ray.models.teachers import ImageTeacher, TextTeacher
+from recon_ray.models.teachers import create_image_teacher as create_image
+from recon_ray.models.teachers import create_text_teacher as create_text
+from recon_ray.models.teachers.open_clip_towers import OpenClipTextTeacher
+
+# float32 rounding through 12 blocks reaches about 1e-6 of the features' size; GELU in place of
+# QuickGELU changes them by 5e-3.
+RELATIVE_TOLERANCE = 1e-4
+VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+
+
+@dataclass(frozen=True)
+class Pack:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def description(self) -> dict:
+        return json.loads(self.path.with_suffix(".json").read_text())
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        return self.description.get("state_dict_shapes", {})
+
+    @property
+    def kind(self) -> str | None:
+        if "visual.proj" in self.shapes:
+            return "clip"
+        return "vit" if "pre_logits.fc.weight" in self.shapes else None
+
+    def array(self, name: str) -> np.ndarray:
+        with np.load(self.path) as arrays:
+            return arrays[name]
+
+    @property
+    def arrays(self) -> list[str]:
+        with np.load(self.path) as arrays:
+            return list(arrays.files)
+
+    @property
+    def images(self) -> torch.Tensor:
+        seed, shape = re.search(
+            r"default_rng\((\d+)\)\.standard_normal\(\(([\d, ]+)\)\)", self.description["image"]
+        ).groups()
+        size = tuple(int(number) for number in shape.split(","))
+        drawn = np.random.default_rng(int(seed)).standard_normal(size)
+        return torch.from_numpy(drawn.astype(np.float32))
+
+
+def find_packs() -> list[Pack]:
+    folders = [Path(__file__).parents[1] / "golden"]
+    folders += [Path(f) for f in os.environ.get("RECON_GOLDEN_DIR", "").split(":") if f]
+    packs = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.npz")):
+            if path.with_suffix(".json").is_file() and Pack(path).kind is not None:
+                packs.setdefault(path.stem, Pack(path))
+    return list(packs.values())
+
+
+PACKS = find_packs()
+CASES = [pytest.param(p, a, id=f"{p.name}-{a}") for p in PACKS for a in p.arrays]
+CLIP_PACKS = [pytest.param(p, id=p.name) for p in PACKS if p.kind == "clip"]
+
+
+def formula_weights(pack: Pack) -> dict[str, torch.Tensor]:
+    """Weights by the rule of the golden packs."""
+    state = {}
+    for key, shape in pack.shapes.items():
+        rng = np.random.default_rng([zlib.crc32(key.encode()), pack.description["salt"]])
+        z = np.asarray(rng.standard_normal(shape), dtype=np.float32)
+        if key == "logit_scale":
+            z = np.float32(4.6)
+        elif len(shape) >= 2:
+            z *= np.float32(0.5 / math.sqrt(math.prod(shape[1:])))
+        elif key.endswith("weight"):
+            z = 1 + np.float32(0.1) * z
+        else:
+            z *= np.float32(0.1)
+        state[key] = torch.from_numpy(np.asarray(z))
+    return state
+
+
+def clip_architecture(pack: Pack) -> str:
+    """The open_clip architecture with QuickGELU that has the pack's shapes."""
+    open_clip = pytest.importorskip("open_clip")
+    shapes = pack.shapes
+    wanted = (
+        shapes["visual.proj"][1],
+        shapes["visual.conv1.weight"][0],
+        shapes["visual.conv1.weight"][2],
+        len([key for key in shapes if re.fullmatch(r"visual.*resblocks\.\d+\.ln_1\.bias", key)]),
+        math.isqrt(shapes["visual.positional_embedding"][0] - 1),
+    )
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = config["vision_cfg"]
+        if not name.endswith("-quickgelu") or not vision.get("patch_size"):
+            continue
+        patch = vision["patch_size"]
+        found = (config["embed_dim"], vision["width"], patch, vision["layers"])
+        if (*found, vision["image_size"] // patch) == wanted:
+            return name
+    pytest.skip(f"open_clip has no architecture with the shapes of pack {pack.name}")
+
+
+def vit_architecture(pack: Pack) -> str:
+    width, _, patch, _ = pack.shapes["patch_embed.proj.weight"]
+    side = patch * math.isqrt(pack.shapes["pos_embed"][1] - 1)
+    return f"vit_{VIT_SIZES[width]}_patch{patch}_{side}_in21k_prelogits"
+
+
+class Zoo:
+    """Teachers of the packs, loaded once from one file of weights a pack."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.loaded: dict[tuple[str, str], ImageTeacher | TextTeacher] = {}
+
+    def file(self, pack: Pack) -> Path:
+        path = self.folder / f"{pack.name}.safetensors"
+        if not path.exists():
+            save_file(formula_weights(pack), path)
+        return path
+
+    def image(self, pack: Pack) -> ImageTeacher:
+        key = (pack.name, "image")
+        if key not in self.loaded:
+            family = "open_clip" if pack.kind == "clip" else "timm"
+            arch = clip_architecture(pack) if pack.kind == "clip" else vit_architecture(pack)
+            self.loaded[key] = create_image(f"{family}:{arch}:{self.file(pack)}")
+        return self.loaded[key]
+
+    def text(self, pack: Pack) -> OpenClipTextTeacher:
+        key = (pack.name, "text")
+        if key not in self.loaded:
+            arch = clip_architecture(pack)
+            self.loaded[key] = create_text(f"open_clip:{arch}:{self.file(pack)}")
+        return self.loaded[key]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    zoo = Zoo(tmp_path_factory.mktemp("teachers"))
+    yield zoo
+    for path in zoo.folder.iterdir():  # hundreds of megabytes, which pytest would keep
+        path.unlink()
+
+
+def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
+    return float(np.abs(found.detach().numpy() - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("pack", "array"), CASES)
+def test_teacher_reproduces_the_reference(pack: Pack, array: str, zoo: Zoo) -> None:
+    expected = pack.array(array)
+    if array == "tokens":
+        tokens = zoo.text(pack).tokenize(pack.description["prompts"]).numpy()
+        np.testing.assert_array_equal(tokens, expected)
+    elif array == "text_feature":
+        found = zoo.text(pack).encode(pack.description["prompts"])
+        assert relative_error(found, expected) < RELATIVE_TOLERANCE
+    elif array == "image_feature":
+        with torch.no_grad():
+            found = zoo.image(pack)(pack.images)
+        assert relative_error(found, expected) < RELATIVE_TOLERANCE
+    else:
+        pytest.skip(f"no teacher produces the array {array}")
+
+
+@pytest.mark.parametrize("pack", CLIP_PACKS)
+def test_plain_gelu_does_not_match(pack: Pack, zoo: Zoo) -> None:
+    arch = clip_architecture(pack).removesuffix("-quickgelu")
+    teacher = create_image(f"open_clip:{arch}:{zoo.file(pack)}")
+    with torch.no_grad():
+        found = teacher(pack.images)
+    assert relative_error(found, pack.array("image_feature")) > 10 * RELATIVE_TOLERANCE
+
+
+def test_the_shipped_packs_are_found() -> None:
+    assert {pack.kind for pack in PACKS} >= {"clip", "vit"}

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from recon_ray.errors import TeacherError
+from recon_ray.models.teachers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    create_image_teacher,
+    create_text_teacher,
+)
+
+TINY = "recon-test-clip"
+TINY_QUICK = f"{TINY}-quickgelu"
+TEXTS = ["A chair.", "A 3D model of a lamp with white background."]
+# The same float32 operations in the same order: only the batch of rounding in matmul may differ.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def normalized(images, mean, std):
+    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def test_image_features_are_those_of_the_whole_model(tiny_clip, clip_file, images):
+    open_clip = pytest.importorskip("open_clip")
+    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    with torch.no_grad():
+        expected = tiny_clip(TINY_QUICK).encode_image(normalized(images, mean, std))
+    found = teacher.encode(images)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert (teacher.dim, teacher.image_size) == (16, 32)
+    assert teacher.mean == tuple(mean)
+
+
+def test_text_features_are_those_of_the_whole_model(tiny_clip, clip_file):
+    teacher = create_text_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    with torch.no_grad():
+        expected = tiny_clip(TINY_QUICK).encode_text(teacher.tokenize(TEXTS))
+    torch.testing.assert_close(teacher.encode(TEXTS), expected, **TOLERANCE)
+    assert teacher.dim == 16
+    assert teacher.encode([]).shape == (0, 16)
+
+
+def test_uint8_images_equal_their_fractions(clip_file):
+    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(teacher.encode(images), teacher.encode(images / 255), **TOLERANCE)
+
+
+def test_each_teacher_keeps_only_its_own_tower(tiny_clip, clip_file):
+    whole = sum(p.numel() for p in tiny_clip(TINY_QUICK).parameters())
+    image = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    text = create_text_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    count = {t: sum(p.numel() for p in t.parameters()) for t in (image, text)}
+    scale = 1  # logit_scale stays with the text tower
+    assert count[image] + count[text] == whole
+    assert count[image] == sum(p.numel() for p in tiny_clip(TINY_QUICK).visual.parameters())
+    assert count[text] > scale
+
+
+def test_teachers_stay_frozen_and_in_evaluation_mode(clip_file):
+    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    holder = nn.ModuleList([teacher]).train()
+    assert holder.training
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_imagenet_statistics_are_the_references(clip_file, images):
+    own = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    reference = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}", statistics="imagenet")
+    assert (reference.mean, reference.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    expected = own(normalized(images, IMAGENET_MEAN, IMAGENET_STD))
+    torch.testing.assert_close(reference.encode(images), expected, **TOLERANCE)
+
+
+def test_features_do_not_depend_on_autocast_around_them(clip_file, images):
+    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    expected = teacher.encode(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(teacher.encode(images), expected)
+
+
+def test_bf16_is_close_and_returns_float32(clip_file, images):
+    spec = f"open_clip:{TINY_QUICK}:{clip_file}"
+    expected = create_image_teacher(spec).encode(images)
+    found = create_image_teacher(spec, precision="bf16").encode(images)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    # bfloat16 keeps 8 bits: a per cent of the features' size after two blocks.
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_identity_has_name_tag_and_hash_of_the_file(clip_file):
+    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    assert teacher.identity == {
+        "name": f"open_clip:{TINY_QUICK}",
+        "tag": "tiny.safetensors",
+        "sha256": hashlib.sha256(clip_file.read_bytes()).hexdigest(),
+    }
+
+
+def test_a_pinned_hash_is_checked(clip_file):
+    spec = f"open_clip:{TINY_QUICK}:{clip_file}"
+    found = hashlib.sha256(clip_file.read_bytes()).hexdigest()
+    assert create_image_teacher(spec, sha256=found.upper()).dim == 16
+    pinned = "0" * 64
+    with pytest.raises(TeacherError, match=f"{found}.*{pinned}"):
+        create_text_teacher(spec, sha256=pinned)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_torch_files_are_read_like_safetensors(tmp_path, clip_file, images, suffix):
+    state = load_file(clip_file)
+    wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+    torch.save(wrapped, tmp_path / f"w{suffix}")
+    found = create_image_teacher(f"open_clip:{TINY_QUICK}:{tmp_path / f'w{suffix}'}")
+    expected = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    assert torch.equal(found.encode(images), expected.encode(images))
+
+
+@pytest.fixture
+def archive_file(tiny_clip, tmp_path):
+    """What OpenAI publishes: TorchScript, half-precision weights and three extras."""
+
+    class Stub(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Stub()
+    state = tiny_clip(TINY_QUICK).state_dict()
+    state |= {n: torch.tensor(7) for n in ("input_resolution", "context_length", "vocab_size")}
+    for key, value in state.items():
+        module = root
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, Stub())
+            module = getattr(module, parent)
+        half = value.half() if value.is_floating_point() else value
+        module.register_buffer(leaf, half)
+    path = tmp_path / "archive.pt"
+    torch.jit.save(torch.jit.script(root), str(path))
+    return path
+
+
+def test_openai_archives_are_read_and_imply_quick_gelu(archive_file, clip_file, images, caplog):
+    teacher = create_image_teacher(f"open_clip:{TINY}:{archive_file}")
+    assert "QuickGELU" in caplog.text
+    assert teacher.identity["name"] == f"open_clip:{TINY_QUICK}"
+    assert all(p.dtype == torch.float32 for p in teacher.parameters())
+    expected = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}").encode(images)
+    # Weights rounded to half precision: about 1e-3 relative.
+    assert (teacher.encode(images) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_stated_openai_tag_corrects_the_activation(openai_tag, clip_file, images, caplog):
+    expected = create_image_teacher(f"open_clip:{TINY_QUICK}:{openai_tag}:{clip_file}")
+    assert caplog.text == ""
+    found = create_image_teacher(f"open_clip:{TINY}:{openai_tag}:{clip_file}")
+    assert f"name the architecture {TINY_QUICK}" in caplog.text
+    assert torch.equal(found.encode(images), expected.encode(images))
+    assert found.identity == expected.identity
+    assert found.identity["tag"] == "openai"
+    assert found.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_file_known_by_its_hash_corrects_the_activation(
+    tiny_clip, clip_file, monkeypatch, caplog
+):
+    from open_clip import pretrained
+
+    digest = hashlib.sha256(clip_file.read_bytes()).hexdigest()
+    published = {"openai": {"url": f"https://example.org/models/{digest}/x.pt"}}
+    monkeypatch.setitem(pretrained._PRETRAINED, TINY_QUICK, published)
+    teacher = create_text_teacher(f"open_clip:{TINY}:{clip_file}")
+    assert teacher.identity["name"] == f"open_clip:{TINY_QUICK}"
+    assert "QuickGELU" in caplog.text
+
+
+def test_plain_gelu_is_kept_for_other_weights(tiny_clip, clip_file, images):
+    plain = create_image_teacher(f"open_clip:{TINY}:{clip_file}").encode(images)
+    quick = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}").encode(images)
+    assert (plain - quick).abs().max() > 1e-3 * quick.abs().max()
+
+
+def test_a_tag_is_fetched_through_the_hub_and_hashed(openai_tag, clip_file, monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+    asked = []
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda c: asked.append(c) or clip_file)
+    teacher = create_text_teacher(f"open_clip:{TINY_QUICK}")  # no tag: openai where published
+    assert asked[0]["hf_hub"] == "nobody/nothing/"
+    assert teacher.identity["tag"] == "openai"
+    assert teacher.identity["sha256"] == hashlib.sha256(clip_file.read_bytes()).hexdigest()
+
+
+def test_an_unreachable_hub_is_one_sentence_with_the_way_out(openai_tag, monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+
+    def fail(config):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    with pytest.raises(TeacherError) as caught:
+        create_image_teacher(f"open_clip:{TINY_QUICK}:{openai_tag}")
+    message = str(caught.value)
+    assert "ConnectionError" in message
+    assert "local file" in message
+    assert "'descriptor'" in message
+    assert "\n" not in message
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path, clip_file):
+    state = load_file(clip_file)
+    del state["visual.proj"]
+    state["visual.ln_pre.weight"] = torch.zeros(3)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(TeacherError, match="1 tensors missing, 0 unknown, 1 of another shape"):
+        create_image_teacher(f"open_clip:{TINY_QUICK}:{tmp_path / 'w.safetensors'}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (f"open_clip:{TINY}", "names no weights"),
+        (f"open_clip:{TINY}:laion", "neither a published tag"),
+        (f"open_clip:{TINY}:gone/w.pt", "no file gone/w.pt"),
+        (f"open_clip:{TINY_QUICK}:w.safetensors", "no file w.safetensors"),
+        ("open_clip:ViT-Z-99:openai", "no architecture 'ViT-Z-99'"),
+    ],
+)
+def test_bad_sources_name_what_is_wrong(tiny_clip, spec, message):
+    with pytest.raises(TeacherError, match=message):
+        create_image_teacher(spec)
+
+
+def test_a_tag_with_a_missing_file_names_the_file(openai_tag):
+    with pytest.raises(TeacherError, match=r"no file gone\.pt"):
+        create_image_teacher(f"open_clip:{TINY}:openai:gone.pt")
+
+
+def test_images_of_another_size_are_refused(clip_file):
+    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\).*\(B, 3, 32, 32\)"):
+        teacher.encode(torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.cuda
+def test_features_on_cuda_match_the_cpu(clip_file, images):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    image = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    text = create_text_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    expected = image.encode(images), text.encode(TEXTS)
+    found = image.cuda().encode(images), text.cuda().encode(TEXTS)
+    for a, b in zip(found, expected, strict=True):
+        assert a.is_cuda
+        # Another order of summation, and TF32 where it is switched on.
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-2)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recon_ray.models.prompts import NUM_PROMPTS, PREFIXES, SUFFIXES, prompt, prompts
+from recon_ray.models.teachers import create_text_teacher, text_bank
+
+
+def test_there_are_sixty_distinct_prompts():
+    assert (len(PREFIXES), len(SUFFIXES), NUM_PROMPTS) == (20, 3, 60)
+    assert len(set(prompts("chair"))) == 60
+
+
+def test_index_is_prefix_mod_20_and_suffix_div_20():
+    found = prompts("chair")
+    assert found[0] == "chair."
+    assert found[1] == "A chair."
+    assert found[7] == "A 3D model of a chair."
+    assert found[20] == "chair with white background."
+    assert found[34] == "A 3D rendering model of chair with white background."
+    assert found[59] == "A 3D rendering image of a chair with black context."
+    assert found[47] == prompt("chair", 47)
+
+
+@pytest.mark.parametrize("index", [-1, 60])
+def test_other_indices_are_refused(index):
+    with pytest.raises(ValueError, match=str(index)):
+        prompt("chair", index)
+
+
+def test_bank_rows_are_the_features_of_the_prompts():
+    teacher = create_text_teacher("descriptor:32")
+    bank = text_bank(teacher, ["chair", "lamp", "chair"], batch_size=7)
+    assert bank.shape == (3, 60, 32)
+    assert bank.dtype == torch.float32
+    assert torch.equal(bank[1], teacher.encode(prompts("lamp")))
+    assert torch.equal(bank[0], bank[2])
+
+
+def test_bank_without_prompts_has_one_row_a_text():
+    teacher = create_text_teacher("descriptor:32")
+    bank = text_bank(teacher, ["a red chair", "lamp"], use_prompts=False)
+    assert torch.equal(bank, teacher.encode(["a red chair", "lamp"]).unsqueeze(1))
+
+
+def test_bank_of_nothing_is_refused():
+    teacher = create_text_teacher("descriptor:32")
+    with pytest.raises(ValueError, match="texts is empty"):
+        text_bank(teacher, [])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        text_bank(teacher, ["chair"], batch_size=0)
