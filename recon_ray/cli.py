@@ -56,7 +56,7 @@ class JobResult:
     """What a job returns: a short table to print and the path of its ``result.json``."""
 
     table: str
-    result_path: Path | str
+    result_path: Path | str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def run_job(
     except Exception as error:
         return _failed(name, error)
     if result is not None:
-        _say(f"{result.table.rstrip()}\n{result.result_path}".lstrip("\n"))
+        lines = (result.table.rstrip(), result.result_path)
+        _say("\n".join(str(line) for line in lines if line))
     return 0
 
 

@@ -1,0 +1,170 @@
+"""Joining or starting a Ray cluster, and refusing what would hang or not fit before it starts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from recon_ray.config.schema import ClusterSection
+from recon_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+#: Environment of the job and its workers; a value that the user has set stays.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are collected at this pace
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+#: Further settings of a cluster that the job starts itself.
+LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on loopback
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Resources that the workers of a job reserve.
+
+    Args:
+        min_workers: Fewest workers.
+        max_workers: Most workers.
+        cpus_per_worker: Logical CPUs each.
+        gpus_per_worker: GPUs each.
+        nodes: Nodes of the cluster.
+        cpus: Logical CPUs of the cluster.
+    """
+
+    min_workers: int
+    max_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    nodes: int
+    cpus: float
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min_workers != self.max_workers
+
+
+def prepare_environment(options: ClusterSection) -> None:
+    """Set Ray's environment variables for this process and its workers, where they are not set."""
+    wanted = dict(ENVIRONMENT)
+    wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(options.start_timeout_seconds)
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def joins_cluster(options: ClusterSection) -> bool:
+    """Whether the job joins a cluster that runs already (its own, in `ray job submit`)."""
+    return options.address is not None or bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def ray_session(options: ClusterSection) -> Iterator[None]:
+    """Join the cluster of the job or address, or start a local one for the time of the job.
+
+    A local cluster is told of one CPU more than the workers reserve, so that reading data never
+    starves: logical CPUs are bookkeeping, threads are set by ``runtime.threads``.
+
+    Raises:
+        ConfigError: If the address cannot be joined.
+    """
+    prepare_environment(options)
+    if joins_cluster(options):
+        try:
+            ray.init(address=options.address or "auto", log_to_driver=True)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"cluster.address={options.address or os.environ.get('RAY_ADDRESS')}: no Ray "
+                f"cluster answers there ({_first_line(error)}); start one, or leave it "
+                "empty for a local one"
+            ) from error
+    else:
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        reserved = options.max_workers * options.cpus_per_worker
+        cpus = max(os.cpu_count() or 1, math.ceil(reserved) + 1)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=options.object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            runtime_env={"worker_process_setup_hook": _quiet_cleaner},
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_cleaner() -> None:
+    """Silence Ray Train's cleaner in a cluster without dashboard.
+
+    It asks the dashboard once a second whether the controller lives, and says each time that it got
+    no answer. What it would clean up goes with the local cluster.
+    """
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def plan_workers(
+    options: ClusterSection, *, reads_during_training: bool, device: str
+) -> WorkerPlan:
+    """Compare what the workers reserve with what the cluster has, before anything starts.
+
+    Args:
+        options: The cluster's section.
+        reads_during_training: Whether Ray Data reads files while the workers run, for which it
+            needs one whole CPU that no worker has reserved; it would hang silently otherwise.
+        device: ``runtime.device``.
+
+    Raises:
+        ConfigError: If the plan does not fit; the message says what to change.
+    """
+    have = ray.cluster_resources()
+    cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    low, high = options.allowed_workers[0], options.allowed_workers[-1]
+    gpus_each = options.gpus_per_worker
+    if gpus_each is None:
+        gpus_each = 1.0 if device != "cpu" and gpus >= low else 0.0
+    if device == "cuda" and gpus_each == 0:
+        raise ConfigError(
+            f"runtime.device=cuda: the cluster has {gpus:g} GPUs for {low} workers; "
+            "lower cluster.workers or set runtime.device=auto"
+        )
+    _refuse_too_few("CPU", cpus, options.cpus_per_worker, low, "cluster.cpus_per_worker")
+    _refuse_too_few("GPU", gpus, gpus_each, low, "cluster.gpus_per_worker")
+    free = cpus - low * options.cpus_per_worker
+    if reads_during_training and free < 1:
+        raise ConfigError(
+            f"data.mode=stream needs one free CPU to read with, but {low} workers x "
+            f"{options.cpus_per_worker:g} CPUs leave {free:g} of {cpus:g}: set "
+            f"cluster.cpus_per_worker={max(0.1, math.floor((cpus - 1) / low * 10) / 10):g}, fewer "
+            "workers, or data.mode=shared"
+        )
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return WorkerPlan(low, high, options.cpus_per_worker, gpus_each, nodes, cpus)
+
+
+def _refuse_too_few(kind: str, have: float, each: float, workers: int, key: str) -> None:
+    if workers * each > have:
+        raise ConfigError(
+            f"cluster.workers={workers}: they reserve {workers * each:g} {kind}s ({each:g} each), "
+            f"the cluster has {have:g}; lower cluster.workers to {int(have // each)} or {key}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

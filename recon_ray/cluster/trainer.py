@@ -1,0 +1,278 @@
+"""A task and a prepared set to data-parallel training: Ray Train workers, or this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from pyarrow import fs as pafs
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from recon_ray import errors
+from recon_ray.cluster.context import WorkerPlan
+from recon_ray.cluster.worker import WorkerPayload, train_loop
+from recon_ray.config.schema import ClusterSection, RuntimeSection
+from recon_ray.data.batches import BatchOptions, IndexedTable
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.stream import (
+    decoded_bytes,
+    fits_object_store,
+    put_blocks,
+    stream_dataset,
+)
+from recon_ray.errors import ConfigError, ReconError
+from recon_ray.points import ops
+from recon_ray.train.batching import BatchPlan, steps_per_epoch
+from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.loop import FitSettings, fit
+from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder
+from recon_ray.train.task import Task
+
+logger = logging.getLogger(__name__)
+
+#: Training rows that evaluation reads when the split is streamed because it does not fit memory.
+STREAM_EVALUATION_ROWS = 4096
+
+Mode = Literal["auto", "stream", "cached", "shared"]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained on what.
+
+    Args:
+        make_task: Makes the task; picklable.
+        settings: Settings of the loop; its precision is set from the device here.
+        options: What a batch holds.
+        prepared: The prepared set.
+        folder: The run's folder.
+        evaluation_splits: Splits that the task evaluates on, besides ``train``.
+        mode: Ingest mode.
+        limit: Most training rows.
+        shuffle_buffer: Rows mixed in memory when streaming.
+        keep_checkpoints: Newest checkpoints that are kept.
+        runtime: Device, precision, backend, threads.
+    """
+
+    make_task: Callable[[], Task]
+    settings: FitSettings
+    options: BatchOptions
+    prepared: PreparedSet
+    folder: RunFolder
+    evaluation_splits: tuple[str, ...]
+    mode: Mode
+    limit: int | None
+    shuffle_buffer: int
+    keep_checkpoints: int
+    runtime: RuntimeSection
+
+    @property
+    def train_rows(self) -> int:
+        """Rows of the training split that are used."""
+        rows = self.prepared.splits["train"].rows
+        return rows if self.limit is None else min(rows, self.limit)
+
+    @property
+    def uses_views(self) -> bool:
+        """Whether the batches of training hold images."""
+        return self.options.images is not None
+
+    def check(self, workers: range) -> None:
+        """Refuse what cannot run, before anything starts.
+
+        Raises:
+            ConfigError: If the data or the batch do not fit.
+        """
+        steps_per_epoch(self.train_rows, self.settings.global_batch_size)
+        for world_size in workers:
+            BatchPlan(self.settings.global_batch_size, world_size)
+        if self.uses_views and not self.prepared.has_views:
+            raise ConfigError(
+                f"teacher.image.name: {self.prepared.path} holds no images; set "
+                "teacher.image.name=null, or prepare the set again with prepare.views=4"
+            )
+
+
+def with_precision(settings: FitSettings, precision: str, *, on_gpu: bool) -> FitSettings:
+    """Resolve ``auto``: bf16 on GPUs, fp32 on CPUs."""
+    if precision == "auto":
+        precision = "bf16" if on_gpu else "fp32"
+    return replace(settings, precision="bf16" if precision == "bf16" else "fp32")
+
+
+def train_here(job: TrainingJob) -> dict[str, float]:
+    """Train in this process, without Ray; same order of samples and same files as ``shared``."""
+    job.check(range(1, 2))
+    on_gpu = job.runtime.device == "cuda" or (
+        job.runtime.device == "auto" and torch.cuda.is_available()
+    )
+    torch.set_num_threads(job.runtime.threads or os.cpu_count() or 1)
+    columns = list(job.options.columns)
+    train = job.prepared.read("train", columns=columns, views=job.uses_views)
+    train = train.slice(0, job.train_rows)
+    views = [train.select(["sample_id", "views"])] if job.uses_views else None
+    tables = {"train": IndexedTable([train.select(columns)], views)}
+    for split in job.evaluation_splits:
+        tables[split] = IndexedTable([job.prepared.read(split, columns=columns)])
+    runtime = LocalRuntime(
+        job.folder,
+        tables=tables,
+        train_feed=IndexedFeed(tables["train"], job.options, seed=job.settings.seed),
+        device=torch.device("cuda" if on_gpu else "cpu"),
+        keep_checkpoints=job.keep_checkpoints,
+    )
+    settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
+    return fit(job.make_task(), runtime, settings)
+
+
+def resolve_mode(job: TrainingJob) -> Mode:
+    """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
+    if job.mode != "auto":
+        return job.mode
+    size = decoded_bytes(job.prepared, job.prepared.splits["train"], views=job.uses_views)
+    return "shared" if fits_object_store(size) else "stream"
+
+
+def train_on_ray(
+    job: TrainingJob, cluster: ClusterSection, plan: WorkerPlan, mode: Mode
+) -> dict[str, float]:
+    """Train on the workers of a Ray cluster that this process has joined.
+
+    Raises:
+        ReconError: What a worker met that the user can act on.
+    """
+    job.check(cluster.allowed_workers)
+    _forget_snapshot(job.folder)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"payload": _payload(job, plan, mode)},
+        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=_scaling(cluster, plan),
+        run_config=RunConfig(
+            name="checkpoints",  # Ray's folder is <run>/checkpoints, where our store writes
+            storage_path=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+        datasets=_datasets(job, mode),
+        dataset_config=ray.train.DataConfig(datasets_to_split=["train", "resume"]),
+    )
+    logger.info(
+        "training on %s workers (%g CPUs, %g GPUs each), data.mode=%s",
+        plan.max_workers if not plan.is_elastic else f"{plan.min_workers} to {plan.max_workers}",
+        plan.cpus_per_worker, plan.gpus_per_worker, mode,
+    )  # fmt: skip
+    outcome: Mapping[str, Any] = trainer.fit().return_value
+    if "error" in outcome:
+        kind = getattr(errors, str(outcome["error"]), ReconError)
+        raise kind(outcome["message"])
+    return dict(outcome["metrics"])
+
+
+def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
+    columns = job.options.columns
+    streamed = mode in ("stream", "cached")
+    if streamed and job.limit is not None:
+        raise ConfigError("data.limit needs data.mode=shared; leave one of the two out")
+    splits = [job.prepared.splits[name] for name in job.evaluation_splits]
+    train = job.prepared.splits["train"]
+    if not streamed:
+        splits.append(train)
+    elif splits:
+        splits.append(train.head(STREAM_EVALUATION_ROWS))
+    with_views = {"train"} if job.uses_views and not streamed else set()
+    settings = with_precision(job.settings, job.runtime.precision, on_gpu=plan.gpus_per_worker > 0)
+    cores = (os.cpu_count() or 1) * plan.nodes
+    return WorkerPayload(
+        make_task=job.make_task,
+        settings=settings,
+        options=job.options,
+        folder=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
+        blocks=put_blocks(splits, columns, with_views=with_views),
+        limits={"train": job.limit},
+        train_rows=train.rows if streamed else 0,
+        shuffle_buffer=job.shuffle_buffer,
+        keep_checkpoints=job.keep_checkpoints,
+        ops_backend=job.runtime.ops_backend,
+        driver_ops=ops.backend(),
+        threads=job.runtime.threads or max(1, cores // plan.max_workers),
+    )
+
+
+def _datasets(job: TrainingJob, mode: Mode) -> dict[str, Any]:
+    """Nothing to stream in mode ``shared``, else the epochs and the rest of an unfinished one."""
+    if mode == "shared":
+        return {}
+    source = _StreamSource(
+        job.prepared, job.options.columns, job.uses_views, job.settings.seed, job.folder.checkpoints
+    )
+    train = source.whole().materialize() if mode == "cached" else source.whole
+    return {"train": train, "resume": source.rest}
+
+
+@dataclass(frozen=True)
+class _StreamSource:
+    """Makes the datasets; Ray Train calls it again whenever the workers start anew."""
+
+    prepared: PreparedSet
+    columns: tuple[str, ...]
+    views: bool
+    seed: int
+    checkpoints: str
+
+    def whole(self) -> ray.data.Dataset:
+        """All rows of an epoch."""
+        return self._dataset(self._progress(), used=None)
+
+    def rest(self) -> ray.data.Dataset:
+        """The rows that the unfinished epoch of the newest checkpoint has not used."""
+        progress = self._progress()
+        seen = progress.get("seen")
+        return self._dataset(progress, used=None if seen is None else np.asarray(seen))
+
+    def _dataset(self, progress: Mapping[str, Any], used: np.ndarray | None) -> ray.data.Dataset:
+        return stream_dataset(
+            self.prepared.splits["train"],
+            self.columns,
+            views=self.views,
+            seed=self.seed
+            + int(progress.get("epoch", 0)),  # else a restart repeats epoch 0's order
+            used=used,
+        )
+
+    def _progress(self) -> Mapping[str, Any]:
+        found = CheckpointStore(self.checkpoints).load_latest()
+        return {} if found is None else found.train["progress"]
+
+
+def _scaling(cluster: ClusterSection, plan: WorkerPlan) -> ScalingConfig:
+    resources = {"CPU": plan.cpus_per_worker}
+    if plan.gpus_per_worker:
+        resources["GPU"] = plan.gpus_per_worker
+    workers: Any = (plan.min_workers, plan.max_workers) if plan.is_elastic else plan.max_workers
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=plan.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=cluster.resize_interval_seconds,
+    )
+
+
+def _forget_snapshot(folder: RunFolder) -> None:
+    """Remove Ray Train's own list of checkpoints: a damaged one would stop the start.
+
+    The store finds and verifies checkpoints by itself.
+    """
+    filesystem, path = pafs.LocalFileSystem(), str(folder.local / "checkpoints")
+    if "://" in folder.uri:
+        filesystem, path = pafs.FileSystem.from_uri(folder.checkpoints)
+    snapshot = f"{path}/checkpoint_manager_snapshot.json"
+    if filesystem.get_file_info(snapshot).type != pafs.FileType.NotFound:
+        filesystem.delete_file(snapshot)

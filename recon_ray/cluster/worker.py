@@ -1,0 +1,168 @@
+"""What runs inside a Ray Train worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointUploadMode
+
+from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, ShuffleBuffer, make_batch
+from recon_ray.data.stream import SplitBlocks, tables_of
+from recon_ray.errors import ReconError
+from recon_ray.points import ops
+from recon_ray.train.batching import BatchPlan
+from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.loop import FitSettings, fit
+from recon_ray.train.runtime import IndexedFeed, RunFolder, TrainFeed
+from recon_ray.train.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerPayload:
+    """Everything a worker is given; small and picklable.
+
+    Args:
+        make_task: Makes the task in the worker.
+        settings: Settings of the loop.
+        options: What a batch holds.
+        folder: URI of the run's folder.
+        blocks: Split name to blocks in the object store (mode ``shared``, and all evaluation).
+        limits: Split name to the most rows that are used.
+        train_rows: Rows of the training split, when it is streamed.
+        shuffle_buffer: Rows mixed in memory, when it is streamed.
+        keep_checkpoints: Newest checkpoints that are kept.
+        ops_backend: Implementation of the point operations, as configured.
+        driver_ops: The one that the driver has found for that.
+        threads: Threads of torch.
+    """
+
+    make_task: Callable[[], Task]
+    settings: FitSettings
+    options: BatchOptions
+    folder: str
+    blocks: Mapping[str, SplitBlocks]
+    limits: Mapping[str, int | None]
+    train_rows: int
+    shuffle_buffer: int
+    keep_checkpoints: int
+    ops_backend: ops.BackendName
+    driver_ops: str
+    threads: int
+
+
+class StreamFeed:
+    """Training samples from Ray Data; each row once an epoch, in an order that Ray deals out.
+
+    After a restart in mid-epoch the dataset ``resume`` holds what the epoch has not used yet.
+    """
+
+    tracks_samples = True
+
+    def __init__(self, options: BatchOptions, *, rows: int, capacity: int, seed: int) -> None:
+        self.options = options
+        self.rows = rows
+        self.capacity = capacity
+        self.seed = seed
+
+    def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
+        """Give fixed-size shares of the epoch's rows, mixed in a buffer."""
+        shard = ray.train.get_dataset_shard("resume" if start_step else "train")
+        buffer = ShuffleBuffer(
+            plan.per_worker, capacity=self.capacity, seed=(self.seed, epoch, start_step, rank)
+        )
+        for rows in buffer.mix(tables_of(shard)):
+            yield make_batch(rows, self.options, epoch=epoch)
+
+
+class RayRuntime:
+    """The outside of the training loop in a Ray Train worker.
+
+    Args:
+        payload: What the driver gave.
+    """
+
+    def __init__(self, payload: WorkerPayload) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self.folder = RunFolder(payload.folder)
+        self.store = CheckpointStore(self.folder.checkpoints, keep=payload.keep_checkpoints)
+        self._payload = payload
+        self._tables: dict[str, IndexedTable] = {}
+
+    def feed(self) -> TrainFeed:
+        """Give the training samples."""
+        payload = self._payload
+        if payload.train_rows:
+            return StreamFeed(
+                payload.options,
+                rows=payload.train_rows,
+                capacity=payload.shuffle_buffer,
+                seed=payload.settings.seed,
+            )
+        return IndexedFeed(self.table("train"), payload.options, seed=payload.settings.seed)
+
+    def table(self, split: str) -> IndexedTable:
+        """Give all rows of a split for evaluation."""
+        if split not in self._tables:
+            limit = self._payload.limits.get(split)
+            self._tables[split] = self._payload.blocks[split].fetch(limit=limit)
+        return self._tables[split]
+
+    def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Register with Ray Train a checkpoint that rank 0 has stored."""
+        checkpoint = ray.train.Checkpoint(self.store.path(name), filesystem=self.store.filesystem)
+        numbers = {key: float(value) for key, value in metrics.items()}
+        ray.train.report(
+            {**numbers, "step": int(step)},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Entry point of a worker.
+
+    A :class:`ReconError` is returned, not raised: Ray would restart the workers for it, though the
+    same error would come again.
+
+    Args:
+        config: ``{"payload": WorkerPayload}``.
+
+    Returns:
+        ``{"metrics": ...}`` or ``{"error": class name, "message": ...}``.
+    """
+    payload: WorkerPayload = config["payload"]
+    rank = ray.train.get_context().get_world_rank()
+    set_up_worker_log(rank)
+    torch.set_num_threads(payload.threads)
+    try:
+        _use_ops(payload.ops_backend, payload.driver_ops)
+        return {"metrics": fit(payload.make_task(), RayRuntime(payload), payload.settings)}
+    except ReconError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def _use_ops(configured: ops.BackendName, driver_has: str) -> None:
+    """Take the configured backend; the driver has announced it, so say only what differs."""
+    logging.getLogger("recon_ray.points.ops").setLevel(logging.ERROR)
+    ops.set_backend(configured)
+    if ops.backend() != driver_has:
+        logger.warning("point operations: %s here, %s in the driver", ops.backend(), driver_has)
+
+
+def set_up_worker_log(rank: int) -> None:
+    """Rank 0 logs at INFO, the others at WARNING; Ray carries the lines to the driver."""
+    level = logging.INFO if rank == 0 else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("recon_ray").setLevel(level)
+    logging.getLogger("recon_ray.models.teachers").setLevel(logging.WARNING)  # the driver told

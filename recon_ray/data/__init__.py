@@ -1,0 +1,1 @@
+"""Prepared data sets: sources, sharded Parquet, rendering, and reading them back."""

@@ -1,0 +1,249 @@
+"""Which sample goes into which shard: a function of the listing, the options and the schema."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from recon_ray.data.meshes import sample_generator
+from recon_ray.data.render import renderer
+from recon_ray.data.schema import POINT_DTYPES, SCHEMA_VERSION
+from recon_ray.data.sources.base import SPLIT_ORDER, Item, Listing, Source
+from recon_ray.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Setting = str | int | float | bool | None
+# Raising the tolerated fraction must not throw finished shards away: it decides nothing in them.
+NOT_IN_PLAN = ("max_quarantine_fraction",)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How samples become rows.
+
+    Attributes:
+        num_points: N, points of every sample.
+        up_axis: The axis that points up in the source.
+        views: Rendered pictures of every sample, 0 for none; a source's own pictures replace them.
+        image_size: Side of the pictures in pixels.
+        image_format: png or jpeg.
+        samples_per_shard: Rows of a file.
+        seed: Decides the points and the order of the samples.
+        limit: At most so many samples, shared by the splits in proportion; None for all.
+        max_quarantine_fraction: Tolerated fraction of unreadable samples.
+        points_dtype: float32, or float16, for which every cloud is centred and scaled to the unit
+            sphere because raw coordinates may exceed its range.
+        colors: Keep a color for every point (gray where the source has none).
+        normals: Keep a normal for every point.
+    """
+
+    num_points: int = 8192
+    up_axis: Literal["x", "y", "z"] = "y"
+    views: int = 0
+    image_size: int = 224
+    image_format: Literal["png", "jpeg"] = "png"
+    samples_per_shard: int = 512
+    seed: int = 0
+    limit: int | None = None
+    max_quarantine_fraction: float = 0.01
+    points_dtype: Literal["float32", "float16"] = "float32"
+    colors: bool = False
+    normals: bool = False
+
+    def __post_init__(self) -> None:
+        at_least = {"num_points": 2, "views": 0, "image_size": 8, "samples_per_shard": 1}
+        for name, lowest in at_least.items():
+            if getattr(self, name) < lowest:
+                raise ConfigError(
+                    f"prepare.{name}: expected at least {lowest}, found {getattr(self, name)}"
+                )
+        choices = {"up_axis": "xyz", "image_format": ("png", "jpeg"), "points_dtype": POINT_DTYPES}
+        for name, known in choices.items():
+            if getattr(self, name) not in tuple(known):
+                found = getattr(self, name)
+                raise ConfigError(f"prepare.{name}: expected {', '.join(known)}, found {found!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"prepare.limit: expected at least 1 or nothing, found {self.limit}")
+        if not 0 <= self.max_quarantine_fraction <= 1:
+            found = self.max_quarantine_fraction
+            raise ConfigError(f"prepare.max_quarantine_fraction: expected 0 to 1, found {found}")
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that building one shard needs; picklable.
+
+    Attributes:
+        root: Folder of the prepared set.
+        split: Name of the split.
+        name: File name of the shard, in ``geometry/<split>`` and ``views/<split>``.
+        key: Hash of the plan and the shard; a record with another key is not this shard's.
+        first_sample_id: Id of the first item; the others follow.
+        items: The samples in row order.
+        source: What loads them.
+        options: How they become rows.
+    """
+
+    root: str
+    split: str
+    name: str
+    key: str
+    first_sample_id: int
+    items: tuple[Item, ...]
+    source: Source
+    options: PrepareOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shards of a set.
+
+    Attributes:
+        settings: Everything that decides the content, as flat names and values.
+        hash: Hash of the settings.
+        classes: Class names in label order.
+        source_name: Name of the source.
+        license_note: What is known about the terms of the data.
+        tasks: The shards in the order of their sample ids.
+    """
+
+    settings: Mapping[str, Setting]
+    hash: str
+    classes: tuple[str, ...]
+    source_name: str
+    license_note: str
+    tasks: tuple[ShardTask, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Planned samples of all splits."""
+        return sum(len(task.items) for task in self.tasks)
+
+
+def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
+    """Scan the source and assign its samples to shards.
+
+    Samples are shuffled within their split, by the seed: sources list them by category, and
+    training shuffles only within a window later.
+
+    Args:
+        source: What is to be prepared.
+        root: Folder of the prepared set.
+        options: How samples become rows.
+
+    Raises:
+        DataError: If the source has nothing, or lists an object twice.
+    """
+    listing = source.scan()
+    _check_listing(listing)
+    settings = _settings(source, listing, options)
+    plan_hash = _hash(settings)
+    tasks: list[ShardTask] = []
+    first_id = 0
+    for split, items in _shuffled_splits(listing, options).items():
+        for task in _split_tasks(split, items, options.samples_per_shard):
+            key = _hash({"plan": plan_hash, "shard": f"{split}/{task.name}"})
+            tasks.append(
+                replace(
+                    task,
+                    root=root,
+                    key=key,
+                    first_sample_id=first_id,
+                    source=source,
+                    options=options,
+                )
+            )
+            first_id += len(task.items)
+    return Plan(
+        settings, plan_hash, listing.classes, source.name, listing.license_note, tuple(tasks)
+    )
+
+
+def differences(found: Mapping[str, Setting], asked: Mapping[str, Setting]) -> str:
+    """Say in words in which settings two plans differ, the first three of them."""
+    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    # A changed option changes the listing's hash too: the option is what the user wants to hear.
+    named = [key for key in keys if key != "source.listing"] or keys
+    shown = [f"{key}: {found.get(key)} (found) / {asked.get(key)} (asked)" for key in named[:3]]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _check_listing(listing: Listing) -> None:
+    if not listing.items:
+        raise DataError("the source has no samples")
+    seen: dict[str, Item] = {}
+    for item in listing.items:
+        if item.object_id in seen:
+            files = f"{seen[item.object_id].file} and {item.file}"
+            raise DataError(
+                f"object id {item.object_id!r} is used twice, by {files}; give each its own"
+            )
+        seen[item.object_id] = item
+
+
+def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict[str, Setting]:
+    chosen = {k: v for k, v in asdict(options).items() if k not in NOT_IN_PLAN}
+    items = sorted((asdict(item) for item in listing.items), key=lambda item: item["object_id"])
+    settings: dict[str, Setting] = {"schema_version": SCHEMA_VERSION, "source": source.name}
+    settings |= {f"source.{name}": value for name, value in listing.settings.items()}
+    settings |= {f"prepare.{name}": value for name, value in chosen.items()}
+    settings["source.samples"] = len(items)
+    settings["source.listing"] = _hash({"items": items, "classes": listing.classes})
+    if options.views:
+        settings["renderer"] = renderer()
+    return settings
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _shuffled_splits(listing: Listing, options: PrepareOptions) -> dict[str, list[Item]]:
+    counts = Counter(item.split for item in listing.items)
+    known = [name for name in SPLIT_ORDER if name in counts]
+    order = known + sorted(set(counts) - set(known))
+    keep = _limited([counts[name] for name in order], options.limit)
+    splits = {}
+    for split, count in zip(order, keep, strict=True):
+        items = sorted((i for i in listing.items if i.split == split), key=lambda i: i.object_id)
+        permutation = sample_generator(options.seed, f"order of {split}").permutation(len(items))
+        if count:
+            splits[split] = [items[i] for i in permutation[:count]]
+    return splits
+
+
+def _limited(counts: list[int], limit: int | None) -> list[int]:
+    """Share ``limit`` among the splits in proportion to their sizes, by largest remainder."""
+    if limit is None or limit >= sum(counts):
+        return counts
+    exact = np.array(counts) * (limit / sum(counts))
+    kept = np.floor(exact).astype(int)
+    left = limit - int(kept.sum())
+    kept[np.argsort(kept - exact, kind="stable")[:left]] += 1
+    return [int(k) for k in kept]
+
+
+def _split_tasks(split: str, items: list[Item], samples_per_shard: int) -> list[ShardTask]:
+    """Cut one split; what depends on the whole plan is filled in by the caller."""
+    total = -(-len(items) // samples_per_shard)
+    return [
+        ShardTask(
+            root="",
+            split=split,
+            name=f"part-{index:05d}-of-{total:05d}.parquet",
+            key="",
+            first_sample_id=0,
+            items=tuple(items[index * samples_per_shard : (index + 1) * samples_per_shard]),
+            source=None,  # type: ignore[arg-type]
+            options=None,  # type: ignore[arg-type]
+        )
+        for index in range(total)
+    ]

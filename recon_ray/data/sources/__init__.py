@@ -1,0 +1,1 @@
+"""Data sources: each lists its samples and loads one of them."""

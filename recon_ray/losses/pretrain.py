@@ -1,0 +1,90 @@
+"""The sum of losses that pre-training minimizes."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from recon_ray.losses.chamfer import chamfer as chamfer_distance
+from recon_ray.losses.contrast import gather_batch, self_contrast
+from recon_ray.losses.distill import smooth_l1_distill
+
+
+class PretrainOutput(Protocol):
+    """The part of a model's output that the losses read."""
+
+    @property
+    def prediction(self) -> Tensor:
+        """(B, M, K, 3) reconstructed patches."""
+
+    @property
+    def target(self) -> Tensor:
+        """(B, M, K, 3) true patches."""
+
+    @property
+    def image(self) -> Tensor | None:
+        """(B, d) projected image token."""
+
+    @property
+    def text(self) -> Tensor | None:
+        """(B, d) projected text token."""
+
+    @property
+    def contrast(self) -> Tensor | None:
+        """(B, c) projected class token of norm 1."""
+
+
+def pretrain_losses(
+    output: PretrainOutput,
+    *,
+    image_features: Tensor | None = None,
+    text_features: Tensor | None = None,
+    labels: Tensor | None = None,
+    chamfer: Literal["l1", "l2"] = "l2",
+    contrast_over_workers: bool = False,
+) -> dict[str, Tensor]:
+    """Compute the losses that apply, and their sum with weight 1 each.
+
+    Args:
+        output: What the model gave.
+        image_features: (B, d) features of the image teacher, or None without it.
+        text_features: (B, d) features of the text teacher, or None without it.
+        labels: (B,) classes for self-contrast, or None without it.
+        chamfer: Kind of Chamfer distance.
+        contrast_over_workers: Contrast each sample with the batches of all workers; the
+            reference uses the worker's own only. All workers must have equal batches.
+
+    Returns:
+        ``reconstruction`` and, where they apply, ``image_distill``, ``text_distill`` and
+        ``self_contrast``; ``loss`` is their sum. All are () float32.
+
+    Raises:
+        ValueError: If features or labels are given that the model has no head for.
+    """
+    losses = {
+        "reconstruction": chamfer_distance(
+            output.prediction, output.target, squared=chamfer == "l2"
+        )
+    }
+    if image_features is not None:
+        token = _require(output.image, "image features", "image_dim")
+        losses["image_distill"] = smooth_l1_distill(token, image_features)
+    if text_features is not None:
+        token = _require(output.text, "text features", "text_dim")
+        losses["text_distill"] = smooth_l1_distill(token, text_features)
+    if labels is not None:
+        token = _require(output.contrast, "labels", "self_contrast")
+        if contrast_over_workers:
+            token, labels = gather_batch(token, labels)
+        losses["self_contrast"] = self_contrast(token, labels)
+    total = losses["reconstruction"]
+    for name in list(losses)[1:]:
+        total = total + losses[name]
+    return {**losses, "loss": total}
+
+
+def _require(token: Tensor | None, given: str, argument: str) -> Tensor:
+    if token is None:
+        raise ValueError(f"{given} were given but the model was built without {argument}")
+    return token

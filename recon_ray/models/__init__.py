@@ -1,0 +1,1 @@
+"""Networks: the student models, their parts, and the frozen teachers."""

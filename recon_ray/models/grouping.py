@@ -1,0 +1,99 @@
+"""From points to patches to embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recon_ray.models.batch_norm import BatchNorm
+from recon_ray.points import ops
+
+
+def cut_patches(
+    points: Tensor, num_groups: int, group_size: int, *, min_sq_norm: float = -1.0
+) -> tuple[Tensor, Tensor]:
+    """Cut clouds into patches around furthest-point centers.
+
+    Args:
+        points: (B, N, 3) points; half precision is promoted to float32.
+        num_groups: Number G of patches.
+        group_size: Number K of points in a patch; patches may overlap.
+        min_sq_norm: Skip rule of the sampling; 1e-3 is the reference's.
+
+    Returns:
+        Patches (B, G, K, 3) relative to their center, and centers (B, G, 3) in sampling order.
+    """
+    points = points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
+    _, centers = ops.furthest_point_sample(points, num_groups, min_sq_norm=min_sq_norm)
+    patches, _ = ops.group_knn(points, centers, group_size)
+    return patches, centers
+
+
+class PatchEmbed(nn.Module):
+    """Embed patches by a small point network with two max-pools (spec: a mini-PointNet).
+
+    The second stage of the original acts on [patch maximum, point feature] of every point; its
+    first layer is evaluated here in two halves, once a patch and once a point, and its last layer
+    only for the patches whose embedding is asked for. Both are exact.
+
+    Args:
+        embed_dim: Width D of the embedding.
+        widths: Widths of the first stage's two layers and of the second stage's first layer.
+        in_channels: Channels of a point.
+    """
+
+    def __init__(
+        self, embed_dim: int, widths: Sequence[int] = (128, 256, 512), in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.fc1 = nn.Linear(in_channels, first)
+        self.norm1 = BatchNorm(first)
+        self.fc2 = nn.Linear(first, second)
+        self.fc3 = nn.Linear(2 * second, third)
+        self.norm2 = BatchNorm(third)
+        self.fc4 = nn.Linear(third, embed_dim)
+
+    def forward(self, patches: Tensor, context: Tensor | None = None) -> Tensor:
+        """Embed ``patches``.
+
+        Args:
+            patches: (B, V, K, 3) patches to embed.
+            context: (B, M, K, 3) further patches of the same clouds that enter the batch
+                statistics in training, as masked patches do in the reference, and nothing else.
+
+        Returns:
+            (B, V, D).
+        """
+        batch, num_patches, group_size, channels = patches.shape
+        flat = patches.reshape(-1, group_size, channels)  # (B V, K, 3)
+        keep = flat.shape[0]
+        if context is not None and self.training:
+            flat = torch.cat([flat, context.reshape(-1, group_size, channels)])  # (B (V + M), K, 3)
+        x = self.fc2(F.relu(self.norm1(self.fc1(flat)), inplace=True))
+        pooled = x.max(dim=1).values
+        global_weight, point_weight = self.fc3.weight.split(pooled.shape[-1], dim=1)
+        x = F.linear(x, point_weight) + F.linear(pooled, global_weight, self.fc3.bias)[:, None]
+        x = self.fc4(F.relu(self.norm2(x, keep), inplace=True))  # (B V, K, D)
+        return x.max(dim=1).values.view(batch, num_patches, -1)
+
+
+class PositionEmbed(nn.Module):
+    """Embed coordinates (..., 3) as (..., D) by a two-layer network.
+
+    Args:
+        embed_dim: Width D.
+        hidden: Width of the layer between.
+    """
+
+    def __init__(self, embed_dim: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(3, hidden)
+        self.fc2 = nn.Linear(hidden, embed_dim)
+
+    def forward(self, centers: Tensor) -> Tensor:
+        """Embed (..., 3) coordinates as (..., D)."""
+        return self.fc2(F.gelu(self.fc1(centers)))

@@ -1,0 +1,175 @@
+"""Attention, the two kinds of blocks, and stochastic depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def drop_path_rates(maximum: float, depth: int, calls: int) -> Tensor:
+    """Give (depth * calls,) drop rates: linear in the depth from 0 to ``maximum``."""
+    return torch.linspace(0.0, maximum, depth).repeat_interleave(calls)
+
+
+def drop_path_scales(rates: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+    """Decide for each sample which residual branches are kept.
+
+    Args:
+        rates: (calls,) probabilities of dropping.
+        numbers: (B, calls) uniform random numbers.
+
+    Returns:
+        For each call a (B, 1, 1) factor of the branch: 0 where dropped, 1 / (1 - rate) where kept.
+    """
+    scales = (numbers >= rates) / (1.0 - rates)  # (B, calls)
+    return scales[:, :, None, None].unbind(1)
+
+
+def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """Add a residual branch, scaled per sample."""
+    return x + branch if scale is None else x + branch * scale.to(branch.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without bias in the input projection.
+
+    Args:
+        dim: Width D.
+        num_heads: Number H of heads; must divide D.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within (B, L, D)."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to other tokens.
+
+    Args:
+        dim: Width D.
+        num_heads: Number H of heads; must divide D.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, x: Tensor) -> Tensor:
+        """Attend from (B, Q, D) queries to (B, L, D) tokens."""
+        batch, num_queries, dim = queries.shape
+        heads, width = self.num_heads, dim // self.num_heads
+        q = self.q(queries).view(batch, num_queries, heads, width).transpose(1, 2)
+        k, v = self.kv(x).view(batch, x.shape[1], 2, heads, width).permute(2, 0, 3, 1, 4)
+        queries = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(queries.transpose(1, 2).reshape(batch, num_queries, dim))
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU, four times as wide in between.
+
+    Args:
+        dim: Width D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; the decoder is made of these.
+
+    Args:
+        dim: Width D.
+        num_heads: Number of attention heads.
+    """
+
+    drop_path_calls = 2
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor, scales: Sequence[Tensor] | None = None) -> Tensor:
+        """Transform (B, L, D); ``scales`` are the two factors of stochastic depth."""
+        first, second = scales or (None, None)
+        x = _add(x, self.attn(self.norm1(x)), first)
+        return _add(x, self.mlp(self.norm2(x)), second)
+
+
+class ReconBlock(nn.Module):
+    """Two parallel streams: patches attend to each other, query tokens attend to patches.
+
+    The residual carries the normalized value, as in the reference: released weights need it.
+    Patches never see the tokens and the tokens never see each other.
+
+    Args:
+        dim: Width D.
+        num_heads: Number of attention heads.
+    """
+
+    drop_path_calls = 4
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim)
+        self.contrast_norm1 = nn.LayerNorm(dim)
+        self.contrast_attn = CrossAttention(dim, num_heads)
+        self.contrast_norm2 = nn.LayerNorm(dim)
+        self.contrast_mlp = Mlp(dim)
+
+    def forward(
+        self,
+        queries: Tensor,
+        x: Tensor,
+        *,
+        stop_gradient: bool,
+        scales: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Transform both streams.
+
+        Args:
+            queries: (B, Q, D) query tokens.
+            x: (B, L, D) patch tokens.
+            stop_gradient: Keep the queries' losses from reaching the patches (pre-training).
+            scales: Four factors of stochastic depth.
+
+        Returns:
+            The new (B, Q, D) queries and (B, L, D) patch tokens.
+        """
+        scale = scales or (None, None, None, None)
+        queries, x = self.contrast_norm1(queries), self.norm1(x)
+        seen = x.detach() if stop_gradient else x
+        queries = _add(queries, self.contrast_attn(queries, seen), scale[0])
+        x = _add(x, self.attn(x), scale[1])
+        queries, x = self.contrast_norm2(queries), self.norm2(x)
+        queries = _add(queries, self.contrast_mlp(queries), scale[2])
+        return queries, _add(x, self.mlp(x), scale[3])

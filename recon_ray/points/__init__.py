@@ -1,0 +1,1 @@
+"""Point clouds: sampling, neighbors, distances, transforms and per-sample random numbers."""

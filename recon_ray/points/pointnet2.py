@@ -1,0 +1,44 @@
+"""The operations that an installed ``pointnet2_ops`` has, under our names and layouts.
+
+That package computes on CUDA float32 only, skips points near the origin in furthest point
+sampling, and returns int32 indices. Each function here returns None where the package cannot give
+exactly what was asked; the caller then uses the reference.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SKIPPED_SQ_NORM = 1e-3
+"""The package never chooses a point whose squared norm is at or below this."""
+
+
+def _functions() -> Any:  # noqa: ANN401  (an optional package without types)
+    return import_module("pointnet2_ops.pointnet2_utils")
+
+
+def _is_supported(*tensors: Tensor) -> bool:
+    return all(tensor.is_cuda and tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def furthest_point_sample(
+    xyz: Tensor, num_samples: int, *, start: Tensor | None, min_sq_norm: float
+) -> Tensor | None:
+    """Give (B, S) int64 indices; only from start 0 and with the package's own skip rule."""
+    if not _is_supported(xyz) or start is not None or min_sq_norm != SKIPPED_SQ_NORM:
+        return None
+    indices: Tensor = _functions().furthest_point_sample(xyz.detach().contiguous(), num_samples)
+    return indices.long()
+
+
+def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Give distances (B, N, 3) and int64 indices; only without gradient and with three points."""
+    needs_gradient = unknown.requires_grad or known.requires_grad
+    if not _is_supported(unknown, known) or needs_gradient or known.shape[1] < 3:
+        return None
+    distances, indices = _functions().three_nn(unknown.contiguous(), known.contiguous())
+    return distances, indices.long()

@@ -1,0 +1,191 @@
+"""Random numbers that belong to a sample, not to the batch it happens to be in.
+
+A :class:`SampleGenerator` is a counter-based generator: every number is a hash of (seed, epoch,
+stream, sample id, call number, position). A sample therefore gets the same augmentation, mask and
+drop-path decisions whatever the batch, rank, micro-batch or order, and nothing has to be saved
+to continue a run. The functions of this module let code take either such a generator, a
+:class:`torch.Generator`, or nothing (torch's default generator).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+# Constants of the splitmix64 generator, as signed 64-bit numbers.
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Shift right without the sign (torch's int64 shift is arithmetic)."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Scramble 64-bit numbers (int64 of any shape) with the finalizer of splitmix64."""
+    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
+    return bits ^ _shift_right(bits, 31)
+
+
+def _wrap(value: int) -> int:
+    """Reduce a Python integer to the signed 64-bit range."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _mix_int(value: int) -> int:
+    """Scramble one Python integer exactly as :func:`_mix` does, without a tensor."""
+    bits = value % (1 << 64)
+    bits = (bits ^ (bits >> 30)) * (_MIX_1 % (1 << 64)) % (1 << 64)
+    bits = (bits ^ (bits >> 27)) * (_MIX_2 % (1 << 64)) % (1 << 64)
+    return _wrap(bits ^ (bits >> 31))
+
+
+class SampleGenerator:
+    """Stateless random numbers keyed by seed, epoch, sample id and call number.
+
+    Each method call advances the call counter, so two generators made with equal arguments give
+    equal numbers when their methods are called in the same order with the same shapes. Nothing here
+    reads a value from the device.
+
+    Args:
+        seed: Seed of the run.
+        sample_ids: (B,) int64 identities of the samples of this batch; the numbers are made on
+            their device.
+        epoch: Pass over the data.
+        stream: Separates independent uses for the same sample (augmentation, masking, ...).
+
+    Raises:
+        ValueError: If ``sample_ids`` is not a one-dimensional integer tensor.
+    """
+
+    def __init__(self, seed: int, sample_ids: Tensor, epoch: int = 0, *, stream: int = 0) -> None:
+        if sample_ids.ndim != 1 or sample_ids.is_floating_point():
+            raise ValueError(
+                "sample_ids must be a one-dimensional integer tensor, found "
+                f"shape {tuple(sample_ids.shape)} of {sample_ids.dtype}"
+            )
+        run_key = _mix_int(_mix_int(_mix_int(seed) + epoch) + stream)
+        self._keys = _mix(_mix(sample_ids.to(torch.int64) + _GOLDEN_GAMMA) ^ run_key)  # (B,)
+        self._calls = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        return self._keys.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device the numbers are made on."""
+        return self._keys.device
+
+    def _bits(self, shape: tuple[int, ...]) -> Tensor:
+        """Give (B, *shape) int64 numbers of 64 random bits and advance the call counter."""
+        self._calls += 1
+        key = _mix(self._keys + _wrap(self._calls * _MIX_1))  # (B,)
+        count = math.prod(shape)
+        position = torch.arange(1, count + 1, device=self.device) * _GOLDEN_GAMMA  # (count,)
+        return _mix(key[:, None] + position).view(self.batch_size, *shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Give (B, *shape) float32 numbers, uniform in [0, 1)."""
+        return _shift_right(self._bits(shape), 40).float() * 2.0**-24
+
+    def normal(self, *shape: int) -> Tensor:
+        """Give (B, *shape) float32 standard normal numbers (Box-Muller)."""
+        radius, angle = self.uniform(2, *shape).unbind(1)
+        return (-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        """Give (B, *shape) int64 numbers, uniform in [0, high).
+
+        Args:
+            high: Exclusive upper bound, at most 2**31.
+            shape: Shape per sample.
+
+        Raises:
+            ValueError: If ``high`` is out of range.
+        """
+        if not 1 <= high <= 1 << 31:
+            raise ValueError(f"high must be in 1..2**31, found {high}")
+        return (_shift_right(self._bits(shape), 32) * high) >> 32
+
+    def permutation(self, n: int) -> Tensor:
+        """Give (B, n) int64: an independent uniform permutation of 0..n-1 per sample."""
+        return self._bits((n,)).argsort(dim=1, stable=True)
+
+
+RandomSource: TypeAlias = "torch.Generator | SampleGenerator | None"
+"""What the transforms and masks draw from; None is torch's default generator of the device."""
+
+
+def _check_batch(source: SampleGenerator, batch: int) -> SampleGenerator:
+    if source.batch_size != batch:
+        raise ValueError(
+            f"the random source was made for {source.batch_size} samples, the batch has {batch}"
+        )
+    return source
+
+
+def _draw_device(source: torch.Generator | None, device: torch.device | str | None) -> torch.device:
+    """Give the device to draw on: a torch.Generator draws only on its own."""
+    return torch.device(device or "cpu") if source is None else source.device
+
+
+def uniform(
+    source: RandomSource, batch: int, *shape: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw (batch, *shape) float32 numbers, uniform in [0, 1), from any random source.
+
+    Args:
+        source: Where the numbers come from.
+        batch: Number of samples; must be that of a :class:`SampleGenerator`.
+        shape: Shape per sample.
+        device: Device of the result.
+
+    Raises:
+        ValueError: If a sample generator was made for another batch size.
+    """
+    if isinstance(source, SampleGenerator):
+        return _check_batch(source, batch).uniform(*shape).to(device)
+    drawn = torch.rand(batch, *shape, generator=source, device=_draw_device(source, device))
+    return drawn.to(device)
+
+
+def normal(
+    source: RandomSource, batch: int, *shape: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw (batch, *shape) float32 standard normal numbers; see :func:`uniform`."""
+    if isinstance(source, SampleGenerator):
+        return _check_batch(source, batch).normal(*shape).to(device)
+    drawn = torch.randn(batch, *shape, generator=source, device=_draw_device(source, device))
+    return drawn.to(device)
+
+
+def randint(
+    source: RandomSource,
+    high: int,
+    batch: int,
+    *shape: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw (batch, *shape) int64 numbers, uniform in [0, high); see :func:`uniform`."""
+    if isinstance(source, SampleGenerator):
+        return _check_batch(source, batch).randint(high, *shape).to(device)
+    size = (batch, *shape)
+    drawn = torch.randint(high, size, generator=source, device=_draw_device(source, device))
+    return drawn.to(device)
+
+
+def permutation(
+    source: RandomSource, n: int, batch: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw (batch, n) int64: one uniform permutation of 0..n-1 per sample; see :func:`uniform`."""
+    if isinstance(source, SampleGenerator):
+        return _check_batch(source, batch).permutation(n).to(device)
+    return uniform(source, batch, n, device=device).argsort(dim=1, stable=True)

@@ -1,0 +1,185 @@
+"""Transforms of batches of point clouds, each sample with its own random numbers.
+
+Every function takes (B, N, 3) points, works on their device and returns new points. The random ones
+take a ``source`` (see :mod:`recon_ray.points.random`). Ranges are those of the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recon_ray.points import ops, random
+from recon_ray.points.random import RandomSource, SampleGenerator
+
+CANDIDATE_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
+"""Points that furthest point sampling keeps before the random pick (reference)."""
+
+UpAxis = Literal["x", "y", "z"]
+
+
+def normalize(points: Tensor) -> Tensor:
+    """Center clouds at their mean and scale them to the unit sphere.
+
+    Args:
+        points: (B, N, 3) points.
+
+    Returns:
+        (B, N, 3) with the largest norm 1. A cloud of coinciding points becomes zeros, where the
+        reference would divide by zero.
+    """
+    centered = points - points.mean(dim=1, keepdim=True)
+    radius = torch.linalg.vector_norm(centered, dim=-1).amax(dim=1)[:, None, None]
+    return centered / torch.where(radius > 0, radius, 1.0)
+
+
+def to_y_up(points: Tensor, up_axis: UpAxis) -> Tensor:
+    """Turn clouds (a proper rotation) so that ``up_axis`` becomes y.
+
+    Args:
+        points: (..., 3) points.
+        up_axis: The axis that points up now: z becomes (x, z, -y), x becomes (-y, x, z).
+
+    Raises:
+        ValueError: If the axis is none of x, y, z.
+    """
+    x, y, z = points.unbind(-1)
+    if up_axis == "y":
+        return points
+    if up_axis == "z":
+        return torch.stack([x, z, -y], dim=-1)
+    if up_axis == "x":
+        return torch.stack([-y, x, z], dim=-1)
+    raise ValueError(f"up_axis must be 'x', 'y' or 'z', found {up_axis!r}")
+
+
+def _between(low: float, high: float, numbers: Tensor, like: Tensor) -> Tensor:
+    """Map uniform numbers in [0, 1) to [low, high) in the points' dtype."""
+    return (low + (high - low) * numbers).to(like.dtype)
+
+
+def rotate_y(points: Tensor, source: RandomSource = None) -> Tensor:
+    """Turn each cloud about the y axis by its own angle, uniform over the circle."""
+    turn = random.uniform(source, len(points), device=points.device).to(points.dtype)  # (B,)
+    angle = 2.0 * math.pi * turn[:, None]
+    cos, sin = angle.cos(), angle.sin()  # (B, 1)
+    x, y, z = points.unbind(-1)
+    return torch.stack([cos * x - sin * z, y, sin * x + cos * z], dim=-1)
+
+
+def scale(
+    points: Tensor, source: RandomSource = None, *, low: float = 2 / 3, high: float = 3 / 2
+) -> Tensor:
+    """Stretch each axis of each cloud by its own factor from [low, high)."""
+    numbers = random.uniform(source, len(points), 1, 3, device=points.device)
+    return points * _between(low, high, numbers, points)
+
+
+def translate(points: Tensor, source: RandomSource = None, *, distance: float = 0.2) -> Tensor:
+    """Shift each cloud on each axis by its own amount from [-distance, distance)."""
+    numbers = random.uniform(source, len(points), 1, 3, device=points.device)
+    return points + _between(-distance, distance, numbers, points)
+
+
+def scale_and_translate(
+    points: Tensor,
+    source: RandomSource = None,
+    *,
+    low: float = 2 / 3,
+    high: float = 3 / 2,
+    distance: float = 0.2,
+) -> Tensor:
+    """Stretch each axis of each cloud, then shift it."""
+    return translate(scale(points, source, low=low, high=high), source, distance=distance)
+
+
+def jitter(
+    points: Tensor, source: RandomSource = None, *, sigma: float = 0.01, clip: float = 0.05
+) -> Tensor:
+    """Move each point by normal noise of deviation ``sigma``, clipped to [-clip, clip]."""
+    noise = random.normal(source, len(points), *points.shape[1:], device=points.device)
+    return points + (sigma * noise).clamp(-clip, clip).to(points.dtype)
+
+
+def random_input_dropout(
+    points: Tensor, source: RandomSource = None, *, max_ratio: float = 0.5
+) -> Tensor:
+    """Replace a random part of each cloud, up to ``max_ratio`` of it, by its first point."""
+    ratio = max_ratio * random.uniform(source, len(points), 1, device=points.device)
+    draw = random.uniform(source, len(points), points.shape[1], device=points.device)
+    return torch.where((draw <= ratio)[..., None], points[:, :1], points)
+
+
+def flip(
+    points: Tensor,
+    source: RandomSource = None,
+    *,
+    probability: float = 0.95,
+    axes: tuple[int, ...] = (0, 1),
+) -> Tensor:
+    """Mirror clouds: each of ``axes`` with one half, for the ``probability`` part of the clouds."""
+    draw = random.uniform(source, len(points), 1 + len(axes), device=points.device)
+    mirrored = (draw[:, :1] < probability) & (draw[:, 1:] < 0.5)  # (B, axes)
+    signs = torch.ones(len(points), 3, dtype=points.dtype, device=points.device)
+    signs[:, list(axes)] = 1.0 - 2.0 * mirrored.to(points.dtype)
+    return points * signs[:, None]
+
+
+def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor:
+    """Pick ``n`` points of each cloud without replacement, in random order.
+
+    Args:
+        points: (B, N, 3) points.
+        n: Number of points to pick, at most N.
+        source: Random numbers; each cloud has its own choice.
+
+    Returns:
+        (B, n, 3).
+
+    Raises:
+        ValueError: If a cloud has fewer than ``n`` points.
+    """
+    available = points.shape[1]
+    if not 1 <= n <= available:
+        raise ValueError(f"n must be in 1..{available} (points in a cloud), found {n}")
+    order = random.permutation(source, available, len(points), device=points.device)
+    return ops.gather_points(points, order[:, :n])
+
+
+def resample(
+    points: Tensor, n: int, source: RandomSource = None, *, min_sq_norm: float = -1.0
+) -> Tensor:
+    """Thin clouds evenly, then pick ``n`` of the remaining points at random.
+
+    Furthest point sampling keeps the candidate points of the reference (:data:`CANDIDATE_POINTS`,
+    at most those there are). With a generator or the default one the same positions of that
+    order are picked in the whole batch, as the reference does. With a :class:`SampleGenerator` each
+    sample has its own pick, since its result must not depend on the batch: the same
+    distribution for a sample. Sampling is skipped where it would only permute the cloud.
+
+    Args:
+        points: (B, N, 3) points.
+        n: Number of points to pick: 1024, 2048, 4096 or 8192.
+        source: Random numbers.
+        min_sq_norm: Skip rule of furthest point sampling.
+
+    Returns:
+        (B, n, 3).
+
+    Raises:
+        ValueError: If ``n`` is not in the table or a cloud has fewer points.
+    """
+    if n not in CANDIDATE_POINTS:
+        raise ValueError(f"n must be one of {', '.join(map(str, CANDIDATE_POINTS))}, found {n}")
+    candidates = min(CANDIDATE_POINTS[n], points.shape[1])
+    if n > candidates:
+        raise ValueError(f"cannot pick {n} of {candidates} points")
+    if candidates < points.shape[1]:
+        _, points = ops.furthest_point_sample(points, candidates, min_sq_norm=min_sq_norm)
+    if isinstance(source, SampleGenerator):
+        return random_subset(points, n, source)
+    order = random.permutation(source, candidates, 1, device=points.device)
+    return points[:, order[0, :n]]

@@ -1,0 +1,1 @@
+"""The driver's side of each job: what ``jobs/*.py`` call."""

@@ -1,0 +1,216 @@
+"""The driver of ``jobs/pretrain.py``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.context import plan_workers, ray_session
+from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.config.schema import PretrainConfig
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.errors import ConfigError, TeacherError
+from recon_ray.points import ops
+from recon_ray.programs.figures import draw_pretraining
+from recon_ray.programs.prepare import prepare_set
+from recon_ray.programs.run import Run, start_run
+from recon_ray.tasks.pretrain import PretrainTask
+from recon_ray.train.loop import FitSettings
+
+logger = logging.getLogger(__name__)
+
+SELECTION = "last step; probes and zero-shot accuracy on held-out shapes, nothing chosen on them"
+
+
+def pretrain(job: Job[PretrainConfig]) -> JobResult:
+    """Pre-train, evaluate before and after, draw, and write ``result.json``."""
+    config = job.config
+    if job.dry_run:
+        return _dry_run(config)
+    prepared = open_set(config)
+    run = start_run("pretrain", config, label=config.model.preset, resume=config.resume)
+    metrics = _train(run, config, prepared)
+    draw_pretraining(run.folder, prepared, config)
+    return _finish(run, config, prepared, metrics)
+
+
+def open_set(config: PretrainConfig) -> PreparedSet:
+    """Open the prepared set, making the synthetic one first where that is asked for.
+
+    Raises:
+        DataError: If there is no set, or it is damaged.
+    """
+    path = Path(config.data.path)
+    if config.data.create == "synthetic" and not (path / "_manifest.json").exists():
+        logger.info("no prepared set in %s: preparing the synthetic one", path)
+        prepare_set("synthetic", None, path, config.prepare)
+    prepared = PreparedSet.open(path)
+    if config.data.num_points > prepared.num_points:
+        raise ConfigError(
+            f"data.num_points={config.data.num_points}: {path} holds {prepared.num_points} points "
+            "a shape; lower it, or prepare the set again with a larger prepare.num_points"
+        )
+    if config.eval.enabled and config.eval.split not in prepared.splits:
+        raise ConfigError(
+            f"eval.split={config.eval.split}: {path} has the splits "
+            f"{', '.join(prepared.splits)}; choose one of them, or eval.enabled=false"
+        )
+    return prepared
+
+
+def _train(run: Run, config: PretrainConfig, prepared: PreparedSet) -> dict[str, float]:
+    ops.set_backend(config.runtime.ops_backend)
+    ops.announce()
+    task = make_task(config, prepared)
+    _pin_teachers(run, task)
+    job = training_job(run, config, prepared, task)
+    if config.cluster.workers == 0:
+        return train_here(job)
+    with ray_session(config.cluster):
+        mode = resolve_mode(job)
+        plan = plan_workers(
+            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
+        )
+        return train_on_ray(job, config.cluster, plan, mode)
+
+
+def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
+    """Make the task with the texts of the set."""
+    texts, labeled = prepared.classes, len(prepared.classes)
+    if config.data.text == "caption":
+        columns = [prepared.read(name, columns=["caption"])["caption"] for name in prepared.splits]
+        texts = sorted({text for column in columns for text in column.to_pylist()})
+    if config.teacher.text.name is not None and not texts:
+        raise ConfigError(
+            f"teacher.text.name: {prepared.path} has no classes; set data.text=caption or "
+            "teacher.text.name=null"
+        )
+    return PretrainTask(config, texts=texts, num_classes=labeled)
+
+
+def training_job(
+    run: Run, config: PretrainConfig, prepared: PreparedSet, task: PretrainTask
+) -> TrainingJob:
+    """Translate the configuration for the trainer."""
+    train, optim, data = config.train, config.optim, config.data
+    return TrainingJob(
+        make_task=partial(PretrainTask, config, texts=task.texts, num_classes=task.num_classes),
+        settings=FitSettings(
+            epochs=train.epochs,
+            global_batch_size=train.global_batch_size,
+            max_steps=train.steps,
+            micro_batch_size=train.micro_batch_size,
+            seed=config.run.seed,
+            warmup_epochs=optim.warmup_epochs,
+            min_lr=optim.min_lr,
+            protocol=config.protocol,
+            clip_norm=train.clip_norm,
+            sync_batch_norm=train.sync_batch_norm,
+            log_every_steps=train.log_every_steps,
+            commit_every_seconds=train.commit_every_seconds,
+        ),
+        options=task.batch_options(),
+        prepared=prepared,
+        folder=run.folder,
+        evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
+        mode=data.mode,
+        limit=data.limit,
+        shuffle_buffer=data.shuffle_buffer,
+        keep_checkpoints=train.keep_checkpoints,
+        runtime=config.runtime,
+    )
+
+
+def _pin_teachers(run: Run, task: PretrainTask) -> None:
+    """Record the teachers in the run; a continued run must have the same ones."""
+    now = json.loads(json.dumps(task.teachers))
+    text = run.folder.read("teachers.json")
+    before = now if text is None else json.loads(text)
+    for kind in ("image", "text"):
+        if before[kind] != now[kind]:
+            raise TeacherError(
+                f"teacher.{kind}.name: this run was started with {before[kind]}, the weights found "
+                f"now are {now[kind]}; restore those weights, or choose another run.name"
+            )
+    run.folder.write("teachers.json", json.dumps(now, indent=2) + "\n")
+
+
+def _finish(
+    run: Run, config: PretrainConfig, prepared: PreparedSet, metrics: dict[str, float]
+) -> JobResult:
+    rows = {name: split.rows for name, split in prepared.splits.items()}
+    teachers = json.loads(run.folder.read("teachers.json") or "{}")
+    counts = {
+        "samples": rows,
+        "classes": len(prepared.classes),
+        "steps": int(metrics.pop("steps")),
+        "epochs": int(metrics.pop("epochs")),
+        "workers": config.cluster.max_workers,
+    }
+    return run.finish(
+        metrics,
+        table=summary(metrics),
+        selection=SELECTION,
+        counts=counts,
+        protocol=config.protocol,
+        teachers=teachers,
+        data=str(prepared.path),
+    )
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """Short table of a pre-training's result."""
+    rows = [
+        ("loss (first, last record)", "loss_first", "loss_last", "{:.4f}"),
+        ("zero-shot accuracy", "zeroshot_before", "zeroshot_accuracy", "{:.1%}"),
+        ("linear probe, few labels", "probe_before", "probe_after", "{:.1%}"),
+        ("linear SVM, all labels", "probe_full_before", "probe_full_after", "{:.1%}"),
+    ]
+    lines = [f"{'':28}{'before':>10}{'after':>10}"]
+    for title, before, after, form in rows:
+        if after in metrics:
+            first = form.format(metrics[before]) if before in metrics else "-"
+            lines.append(f"{title:28}{first:>10}{form.format(metrics[after]):>10}")
+    if "chance" in metrics:
+        lines.append(f"{'chance':28}{metrics['chance']:>20.1%}")
+    if not math.isnan(metrics.get("samples_per_second", math.nan)):
+        lines.append(f"{'samples per second':28}{metrics['samples_per_second']:>20.0f}")
+    return "\n".join(lines)
+
+
+def _dry_run(config: PretrainConfig) -> JobResult:
+    """Build everything, take one step in a throw-away run, report size and time."""
+    with tempfile.TemporaryDirectory(prefix="recon-dry-run-") as storage:
+        update: dict[str, Any] = {
+            "run": config.run.model_copy(update={"storage": storage, "name": "dry-run"}),
+            "train": config.train.model_copy(update={"steps": 1}),
+            "eval": config.eval.model_copy(update={"enabled": False}),
+        }
+        config = config.model_copy(update=update)
+        prepared = open_set(config)
+        run = start_run("pretrain", config, label=config.model.preset)
+        started = time.monotonic()
+        metrics = _train(run, config, prepared)
+        seconds = time.monotonic() - started
+    task = make_task(config, prepared)
+    module = task.stored_model(task.build())
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    steps = prepared.splits["train"].rows // config.train.global_batch_size
+    step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
+    lines = [
+        "dry run: one step was taken, nothing is kept",
+        f"{'parameters':28}{parameters:>20,}",
+        f"{'training samples':28}{prepared.splits['train'].rows:>20,}",
+        f"{'steps an epoch':28}{steps:>20,}",
+        f"{'loss of the step':28}{metrics['loss_first']:>20.4f}",
+        f"{'seconds of the step':28}{step_seconds:>20.2f}",
+        f"{'seconds with start-up':28}{seconds:>20.1f}",
+    ]
+    return JobResult("\n".join(lines))

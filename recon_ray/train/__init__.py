@@ -1,0 +1,1 @@
+"""Training: batches, optimizer, schedule, metrics and checkpoints."""

@@ -1,0 +1,267 @@
+"""Checkpoints: complete, verified, and the same whatever runtime wrote them.
+
+Layout of one checkpoint, under the run's ``checkpoints`` folder::
+
+    step-00000100/model.pt       state dict of the model, for downstream use
+                  train.pt       optimizer, progress, metrics: what continues the run
+                  MANIFEST.json  format, step, architecture, size and SHA-256 of each file
+
+The manifest is written last and a folder gets its final name only when it is complete (on an object
+store, which cannot rename, a folder without manifest does not count). Every file loads with
+``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs as pafs
+
+from recon_ray.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Give the file system and the path inside it of a folder or URI."""
+    if "://" in uri:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        return filesystem, path
+    return pafs.LocalFileSystem(), str(Path(uri).absolute())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One verified checkpoint, loaded on the CPU.
+
+    Attributes:
+        name: Folder name, ``step-<number>``.
+        step: Optimizer steps behind it.
+        architecture: Constructor arguments of the model.
+        model: State dict of the model.
+        train: State of the optimizer, the progress and the metrics.
+    """
+
+    name: str
+    step: int
+    architecture: dict[str, Any]
+    model: dict[str, torch.Tensor]
+    train: dict[str, Any]
+
+
+class CheckpointStore:
+    """Reads and writes the checkpoints of one run in a folder or URI.
+
+    Args:
+        uri: The run's ``checkpoints`` folder.
+        keep: Newest checkpoints that :meth:`save` keeps.
+    """
+
+    def __init__(self, uri: str, *, keep: int = 3) -> None:
+        self.uri = uri
+        self.keep = keep
+        self._fs, self._root = open_filesystem(uri)
+        self._is_local = isinstance(self._fs, pafs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Path of a checkpoint inside the store's file system."""
+        return f"{self._root}/{name}"
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """File system that :meth:`path` refers to."""
+        return self._fs
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: Mapping[str, torch.Tensor],
+        train: Mapping[str, Any],
+        architecture: Mapping[str, Any],
+    ) -> str:
+        """Write one checkpoint and delete the ones beyond ``keep``.
+
+        Returns:
+            The checkpoint's folder name.
+
+        Raises:
+            CheckpointError: If the storage refuses, a full disk for example; older ones stay.
+        """
+        name = f"step-{step:08d}"
+        if name in self.names():
+            return name
+        target = f"{self._root}/.tmp-{name}" if self._is_local else self.path(name)
+        try:
+            self._remove(target)
+            self._write_all(target, step, model, train, architecture)
+            if self._is_local:
+                self._remove(self.path(name))
+                Path(target).rename(self.path(name))
+        except OSError as error:
+            self._remove(target)
+            raise CheckpointError(
+                f"{self.path(name)}: the checkpoint could not be written ({error}); free space or "
+                "choose another run.storage, then start the same run again: it continues from the "
+                "checkpoint before"
+            ) from error
+        for old in self.names()[: -self.keep]:
+            self._remove(self.path(old))
+        return name
+
+    def names(self) -> list[str]:
+        """Folder names of the complete checkpoints, oldest first."""
+        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
+        names = sorted(info.base_name for info in infos if info.base_name.startswith("step-"))
+        return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+
+    def load(self, name: str) -> Checkpoint:
+        """Load a checkpoint after comparing every file with the manifest.
+
+        Raises:
+            CheckpointError: If a file is missing or differs, or the format is another one.
+        """
+        where = self.path(name)
+        manifest = self._read_manifest(where)
+        blobs = {
+            file: self._verified(f"{where}/{file}", record)
+            for file, record in manifest["files"].items()
+        }
+        loaded = {
+            file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+            for file, blob in blobs.items()
+        }
+        return Checkpoint(
+            name, manifest["step"], manifest["architecture"], loaded["model.pt"], loaded["train.pt"]
+        )
+
+    def load_latest(self) -> Checkpoint | None:
+        """Load the newest checkpoint that verifies, falling back to older ones.
+
+        Returns:
+            None where there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: If there are checkpoints and all of them are damaged.
+        """
+        names = self.names()
+        for name in reversed(names):
+            try:
+                return self.load(name)
+            except CheckpointError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+        if names:
+            raise CheckpointError(
+                f"{self._root}: all {len(names)} checkpoints are damaged; restore one from a copy, "
+                "or start afresh with another run.name"
+            )
+        return None
+
+    def _write_all(
+        self,
+        target: str,
+        step: int,
+        model: Mapping[str, torch.Tensor],
+        train: Mapping[str, Any],
+        architecture: Mapping[str, Any],
+    ) -> None:
+        self._fs.create_dir(target, recursive=True)
+        files: dict[str, dict[str, Any]] = {}
+        for file, content in (("model.pt", dict(model)), ("train.pt", dict(train))):
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            blob = buffer.getvalue()
+            self._write(f"{target}/{file}", blob)
+            files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "architecture": dict(architecture),
+            "files": files,
+        }
+        self._write(f"{target}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+
+    def _write(self, path: str, blob: bytes) -> None:
+        if self._is_local:
+            with Path(path).open("wb") as stream:
+                stream.write(blob)
+                stream.flush()
+                os.fsync(stream.fileno())
+        else:
+            with self._fs.open_output_stream(path) as stream:
+                stream.write(blob)
+
+    def _read_manifest(self, where: str) -> dict[str, Any]:
+        try:
+            with self._fs.open_input_stream(f"{where}/{MANIFEST}") as stream:
+                manifest = json.loads(stream.read())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{where}/{MANIFEST} cannot be read ({error})") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            found = manifest.get("format") if isinstance(manifest, dict) else None
+            raise CheckpointError(
+                f"{where}/{MANIFEST}: checkpoint format {found!r}, this version reads {FORMAT}"
+            )
+        return manifest
+
+    def _verified(self, path: str, record: Mapping[str, Any]) -> bytes:
+        try:
+            with self._fs.open_input_stream(path) as stream:
+                blob: bytes = stream.read()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error})") from error
+        if len(blob) != record["bytes"] or hashlib.sha256(blob).hexdigest() != record["sha256"]:
+            raise CheckpointError(f"{path} is damaged (its size or SHA-256 is not the manifest's)")
+        return blob
+
+    def _exists(self, path: str) -> bool:
+        return self._fs.get_file_info(path).type != pafs.FileType.NotFound
+
+    def _remove(self, path: str) -> None:
+        if self._is_local:
+            shutil.rmtree(path, ignore_errors=True)
+        elif self._exists(path):
+            self._fs.delete_dir(path)
+
+
+def load_model_state(
+    model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, source: str
+) -> None:
+    """Load a state dict strictly, with a message that names what to change.
+
+    Raises:
+        CheckpointError: On a missing or unexpected key, or another shape.
+    """
+    own = model.state_dict()
+    for key, tensor in state.items():
+        if key in own and own[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: {key} has shape {tuple(tensor.shape)}, the configured model has "
+                f"{tuple(own[key].shape)}; set model.preset and model.embed_dim, model.depth, "
+                "model.num_groups, model.group_size to those of the checkpoint"
+            )
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source}: it does not fit the configured model (missing: {_some(missing)}; "
+            f"unexpected: {_some(unexpected)}); set model.* and teacher.* as in the run that "
+            "wrote it"
+        )
+    model.load_state_dict(dict(state))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"

@@ -1,0 +1,460 @@
+"""The one training loop of every task.
+
+It is a function of the task, the settings and the newest valid checkpoint: random numbers come from
+(seed, epoch, sample) and, for dropout, (seed, step, rank), the order of samples from (seed, epoch).
+These few integers are the whole state of the generators, so an interrupted run that continues does
+the same steps as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from recon_ray.data.batches import Batch, prefetch
+from recon_ray.errors import CheckpointError, ReconError
+from recon_ray.models.batch_norm import set_sync_batch_norm
+from recon_ray.points.random import SampleGenerator
+from recon_ray.train.batching import BatchPlan, steps_per_epoch
+from recon_ray.train.checkpoint import Checkpoint, load_model_state
+from recon_ray.train.metrics import Mean, is_distributed
+from recon_ray.train.optim import CosineSchedule
+from recon_ray.train.recorder import Recorder
+from recon_ray.train.runtime import Runtime
+from recon_ray.train.task import Task
+
+logger = logging.getLogger(__name__)
+
+#: What DistributedDataParallel calls its exchange of batch-norm statistics (renamed in torch 2.14).
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+#: Which independent random numbers of a step: see ``SampleGenerator(stream=...)``.
+AUGMENT_STREAM, MODEL_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Plain settings of a fit.
+
+    Args:
+        epochs: Epochs of the schedule.
+        max_steps: Stop after this many optimizer steps, None for the whole schedule.
+        global_batch_size: Samples an optimizer step over all workers.
+        micro_batch_size: Most samples a worker holds at once.
+        seed: Seed of weights and all sample-wise random numbers.
+        warmup_epochs: Epochs of warm-up.
+        min_lr: Learning rate at the ends of the schedule.
+        protocol: ``reference`` trains epochs 0..epochs with the rate of the epoch before, as the
+            published code; ``sound`` trains exactly ``epochs`` with a rate per step.
+        clip_norm: Largest L2 norm of the gradient, None for no clipping.
+        precision: ``fp32`` or ``bf16`` (autocast of the transformer).
+        sync_batch_norm: Reduce batch-norm statistics over the workers.
+        log_every_steps: Steps between two records.
+        commit_every_seconds: Seconds between two checkpoints, as rank 0 counts them.
+    """
+
+    epochs: int
+    global_batch_size: int
+    max_steps: int | None = None
+    micro_batch_size: int | None = None
+    seed: int = 0
+    warmup_epochs: float = 10.0
+    min_lr: float = 1e-6
+    protocol: Literal["sound", "reference"] = "sound"
+    clip_norm: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sync_batch_norm: bool = True
+    log_every_steps: int = 20
+    commit_every_seconds: float = 60.0
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored beside the model."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    samples: int = 0
+    train_seconds: float = 0.0
+    loss_first: float = math.nan
+    loss_last: float = math.nan
+    metrics: dict[str, float] = field(default_factory=dict)
+    seen: Tensor | None = None
+
+    def advance(self, samples: int) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.step_in_epoch += 1
+        self.samples += samples
+
+    def finish_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch += 1
+        self.step_in_epoch = 0
+        self.seen = None
+
+    def mark(self, sample_ids: Tensor) -> None:
+        """Note the samples that this worker has used in the epoch."""
+        highest = int(sample_ids.max()) + 1
+        if self.seen is None:
+            self.seen = torch.zeros(highest, dtype=torch.uint8)
+        elif len(self.seen) < highest:
+            self.seen = torch.cat([self.seen, self.seen.new_zeros(highest - len(self.seen))])
+        self.seen[sample_ids] = 1
+
+
+class Trainer:
+    """One worker's part of a fit.
+
+    Args:
+        task: What is trained.
+        runtime: The outside.
+        settings: Plain settings.
+    """
+
+    def __init__(self, task: Task, runtime: Runtime, settings: FitSettings) -> None:
+        self.task = task
+        self.runtime = runtime
+        self.settings = settings
+        self.plan = BatchPlan(
+            settings.global_batch_size, runtime.world_size, settings.micro_batch_size
+        )
+        self.feed = runtime.feed()
+        self.steps_per_epoch = steps_per_epoch(self.feed.rows, settings.global_batch_size)
+        self.last_epoch = settings.epochs + (1 if settings.protocol == "reference" else 0)
+        self.schedule = CosineSchedule(
+            settings.epochs,
+            settings.warmup_epochs,
+            min_lr=settings.min_lr,
+            protocol=settings.protocol,
+        )
+        self.progress = Progress()
+        torch.manual_seed(settings.seed)
+        self.module = task.build()
+        self.optimizer = torch.optim.AdamW(task.parameter_groups(self.module), fused=True)
+        self.base_lr = [float(group["base_lr"]) for group in self.optimizer.param_groups]
+        self.recorder: Recorder | None = None
+        self._since_commit = time.monotonic()
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps after which the fit ends."""
+        whole = self.last_epoch * self.steps_per_epoch
+        return min(whole, self.settings.max_steps or whole)
+
+    def run(self) -> dict[str, float]:
+        """Train to the end and give the metrics.
+
+        Raises:
+            CheckpointError: If no checkpoint can be read or written.
+            ReconError: If a loss is not finite.
+        """
+        self._restore()
+        self.module.to(self.runtime.device)
+        self.task.on_device(self.runtime.device)
+        set_sync_batch_norm(self.module, self.settings.sync_batch_norm)
+        if self.runtime.rank == 0:
+            self.recorder = Recorder(self.runtime.folder.local, start_step=self.progress.step)
+        if self.progress.step == 0:
+            self._evaluate("before")
+        self._train(self._wrapped())
+        self._commit()
+        self._evaluate("after")
+        if self.recorder is not None:
+            self.recorder.close()
+            self.runtime.folder.publish()
+        return self._result()
+
+    # -- the steps -------------------------------------------------------------------------------
+
+    def _train(self, module: nn.Module) -> None:
+        meter = Mean()
+        clock = _Clock()
+        while self.progress.step < self.max_steps:
+            for batch in clock.waiting(self._batches()):
+                self._step(module, batch, meter)
+                self.progress.advance(self.settings.global_batch_size)
+                if self._at_record():
+                    self._record(meter, clock)
+                    if self._commit_due():
+                        self._commit()
+                        clock.restart()
+                if self.progress.step >= self.max_steps:
+                    break
+            if self.progress.step_in_epoch >= self.steps_per_epoch:
+                self.progress.finish_epoch()
+
+    def _batches(self) -> Iterator[Batch]:
+        start, epoch = self.progress.step_in_epoch, self.progress.epoch
+        for batch in prefetch(lambda: self.feed.epoch(epoch, start, self.plan, self.runtime.rank)):
+            if self.feed.tracks_samples:
+                self.progress.mark(batch["sample_id"])
+            yield batch
+
+    def _step(self, module: nn.Module, batch: Batch, meter: Mean) -> None:
+        self._set_lr()
+        self._set_seed()
+        module.train()
+        slices = self.plan.micro_slices()
+        for i, part in enumerate(slices):
+            micro = {
+                name: value[part].to(self.runtime.device, non_blocking=True)
+                for name, value in batch.items()
+            }
+            last = i == len(slices) - 1
+            with self._no_sync(module, enabled=not last):
+                losses = self._losses(module, micro)
+                count = part.stop - part.start
+                (losses["loss"] * (count / self.plan.per_worker)).backward()
+            meter.update(losses, weight=count)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _losses(self, module: nn.Module, micro: Batch) -> dict[str, Tensor]:
+        ids, seed, epoch = micro["sample_id"], self.settings.seed, self.progress.epoch
+        with torch.no_grad():
+            enriched = self.task.enrich(
+                micro, SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM)
+            )
+        with self._autocast():
+            return module(enriched, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.settings.precision == "bf16"
+        return torch.autocast(self.runtime.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    @staticmethod
+    def _no_sync(module: nn.Module, *, enabled: bool) -> AbstractContextManager[Any]:
+        if enabled and isinstance(module, DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
+
+    def _set_lr(self) -> None:
+        epoch: float = self.progress.epoch
+        if self.settings.protocol == "sound":
+            epoch = self.progress.step / self.steps_per_epoch
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = self.schedule.lr(base, epoch)
+
+    def _set_seed(self) -> None:
+        """Derive torch's generator (dropout) from the step, so that no state needs storing."""
+        words = [self.settings.seed, self.progress.step, self.runtime.rank]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+
+    def _wrapped(self) -> nn.Module:
+        if not is_distributed():
+            return self.module
+        sync: dict[str, Any] = {_SYNC_BUFFERS: not self.settings.sync_batch_norm}
+        return DistributedDataParallel(
+            self.module,
+            device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
+            find_unused_parameters=self.task.has_unused_parameters,
+            gradient_as_bucket_view=True,
+            **sync,  # synchronized statistics are equal already
+        )
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def _at_record(self) -> bool:
+        step = self.progress.step
+        return step % self.settings.log_every_steps == 0 or step >= self.max_steps
+
+    def _record(self, meter: Mean, clock: _Clock) -> None:
+        means = meter.compute()
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise ReconError(
+                f"step {self.progress.step}: the loss is not finite ({', '.join(bad)}); lower "
+                "optim.lr, set runtime.precision=fp32 or train.clip_norm, and start the run again: "
+                "it continues from the last checkpoint"
+            )
+        progress = self.progress
+        if math.isnan(progress.loss_first):
+            progress.loss_first = means["loss"]
+        progress.loss_last = means["loss"]
+        seconds, waited, steps = clock.lap()
+        progress.train_seconds += seconds
+        if self.recorder is None:
+            return
+        rate = steps * self.settings.global_batch_size / seconds
+        lr = self.optimizer.param_groups[-1]["lr"]
+        values = {"train/loss": means.pop("loss")}
+        values |= {f"train/loss_{name}": value for name, value in means.items()}
+        values |= {"train/lr": lr, "perf/samples_per_second": rate}
+        values |= {"perf/data_wait_fraction": waited / seconds, **self._memory()}
+        self.recorder.write(progress.step, progress.epoch, values)
+        parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        logger.info(
+            "epoch %d/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%%",
+            progress.epoch, self.last_epoch, progress.step, self.max_steps, values["train/loss"],
+            parts, lr, rate, 100 * waited / seconds,
+        )  # fmt: skip
+
+    def _memory(self) -> dict[str, float]:
+        if self.runtime.device.type != "cuda":
+            return {}
+        return {"perf/gpu_memory_bytes": float(torch.cuda.max_memory_allocated())}
+
+    def _evaluate(self, when: str) -> None:
+        self.module.eval()
+        with torch.no_grad():
+            metrics = self.task.evaluate(self.module, self.runtime, when=when)
+        self.progress.metrics |= metrics
+        if self.recorder is not None and metrics:
+            named = {f"val/{name}": value for name, value in metrics.items()}
+            self.recorder.write(self.progress.step, self.progress.epoch, named)
+            logger.info("%s: %s", when, " ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+
+    def _result(self) -> dict[str, float]:
+        progress = self.progress
+        result = dict(progress.metrics)
+        if not math.isnan(progress.loss_first):
+            result |= {"loss_first": progress.loss_first, "loss_last": progress.loss_last}
+        if progress.train_seconds > 0:
+            result["samples_per_second"] = progress.samples / progress.train_seconds
+        return result | {"steps": float(progress.step), "epochs": float(progress.epoch)}
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def _commit_due(self) -> bool:
+        due = time.monotonic() - self._since_commit > self.settings.commit_every_seconds
+        if not is_distributed():
+            return due
+        flag = torch.tensor([int(due)], device=self.runtime.device)
+        dist.broadcast(flag, src=0)  # the clock of rank 0 decides, so that all report equally often
+        return bool(flag.item())
+
+    def _commit(self) -> None:
+        """Store everything that continues the run; every rank takes part."""
+        progress = self.progress
+        if is_distributed() and progress.seen is not None:
+            progress.seen = _union(progress.seen, self.runtime.device)
+        name, failure = f"step-{progress.step:08d}", ""
+        if self.runtime.rank == 0:
+            try:
+                self._save()
+            except CheckpointError as error:
+                failure = str(error)
+        _agree(failure)
+        self.runtime.committed(name, progress.step, progress.metrics)
+        self._since_commit = time.monotonic()
+
+    def _save(self) -> None:
+        progress = self.progress
+        train = {
+            "optimizer": self.optimizer.state_dict(),
+            "progress": {k: v for k, v in vars(progress).items() if v is not None},
+            "seed": self.settings.seed,
+            "global_batch_size": self.settings.global_batch_size,
+            "world_size": self.runtime.world_size,
+        }
+        self.runtime.store.save(
+            progress.step,
+            model=self.task.stored_model(self.module).state_dict(),
+            train=train,
+            architecture=self.task.architecture(),
+        )
+        self.runtime.folder.publish()
+
+    def _restore(self) -> None:
+        found = self._newest()
+        if found is None:
+            return
+        source = f"{self.runtime.store.uri}/{found.name}"
+        load_model_state(self.task.stored_model(self.module), found.model, source=source)
+        self.optimizer.load_state_dict(found.train["optimizer"])
+        self.progress = Progress(**found.train["progress"])
+        if self.runtime.rank == 0:
+            logger.info("continuing from %s (step %d)", source, self.progress.step)
+
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint that rank 0 finds valid, on every rank."""
+        store = self.runtime.store
+        if not is_distributed():
+            return store.load_latest()
+        found = store.load_latest() if self.runtime.rank == 0 else None
+        box = [found.name if found is not None else None]
+        dist.broadcast_object_list(box, src=0)
+        if box[0] is None or self.runtime.rank == 0:
+            return found
+        return store.load(box[0])
+
+
+class _Clock:
+    """Wall time of the steps and how much of it was waiting for data."""
+
+    def __init__(self) -> None:
+        self._lap = time.monotonic()
+        self._waited = 0.0
+        self._steps = 0
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and count the time spent waiting for each."""
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited += time.monotonic() - asked
+            self._steps += 1
+            yield batch
+
+    def lap(self) -> tuple[float, float, int]:
+        """Seconds, seconds waited and steps since the last lap."""
+        now = time.monotonic()
+        result = (max(now - self._lap, 1e-9), self._waited, self._steps)
+        self._lap, self._waited, self._steps = now, 0.0, 0
+        return result
+
+    def restart(self) -> None:
+        """Leave the time since the last lap, a commit, out of the next one."""
+        self._lap = time.monotonic()
+
+
+def _union(seen: Tensor, device: torch.device) -> Tensor:
+    """Samples that any worker has used."""
+    length = torch.tensor([len(seen)], device=device)
+    dist.all_reduce(length, op=dist.ReduceOp.MAX)
+    padded = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    padded[: len(seen)] = seen.to(device)
+    dist.all_reduce(padded, op=dist.ReduceOp.MAX)
+    return padded.cpu()
+
+
+def _agree(failure: str) -> None:
+    """Raise on every rank what rank 0 failed with."""
+    if is_distributed():
+        box = [failure]
+        dist.broadcast_object_list(box, src=0)
+        failure = box[0]
+    if failure:
+        raise CheckpointError(failure)
+
+
+def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]:
+    """Train a task to the end, continuing from the newest checkpoint, and give its metrics.
+
+    Raises:
+        CheckpointError: If no checkpoint can be read or written.
+        ConfigError: If the global batch does not fit the workers or the data.
+        ReconError: If a loss is not finite.
+    """
+    return Trainer(task, runtime, settings).run()

@@ -1,0 +1,214 @@
+"""What a training loop needs from the outside, and the version of it without Ray.
+
+The loop in :mod:`recon_ray.train.loop` talks to a :class:`Runtime` only. ``cluster.worker`` has the
+one of Ray Train; :class:`LocalRuntime` runs in this process and writes the same files.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from pyarrow import fs as pafs
+
+from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, make_batch
+from recon_ray.errors import CheckpointError
+from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
+from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
+
+
+class RunFolder:
+    """The folder of one run, local or on an object store.
+
+    Files are written below :attr:`local`; :meth:`publish` copies them to the URI where that is
+    another place.
+
+    Args:
+        uri: ``<storage>/<run name>``.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._fs, self._root = open_filesystem(uri)
+        self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        self.local = Path(self._root) if self.is_local else Path(tempfile.mkdtemp(prefix="recon-"))
+        self.local.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URI of the run's checkpoints."""
+        return f"{self.uri.rstrip('/')}/checkpoints"
+
+    def read(self, name: str) -> str | None:
+        """Text of a file of the run, or None."""
+        path = f"{self._root}/{name}"
+        if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
+            return None
+        with self._fs.open_input_stream(path) as stream:
+            return bytes(stream.read()).decode()
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file at once (temporary name, then rename).
+
+        Raises:
+            CheckpointError: If the storage refuses, a full disk for example.
+        """
+        path = self.local / name
+        partial = path.with_name(f".tmp-{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{path}: it could not be written ({error}); free space or choose another "
+                "run.storage"
+            ) from error
+        self.publish()
+        return path
+
+    def publish(self) -> None:
+        """Copy what was written to the object store, if the run lies on one."""
+        if not self.is_local:
+            pafs.copy_files(str(self.local), self._root, pafs.LocalFileSystem(), self._fs)
+
+    def set_aside(self, suffix: str) -> str | None:
+        """Rename an earlier run's folder, so that nothing is lost; give its new name."""
+        if not self.is_local or not any(self.local.iterdir()):
+            return None
+        target = self.local.with_name(f"{self.local.name}.{suffix}")
+        shutil.move(self.local, target)
+        self.local.mkdir(parents=True)
+        return str(target)
+
+
+class TrainFeed(Protocol):
+    """This worker's shares of the global batches."""
+
+    #: Samples in an epoch before the last incomplete global batch is dropped.
+    rows: int
+    #: Whether the loop has to store which samples an unfinished epoch has used.
+    tracks_samples: bool
+
+    def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
+        """Give the worker's share of every global batch from ``start_step`` on."""
+        ...
+
+
+class IndexedFeed:
+    """Exact global order from rows in memory: the same for any number of workers.
+
+    Args:
+        table: The training rows.
+        options: What a batch holds.
+        seed: Seed of the order.
+    """
+
+    tracks_samples = False
+
+    def __init__(self, table: IndexedTable, options: BatchOptions, *, seed: int) -> None:
+        self.table = table
+        self.options = options
+        self.seed = seed
+        self.rows = len(table)
+
+    def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
+        """Give the worker's share of every global batch from ``start_step`` on."""
+        order = epoch_order(self.rows, seed=self.seed, epoch=epoch)
+        size = plan.global_batch_size
+        for step in range(start_step, steps_per_epoch(self.rows, size)):
+            rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
+            yield make_batch(self.table.take(rows), self.options, epoch=epoch)
+
+
+def evaluation_batches(
+    table: IndexedTable,
+    options: BatchOptions,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    limit: int | None = None,
+) -> Iterator[Batch]:
+    """Give this worker's rows of a split, each row on exactly one worker, none dropped.
+
+    Args:
+        table: All rows of the split.
+        options: What a batch holds.
+        batch_size: Most rows in a batch.
+        rank: This worker.
+        world_size: Number of workers.
+        limit: Use the first rows only.
+    """
+    mine = np.arange(rank, min(len(table), limit or len(table)), world_size)
+    for start in range(0, len(mine), batch_size):
+        yield make_batch(table.take(mine[start : start + batch_size]), options, epoch=0)
+
+
+class Runtime(Protocol):
+    """What the loop needs to know of the world."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    folder: RunFolder
+    store: CheckpointStore
+
+    def feed(self) -> TrainFeed:
+        """Give the training samples."""
+        ...
+
+    def table(self, split: str) -> IndexedTable:
+        """Give all rows of a split for evaluation."""
+        ...
+
+    def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Announce a checkpoint that is in the store; called by every rank equally often."""
+        ...
+
+
+class LocalRuntime:
+    """One process, no Ray: same order of samples, same files.
+
+    Args:
+        folder: The run's folder.
+        tables: Split name to rows in memory.
+        train_feed: Training samples.
+        device: Where the model runs.
+        keep_checkpoints: Newest checkpoints that are kept.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        tables: Mapping[str, IndexedTable],
+        train_feed: TrainFeed,
+        device: torch.device,
+        keep_checkpoints: int = 3,
+    ) -> None:
+        self.folder = folder
+        self.device = device
+        self.store = CheckpointStore(folder.checkpoints, keep=keep_checkpoints)
+        self._tables = dict(tables)
+        self._feed = train_feed
+
+    def feed(self) -> TrainFeed:
+        """Give the training samples."""
+        return self._feed
+
+    def table(self, split: str) -> IndexedTable:
+        """Give all rows of a split for evaluation."""
+        return self._tables[split]
+
+    def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Nobody to tell: the store has it."""

@@ -1,0 +1,53 @@
+"""What a task (pre-training, classification, ...) gives to the one training loop."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from recon_ray.data.batches import Batch
+from recon_ray.points.random import SampleGenerator
+from recon_ray.train.runtime import Runtime
+
+
+class Task(Protocol):
+    """One way to train a model.
+
+    The module that :meth:`build` gives is called as ``module(batch, source)`` and returns named ()
+    losses, of which ``loss`` is the one that is minimized. Everything random in it comes from
+    ``source``, which is keyed by sample: workers and micro batches then have no effect.
+    """
+
+    name: str
+    #: Whether a step may leave parameters without gradient (data-parallel workers must know).
+    has_unused_parameters: bool
+
+    def build(self) -> nn.Module:
+        """Make the trainable module on the CPU, with freshly drawn weights."""
+        ...
+
+    def stored_model(self, module: nn.Module) -> nn.Module:
+        """The part of the module whose state dict is the checkpoint's ``model.pt``."""
+        ...
+
+    def architecture(self) -> dict[str, Any]:
+        """Constructor arguments of the stored model."""
+        ...
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Optimizer groups; the ``lr`` of each is the peak of its schedule."""
+        ...
+
+    def on_device(self, device: torch.device) -> None:
+        """Move what is not trained (teachers, feature banks) to the device."""
+        ...
+
+    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+        """Sub-sample and augment on the device and add the teachers' features, without gradient."""
+        ...
+
+    def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
+        """Metrics on held-out samples; ``when`` is ``before`` or ``after``. Every rank calls it."""
+        ...

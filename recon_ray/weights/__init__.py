@@ -1,0 +1,1 @@
+"""Foreign weight files and their names."""

@@ -1,0 +1,64 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recon_ray.config.schema import PretrainConfig
+from recon_ray.data.prepare import PrepareOptions, prepare
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.sources.synthetic import SyntheticSource
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Two cores are shared by several processes in many tests."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    """A prepared synthetic set: 3 categories, 8 + 4 shapes each, 2 views of 32 pixels."""
+    source = SyntheticSource(
+        train_per_class=8, test_per_class=4, categories=("chair", "lamp", "mug")
+    )
+    root = tmp_path_factory.mktemp("tiny") / "set"
+    options = PrepareOptions(num_points=96, views=2, image_size=32, samples_per_shard=7)
+    prepare(source, root, options)
+    return PreparedSet.open(root)
+
+
+def tiny_overrides(tiny_prepared: PreparedSet, storage: Path) -> dict[str, object]:
+    """Options of a pre-training that takes a second."""
+    return {
+        "run": {"name": "run", "storage": str(storage), "seed": 3},
+        "cluster": {"workers": 0},
+        "data": {"path": str(tiny_prepared.path), "num_points": 64},
+        "model": {
+            "preset": "nano", "embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_depth": 1,
+            "num_groups": 8, "group_size": 8,
+        },
+        "teacher": {
+            "image": {"name": "descriptor:32", "augment": "none"},
+            "text": {"name": "descriptor:32"},
+        },
+        "train": {"epochs": 4, "global_batch_size": 8, "log_every_steps": 1},
+        "optim": {"lr": 1e-3, "warmup_epochs": 1},
+        "eval": {"draws": 2, "shots": 2},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def tiny_config(tiny_prepared: PreparedSet, tmp_path: Path) -> PretrainConfig:
+    """The configuration of a pre-training that takes a second, in this process."""
+    return PretrainConfig(**tiny_overrides(tiny_prepared, tmp_path / "runs"))

@@ -1,0 +1,115 @@
+"""Rendered and loaded pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recon_ray.data.meshes import Shape, sample_points
+from recon_ray.data.render import camera_ring, encode_image, load_image, render_views, renderer
+from recon_ray.data.sources.primitives import Assembly, box, ellipsoid
+from recon_ray.errors import DataError
+
+BACKENDS = [
+    pytest.param(
+        "embree",
+        marks=pytest.mark.skipif(renderer() != "embree", reason="embreex is not installed"),
+    ),
+    "splat",
+]
+
+
+def _inked(picture):
+    return (picture < 255).any(axis=-1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sphere_is_a_disc_that_fills_the_picture(backend):
+    (picture,) = render_views(Shape(*ellipsoid((5, 5, 5), (2, 2, 2))), 1, 64, backend=backend)
+    inked = _inked(picture)
+    rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
+    assert picture.shape == (64, 64, 3)
+    # The bounding sphere of a box around a sphere is the sphere; a margin of 2 % and a pixel.
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=3)
+    assert inked.mean() == pytest.approx(np.pi / 4, abs=0.12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_y_is_up_and_the_cameras_go_around(backend):
+    post = Assembly()
+    post.add(box((0, 0.5, 0), (0.3, 1, 0.3)), (255, 0, 0))
+    post.add(box((0, -0.5, 0), (0.3, 1, 0.3)), (0, 0, 255))
+    post.add(box((0, -0.5, 0.5), (0.3, 0.3, 0.7)), (0, 255, 0))  # points to the front
+    rows, columns = [], []
+    for view in render_views(post.shape(), 4, 64, backend=backend):
+        strongest = np.where(_inked(view), view.argmax(axis=-1), -1)
+        rows.append([np.argwhere(strongest == channel)[:, 0].mean() for channel in (0, 2)])
+        columns.append(np.argwhere(strongest == 1)[:, 1].mean() if (strongest == 1).any() else 32)
+    assert all(red < blue for red, blue in rows)  # row 0 is at the top
+    # From azimuth 30 the front points a little to the left, from 120 far to the left, and so on.
+    assert columns[1] < columns[0] < 32 < columns[3]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_do_not_depend_on_units_or_place(backend):
+    vertices, faces = box((0, 0, 0), (1, 2, 3))
+    first = render_views(Shape(vertices, faces), 2, 48, backend=backend)
+    second = render_views(Shape(vertices * 1024 + 4096, faces), 2, 48, backend=backend)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)  # powers of two: exact in floating point
+
+
+def test_vertices_without_faces_do_not_shrink_the_picture():
+    vertices, faces = box((0, 0, 0), (1, 1, 1))
+    stray = np.concatenate([vertices, [[100.0, 0, 0]]])
+    np.testing.assert_array_equal(
+        render_views(Shape(vertices, faces), 1, 32)[0], render_views(Shape(stray, faces), 1, 32)[0]
+    )
+
+
+def test_clouds_are_shaded_by_depth():
+    points = sample_points(
+        Shape(*ellipsoid((0, 0, 0), (1, 1, 1))), 2000, np.random.default_rng(0), ""
+    )
+    (picture,) = render_views(Shape(points.points), 1, 64)
+    shades = picture[_inked(picture)]
+    assert _inked(picture).mean() > 0.4
+    assert shades.max() - shades.min() > 30
+
+
+def test_the_ring_is_the_documented_one():
+    backs = np.stack([pose[2] for pose in camera_ring(4)])
+    np.testing.assert_allclose(backs[:, 1], np.sin(np.deg2rad(20)))
+    azimuths = np.rad2deg(np.arctan2(backs[:, 0], backs[:, 2])) % 360
+    np.testing.assert_allclose(azimuths, [30, 120, 210, 300])
+    for pose in camera_ring(4):
+        np.testing.assert_allclose(pose @ pose.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(pose) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8\xff")])
+def test_encoding_is_repeatable(kind, magic):
+    picture = render_views(Shape(*box((0, 0, 0), (1, 1, 1))), 1, 32)[0]
+    encoded = encode_image(picture, kind)
+    assert encoded == encode_image(picture.copy(), kind)
+    assert encoded.startswith(magic)
+
+
+def test_transparent_pictures_lie_on_white_and_keep_proportions(tmp_path):
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (10, 5, 30, 15))
+    image.save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png", 40)
+    assert loaded.shape == (40, 40, 3)
+    assert loaded[0, 0].tolist() == [255, 255, 255]
+    assert loaded[20, 20].tolist() == [255, 0, 0]
+    assert loaded[16, 2].tolist() == [255, 255, 255]
+
+
+def test_pictures_that_do_not_decode_are_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG nonsense")
+    with pytest.raises(DataError, match=r"a\.png: the image does not decode"):
+        load_image(tmp_path / "a.png", 8)
+    with pytest.raises(DataError, match=r"b\.png: image not found"):
+        load_image(tmp_path / "b.png", 8)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recon_ray.models.batch_norm import BatchNorm, set_sync_batch_norm
+
+
+def make_pair(channels: int = 5) -> tuple[BatchNorm, torch.nn.BatchNorm1d]:
+    torch.manual_seed(0)
+    theirs = torch.nn.BatchNorm1d(channels).double()
+    torch.nn.init.normal_(theirs.weight)
+    torch.nn.init.normal_(theirs.bias)
+    theirs.running_mean.normal_()
+    theirs.running_var.uniform_(0.5, 2.0)
+    ours = BatchNorm(channels).double()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def test_state_dict_is_that_of_torch() -> None:
+    ours, theirs = make_pair()
+    assert {k: (v.shape, v.dtype) for k, v in ours.state_dict().items()} == {
+        k: (v.shape, v.dtype) for k, v in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_torch_in_values_gradients_and_statistics(training: bool) -> None:
+    ours, theirs = make_pair()
+    ours.train(training)
+    theirs.train(training)
+    x = (3 * torch.randn(4, 6, 5, dtype=torch.float64) + 7).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    for _ in range(2):  # twice, so that running statistics are compared as well
+        a, b = ours(x), theirs(y.transpose(1, 2)).transpose(1, 2)
+        torch.testing.assert_close(a, b)
+    (a * torch.sin(a)).sum().backward()
+    (b * torch.sin(b)).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value)
+
+
+def test_statistics_of_a_large_mean_are_exact_enough() -> None:
+    x = torch.randn(1000, 2) + 1000
+    # float32 holds 1000 to 6e-5: that noise is all the difference there may be.
+    torch.testing.assert_close(
+        BatchNorm(2)(x), torch.nn.BatchNorm1d(2).double()(x.double()).float(), atol=2e-4, rtol=0
+    )
+
+
+def test_kept_entries_use_the_statistics_of_all() -> None:
+    ours, theirs = make_pair()
+    x = torch.randn(7, 3, 5, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    a = ours(x, keep=2)
+    b = theirs(y.reshape(-1, 5)).view(7, 3, 5)[:2]
+    torch.testing.assert_close(a, b)
+    a.pow(3).sum().backward()
+    b.pow(3).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert float(x.grad[2:].abs().min()) > 0  # through the statistics
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_gradients_are_numerically_right() -> None:
+    ours, _ = make_pair(2)
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w, b: _with(ours, w, b)(x, 3), (x, *_leaves(ours)))
+
+
+def _leaves(layer: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    return layer.weight.detach().requires_grad_(), layer.bias.detach().requires_grad_()
+
+
+def _with(layer: BatchNorm, weight: torch.Tensor, bias: torch.Tensor) -> object:
+    parameters = {"weight": weight, "bias": bias}
+    return lambda *args: torch.func.functional_call(layer, parameters, args)
+
+
+def test_half_precision_keeps_its_type_and_float32_statistics() -> None:
+    layer = BatchNorm(4)
+    assert layer(torch.randn(64, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert layer.running_mean.dtype == torch.float32
+
+
+def test_a_single_row_is_refused_in_training() -> None:
+    with pytest.raises(ValueError, match="more than one row"):
+        BatchNorm(4)(torch.zeros(1, 4))
+    assert BatchNorm(4).eval()(torch.zeros(1, 4)).shape == (1, 4)
+
+
+def test_switch_reaches_every_layer() -> None:
+    model = torch.nn.Sequential(BatchNorm(3), torch.nn.Sequential(BatchNorm(3)))
+    set_sync_batch_norm(model, True)
+    assert model[0].sync
+    assert model[1][0].sync
+
+
+SPLIT = (2, 5)  # rows of the two workers: unequal on purpose
+
+
+def _inputs() -> torch.Tensor:
+    return torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(1)) + 4
+
+
+def _loss(y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return (y.pow(3) * rows).sum()
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    layer = BatchNorm(5)
+    torch.nn.init.normal_(layer.weight)
+    layer.sync = True
+    part = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], None)
+    x = _inputs()[part].requires_grad_()
+    y = layer(x)
+    _loss(y, torch.arange(1.0, 8)[part, None, None]).backward()
+    result = {"y": y.detach(), "x": x.grad, "weight": layer.weight.grad, "bias": layer.bias.grad}
+    result |= {"mean": layer.running_mean, "var": layer.running_var}
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_equal_one(tmp_path: Path) -> None:
+    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.manual_seed(0)
+    layer = BatchNorm(5)
+    torch.nn.init.normal_(layer.weight)
+    x = _inputs().requires_grad_()
+    y = layer(x)
+    _loss(y, torch.arange(1.0, 8)[:, None, None]).backward()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(torch.cat([part["y"] for part in parts]), y.detach(), **close)
+    torch.testing.assert_close(torch.cat([part["x"] for part in parts]), x.grad, **close)
+    for name in ("weight", "bias"):  # local sums: adding them up is the gradient averaging's work
+        total = parts[0][name] + parts[1][name]
+        torch.testing.assert_close(total, getattr(layer, name).grad, **close)
+    for part in parts:
+        torch.testing.assert_close(part["mean"], layer.running_mean, **close)
+        torch.testing.assert_close(part["var"], layer.running_var, **close)

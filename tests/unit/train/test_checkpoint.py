@@ -1,0 +1,129 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from recon_ray.errors import CheckpointError
+from recon_ray.train.checkpoint import MANIFEST, CheckpointStore, load_model_state
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+
+
+def _save(store: CheckpointStore, step: int) -> str:
+    return store.save(
+        step,
+        model={"weight": torch.full((2, 3), float(step))},
+        train={"progress": {"step": step}, "seen": torch.ones(4, dtype=torch.uint8)},
+        architecture={"embed_dim": 3},
+    )
+
+
+def _folder(store: CheckpointStore, name: str) -> Path:
+    return Path(store.path(name))
+
+
+def test_what_is_saved_is_loaded(store):
+    name = _save(store, 10)
+    found = store.load_latest()
+    assert (found.name, found.step, found.architecture) == (name, 10, {"embed_dim": 3})
+    assert torch.equal(found.model["weight"], torch.full((2, 3), 10.0))
+    assert found.train["progress"] == {"step": 10}
+    assert found.train["seen"].tolist() == [1, 1, 1, 1]
+
+
+def test_an_empty_store_has_no_latest(store):
+    assert store.load_latest() is None
+
+
+def test_only_the_newest_are_kept(store):
+    for step in (1, 2, 3, 4, 5):
+        _save(store, step)
+    assert store.names() == ["step-00000003", "step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(store, damage, caplog):
+    _save(store, 1)
+    folder = _folder(store, _save(store, 2))
+    target = folder / ("train.pt" if damage != "manifest" else MANIFEST)
+    if damage == "truncate":
+        target.write_bytes(target.read_bytes()[:300])
+    elif damage == "flip":
+        content = bytearray(target.read_bytes())
+        content[len(content) // 2] ^= 1
+        target.write_bytes(bytes(content))
+    elif damage == "delete":
+        target.unlink()
+    else:
+        target.write_text("{")
+    assert store.load_latest().step == 1
+    assert str(target) in caplog.text
+
+
+def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(store):
+    folder = _folder(store, _save(store, 1))
+    (folder / "model.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+        store.load_latest()
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(store):
+    _save(store, 1)
+    (_folder(store, _save(store, 2)) / MANIFEST).unlink()
+    assert store.load_latest().step == 1
+
+
+def test_another_format_is_refused(store):
+    folder = _folder(store, _save(store, 1))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 1"):
+        store.load("step-00000001")
+
+
+def test_a_full_disk_keeps_the_older_checkpoints_and_leaves_nothing_half_written(
+    store, monkeypatch
+):
+    _save(store, 1)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("recon_ray.train.checkpoint.os.fsync", full)
+    with pytest.raises(
+        CheckpointError, match=r"No space left.*continues from the checkpoint before"
+    ):
+        _save(store, 2)
+    monkeypatch.undo()
+    assert store.load_latest().step == 1
+    assert [path.name for path in Path(store.path("")).iterdir()] == ["step-00000001"]
+
+
+def test_a_store_on_a_file_system_that_cannot_rename_works_too(tmp_path):
+    remote = CheckpointStore(f"file://{tmp_path}/remote")
+    remote._is_local = False  # object stores: the manifest comes last, there is no rename
+    _save(remote, 1)
+    shutil.rmtree(tmp_path / "remote" / "step-00000001")
+    _save(remote, 2)
+    (tmp_path / "remote" / "step-00000003").mkdir()  # a write that was cut off
+    assert remote.load_latest().step == 2
+
+
+def test_another_shape_names_both_shapes_and_the_keys_to_change():
+    state = nn.Linear(4, 2).state_dict()
+    with pytest.raises(
+        CheckpointError, match=r"weight has shape \(2, 4\).* has \(2, 5\); set model"
+    ):
+        load_model_state(nn.Linear(5, 2), state, source="x.pt")
+
+
+def test_missing_and_unexpected_keys_are_refused():
+    state = nn.Linear(4, 2, bias=False).state_dict() | {"other": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"missing: bias; unexpected: other"):
+        load_model_state(nn.Linear(4, 2), state, source="x.pt")

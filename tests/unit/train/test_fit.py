@@ -1,0 +1,228 @@
+"""The loop without Ray: repeatable, exact on resume, and the same for any split of the batch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recon_ray.cluster.trainer import train_here
+from recon_ray.config.schema import PretrainConfig
+from recon_ray.data.batches import IndexedTable
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.errors import CheckpointError, ConfigError, ReconError
+from recon_ray.models.batch_norm import BatchNorm
+from recon_ray.programs.pretrain import make_task, training_job
+from recon_ray.programs.run import start_run
+from recon_ray.tasks.pretrain import PretrainModule
+from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.loop import fit
+from recon_ray.train.runtime import IndexedFeed, LocalRuntime
+
+#: Biases that a batch norm takes out again, and the means that follow them: their gradient is
+#: rounding noise, which Adam scales up.
+TAKEN_OUT = ("fc1.bias", "fc2.bias", "fc3.bias", "norm1.running_mean", "norm2.running_mean")
+BEFORE_BATCH_NORM = tuple(f"encoder.embed.{name}" for name in TAKEN_OUT)
+
+
+def changed(config: PretrainConfig, **sections) -> PretrainConfig:
+    """The configuration with other options in some sections."""
+    updated = {
+        name: getattr(config, name).model_copy(update=options)
+        if isinstance(options, dict)
+        else options
+        for name, options in sections.items()
+    }
+    return config.model_copy(update=updated)
+
+
+def pretrain_here(config: PretrainConfig, prepared: PreparedSet) -> tuple[dict[str, float], Path]:
+    task = make_task(config, prepared)
+    run = start_run("pretrain", config, label="test", resume=config.resume)
+    return train_here(training_job(run, config, prepared, task)), run.folder.local
+
+
+def losses(folder: Path) -> list[float]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record["train/loss"] for record in records if "train/loss" in record]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return CheckpointStore(str(folder / "checkpoints")).load_latest().model
+
+
+def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for key in a:
+        if tolerance and key in BEFORE_BATCH_NORM:
+            continue
+        torch.testing.assert_close(a[key], b[key], **(tolerance or {"rtol": 0, "atol": 0}), msg=key)
+
+
+def test_the_loss_falls_and_the_metrics_are_complete(tiny_config, tiny_prepared):
+    config = changed(tiny_config, train={"epochs": 12})
+    metrics, folder = pretrain_here(config, tiny_prepared)
+    assert metrics["loss_last"] < 0.67 * metrics["loss_first"]
+    assert metrics["steps"] == 12 * 3
+    assert {"probe_before", "probe_after", "zeroshot_before", "zeroshot_accuracy"} <= metrics.keys()
+    assert metrics["chance"] == pytest.approx(1 / 3)
+    assert len(losses(folder)) == 36
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tiny_config, tiny_prepared):
+    _, first = pretrain_here(changed(tiny_config, run={"name": "a"}), tiny_prepared)
+    _, again = pretrain_here(changed(tiny_config, run={"name": "b"}), tiny_prepared)
+    _, other = pretrain_here(changed(tiny_config, run={"name": "c", "seed": 4}), tiny_prepared)
+    assert losses(first) == losses(again)
+    assert_same_weights(first, again)
+    assert losses(first) != losses(other)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+def test_stopping_and_continuing_equals_the_uninterrupted_run(
+    tiny_config, tiny_prepared, stop_after
+):
+    _, whole = pretrain_here(changed(tiny_config, run={"name": "whole"}), tiny_prepared)
+    part = changed(tiny_config, run={"name": "part"}, train={"steps": stop_after})
+    pretrain_here(part, tiny_prepared)
+    metrics, continued = pretrain_here(changed(part, train={"steps": None}), tiny_prepared)
+    assert metrics["steps"] == 12
+    assert losses(continued) == losses(whole)
+    assert_same_weights(continued, whole)
+
+
+@pytest.fixture
+def _frozen_batch_norm(monkeypatch):
+    original = BatchNorm.train
+    monkeypatch.setattr(BatchNorm, "train", lambda self, mode=True: original(self, False))
+
+
+@pytest.mark.usefixtures("_frozen_batch_norm")  # it sees one micro batch at a time otherwise
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole(tiny_config, tiny_prepared):
+    whole_config = changed(tiny_config, run={"name": "whole"})
+    parts_config = changed(tiny_config, run={"name": "parts"}, train={"micro_batch_size": 3})
+    _, whole = pretrain_here(whole_config, tiny_prepared)
+    _, parts = pretrain_here(parts_config, tiny_prepared)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+
+
+class _GlooRuntime(LocalRuntime):
+    """A worker of several, without Ray."""
+
+    def __init__(self, rank: int, world_size: int, **arguments) -> None:
+        super().__init__(**arguments)
+        self.rank, self.world_size = rank, world_size
+
+
+def _worker(rank: int, world_size: int, rendezvous: str, config: PretrainConfig) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
+    )
+    prepared = PreparedSet.open(config.data.path)
+    task = make_task(config, prepared)
+    run = start_run("pretrain", config, label="test", resume="auto")
+    job = training_job(run, config, prepared, task)
+    columns = list(job.options.columns)
+    train = prepared.read("train", columns=columns, views=True)
+    tables = {
+        "train": IndexedTable([train.select(columns)], [train.select(["sample_id", "views"])]),
+        "test": IndexedTable([prepared.read("test", columns=columns)]),
+    }
+    runtime = _GlooRuntime(
+        rank,
+        world_size,
+        folder=run.folder,
+        tables=tables,
+        train_feed=IndexedFeed(tables["train"], job.options, seed=config.run.seed),
+        device=torch.device("cpu"),
+    )
+    metrics = fit(job.make_task(), runtime, job.settings)
+    if rank == 0:
+        run.folder.write("metrics.json", json.dumps(metrics))
+    dist.destroy_process_group()
+
+
+def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared):
+    alone, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
+    config = changed(tiny_config, run={"name": "several"})
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (2, f"{folder}/rendezvous", config)
+        mp.start_processes(_worker, arguments, nprocs=2, start_method="spawn")
+    several = one.parent / "several"
+    together = json.loads((several / "metrics.json").read_text())
+    # sums over workers round differently; batch-norm statistics are synchronized
+    assert losses(several) == pytest.approx(losses(one), rel=1e-4)
+    assert_same_weights(several, one, rtol=1e-3, atol=1e-5)
+    assert together["zeroshot_before"] == alone["zeroshot_before"]
+    assert together["probe_full_before"] == pytest.approx(alone["probe_full_before"], abs=0.09)
+
+
+def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(
+    tiny_config, tiny_prepared
+):
+    config = changed(tiny_config, protocol="reference", eval={"enabled": False})
+    metrics, folder = pretrain_here(config, tiny_prepared)
+    records = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    assert metrics["epochs"] == tiny_config.train.epochs + 1
+    rates = {record["epoch"]: record["train/lr"] for record in records}
+    assert rates[0] == rates[1] == pytest.approx(1e-6)
+    assert rates[2] > 1e-5
+
+
+def test_clipping_changes_the_steps(tiny_config, tiny_prepared):
+    _, plain = pretrain_here(changed(tiny_config, run={"name": "a"}), tiny_prepared)
+    config = changed(tiny_config, run={"name": "b"}, train={"clip_norm": 1e-3})
+    _, clipped = pretrain_here(config, tiny_prepared)
+    assert losses(plain)[0] == losses(clipped)[0]
+    assert losses(plain)[-1] != losses(clipped)[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(
+    tiny_config, tiny_prepared, monkeypatch
+):
+    original = PretrainModule.forward
+
+    def poisoned(self, batch, source):
+        losses = original(self, batch, source)
+        return {**losses, "text_distill": losses["text_distill"] * float("nan")}
+
+    monkeypatch.setattr(PretrainModule, "forward", poisoned)
+    with pytest.raises(
+        ReconError, match=r"the loss is not finite \(text_distill\); lower optim.lr"
+    ):
+        pretrain_here(tiny_config, tiny_prepared)
+
+
+def test_fewer_samples_than_a_global_batch_are_refused_before_anything_starts(
+    tiny_config, tiny_prepared
+):
+    config = changed(tiny_config, train={"global_batch_size": 25})
+    with pytest.raises(ConfigError, match="'train' has only 24 samples"):
+        pretrain_here(config, tiny_prepared)
+
+
+def test_a_checkpoint_of_another_width_is_refused(tiny_config, tiny_prepared):
+    pretrain_here(changed(tiny_config, train={"steps": 1}), tiny_prepared)
+    checkpoint = next((Path(tiny_config.run.storage) / "run" / "checkpoints").glob("step-*"))
+    config = changed(
+        tiny_config, run={"name": "wider"}, resume=str(checkpoint), model={"embed_dim": 32}
+    )
+    with pytest.raises(CheckpointError, match=r"has shape .*24.*configured model has .*32"):
+        pretrain_here(config, tiny_prepared)
+
+
+def test_a_run_starts_from_the_checkpoint_of_another(tiny_config, tiny_prepared):
+    pretrain_here(changed(tiny_config, train={"steps": 5}), tiny_prepared)
+    folder = Path(tiny_config.run.storage) / "run"
+    checkpoint = folder / "checkpoints" / "step-00000005"
+    config = changed(tiny_config, run={"name": "branch"}, resume=str(checkpoint))
+    metrics, branch = pretrain_here(config, tiny_prepared)
+    assert metrics["steps"] == 12
+    assert len(losses(branch)) == 7
