@@ -26,7 +26,7 @@ ENVIRONMENT = {
 #: Further settings of a cluster that the job starts itself.
 LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on loopback
-    "RAY_DEDUP_LOGS": "1",
+    "MALLOC_ARENA_MAX": "2",  # saves 50 MB a worker
 }
 
 

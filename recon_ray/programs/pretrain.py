@@ -18,8 +18,6 @@ from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError, TeacherError
 from recon_ray.points import ops
-from recon_ray.programs.figures import draw_pretraining
-from recon_ray.programs.prepare import prepare_set
 from recon_ray.programs.run import Run, start_run
 from recon_ray.tasks.pretrain import PretrainTask
 from recon_ray.train.loop import FitSettings
@@ -37,6 +35,8 @@ def pretrain(job: Job[PretrainConfig]) -> JobResult:
     prepared = open_set(config)
     run = start_run("pretrain", config, label=config.model.preset, resume=config.resume)
     metrics = _train(run, config, prepared)
+    from recon_ray.programs.figures import draw_pretraining  # matplotlib, after the workers ended
+
     draw_pretraining(run.folder, prepared, config)
     return _finish(run, config, prepared, metrics)
 
@@ -49,6 +49,8 @@ def open_set(config: PretrainConfig) -> PreparedSet:
     """
     path = Path(config.data.path)
     if config.data.create == "synthetic" and not (path / "_manifest.json").exists():
+        from recon_ray.programs.prepare import prepare_set  # readers of meshes, seldom needed
+
         logger.info("no prepared set in %s: preparing the synthetic one", path)
         prepare_set("synthetic", None, path, config.prepare)
     prepared = PreparedSet.open(path)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 
 #: C of the published linear SVM evaluation.
 PAPER_C = 0.075
@@ -29,6 +27,9 @@ def svm_accuracy(
         test_labels: (T,) their classes.
         c: Inverse regularization.
     """
+    from sklearn.exceptions import ConvergenceWarning  # 100 MB that other ranks do not need
+    from sklearn.svm import LinearSVC
+
     model = LinearSVC(C=c, random_state=0)
     with warnings.catch_warnings():
         # The published protocol stops at the default number of iterations, converged or not.
