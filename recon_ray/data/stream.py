@@ -83,6 +83,8 @@ def put_blocks(
         columns: Geometry columns.
         with_views: Names of the splits whose images are read too.
     """
+    if not splits:
+        return {}
     splits = sorted(splits, key=lambda split: split.first_sample_id)  # a block may hold several
     geometry = _materialize([file for split in splits for file in split.geometry], columns)
     pictured = [split for split in splits if split.name in with_views]

@@ -1,0 +1,177 @@
+"""One Ray head for the whole folder, on loopback, with its own folder, ports and token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from recon_ray.config import dump_yaml
+from recon_ray.config.schema import PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CPUS = 4
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head and how to reach it."""
+
+    process: subprocess.Popen
+    port: int
+    dashboard_port: int
+    environment: dict[str, str]
+
+    def descendants(self, name: str) -> list[int]:
+        """Process ids below the head whose title starts with a name."""
+        parents = {pid: parent for pid, parent, _ in _processes()}
+        found = []
+        for pid, _, title in _processes():
+            ancestor = pid
+            while ancestor in parents and ancestor != self.process.pid:
+                ancestor = parents[ancestor]
+            if ancestor == self.process.pid and title.startswith(name):
+                found.append(pid)
+        return found
+
+
+def _processes() -> list[tuple[int, int, str]]:
+    result = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                title = (entry / "cmdline").read_text().replace("\0", " ")
+            except (OSError, ValueError):
+                continue
+            result.append((int(entry.name), parent, title))
+    return result
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for item in sockets:
+        item.bind(("127.0.0.1", 0))
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="rr"))  # short: Ray puts sockets below it
+    (folder / "ray").mkdir()
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    port, dashboard = _free_ports(2)
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        "ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats",
+        "--object-store-memory=150000000",
+    ]  # fmt: skip
+    log = (folder / "head.log").open("w")
+    process = subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    head = Head(process, port, dashboard, environment)
+    try:
+        _wait_for_port(process, dashboard, folder / "head.log")
+        yield head
+    finally:
+        started = head.descendants("")  # workers have process groups of their own
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        for pid in (process.pid, *started):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_port(process: subprocess.Popen, port: int, log: Path) -> None:
+    for _ in range(240):
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    pytest.fail(f"the Ray head did not answer:\n{log.read_text()}")
+
+
+@dataclass(frozen=True)
+class JobRunner:
+    """Runs jobs/pretrain.py with the tiny configuration."""
+
+    config: Path
+    storage: Path
+    environment: dict[str, str]
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        """The command line of a run."""
+        job = str(ROOT / "jobs" / "pretrain.py")
+        return [sys.executable, job, str(self.config), f"run.name={name}", *overrides]
+
+    def start(self, name: str, *overrides: str) -> subprocess.Popen:
+        """Start a run."""
+        return subprocess.Popen(
+            self.command(name, *overrides),
+            env=self.environment,
+            cwd=self.storage,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, name: str, *overrides: str, status: int = 0) -> str:
+        """Run to the end and give standard error; fail on another exit status."""
+        process = self.start(name, *overrides)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == status, f"exit {process.returncode}\n{err}\n{out}"
+        if status == 0:
+            assert out.rstrip().splitlines()[-1].endswith(f"{name}/result.json")
+        return err
+
+    def folder(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.storage / name
+
+
+@pytest.fixture
+def runner(ray_head: Head, tiny_config: PretrainConfig, tmp_path: Path) -> JobRunner:
+    """Runs the tiny pre-training on the head, with two workers unless told otherwise."""
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    update = {
+        "run": tiny_config.run.model_copy(update={"storage": str(storage)}),
+        "cluster": tiny_config.cluster.model_copy(
+            update={"workers": 2, "address": f"127.0.0.1:{ray_head.port}"}
+        ),
+    }
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump_yaml(tiny_config.model_copy(update=update)))
+    return JobRunner(config, storage, ray_head.environment)

@@ -1,0 +1,135 @@
+"""The pre-training job on a real Ray head: equality, ingest modes, failures, submission."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recon_ray.train.checkpoint import CheckpointStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Steps of the whole tiny run: 24 samples in batches of 8 for 4 epochs.
+ALL_STEPS = 12
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {r["step"]: r["train/loss"] for r in map(json.loads, lines) if "train/loss" in r}
+
+
+def steps_so_far(folder: Path) -> int:
+    """Whole lines of metrics only: the last may still be being written."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=-1)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    pytest.fail("the run did not get there in two minutes")
+
+
+def assert_same_as_undisturbed(runner, name: str, options: tuple[str, ...]) -> None:
+    """Compare with one process that nobody disturbed: the number of workers has no effect."""
+    runner.finish("whole", *options, "cluster.workers=0")
+    assert losses(runner.folder(name)) == pytest.approx(losses(runner.folder("whole")), rel=1e-3)
+
+
+def test_two_ray_workers_compute_what_one_process_computes(runner):
+    runner.finish("alone", "cluster.workers=0")
+    runner.finish("workers")
+    alone, workers = losses(runner.folder("alone")), losses(runner.folder("workers"))
+    assert list(workers) == list(alone) == list(range(1, ALL_STEPS + 1))
+    assert list(workers.values()) == pytest.approx(list(alone.values()), rel=1e-4)
+    result = json.loads((runner.folder("workers") / "result.json").read_text())
+    assert result["status"] == "done"
+    assert result["counts"]["workers"] == 2
+    assert {"loss_first", "loss_last", "probe_after", "zeroshot_accuracy"} <= result[
+        "metrics"
+    ].keys()
+    assert (runner.folder("workers") / "figures" / "reconstructions.png").stat().st_size > 10_000
+
+
+def test_a_cached_stream_takes_all_steps(runner):
+    runner.finish("run", "data.mode=cached", "data.shuffle_buffer=8", "eval.enabled=false")
+    assert list(losses(runner.folder("run"))) == list(range(1, ALL_STEPS + 1))
+
+
+def test_a_stream_uses_every_sample_once_an_epoch_across_an_interruption(runner):
+    options = ("data.mode=stream", "data.shuffle_buffer=8", "eval.enabled=false")
+    runner.finish("run", *options, "train.steps=5")
+    found = CheckpointStore(str(runner.folder("run") / "checkpoints")).load_latest()
+    assert found.train["progress"]["epoch"] == 1
+    assert int(found.train["progress"]["seen"].sum()) == 2 * 8  # two steps into the second epoch
+    runner.finish("run", *options, "train.steps=6")
+    found = CheckpointStore(str(runner.folder("run") / "checkpoints")).load_latest()
+    assert found.train["progress"]["epoch"] == 2
+    assert list(losses(runner.folder("run"))) == list(range(1, 7))
+
+
+def test_a_killed_driver_continues_where_it_was_committed(runner):
+    options = ("train.epochs=40", "train.commit_every_seconds=0.2", "eval.enabled=false")
+    process = runner.start("killed", *options)
+    wait_until(lambda: steps_so_far(runner.folder("killed")) >= 10, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    committed = CheckpointStore(str(runner.folder("killed") / "checkpoints")).load_latest()
+    assert 0 < committed.step < 120
+    assert "continuing from" in runner.finish("killed", *options)
+    runner.finish("whole", *options)
+    assert losses(runner.folder("killed")) == pytest.approx(
+        losses(runner.folder("whole")), rel=1e-6
+    )
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(runner, ray_head):
+    options = ("train.epochs=40", "train.commit_every_seconds=0.2", "eval.enabled=false")
+    process = runner.start("hurt", *options)
+    wait_until(lambda: steps_so_far(runner.folder("hurt")) >= 10, process)
+    os.kill(ray_head.descendants("ray::RayTrainWorker")[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "continuing from" in err
+    assert_same_as_undisturbed(runner, "hurt", options)
+
+
+def test_an_error_of_a_worker_reaches_the_terminal_as_one_sentence(runner):
+    err = runner.finish("bad", "optim.lr=1e30", "eval.enabled=false", status=1)
+    complaints = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(complaints) == 1
+    assert "the loss is not finite" in complaints[0]
+
+
+def test_more_workers_than_the_cluster_has_are_refused(runner):
+    err = runner.finish("many", "cluster.workers=8", status=2)
+    assert "cluster.workers=8: they reserve 8 CPUs (1 each), the cluster has 4" in err
+    err = runner.finish("starved", "data.mode=stream", "cluster.cpus_per_worker=2", status=2)
+    assert "data.mode=stream needs one free CPU" in err
+
+
+def test_a_submitted_job_does_the_same(runner, ray_head):
+    command = [
+        "ray", "job", "submit", f"--address=http://127.0.0.1:{ray_head.dashboard_port}",
+        "--working-dir", str(ROOT), "--", "python", "jobs/pretrain.py", str(runner.config),
+        "run.name=submitted", "cluster.address=null",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env=ray_head.environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout + done.stderr
+    assert list(losses(runner.folder("submitted"))) == list(range(1, ALL_STEPS + 1))
