@@ -229,7 +229,9 @@ def _failed(name: str, error: Exception) -> int:
     cause = root_cause(error)
     message = f"{type(cause).__name__}: {_first_line(cause)}"
     if not debug:
-        message += f" (traceback in {_write_traceback(name, error)}, shown with {DEBUG_VARIABLE}=1)"
+        file = _write_traceback(name, error)
+        where = f"in {file}, shown with" if file else "shown with"
+        message += f" (traceback {where} {DEBUG_VARIABLE}=1)"
     _complain(message)
     return 1
 
@@ -297,10 +299,14 @@ def _first_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
-def _write_traceback(name: str, error: BaseException) -> str:
-    handle, path = tempfile.mkstemp(prefix=f"recon_ray-{name}-", suffix=".traceback.txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write("".join(traceback.format_exception(error)))
+def _write_traceback(name: str, error: BaseException) -> str | None:
+    """Give the file that holds the traceback; None if it cannot be written, on a full disk."""
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"recon_ray-{name}-", suffix=".traceback.txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return None
     return path
 
 

@@ -33,3 +33,7 @@ class OpsError(ReconError):
 
 class TeacherError(ReconError):
     """A teacher's weights are missing or are not the ones that were pinned."""
+
+
+class TeacherNameError(TeacherError, ConfigError):
+    """What a teacher's name asks for does not exist, so that the configuration has to change."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -135,6 +135,7 @@ def plan_workers(
     """
     have = ray.cluster_resources()
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     low, high = options.allowed_workers[0], options.allowed_workers[-1]
     gpus_each = options.gpus_per_worker
     if gpus_each is None:
@@ -144,26 +145,91 @@ def plan_workers(
             f"runtime.device=cuda: the cluster has {gpus:g} GPUs for {low} workers; "
             "lower cluster.workers or set runtime.device=auto"
         )
-    _refuse_too_few("CPU", cpus, options.cpus_per_worker, low, "cluster.cpus_per_worker")
-    _refuse_too_few("GPU", gpus, gpus_each, low, "cluster.gpus_per_worker")
-    free = cpus - low * options.cpus_per_worker
-    if reads_during_training and free < 1:
-        raise ConfigError(
-            f"data.mode=stream needs one free CPU to read with, but {low} workers x "
-            f"{options.cpus_per_worker:g} CPUs leave {free:g} of {cpus:g}: set "
-            f"cluster.cpus_per_worker={max(0.1, math.floor((cpus - 1) / low * 10) / 10):g}, fewer "
-            "workers, or data.mode=shared"
-        )
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return WorkerPlan(low, high, options.cpus_per_worker, gpus_each, nodes, cpus)
+    need = _Need(options.cpus_per_worker, gpus_each)
+    _refuse_too_few("CPU", cpus, need.cpus, low, "cluster.cpus_per_worker")
+    _refuse_too_few("GPU", gpus, need.gpus, low, "cluster.gpus_per_worker")
+    _refuse_scattered(nodes, need, low)
+    if reads_during_training:
+        _refuse_no_reader(nodes, need, low, cpus)
+        most = min(high, sum(need.fits_into(node) for node in nodes))
+        if not _leaves_one_cpu(nodes, need, most):
+            logger.warning(
+                "cluster.workers=[%d, %d]: at %d workers no CPU is left to read with and the run "
+                "would wait; lower the maximum, or set data.mode=shared", low, high, most,
+            )  # fmt: skip
+    return WorkerPlan(low, high, need.cpus, need.gpus, len(nodes), cpus)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What one worker reserves on one node."""
+
+    cpus: float
+    gpus: float
+
+    def fits_into(self, node: Mapping[str, float]) -> int:
+        """How many workers a node of these resources takes."""
+        needs = ((self.cpus, "CPU"), (self.gpus, "GPU"))
+        counts = [(node.get(kind, 0) + _ROUNDING) // each for each, kind in needs if each]
+        return int(min(counts))
+
+
+#: Fractions of CPUs add up to a little less than they should.
+_ROUNDING = 1e-6
 
 
 def _refuse_too_few(kind: str, have: float, each: float, workers: int, key: str) -> None:
-    if workers * each > have:
+    if workers * each > have + _ROUNDING:
+        fitting = int((have + _ROUNDING) // each)
+        fewer = f"cluster.workers to {fitting} or " if fitting else ""
         raise ConfigError(
             f"cluster.workers={workers}: they reserve {workers * each:g} {kind}s ({each:g} each), "
-            f"the cluster has {have:g}; lower cluster.workers to {int(have // each)} or {key}"
+            f"the cluster has {have:g}; lower {fewer}{key}"
         )
+
+
+def _refuse_scattered(nodes: Sequence[Mapping[str, float]], need: _Need, workers: int) -> None:
+    """A worker cannot be spread over nodes: it would wait for ever."""
+    fitting = sum(need.fits_into(node) for node in nodes)
+    if fitting < workers:
+        what = f"{need.cpus:g} CPUs" + (f" and {need.gpus:g} GPUs" if need.gpus else "")
+        fewer = f"cluster.workers to {fitting} or " if fitting else ""
+        raise ConfigError(
+            f"cluster.workers={workers}: each needs {what} on one node, and the {len(nodes)} nodes "
+            f"have room for {fitting} of them; lower {fewer}cluster.cpus_per_worker"
+        )
+
+
+def _refuse_no_reader(
+    nodes: Sequence[Mapping[str, float]], need: _Need, workers: int, cpus: float
+) -> None:
+    if _leaves_one_cpu(nodes, need, workers):
+        return
+    ways = ["data.mode=shared"]
+    if workers > 1:
+        ways.insert(0, "fewer workers")
+    lower = math.floor((cpus - 1) / workers * 100) / 100
+    if lower > 0 and _leaves_one_cpu(nodes, _Need(lower, need.gpus), workers):
+        ways.insert(0, f"cluster.cpus_per_worker={lower:g}")
+    choices = f"{', '.join(ways[:-1])}, or {ways[-1]}" if ways[:-1] else ways[-1]
+    parts = f", in parts on {len(nodes)} nodes" if len(nodes) > 1 else ""
+    raise ConfigError(
+        f"data.mode=stream needs one free CPU to read with (so does cached), but {workers} workers "
+        f"x {need.cpus:g} CPUs leave {cpus - workers * need.cpus:g} of {cpus:g}{parts}: set "
+        f"{choices}"
+    )
+
+
+def _leaves_one_cpu(nodes: Sequence[Mapping[str, float]], need: _Need, workers: int) -> bool:
+    """Whether the workers can be placed so that some node keeps a whole CPU."""
+    for reader, node in enumerate(nodes):
+        if node.get("CPU", 0) + _ROUNDING < 1:
+            continue
+        kept = {**node, "CPU": node["CPU"] - 1}
+        others = [*nodes[:reader], *nodes[reader + 1 :], kept]
+        if sum(need.fits_into(other) for other in others) >= workers:
+            return True
+    return False
 
 
 def _first_line(error: BaseException) -> str:

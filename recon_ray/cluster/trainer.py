@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
+from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
@@ -81,6 +82,13 @@ class TrainingJob:
         return rows if self.limit is None else min(rows, self.limit)
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        settings = self.settings
+        whole = settings.total_epochs * (self.train_rows // settings.global_batch_size)
+        return min(whole, settings.max_steps or whole)
+
+    @property
     def uses_views(self) -> bool:
         """Whether the batches of training hold images."""
         return self.options.images is not None
@@ -130,7 +138,8 @@ def train_here(job: TrainingJob) -> dict[str, float]:
         keep_checkpoints=job.keep_checkpoints,
     )
     settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
-    return fit(job.make_task(), runtime, settings)
+    with progress_bar(job.folder, job.total_steps):
+        return fit(job.make_task(), runtime, settings)
 
 
 def resolve_mode(job: TrainingJob) -> Mode:
@@ -169,7 +178,8 @@ def train_on_ray(
         plan.max_workers if not plan.is_elastic else f"{plan.min_workers} to {plan.max_workers}",
         plan.cpus_per_worker, plan.gpus_per_worker, mode,
     )  # fmt: skip
-    outcome: Mapping[str, Any] = trainer.fit().return_value
+    with progress_bar(job.folder, job.total_steps):
+        outcome: Mapping[str, Any] = trainer.fit().return_value
     if "error" in outcome:
         kind = getattr(errors, str(outcome["error"]), ReconError)
         raise kind(outcome["message"])
@@ -203,6 +213,7 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
         threads=job.runtime.threads or max(1, cores // plan.max_workers),
+        show_records=not shows_bar(job.folder),
     )
 
 

@@ -18,7 +18,7 @@ from recon_ray.errors import ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import FitSettings, fit
+from recon_ray.train.loop import FitSettings, fit, records
 from recon_ray.train.runtime import IndexedFeed, RunFolder, TrainFeed
 from recon_ray.train.task import Task
 
@@ -42,6 +42,7 @@ class WorkerPayload:
         ops_backend: Implementation of the point operations, as configured.
         driver_ops: The one that the driver has found for that.
         threads: Threads of torch.
+        show_records: Log a line a record; false where the driver shows a progress bar.
     """
 
     make_task: Callable[[], Task]
@@ -56,6 +57,7 @@ class WorkerPayload:
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
+    show_records: bool
 
 
 class StreamFeed:
@@ -143,7 +145,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """
     payload: WorkerPayload = config["payload"]
     rank = ray.train.get_context().get_world_rank()
-    set_up_worker_log(rank)
+    set_up_worker_log(rank, show_records=payload.show_records)
     torch.set_num_threads(payload.threads)
     try:
         _use_ops(payload.ops_backend, payload.driver_ops)
@@ -160,9 +162,10 @@ def _use_ops(configured: ops.BackendName, driver_has: str) -> None:
         logger.warning("point operations: %s here, %s in the driver", ops.backend(), driver_has)
 
 
-def set_up_worker_log(rank: int) -> None:
+def set_up_worker_log(rank: int, *, show_records: bool) -> None:
     """Rank 0 logs at INFO, the others at WARNING; Ray carries the lines to the driver."""
     level = logging.INFO if rank == 0 else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("recon_ray").setLevel(level)
+    records.setLevel(level if show_records else logging.WARNING)
     logging.getLogger("recon_ray.models.teachers").setLevel(logging.WARNING)  # the driver told

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -34,6 +34,17 @@ class RunSection(Section):
         description="Folder or URI in which the run's own folder is made; seen by all nodes.",
     )
     seed: int = Field(0, ge=0, description="Seed of weights, order, augmentation and masks.")
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder(cls, name: str | None) -> str | None:
+        """The name becomes a folder in the storage: nothing that leads elsewhere, or is hidden."""
+        if name and (name.startswith(".") or not name.isprintable() or {*"/\\"} & {*name}):
+            raise ValueError(
+                f"expected the name of one folder, found {name!r}; leave out slashes and a leading "
+                "dot, run.storage says where the folder is made"
+            )
+        return name
 
 
 class RuntimeSection(Section):
@@ -163,6 +174,11 @@ class DataSection(Section):
     normalize: bool = Field(True, description="Centre each cloud and scale it to the unit sphere.")
     shuffle_buffer: Count = Field(
         2048, description="Rows mixed in memory a worker in the modes stream and cached."
+    )
+    verify: bool = Field(
+        True,
+        description="Compare the SHA-256 of every shard with the manifest before training (about a "
+        "second a GB).",
     )
     create: Literal["never", "synthetic"] = Field(
         "never", description="Prepare the synthetic set at data.path when there is none."
@@ -345,6 +361,16 @@ class PretrainConfig(JobConfig):
     eval: PretrainEvalSection = Field(
         PretrainEvalSection(), description="Evaluation before and after."
     )
+
+    @model_validator(mode="after")
+    def _limits_what_is_indexed(self) -> PretrainConfig:
+        streamed = self.data.mode in ("stream", "cached") and self.cluster.max_workers > 0
+        if streamed and self.data.limit is not None:
+            raise ValueError(
+                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode="
+                f"{self.data.mode}; leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> PretrainConfig:

@@ -10,7 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -284,11 +284,23 @@ def _read_pcd(path: Path) -> Shape:
 
 
 def _read_npy(path: Path) -> Shape:
-    return _cloud_from_table(np.load(path, allow_pickle=False), path)
+    return _cloud_from_table(_load_numpy(path), path)
+
+
+def _load_numpy(path: Path) -> Any:  # noqa: ANN401 - an array or an archive of arrays
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:  # numpy's own advice is to load it unsafely
+        raise DataError(
+            f"{path}: cannot be read as an array of numbers that NumPy wrote"
+        ) from error
 
 
 def _read_npz(path: Path) -> Shape:
-    with np.load(path, allow_pickle=False) as archive:
+    archive = _load_numpy(path)
+    if isinstance(archive, np.ndarray):
+        return _cloud_from_table(archive, path)
+    with archive:
         arrays = {key: archive[key] for key in archive.files}
     if "faces" in arrays and "vertices" in arrays:
         faces = np.asarray(arrays["faces"], np.int64).reshape(-1, 3)

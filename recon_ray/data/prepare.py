@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -117,10 +118,13 @@ def prepare(
             (root / MANIFEST).unlink()
     progress = _Progress(len(todo))
     _check_quarantine(root, plan, records, options)
-    for record in (run or run_serial)(build_shard, todo):
-        records[record["key"]] = record
-        progress.add(record)
-        _check_quarantine(root, plan, records, options)
+    try:
+        for record in (run or run_serial)(build_shard, todo):
+            records[record["key"]] = record
+            progress.add(record)
+            _check_quarantine(root, plan, records, options)
+    finally:
+        _remove_temporaries(root)  # of processes that were ended while they wrote
     ordered = [records[task.key] for task in plan.tasks]
     return _finish(root, plan, ordered, options)
 
@@ -152,6 +156,9 @@ def run_processes(num_processes: int) -> Run:
             try:
                 for future in as_completed(futures):
                     yield future.result()
+            except KeyboardInterrupt:
+                _end(pool)  # a shard may take minutes; it is built again
+                raise
             except BrokenProcessPool as error:
                 raise DataError(
                     "a process that built a shard was killed, probably for lack of memory; lower "
@@ -163,8 +170,18 @@ def run_processes(num_processes: int) -> Run:
     return run
 
 
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool at once; what they were writing is removed by the caller."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
 def _end_with_parent() -> None:
-    """Let a worker end when the job is killed; it would wait for further tasks for ever."""
+    """Let a worker end when the job is killed; it would wait for further tasks for ever.
+
+    A Ctrl-C in the terminal reaches the workers too: the parent alone decides what follows.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is None:
         return
@@ -352,12 +369,19 @@ def _write_file(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        _remove(temporary)
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); free space there or choose "
             "another output, then run again: finished shards are kept"
         ) from error
+    except BaseException:  # Ctrl-C
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _record_path(task: ShardTask) -> Path:
@@ -422,6 +446,10 @@ def _remove_leftovers(root: Path, plan: Plan) -> None:
         for path in (root / kind).glob("*/part-*.parquet"):
             if (path.parent.name, path.name) not in planned:
                 path.unlink()
+    _remove_temporaries(root)
+
+
+def _remove_temporaries(root: Path) -> None:
     for path in root.rglob(f"{TEMPORARY}*"):
         owner = path.name.removeprefix(TEMPORARY).split("-")[0]
         if not (owner.isdigit() and _alive(int(owner))):

@@ -16,9 +16,10 @@ from recon_ray.data.schema import MANIFEST, SCHEMA_VERSION, geometry_schema, vie
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 AGAIN = "prepare it again"
+REBUILD = "delete it and run the prepare job again, which rebuilds it"
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,18 @@ class PreparedSet:
         """
         root = Path(path)
         manifest, digest = _read_manifest(root)
-        splits = {}
-        for name, entry in manifest["splits"].items():
-            shards = entry["shards"]
-            for shard in shards:
-                for kind in ("geometry", "views"):
-                    if shard[kind] is not None:
-                        _check_rows(root / shard[kind]["file"], shard["rows"])
-            splits[name] = Split(
-                name,
-                entry["rows"],
-                entry["first_sample_id"],
-                entry["planned"],
-                [root / shard["geometry"]["file"] for shard in shards],
-                [root / shard["views"]["file"] for shard in shards if shard["views"] is not None],
-                [shard["rows"] for shard in shards],
+        try:
+            entries = manifest["splits"].items()
+            opened = cls(
+                root, manifest, digest, {name: _open_split(root, name, e) for name, e in entries}
             )
-        return cls(root, manifest, digest, splits)
+            _ = opened.num_points, opened.classes, opened.has_views
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{root / MANIFEST}: is not a readable manifest ({type(error).__name__}: {error}); "
+                f"{AGAIN}"
+            ) from error
+        return opened
 
     @property
     def num_points(self) -> int:
@@ -118,6 +114,17 @@ class PreparedSet:
         """Whether the samples have pictures."""
         return self.manifest["views"] is not None
 
+    def verify_hashes(self) -> None:
+        """Compare the SHA-256 of every file with the manifest; reads the bytes, decodes nothing.
+
+        Raises:
+            DataError: If a file is missing or has another hash; the message names it.
+        """
+        for shard in self._shards():
+            for kind in ("geometry", "views"):
+                if shard[kind] is not None:
+                    self._verify_hash(shard[kind])
+
     def verify(self) -> None:
         """Read every file and compare it with the manifest.
 
@@ -131,11 +138,10 @@ class PreparedSet:
             normals=self.manifest["has_normals"],
             colors=self.manifest["has_colors"],
         )
-        for entry in self.manifest["splits"].values():
-            for shard in entry["shards"]:
-                self._verify_file(shard, "geometry", schema)
-                if shard["views"] is not None:
-                    self._verify_file(shard, "views", views_schema())
+        for shard in self._shards():
+            self._verify_file(shard, "geometry", schema)
+            if shard["views"] is not None:
+                self._verify_file(shard, "views", views_schema())
 
     def read(
         self, split: str, columns: Sequence[str] | None = None, *, views: bool = False
@@ -182,10 +188,24 @@ class PreparedSet:
             )
         return self.splits[name]
 
+    def _shards(self) -> Iterator[dict[str, Any]]:
+        for split in self.manifest["splits"].values():
+            yield from split["shards"]
+
+    def _verify_hash(self, record: dict[str, Any]) -> Path:
+        path = self.path / record["file"]
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); {REBUILD}") from error
+        if found != record["sha256"]:
+            raise DataError(
+                f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {REBUILD}"
+            )
+        return path
+
     def _verify_file(self, shard: dict[str, Any], kind: str, schema: pa.Schema) -> None:
-        path = self.path / shard[kind]["file"]
-        if _sha256(path) != shard[kind]["sha256"]:
-            raise DataError(f"{path}: is damaged or was changed (SHA-256 differs)")
+        path = self._verify_hash(shard[kind])
         table = _read_table(path, None)
         if not table.schema.equals(schema):
             raise DataError(f"{path}: its columns are not of schema {SCHEMA_VERSION}; {AGAIN}")
@@ -216,6 +236,24 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
             f"{SCHEMA_VERSION}; {AGAIN}"
         )
     return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
+    """Give one split of a manifest after looking at the footers of its files."""
+    shards = entry["shards"]
+    for shard in shards:
+        for kind in ("geometry", "views"):
+            if shard[kind] is not None:
+                _check_rows(root / shard[kind]["file"], shard["rows"])
+    return Split(
+        name,
+        entry["rows"],
+        entry["first_sample_id"],
+        entry["planned"],
+        [root / shard["geometry"]["file"] for shard in shards],
+        [root / shard["views"]["file"] for shard in shards if shard["views"] is not None],
+        [shard["rows"] for shard in shards],
+    )
 
 
 def _sha256(path: Path) -> str:

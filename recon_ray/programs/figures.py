@@ -7,15 +7,17 @@ import logging
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import mesh
 
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.batches import IndexedTable
 from recon_ray.data.prepared import PreparedSet
+from recon_ray.errors import CheckpointError
 from recon_ray.models.recon import Recon, ReconOutput
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.events import EventFile
 from recon_ray.train.runtime import RunFolder
 from recon_ray.visualize.figures import curve_figure, reconstruction_figure
 from recon_ray.visualize.mesh import absolute_patches, point_mesh
@@ -27,7 +29,22 @@ SHOWN = 6
 
 
 def draw_pretraining(folder: RunFolder, prepared: PreparedSet, config: PretrainConfig) -> None:
-    """Draw ``figures/curves.png`` and ``figures/reconstructions.png`` and TensorBoard meshes."""
+    """Draw ``figures/curves.png`` and ``figures/reconstructions.png`` and TensorBoard meshes.
+
+    Raises:
+        CheckpointError: If a file cannot be written.
+    """
+    try:
+        _draw(folder, prepared, config)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder.local / 'figures'}: a figure could not be written "
+            f"({error.strerror or error}); free space there, then start the same run again: only "
+            "its end is repeated"
+        ) from error
+
+
+def _draw(folder: RunFolder, prepared: PreparedSet, config: PretrainConfig) -> None:
     _draw_curves(folder)
     found = CheckpointStore(folder.checkpoints).load_latest()
     if found is None:
@@ -91,11 +108,11 @@ def _draw_reconstructions(
 
 
 def _write_meshes(folder: RunFolder, points: torch.Tensor, output: ReconOutput, step: int) -> None:
-    board = SummaryWriter(str(folder.local / "tensorboard"))
     predicted = absolute_patches(output.prediction, _masked_centers(output))
-    board.add_mesh("reconstruction/input", **point_mesh(points), global_step=step)
-    board.add_mesh("reconstruction/hidden", **point_mesh(_masked(output)), global_step=step)
-    board.add_mesh("reconstruction/predicted", **point_mesh(predicted), global_step=step)
+    clouds = {"input": points, "hidden": _masked(output), "predicted": predicted}
+    board = EventFile(folder.local / "tensorboard")
+    for name, cloud in clouds.items():
+        board.add(mesh(f"reconstruction/{name}", faces=None, **point_mesh(cloud)), step)
     board.close()
 
 

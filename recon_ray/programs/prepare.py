@@ -11,10 +11,10 @@ from recon_ray.cli import Job, JobResult
 from recon_ray.config.schema import PrepareConfig, PrepareSection
 from recon_ray.data.prepare import PrepareOptions, Source, run_processes
 from recon_ray.data.prepare import prepare as build_set
-from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError
+from recon_ray.programs.checks import find_set
 from recon_ray.programs.run import start_run
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,12 @@ def prepare(job: Job[PrepareConfig]) -> JobResult:
         return _verify(config, config.verify)
     if job.dry_run:
         return _dry_run(config)
+    source = make_source(config.source, config.input, config.prepare)
+    row_options(config.prepare)  # refuses what is out of range before anything is written
+    if config.output.exists() and not config.output.is_dir():
+        raise ConfigError(f"output={config.output}: it is a file; give a folder")
     run = start_run("prepare", config, label=config.source)
-    manifest = prepare_set(config.source, config.input, config.output, config.prepare)
+    manifest = prepare_set(source, config.output, config.prepare)
     metrics = {
         "samples": float(sum(split["rows"] for split in manifest["splits"].values())),
         "quarantined": float(manifest["quarantined"]),
@@ -45,25 +49,18 @@ def prepare(job: Job[PrepareConfig]) -> JobResult:
     )
 
 
-def prepare_set(
-    source: str, folder: Path | None, output: Path, options: PrepareSection
-) -> dict[str, Any]:
+def prepare_set(source: Source, output: Path, options: PrepareSection) -> dict[str, Any]:
     """Build or finish a prepared set with one process a core.
 
     Returns:
         The manifest.
 
     Raises:
-        ConfigError: If the folder is missing.
+        ConfigError: If an option is out of range.
         DataError: See :func:`recon_ray.data.prepare.prepare`.
     """
     processes = options.processes if options.processes is not None else os.cpu_count() or 1
-    return build_set(
-        make_source(source, folder, options),
-        output,
-        row_options(options),
-        run=run_processes(processes),
-    )
+    return build_set(source, output, row_options(options), run=run_processes(processes))
 
 
 def row_options(options: PrepareSection) -> PrepareOptions:
@@ -95,7 +92,8 @@ def summary(manifest: dict[str, Any]) -> str:
     """Short table of a manifest."""
     lines = [f"{'split':10}{'samples':>10}{'shards':>8}{'MB':>10}"]
     for name, split in manifest["splits"].items():
-        size = sum(shard["bytes"] for shard in split["shards"]) / 1e6
+        files = [shard[kind] for shard in split["shards"] for kind in ("geometry", "views")]
+        size = sum(file["bytes"] for file in files if file is not None) / 1e6
         lines.append(f"{name:10}{split['rows']:>10}{len(split['shards']):>8}{size:>10.1f}")
     lines.append(
         f"{len(manifest['classes'])} classes, {manifest['num_points']} points a shape, "
@@ -105,7 +103,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 
 def _verify(config: PrepareConfig, path: Path) -> JobResult:
-    prepared = PreparedSet.open(path)
+    prepared = find_set("verify", path)
     prepared.verify()
     run = start_run("prepare", config, label="verify")
     rows = {name: split.rows for name, split in prepared.splits.items()}

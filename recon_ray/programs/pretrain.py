@@ -16,24 +16,36 @@ from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepared import PreparedSet
-from recon_ray.errors import ConfigError, TeacherError
+from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.points import ops
-from recon_ray.programs.run import Run, start_run
+from recon_ray.programs.checks import (
+    check_here,
+    check_labels,
+    check_model,
+    check_split,
+    check_start,
+    find_set,
+)
+from recon_ray.programs.run import Run, open_run
 from recon_ray.tasks.pretrain import PretrainTask
 from recon_ray.train.loop import FitSettings
+from recon_ray.train.runtime import AFRESH
 
 logger = logging.getLogger(__name__)
 
+#: File of a run that says which teachers it was started with.
+TEACHERS = "teachers.json"
 SELECTION = "last step; probes and zero-shot accuracy on held-out shapes, nothing chosen on them"
 
 
 def pretrain(job: Job[PretrainConfig]) -> JobResult:
     """Pre-train, evaluate before and after, draw, and write ``result.json``."""
     config = job.config
+    check_model(config)
     if job.dry_run:
         return _dry_run(config)
     prepared = open_set(config)
-    run = start_run("pretrain", config, label=config.model.preset, resume=config.resume)
+    run = open_run("pretrain", config, label=config.model.preset, resume=config.resume)
     metrics = _train(run, config, prepared)
     from recon_ray.programs.figures import draw_pretraining  # matplotlib, after the workers ended
 
@@ -45,46 +57,60 @@ def open_set(config: PretrainConfig) -> PreparedSet:
     """Open the prepared set, making the synthetic one first where that is asked for.
 
     Raises:
-        DataError: If there is no set, or it is damaged.
+        ConfigError: If there is no such folder, or the configuration asks for what is not in it.
+        DataError: If it is damaged.
     """
     path = Path(config.data.path)
     if config.data.create == "synthetic" and not (path / "_manifest.json").exists():
-        from recon_ray.programs.prepare import prepare_set  # readers of meshes, seldom needed
-
-        logger.info("no prepared set in %s: preparing the synthetic one", path)
-        prepare_set("synthetic", None, path, config.prepare)
-    prepared = PreparedSet.open(path)
-    if config.data.num_points > prepared.num_points:
-        raise ConfigError(
-            f"data.num_points={config.data.num_points}: {path} holds {prepared.num_points} points "
-            "a shape; lower it, or prepare the set again with a larger prepare.num_points"
-        )
-    if config.eval.enabled and config.eval.split not in prepared.splits:
-        raise ConfigError(
-            f"eval.split={config.eval.split}: {path} has the splits "
-            f"{', '.join(prepared.splits)}; choose one of them, or eval.enabled=false"
-        )
+        _make_synthetic(config, path)
+    prepared = find_set("data.path", path)
+    check_split(config, prepared)
+    if config.data.verify:
+        prepared.verify_hashes()
     return prepared
 
 
+def _make_synthetic(config: PretrainConfig, path: Path) -> None:
+    from recon_ray.programs.prepare import make_source, prepare_set  # readers of meshes
+
+    if config.data.num_points > config.prepare.num_points:
+        raise ConfigError(
+            f"data.num_points={config.data.num_points}: data.create would make a set with "
+            f"prepare.num_points={config.prepare.num_points}; lower the one or raise the other"
+        )
+    logger.info("no prepared set in %s: preparing the synthetic one", path)
+    prepare_set(make_source("synthetic", None, config.prepare), path, config.prepare)
+
+
 def _train(run: Run, config: PretrainConfig, prepared: PreparedSet) -> dict[str, float]:
+    """Check everything, begin the run, train; a refused configuration leaves nothing behind."""
     ops.set_backend(config.runtime.ops_backend)
     ops.announce()
     task = make_task(config, prepared)
-    _pin_teachers(run, task)
+    check_start(run, task)
+    _check_teachers(run, task)
     job = training_job(run, config, prepared, task)
+    job.check(config.cluster.allowed_workers)
     if config.cluster.workers == 0:
+        check_here(config)
+        _begin(run, task)
         return train_here(job)
     with ray_session(config.cluster):
         mode = resolve_mode(job)
         plan = plan_workers(
             config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
         )
+        _begin(run, task)
         return train_on_ray(job, config.cluster, plan, mode)
 
 
 def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
-    """Make the task with the texts of the set."""
+    """Make the task with the texts of the set.
+
+    Raises:
+        ConfigError: If the set has not the classes or texts that are asked for.
+        TeacherError: If a teacher cannot be made.
+    """
     texts, labeled = prepared.classes, len(prepared.classes)
     if config.data.text == "caption":
         columns = [prepared.read(name, columns=["caption"])["caption"] for name in prepared.splits]
@@ -94,6 +120,7 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
             f"teacher.text.name: {prepared.path} has no classes; set data.text=caption or "
             "teacher.text.name=null"
         )
+    check_labels(config, prepared)
     return PretrainTask(config, texts=texts, num_classes=labeled)
 
 
@@ -130,25 +157,34 @@ def training_job(
     )
 
 
-def _pin_teachers(run: Run, task: PretrainTask) -> None:
-    """Record the teachers in the run; a continued run must have the same ones."""
+def _check_teachers(run: Run, task: PretrainTask) -> None:
+    """Refuse to continue a run with other teachers than it was started with."""
+    text = None if run.resume == "never" else run.folder.read(TEACHERS)
+    if text is None:
+        return
     now = json.loads(json.dumps(task.teachers))
-    text = run.folder.read("teachers.json")
-    before = now if text is None else json.loads(text)
-    for kind in ("image", "text"):
-        if before[kind] != now[kind]:
-            raise TeacherError(
-                f"teacher.{kind}.name: this run was started with {before[kind]}, the weights found "
-                f"now are {now[kind]}; restore those weights, or choose another run.name"
-            )
-    run.folder.write("teachers.json", json.dumps(now, indent=2) + "\n")
+    try:
+        before = json.loads(text)
+        wrong = [kind for kind in ("image", "text") if before[kind] != now[kind]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{run.folder.uri}/{TEACHERS}: it is damaged; {AFRESH}") from error
+    if wrong:
+        raise TeacherError(
+            f"teacher.{wrong[0]}.name: this run was started with {before[wrong[0]]}, the weights "
+            f"found now are {now[wrong[0]]}; restore those weights, or choose another run.name"
+        )
+
+
+def _begin(run: Run, task: PretrainTask) -> None:
+    run.begin()
+    run.folder.write(TEACHERS, json.dumps(task.teachers, indent=2) + "\n")
 
 
 def _finish(
     run: Run, config: PretrainConfig, prepared: PreparedSet, metrics: dict[str, float]
 ) -> JobResult:
     rows = {name: split.rows for name, split in prepared.splits.items()}
-    teachers = json.loads(run.folder.read("teachers.json") or "{}")
+    teachers = json.loads(run.folder.read(TEACHERS) or "{}")
     counts = {
         "samples": rows,
         "classes": len(prepared.classes),
@@ -197,7 +233,7 @@ def _dry_run(config: PretrainConfig) -> JobResult:
         }
         config = config.model_copy(update=update)
         prepared = open_set(config)
-        run = start_run("pretrain", config, label=config.model.preset)
+        run = open_run("pretrain", config, label=config.model.preset)
         started = time.monotonic()
         metrics = _train(run, config, prepared)
         seconds = time.monotonic() - started
@@ -213,6 +249,7 @@ def _dry_run(config: PretrainConfig) -> JobResult:
         f"{'steps an epoch':28}{steps:>20,}",
         f"{'loss of the step':28}{metrics['loss_first']:>20.4f}",
         f"{'seconds of the step':28}{step_seconds:>20.2f}",
+        f"{'peak memory of a worker, GB':28}{metrics['peak_memory_bytes'] / 1e9:>20.2f}",
         f"{'seconds with start-up':28}{seconds:>20.1f}",
     ]
     return JobResult("\n".join(lines))

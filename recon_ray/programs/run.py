@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray import __version__
@@ -22,8 +25,8 @@ from recon_ray.cli import JobResult
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.schema import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.train.checkpoint import MANIFEST, CheckpointStore, open_filesystem
-from recon_ray.train.runtime import RunFolder
+from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
+from recon_ray.train.runtime import AFRESH, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ PACKAGES = (
 #: Options that may differ when a run is continued: they do not change what is computed.
 MAY_CHANGE = (
     "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend", "train.steps",
-    "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
+    "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints", "data.verify",
 )  # fmt: skip
 
 
@@ -53,12 +56,40 @@ class Run:
         job: Name of the job.
         config: The resolved configuration.
         folder: ``<storage>/<run name>``.
+        resume: ``auto`` continues, ``never`` sets an earlier run of the name aside, a path is the
+            checkpoint that a new run starts from.
+        start: That checkpoint, unless the run has some of its own.
     """
 
     job: str
     config: JobConfig
     folder: RunFolder
+    resume: str = "never"
+    start: Checkpoint | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Make or continue the folder and record what explains the run.
+
+        Raises:
+            ConfigError: If the folder cannot be made in ``run.storage``.
+            CheckpointError: If a file cannot be written, as the disk is full for example.
+        """
+        if self.resume == "never":
+            aside = self.folder.set_aside(time.strftime("%Y%m%d-%H%M%S"))
+            if aside is not None:
+                logger.info("the earlier run of this name is kept in %s", aside)
+        _make_folder(self.folder, self.config.run.storage)
+        if self.start is not None:
+            _adopt_checkpoint(self.folder, self.start)
+        elif self.resume not in ("auto", "never"):
+            logger.info("the run has checkpoints of its own, %s is not read again", self.resume)
+        self.folder.write("config.yaml", dump_yaml(self.config))
+        self.folder.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+        logger.info("%s %s, run folder %s", self.job, __version__, self.folder.uri)
+        if self.resume != "never":
+            name = self.config.run.name
+            logger.info("if it is interrupted, continue it with run.name=%s", name)
 
     def finish(
         self,
@@ -94,36 +125,77 @@ class Run:
 
 
 def start_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
-    """Make or continue the folder of a run and record what explains it.
+    """Open and begin a run; see :func:`open_run` and :meth:`Run.begin`."""
+    run = open_run(job, config, label=label, resume=resume)
+    run.begin()
+    return run
+
+
+def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
+    """Find the folder of a run and refuse what cannot be done there; writes nothing.
 
     Args:
         job: Name of the job.
         config: The resolved configuration.
         label: What a generated name ends with besides the time.
-        resume: ``auto`` continues, ``never`` sets an earlier run of the name aside, a path is the
-            checkpoint that a new run starts from.
+        resume: As :class:`Run` has it.
 
     Raises:
-        ConfigError: If the run exists with a configuration that computes something else, or
-            ``resume`` names no checkpoint.
+        ConfigError: If the storage cannot be had, the run exists with a configuration that computes
+            something else, or ``resume`` names no checkpoint.
+        CheckpointError: If that checkpoint, or the existing run's ``config.yaml``, is damaged.
     """
     name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder(f"{config.run.storage.rstrip('/')}/{name}")
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-    if resume == "never":
-        aside = folder.set_aside(time.strftime("%Y%m%d-%H%M%S"))
-        if aside is not None:
-            logger.info("the earlier run of this name is kept in %s", aside)
-    else:
-        _refuse_other_config(folder, config)
-    if resume not in ("auto", "never"):
-        _adopt_checkpoint(folder, resume)
-    folder.write("config.yaml", dump_yaml(config))
-    folder.write("environment.json", json.dumps(environment(), indent=2) + "\n")
-    logger.info("%s %s, run folder %s", job, __version__, folder.uri)
+    folder = _find_folder(config.run.storage, name)
     if resume != "never":
-        logger.info("if it is interrupted, continue it with run.name=%s", name)
-    return Run(job, config, folder)
+        _refuse_other_config(folder, config)
+    elif not folder.is_local and folder.read("config.yaml") is not None:
+        raise ConfigError(
+            f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
+            "another run.name"
+        )
+    if folder.is_local and not Path(config.run.storage).is_absolute() and _is_submitted():
+        logger.warning(
+            "run.storage=%s is relative: it lies in the submitted job's temporary folder; give an "
+            "absolute path or a URI to keep the run",
+            config.run.storage,
+        )
+    has_own = bool(CheckpointStore(folder.checkpoints).names())
+    start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
+    return Run(job, config, folder, resume, start)
+
+
+def _is_submitted() -> bool:
+    """Whether this is the driver of `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _find_folder(storage: str, name: str) -> RunFolder:
+    try:
+        return RunFolder(f"{storage.rstrip('/')}/{name}")
+    except (OSError, ArrowInvalid) as error:
+        raise ConfigError(
+            f"run.storage={storage}: it cannot be reached ({_first_line(error)}); give a folder, "
+            "or a URI such as s3://bucket/folder"
+        ) from error
+
+
+def _make_folder(folder: RunFolder, storage: str) -> None:
+    try:
+        folder.local.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.local, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{folder.local}: it could not be made ({error.strerror}); free space or choose "
+                "another run.storage"
+            ) from error
+        raise ConfigError(
+            f"run.storage={storage}: the run's folder {folder.local} cannot be made or written to "
+            f"({error.strerror}); choose another run.storage"
+        ) from error
 
 
 def environment() -> dict[str, Any]:
@@ -156,7 +228,13 @@ def _refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
     text = folder.read("config.yaml")
     if text is None:
         return
-    before = _flat(yaml.safe_load(text))
+    try:
+        before = _flat(yaml.safe_load(text))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder.uri}/config.yaml: it is damaged, so that nothing says whether the run can be "
+            f"continued; {AFRESH}"
+        ) from error
     now = _flat(config.model_dump(mode="json"))
     changed = [
         f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
@@ -180,23 +258,40 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _adopt_checkpoint(folder: RunFolder, path: str) -> None:
-    """Copy a checkpoint of another run into a run that has none yet."""
-    if CheckpointStore(folder.checkpoints).names():
-        return
-    source, root = open_filesystem(path.rstrip("/"))
-    if source.get_file_info(f"{root}/{MANIFEST}").type == pafs.FileType.NotFound:
+def _find_checkpoint(path: str) -> Checkpoint:
+    """Load the checkpoint that ``resume`` names after verifying it.
+
+    Raises:
+        ConfigError: If there is none.
+        CheckpointError: If it is damaged.
+    """
+    try:
+        source, root = open_filesystem(path.rstrip("/"))
+        found = source.get_file_info(f"{root}/{MANIFEST}").type
+    except (OSError, ArrowInvalid) as error:
+        raise ConfigError(
+            f"resume={path}: it cannot be reached ({_first_line(error)}); give a folder "
+            "<run>/checkpoints/step-<number>, or auto"
+        ) from error
+    if found == pafs.FileType.NotFound:
         raise ConfigError(
             f"resume={path}: no checkpoint there ({MANIFEST} is missing); give a folder "
             "<run>/checkpoints/step-<number>, or auto"
         )
-    parent, _, name = root.rpartition("/")
-    CheckpointStore(parent if "://" not in path else path.rpartition("/")[0]).load(name)  # verifies
-    target, target_root = open_filesystem(f"{folder.checkpoints}/{name}")
+    where = path.rstrip("/") if "://" in path else root
+    parent, _, name = where.rpartition("/")
     try:
-        target.create_dir(target_root, recursive=True)
-        pafs.copy_files(root, target_root, source, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder.checkpoints}/{name}: it could not be written ({error})"
-        ) from error
+        return CheckpointStore(parent).load(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"resume={path}: {error}; give another checkpoint") from error
+
+
+def _adopt_checkpoint(folder: RunFolder, start: Checkpoint) -> None:
+    """Store a checkpoint of another run in one that has none yet."""
+    CheckpointStore(folder.checkpoints).save(
+        start.step, model=start.model, train=start.train, architecture=start.architecture
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.batches import Batch, BatchOptions
 from recon_ray.data.images import ImageTransform
+from recon_ray.errors import ConfigError, TeacherError
 from recon_ray.losses.pretrain import pretrain_losses
 from recon_ray.models.presets import PRESETS
 from recon_ray.models.recon import Recon, svm_pool
@@ -168,6 +170,9 @@ class PretrainTask:
         """Probes and zero-shot accuracy on the held-out split, before and after training.
 
         Every sample is counted once, whatever the number of workers; rank 0 fits the probes.
+
+        Raises:
+            ConfigError: If there are too few labeled shapes for the probes.
         """
         options = self.config.eval
         if not options.enabled or self.num_classes < 2:
@@ -175,6 +180,7 @@ class PretrainTask:
         model = self.stored_model(module)
         test = self._extract(model, runtime, options.split)
         train = self._extract(model, runtime, "train")
+        self._check_labels(train["label"], test["label"])  # on every rank: none must wait for one
         if runtime.rank != 0:
             return {}
         metrics = self._zeroshot(test, when)
@@ -184,6 +190,17 @@ class PretrainTask:
         )
         metrics |= {f"probe_{when}": probe, "chance": 1 / self.num_classes}
         return metrics | {f"probe_full_{when}": svm_accuracy(*data, c=options.svm_c)}
+
+    def _check_labels(self, train: np.ndarray, test: np.ndarray) -> None:
+        classes, options = len(np.unique(train)), self.config.eval
+        if classes < 2 or len(test) == 0:
+            limit = "null" if options.limit is None else options.limit
+            raise ConfigError(
+                f"eval.limit={limit}: that leaves {classes} classes of labeled shapes in 'train' "
+                f"and {len(test)} shapes in {options.split!r}, but the probes need two classes to "
+                "learn from and a shape to test on; raise it and data.limit, or set "
+                "eval.enabled=false"
+            )
 
     def _zeroshot(self, test: dict[str, np.ndarray], when: str) -> dict[str, float]:
         if self._bank is None or self.config.data.text != "category":
@@ -242,11 +259,24 @@ def _image_teacher(config: PretrainConfig) -> ImageTeacher | None:
     options = config.teacher.image
     if options.name is None:
         return None
-    return create_image_teacher(options.name, sha256=options.sha256, statistics=options.statistics)
+    with _naming("teacher.image"):
+        return create_image_teacher(
+            options.name, sha256=options.sha256, statistics=options.statistics
+        )
 
 
 def _text_teacher(config: PretrainConfig) -> TextTeacher | None:
     options = config.teacher.text
-    return (
-        None if options.name is None else create_text_teacher(options.name, sha256=options.sha256)
-    )
+    if options.name is None:
+        return None
+    with _naming("teacher.text"):
+        return create_text_teacher(options.name, sha256=options.sha256)
+
+
+@contextmanager
+def _naming(section: str) -> Iterator[None]:
+    """Put the section of the options at the head of a teacher's error."""
+    try:
+        yield
+    except TeacherError as error:
+        raise type(error)(f"{section}: {error}") from error

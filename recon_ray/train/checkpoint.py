@@ -111,8 +111,10 @@ class CheckpointStore:
             if self._is_local:
                 self._remove(self.path(name))
                 Path(target).rename(self.path(name))
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too leaves no half checkpoint
             self._remove(target)
+            if not isinstance(error, OSError):
+                raise
             raise CheckpointError(
                 f"{self.path(name)}: the checkpoint could not be written ({error}); free space or "
                 "choose another run.storage, then start the same run again: it continues from the "
@@ -210,10 +212,16 @@ class CheckpointStore:
                 manifest = json.loads(stream.read())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{where}/{MANIFEST} cannot be read ({error})") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else None
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != FORMAT:
             raise CheckpointError(
                 f"{where}/{MANIFEST}: checkpoint format {found!r}, this version reads {FORMAT}"
+            )
+        missing = [key for key in ("step", "architecture", "files") if key not in manifest]
+        if missing or not {"model.pt", "train.pt"} <= manifest["files"].keys():
+            raise CheckpointError(
+                f"{where}/{MANIFEST}: it does not list a whole checkpoint"
+                f" ({', '.join(missing) or 'model.pt or train.pt is missing'})"
             )
         return manifest
 
@@ -245,6 +253,18 @@ def load_model_state(
     Raises:
         CheckpointError: On a missing or unexpected key, or another shape.
     """
+    check_model_state(model, state, source=source)
+    model.load_state_dict(dict(state))
+
+
+def check_model_state(
+    model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, source: str
+) -> None:
+    """Compare a state dict with a model, which may lie on the meta device.
+
+    Raises:
+        CheckpointError: On a missing or unexpected key, or another shape.
+    """
     own = model.state_dict()
     for key, tensor in state.items():
         if key in own and own[key].shape != tensor.shape:
@@ -260,7 +280,6 @@ def load_model_state(
             f"unexpected: {_some(unexpected)}); set model.* and teacher.* as in the run that "
             "wrote it"
         )
-    model.load_state_dict(dict(state))
 
 
 def _some(keys: list[str]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,8 @@ from recon_ray.train.runtime import Runtime
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
+#: One line a record; a job that shows a progress bar instead turns it off.
+records = logging.getLogger(f"{__name__}.records")
 
 #: What DistributedDataParallel calls its exchange of batch-norm statistics (renamed in torch 2.14).
 _SYNC_BUFFERS = (
@@ -81,6 +84,11 @@ class FitSettings:
     sync_batch_norm: bool = True
     log_every_steps: int = 20
     commit_every_seconds: float = 60.0
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that are trained."""
+        return self.epochs + (1 if self.protocol == "reference" else 0)
 
 
 @dataclass
@@ -137,7 +145,7 @@ class Trainer:
         )
         self.feed = runtime.feed()
         self.steps_per_epoch = steps_per_epoch(self.feed.rows, settings.global_batch_size)
-        self.last_epoch = settings.epochs + (1 if settings.protocol == "reference" else 0)
+        self.last_epoch = settings.total_epochs
         self.schedule = CosineSchedule(
             settings.epochs,
             settings.warmup_epochs,
@@ -162,7 +170,7 @@ class Trainer:
         """Train to the end and give the metrics.
 
         Raises:
-            CheckpointError: If no checkpoint can be read or written.
+            CheckpointError: If a checkpoint or the metrics cannot be read or written.
             ReconError: If a loss is not finite.
         """
         self._restore()
@@ -170,15 +178,14 @@ class Trainer:
         self.task.on_device(self.runtime.device)
         set_sync_batch_norm(self.module, self.settings.sync_batch_norm)
         if self.runtime.rank == 0:
+            self.runtime.folder.fetch("metrics.jsonl")
             self.recorder = Recorder(self.runtime.folder.local, start_step=self.progress.step)
         if self.progress.step == 0:
             self._evaluate("before")
         self._train(self._wrapped())
         self._commit()
         self._evaluate("after")
-        if self.recorder is not None:
-            self.recorder.close()
-            self.runtime.folder.publish()
+        _agree(self._end_records())
         return self._result()
 
     # -- the steps -------------------------------------------------------------------------------
@@ -302,7 +309,7 @@ class Trainer:
         values |= {"perf/data_wait_fraction": waited / seconds, **self._memory()}
         self.recorder.write(progress.step, progress.epoch, values)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        logger.info(
+        records.info(
             "epoch %d/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%%",
             progress.epoch, self.last_epoch, progress.step, self.max_steps, values["train/loss"],
             parts, lr, rate, 100 * waited / seconds,
@@ -311,7 +318,7 @@ class Trainer:
     def _memory(self) -> dict[str, float]:
         if self.runtime.device.type != "cuda":
             return {}
-        return {"perf/gpu_memory_bytes": float(torch.cuda.max_memory_allocated())}
+        return {"perf/gpu_memory_bytes": float(peak_memory_bytes(self.runtime.device))}
 
     def _evaluate(self, when: str) -> None:
         self.module.eval()
@@ -330,6 +337,7 @@ class Trainer:
             result |= {"loss_first": progress.loss_first, "loss_last": progress.loss_last}
         if progress.train_seconds > 0:
             result["samples_per_second"] = progress.samples / progress.train_seconds
+        result["peak_memory_bytes"] = float(peak_memory_bytes(self.runtime.device))
         return result | {"steps": float(progress.step), "epochs": float(progress.epoch)}
 
     # -- checkpoints -----------------------------------------------------------------------------
@@ -347,8 +355,8 @@ class Trainer:
         progress = self.progress
         if is_distributed() and progress.seen is not None:
             progress.seen = _union(progress.seen, self.runtime.device)
-        name, failure = f"step-{progress.step:08d}", ""
-        if self.runtime.rank == 0:
+        name, failure = f"step-{progress.step:08d}", self._record_failure()
+        if self.runtime.rank == 0 and not failure:
             try:
                 self._save()
             except CheckpointError as error:
@@ -356,6 +364,20 @@ class Trainer:
         _agree(failure)
         self.runtime.committed(name, progress.step, progress.metrics)
         self._since_commit = time.monotonic()
+
+    def _record_failure(self) -> str:
+        return "" if self.recorder is None else self.recorder.failure
+
+    def _end_records(self) -> str:
+        """Close the records; give what rank 0 could not write, to be told to all."""
+        if self.recorder is None:
+            return ""
+        self.recorder.close()
+        try:
+            self.runtime.folder.publish()
+        except CheckpointError as error:
+            return self.recorder.failure or str(error)
+        return self.recorder.failure
 
     def _save(self) -> None:
         progress = self.progress
@@ -427,6 +449,13 @@ class _Clock:
     def restart(self) -> None:
         """Leave the time since the last lap, a commit, out of the next one."""
         self._lap = time.monotonic()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory of this worker so far: on the GPU, or of the process without one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _union(seen: Tensor, device: torch.device) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import scalar
+
+from recon_ray.train.events import EventFile
 
 logger = logging.getLogger(__name__)
 
@@ -16,15 +19,22 @@ logger = logging.getLogger(__name__)
 class Recorder:
     """Writes the metrics of a run in its folder; on rank 0 only.
 
+    A record that cannot be written does not raise, as the other ranks would wait for this one:
+    it is noted in :attr:`failure`, which the next commit tells all of them.
+
     Args:
         folder: The run's folder.
-        start_step: Step from which the run continues; later records of an earlier attempt go.
+        start_step: Step from which the run continues; later records of an earlier attempt go, and
+            all of them if it starts anew.
     """
 
     def __init__(self, folder: Path, *, start_step: int) -> None:
+        self.failure = ""
         self._path = folder / "metrics.jsonl"
-        self._keep_until(start_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._board: EventFile | None = None
+        with self._noting():
+            self._keep_until(start_step)
+            self._board = EventFile(folder / "tensorboard", purge_step=start_step + 1)
 
     def write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Add one record.
@@ -35,28 +45,50 @@ class Recorder:
             values: Metric name (``train/loss``) to number.
         """
         record = {"step": step, "epoch": epoch, **{k: _jsonable(v) for k, v in values.items()}}
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._noting():
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            for name, value in values.items():
+                if self._board is not None:
+                    self._board.add(scalar(name, value), step)
 
     def close(self) -> None:
-        """Flush everything."""
-        self._board.close()
+        """Close the files."""
+        with self._noting():
+            if self._board is not None:
+                self._board.close()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or (
+                f"{self._path}: the metrics could not be written ({error.strerror or error}); free "
+                "space there, then start the same run again: it continues from the last checkpoint"
+            )
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
             return
-        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+        if step == 0:  # no checkpoint: the evaluation at step 0 comes again too
+            self._path.unlink()
+            return
+        lines = self._path.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
         partial = self._path.with_name(".tmp-metrics.jsonl")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(self._path)
+        try:
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf  # a line that a killed process left half written
 
 

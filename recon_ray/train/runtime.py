@@ -6,6 +6,8 @@ one of Ray Train; :class:`LocalRuntime` runs in this process and writes the same
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,12 +23,15 @@ from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
 
+#: What to do with a run whose own files are damaged.
+AFRESH = "choose another run.name, or resume=never to set this run aside"
+
 
 class RunFolder:
     """The folder of one run, local or on an object store.
 
     Files are written below :attr:`local`; :meth:`publish` copies them to the URI where that is
-    another place.
+    another place. Nothing is made before the first file is written.
 
     Args:
         uri: ``<storage>/<run name>``.
@@ -36,8 +41,9 @@ class RunFolder:
         self.uri = uri
         self._fs, self._root = open_filesystem(uri)
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
-        self.local = Path(self._root) if self.is_local else Path(tempfile.mkdtemp(prefix="recon-"))
-        self.local.mkdir(parents=True, exist_ok=True)
+        # Removed when the folder's object goes.
+        self._copy = None if self.is_local else tempfile.TemporaryDirectory(prefix="recon-")
+        self.local = Path(self._root) if self._copy is None else Path(self._copy.name)
 
     @property
     def checkpoints(self) -> str:
@@ -45,12 +51,21 @@ class RunFolder:
         return f"{self.uri.rstrip('/')}/checkpoints"
 
     def read(self, name: str) -> str | None:
-        """Text of a file of the run, or None."""
+        """Text of a file of the run, or None.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
         path = f"{self._root}/{name}"
-        if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
-            return None
-        with self._fs.open_input_stream(path) as stream:
-            return bytes(stream.read()).decode()
+        try:
+            if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
+                return None
+            with self._fs.open_input_stream(path) as stream:
+                return bytes(stream.read()).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{path}: it cannot be read ({_reason(error)}); {AFRESH}"
+            ) from error
 
     def write(self, name: str, text: str) -> Path:
         """Write a file at once (temporary name, then rename).
@@ -59,33 +74,57 @@ class RunFolder:
             CheckpointError: If the storage refuses, a full disk for example.
         """
         path = self.local / name
-        partial = path.with_name(f".tmp-{path.name}")
+        partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(text)
             partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"{path}: it could not be written ({error}); free space or choose another "
-                "run.storage"
-            ) from error
+        except BaseException as error:  # Ctrl-C too leaves no half file
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            if not isinstance(error, OSError):
+                raise
+            raise self._refused(path, error) from error
         self.publish()
         return path
 
     def publish(self) -> None:
-        """Copy what was written to the object store, if the run lies on one."""
-        if not self.is_local:
+        """Copy what was written to the object store, if the run lies on one.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        if self.is_local:
+            return
+        try:
             pafs.copy_files(str(self.local), self._root, pafs.LocalFileSystem(), self._fs)
+        except OSError as error:
+            raise self._refused(self.uri, error) from error
+
+    def fetch(self, name: str) -> None:
+        """Bring a file of an earlier attempt from the object store, to be continued."""
+        text = None if self.is_local else self.read(name)
+        if text is not None:
+            self.local.joinpath(name).write_text(text)
 
     def set_aside(self, suffix: str) -> str | None:
         """Rename an earlier run's folder, so that nothing is lost; give its new name."""
-        if not self.is_local or not any(self.local.iterdir()):
+        if not self.is_local or not self.local.is_dir() or not any(self.local.iterdir()):
             return None
         target = self.local.with_name(f"{self.local.name}.{suffix}")
         shutil.move(self.local, target)
-        self.local.mkdir(parents=True)
         return str(target)
+
+    @staticmethod
+    def _refused(path: Path | str, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{path}: it could not be written ({_reason(error)}); free space or choose another "
+            "run.storage"
+        )
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error).split("\n")[0]
 
 
 class TrainFeed(Protocol):

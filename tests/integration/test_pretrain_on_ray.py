@@ -90,10 +90,7 @@ def test_a_killed_driver_continues_where_it_was_committed(runner):
     committed = CheckpointStore(str(runner.folder("killed") / "checkpoints")).load_latest()
     assert 0 < committed.step < 120
     assert "continuing from" in runner.finish("killed", *options)
-    runner.finish("whole", *options)
-    assert losses(runner.folder("killed")) == pytest.approx(
-        losses(runner.folder("whole")), rel=1e-6
-    )
+    assert_same_as_undisturbed(runner, "killed", options)
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(runner, ray_head):

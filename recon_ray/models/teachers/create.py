@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from recon_ray.errors import TeacherError
+from recon_ray.errors import TeacherNameError
 from recon_ray.models.teachers.descriptor import DescriptorImageTeacher, DescriptorTextTeacher
 from recon_ray.models.teachers.open_clip_towers import (
     create_open_clip_image_teacher,
@@ -91,7 +91,7 @@ def create_text_teacher(
     elif specification.family == "open_clip":
         teacher = create_open_clip_text_teacher(specification, sha256=sha256, precision=precision)
     else:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {spec!r} cannot encode text: timm has image encoders only; "
             "give open_clip:<arch>:<tag or file> or descriptor."
         )
@@ -103,7 +103,7 @@ def _width(specification: Specification) -> int:
     """The feature width of a descriptor; 256 unless stated."""
     width = specification.arch or "256"
     if not width.isascii() or not width.isdigit() or int(width) < 8 or specification.source:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r}: give descriptor or descriptor:<width>, "
             "with a width of 8 or more."
         )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recon_ray.errors import TeacherError
+from recon_ray.errors import TeacherError, TeacherNameError
 from recon_ray.models.teachers.protocol import (
     ImageTeacher,
     Precision,
@@ -166,7 +166,7 @@ def find_weights(specification: Specification, sha256: str | None) -> ClipWeight
 
     config = open_clip.get_model_config(specification.arch)
     if config is None:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r}: open_clip has no architecture "
             f"{specification.arch!r}; see open_clip.list_models() for the names."
         )
@@ -208,7 +208,7 @@ def _find_file(specification: Specification, source: Source, tags: list[str]) ->
         return identify(source.file, source.tag or source.file.name)
     tag = source.tag or ("openai" if "openai" in tags else None)
     if tag is None:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r} names no weights; add a tag "
             f"({', '.join(tags) or 'none is published'}) or a file."
         )

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from recon_ray.errors import TeacherError
+from recon_ray.errors import TeacherNameError
 
 FAMILIES = ("open_clip", "timm", "descriptor")
 WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".tar"})
@@ -56,12 +56,14 @@ def parse_specification(text: str) -> Specification:
     family, _, rest = text.partition(":")
     arch, _, source = rest.partition(":")
     if family not in FAMILIES:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {text!r} is unknown; give open_clip:<arch>:<tag or file>, "
             "timm:<arch>:<tag or file> or descriptor."
         )
     if family != "descriptor" and not arch:
-        raise TeacherError(f"Teacher {text!r} names no architecture; give {family}:<arch>:<tag>.")
+        raise TeacherNameError(
+            f"Teacher {text!r} names no architecture; give {family}:<arch>:<tag>."
+        )
     return Specification(text=text, family=family, arch=arch, source=source)
 
 
@@ -89,15 +91,15 @@ def parse_source(specification: Specification, tags: Collection[str]) -> Source:
     tag, _, file = source.partition(":")
     if tag in tags:
         if not Path(file).is_file():
-            raise TeacherError(f"Teacher {specification.text!r}: there is no file {file}.")
+            raise TeacherNameError(f"Teacher {specification.text!r}: there is no file {file}.")
         return Source(tag=tag, file=Path(file))
     if Path(source).suffix in WEIGHT_SUFFIXES or "/" in source:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r}: there is no file {source}; give the path of a file "
             "of weights, or use the teacher 'descriptor'."
         )
     known = ", ".join(sorted(tags)) or "none"
-    raise TeacherError(
+    raise TeacherNameError(
         f"Teacher {specification.text!r}: {source!r} is neither a published tag of "
         f"{specification.arch} (known: {known}) nor a file; give one of these."
     )

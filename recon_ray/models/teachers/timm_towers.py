@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recon_ray.errors import TeacherError
+from recon_ray.errors import TeacherError, TeacherNameError
 from recon_ray.models.teachers.protocol import (
     ImageTeacher,
     Precision,
@@ -169,14 +169,14 @@ def _check_arch(specification: Specification, arch: str) -> None:
 
     if arch.endswith(AMBIGUOUS_SUFFIX):
         stem = arch.removesuffix(AMBIGUOUS_SUFFIX)
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r}: this name has meant different weights in different "
             f"versions of timm; give timm:{stem}{PRELOGITS_SUFFIX}:<file> for the original weights "
             f"with the pre-logits layer (the published ReCon) or timm:{stem}:augreg_in21k."
         )
     if not timm.is_model(arch):
         near = ", ".join(timm.list_models(f"*{arch}*")[:5]) or "none alike"
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r}: timm has no architecture {arch!r} ({near}); "
             "see timm.list_models() for the names."
         )
@@ -187,7 +187,7 @@ def _find_original(specification: Specification) -> WeightsFile:
     if source.file is not None:
         return identify(source.file, source.tag or source.file.name)
     if specification.arch != f"vit_base_patch16_224{PRELOGITS_SUFFIX}":
-        raise TeacherError(f"Teacher {specification.text!r} names no weights; add a file.")
+        raise TeacherNameError(f"Teacher {specification.text!r} names no weights; add a file.")
     return identify(_download_original(specification), ORIGINAL_TAG)
 
 
@@ -215,7 +215,7 @@ def _find_published(specification: Specification) -> WeightsFile:
         return identify(source.file, source.tag or source.file.name)
     tag = source.tag or (tags[0] if tags else None)
     if tag is None:
-        raise TeacherError(
+        raise TeacherNameError(
             f"Teacher {specification.text!r} names no weights and none are published; add a file."
         )
     return identify(_download(specification, Source(tag=tag)), tag)

@@ -1,4 +1,6 @@
+import errno
 import json
+from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -37,3 +39,39 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     recorder.write(1, 0, {"train/loss": float("nan")})
     recorder.close()
     assert _records(tmp_path)[0]["train/loss"] is None
+
+
+def test_a_run_that_starts_anew_keeps_no_record_of_an_attempt_without_checkpoint(tmp_path):
+    recorder = Recorder(tmp_path, start_step=0)
+    recorder.write(0, 0, {"val/accuracy": 0.1})
+    recorder.write(1, 0, {"train/loss": 2.0})
+    recorder.close()
+    recorder = Recorder(tmp_path, start_step=0)
+    recorder.write(0, 0, {"val/accuracy": 0.1})
+    recorder.close()
+    assert [record["step"] for record in _records(tmp_path)] == [0]
+
+
+def test_what_cannot_be_written_is_noted_once_and_does_not_raise(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path, start_step=0)
+    recorder.write(1, 0, {"train/loss": 2.0})
+    assert recorder.failure == ""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    recorder.write(2, 0, {"train/loss": 1.0})
+    noted = recorder.failure
+    recorder.write(3, 0, {"train/loss": 1.0})
+    recorder.close()
+    assert recorder.failure == noted
+    assert "metrics.jsonl: the metrics could not be written (No space left on device)" in noted
+
+
+def test_a_folder_that_cannot_be_made_is_noted(tmp_path):
+    (tmp_path / "file").write_text("")
+    recorder = Recorder(tmp_path / "file" / "run", start_step=0)
+    recorder.write(1, 0, {"train/loss": 2.0})
+    recorder.close()
+    assert "(Not a directory)" in recorder.failure

@@ -1,0 +1,151 @@
+"""What is refused in the driver, before anything is written or started."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recon_ray.config.schema import PretrainConfig
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.models.presets import PRESETS
+from recon_ray.models.recon import Recon
+from recon_ray.programs.run import Run
+from recon_ray.tasks.pretrain import PretrainTask
+from recon_ray.train.checkpoint import check_model_state
+
+
+def find_set(key: str, path: Path) -> PreparedSet:
+    """Open a prepared set that an option names.
+
+    Raises:
+        ConfigError: If there is no such folder.
+        DataError: If it is no prepared set, or an incomplete or damaged one.
+    """
+    if not path.is_dir():
+        raise ConfigError(
+            f"{key}={path}: no such folder; give the folder of a prepared set, or make one with "
+            "jobs/prepare.py"
+        )
+    return PreparedSet.open(path)
+
+
+def check_model(config: PretrainConfig) -> None:
+    """Refuse sizes of the model that do not fit each other or the clouds.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    sizes = {**_defaults(), **PRESETS[config.model.preset], **config.model.overrides()}
+    dim, heads, groups = sizes["embed_dim"], sizes["num_heads"], sizes["num_groups"]
+    if dim % heads:
+        divisors = [number for number in range(1, dim + 1) if dim % number == 0]
+        nearest = min(divisors, key=lambda number: abs(number - heads))
+        raise ConfigError(
+            f"model.num_heads={heads} does not divide model.embed_dim={dim}; choose a divisor, "
+            f"{nearest} for example"
+        )
+    for name in ("num_groups", "group_size"):
+        if sizes[name] > config.data.num_points:
+            raise ConfigError(
+                f"model.{name}={sizes[name]} is more than data.num_points={config.data.num_points};"
+                " lower it, or draw more points"
+            )
+    if groups < 2:
+        raise ConfigError(
+            f"model.num_groups={groups}: one patch has to be hidden and one seen; give 2 or more"
+        )
+    ratio = sizes["mask_ratio"]
+    if int(ratio * groups) == 0:
+        raise ConfigError(
+            f"model.mask_ratio={ratio:g} hides none of model.num_groups={groups} patches; give "
+            f"{math.ceil(1000 / groups) / 1000:g} or more"
+        )
+
+
+def check_split(config: PretrainConfig, prepared: PreparedSet) -> None:
+    """Refuse more points than are stored, and a held-out split that is none.
+
+    Raises:
+        ConfigError: Naming the option.
+        DataError: If there is no training split.
+    """
+    prepared.split("train")
+    path, split = prepared.path, config.eval.split
+    if config.data.num_points > prepared.num_points:
+        raise ConfigError(
+            f"data.num_points={config.data.num_points}: {path} holds {prepared.num_points} points "
+            "a shape; lower it, or prepare the set again with a larger prepare.num_points"
+        )
+    if not config.eval.enabled:
+        return
+    if split not in prepared.splits:
+        raise ConfigError(
+            f"eval.split={split}: {path} has the splits {', '.join(prepared.splits)}; choose one "
+            "of them, or eval.enabled=false"
+        )
+    if split == "train" or prepared.splits[split].rows == 0:
+        reason = "it is trained on" if split == "train" else f"it is empty in {path}"
+        raise ConfigError(
+            f"eval.split={split}: {reason}; choose a held-out split with shapes in it, or "
+            "eval.enabled=false"
+        )
+
+
+def check_labels(config: PretrainConfig, prepared: PreparedSet) -> None:
+    """Refuse to use the classes of a set in which training shapes have none.
+
+    Raises:
+        ConfigError: Naming the option that needs them.
+    """
+    needs = ["loss.self_contrast"] if config.loss.self_contrast else []
+    if config.teacher.text.name is not None and config.data.text == "category":
+        needs.append("teacher.text.name")
+    if not needs or not prepared.manifest.get("class_histogram", {}).get("", 1):
+        return
+    labels = prepared.read("train", columns=["label"])["label"].to_numpy()
+    unlabeled = int((labels < 0).sum())
+    if unlabeled:
+        raise ConfigError(
+            f"{needs[0]}: {unlabeled} of {len(labels)} training shapes of {prepared.path} have no "
+            "class; prepare the set again with a class for each, or set data.text=caption or "
+            "teacher.text.name=null, and loss.self_contrast=false"
+        )
+
+
+def check_start(run: Run, task: PretrainTask) -> None:
+    """Refuse a checkpoint to start from that the configured model cannot take.
+
+    Raises:
+        ConfigError: Naming the first thing that differs.
+    """
+    if run.start is None:
+        return
+    with torch.device("meta"):
+        model = task.stored_model(task.build())
+    try:
+        check_model_state(model, run.start.model, source=f"resume={run.resume}")
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_here(config: PretrainConfig) -> None:
+    """Refuse what this process cannot do without Ray.
+
+    Raises:
+        ConfigError: If a GPU is asked for and there is none.
+    """
+    if config.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.device=cuda: torch finds no usable GPU in this process (cluster.workers=0); "
+            "set runtime.device=auto"
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    parameters = inspect.signature(Recon).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}

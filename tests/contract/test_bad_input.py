@@ -1,0 +1,938 @@
+"""Bad input, as a user gives it: one clear sentence, the exit status, and nothing half-written.
+
+Status 2: the configuration or the arguments are wrong; 1: anything else; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from recon_ray.cli import run_job
+from recon_ray.config import dump_yaml
+from recon_ray.config.schema import PrepareConfig, PretrainConfig
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.programs.prepare import prepare
+from recon_ray.programs.pretrain import pretrain
+from recon_ray.tasks.pretrain import PretrainModule
+from recon_ray.train.checkpoint import CheckpointStore
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("eval.enabled=false", "train.steps=1")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def complaints(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+    def refused(self, status: int, message: str) -> None:
+        """One sentence that matches, no traceback, the status."""
+        assert "Traceback" not in self.err
+        assert len(self.complaints()) == 1, self.err
+        assert self.err.rstrip().splitlines()[-1] == self.complaints()[0]
+        assert re.search(message, self.complaints()[0]), self.complaints()[0]
+        assert self.status == status
+        assert self.out == ""
+
+    def done(self) -> str:
+        assert self.status == 0, self.err
+        assert self.complaints() == []
+        return self.err
+
+
+class Jobs:
+    """Runs the jobs in this process, in a folder of their own."""
+
+    def __init__(self, folder: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.config = config
+        self.runs = folder / "runs"
+        self._capsys = capsys
+
+    def pretrain(self, *arguments: object) -> Outcome:
+        given = [str(self.config), *map(str, arguments)]
+        return self._outcome(run_job("pretrain", PretrainConfig, pretrain, arguments=given))
+
+    def prepare(self, *arguments: object) -> Outcome:
+        given = [f"run.storage={self.runs}", "run.name=prepare", *map(str, arguments)]
+        return self._outcome(run_job("prepare", PrepareConfig, prepare, arguments=given))
+
+    def custom(self, source: Path, *arguments: object) -> Outcome:
+        """Prepare a folder of clouds, in this process, to ``set``."""
+        return self.prepare(
+            "source=custom", f"input={source}", f"output={self.folder / 'set'}",
+            "prepare.num_points=64", "prepare.views=0", "prepare.processes=1", *arguments,
+        )  # fmt: skip
+
+    def _outcome(self, status: int) -> Outcome:
+        out, err = self._capsys.readouterr()
+        return Outcome(status, out, err)
+
+    def left_behind(self) -> list[str]:
+        """Files in the storage, and temporaries anywhere."""
+        files = [path for path in self.runs.rglob("*") if path.is_file()]
+        temporary = [path for path in self.folder.rglob("*") if ".tmp-" in path.name]
+        return [str(path.relative_to(self.folder)) for path in (*files, *temporary)]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Keep the logging of the test process and its temporary folder apart."""
+    monkeypatch.delenv("RECON_DEBUG", raising=False)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    root, own = logging.getLogger(), logging.getLogger("recon_ray")
+    handlers, level = list(root.handlers), own.level
+    yield
+    root.handlers[:] = handlers
+    own.setLevel(level)
+    assert list((tmp_path / "temporary").glob("*.traceback.txt")) == []
+
+
+@pytest.fixture
+def jobs(tiny_config: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Jobs:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump_yaml(tiny_config))
+    return Jobs(tmp_path, config, capsys)
+
+
+@pytest.fixture
+def copy(tiny_prepared: PreparedSet, tmp_path: Path) -> Path:
+    """A prepared set to damage."""
+    return shutil.copytree(tiny_prepared.path, tmp_path / "copy")
+
+
+def file_tree(folder: Path) -> dict[str, str]:
+    """Hash of every file in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+# --- Arguments and YAML --------------------------------------------------------------------------
+
+WRONG_OPTIONS: list[tuple[str, str]] = [
+    (
+        "train.eporch=3",
+        r"^error: train\.eporch \(command line\): unknown key; did you mean train\.epochs\?$",
+    ),
+    ("learning_rate=1", r"learning_rate \(command line\): unknown key; did you mean optim\.lr\?"),
+    ("train=3", r"train \(command line\): expected a section with keys epochs, .* found 3"),
+    ("train.epochs=many", r"train\.epochs \(command line\): expected an integer >= 1, found"),
+    ("optim.lr=.inf", r"optim\.lr \(command line\): expected a number > 0, found \.inf"),
+    ("optim.weight_decay=.nan", r"optim\.weight_decay .*expected a number >= 0, found \.nan"),
+    ("model.preset=huge", r"model\.preset .*expected one of nano, tiny, small, base, found 'huge'"),
+    ("cluster.workers=[3, 2]", r"cluster: workers must be \[min, max\], found \[3, 2\]"),
+    ("cluster.workers=3", r"train\.global_batch_size=8 is not divisible by 3 workers"),
+    ("--workers", r"--workers: unknown flag; options are written key=value, see --help"),
+    ("absent.yaml", r"^error: absent\.yaml: no such file$"),
+    ("run.name=a/b", r"run\.name \(command line\): expected the name of one folder, found 'a/b'"),
+    ("run.name=..", r"run\.name \(command line\): expected the name of one folder, found '\.\.'"),
+    ("run.name='a\\b'", r"run\.name \(command line\): expected the name of one folder"),
+    # sizes
+    (
+        "model.num_heads=5",
+        r"model\.num_heads=5 does not divide model\.embed_dim=24; choose a divisor, 4 for example",
+    ),
+    ("model.embed_dim=25", r"model\.num_heads=2 does not divide model\.embed_dim=25"),
+    (
+        "model.mask_ratio=0.1",
+        r"model\.mask_ratio=0\.1 hides none of model\.num_groups=8 patches; give 0\.125 or more",
+    ),
+    ("model.num_groups=1", r"model\.num_groups=1: one patch has to be hidden and one seen"),
+    ("model.num_groups=65", r"model\.num_groups=65 is more than data\.num_points=64; lower it"),
+    ("model.group_size=65", r"model\.group_size=65 is more than data\.num_points=64; lower it"),
+    ("data.num_points=97", r"data\.num_points=97: .* holds 96 points a shape; lower it"),
+    ("data.num_points=4", r"model\.num_groups=8 is more than data\.num_points=4"),
+    (
+        "train.global_batch_size=25",
+        r"train\.global_batch_size=25: the split 'train' has only 24 samples, fewer than one",
+    ),
+    ("data.limit=7", r"train\.global_batch_size=8: the split 'train' has only 7 samples"),
+    # what does not exist
+    ("data.path=/absent/set", r"data\.path=/absent/set: no such folder; give the folder of a"),
+    ("eval.split=val", r"eval\.split=val: .* has the splits train, test; choose one of them"),
+    ("eval.split=train", r"eval\.split=train: it is trained on; choose a held-out split"),
+    ("runtime.device=cuda", r"runtime\.device=cuda: torch finds no usable GPU in this process"),
+    ("run.storage=/dev/null/runs", r"run\.storage=/dev/null/runs: .*\(Not a directory\); choose"),
+    ("run.storage=gopher://x", r"run\.storage=gopher://x: it cannot be reached .*give a folder"),
+    ("resume=/absent/step-1", r"resume=/absent/step-1: no checkpoint there \(MANIFEST\.json is"),
+    ("resume=gopher://x/step-1", r"resume=gopher://x/step-1: it cannot be reached"),
+    # teachers
+    (
+        "teacher.image.name=clip",
+        r"teacher\.image: Teacher 'clip' is unknown; give open_clip:<arch>:<tag or file>, timm:",
+    ),
+    ("teacher.text.name=timm:vit_tiny_patch16_224", r"teacher\.text: .*timm has image encoders"),
+    ("teacher.text.name=descriptor:4", r"teacher\.text: .*with a width of 8 or more"),
+    (
+        "teacher.image.name=timm:vit_tiny_patch16_224:/absent.pth",
+        r"teacher\.image: .*there is no file /absent\.pth; give the path of a file of weights",
+    ),
+    (
+        "teacher.text.name=open_clip:ViT-B-32:/absent.pt",
+        r"teacher\.text: .*there is no file /absent\.pt; give the path of a file of weights",
+    ),
+    ("teacher.text.name=open_clip:ViT-Q", r"teacher\.text: .*open_clip has no architecture"),
+]
+
+
+@pytest.mark.parametrize(("argument", "message"), WRONG_OPTIONS, ids=[a for a, _ in WRONG_OPTIONS])
+def test_a_wrong_option_is_refused_before_anything_is_written(
+    jobs: Jobs, argument: str, message: str
+) -> None:
+    if argument == "runtime.device=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has what is asked for")
+    jobs.pretrain(argument).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [1,\n  epochs: {\n", r"bad\.yaml:3: not valid YAML: "),
+        (b"- train\n- optim\n", r"bad\.yaml:1: expected `key: value` lines at the top level"),
+        (b"train:\n  epoch: 3\n", r"train\.epoch \(.*bad\.yaml:2\): unknown key; did you mean tra"),
+        (b"include: [gone.yaml]\n", r"gone\.yaml: no such file \(included at .*bad\.yaml:1\)"),
+        (b"\xff\xfe", r"bad\.yaml: not UTF-8 text \(byte 0\)"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_read_is_named_with_the_line(
+    jobs: Jobs, content: bytes, message: str
+) -> None:
+    path = jobs.folder / "bad.yaml"
+    path.write_bytes(content)
+    jobs.pretrain(path).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("cluster.workers=2", "data.mode=stream", "data.limit=8"),
+        ("cluster.workers=1", "data.mode=cached", "data.limit=8"),
+    ],
+)
+def test_a_limit_of_a_stream_is_refused(jobs: Jobs, options: tuple[str, ...]) -> None:
+    jobs.pretrain(*options).refused(2, r"data\.limit=8 needs data\.mode=shared, found data\.mode=")
+
+
+def test_other_weights_of_a_teacher_than_the_pinned_ones_are_status_1(jobs: Jobs) -> None:
+    outcome = jobs.pretrain(f"teacher.image.sha256={'0' * 64}")
+    outcome.refused(1, r"teacher\.image: .*its weights have sha256 1317.*, but 0000.* is pinned;")
+    assert jobs.left_behind() == []
+
+
+def test_weights_that_are_none_are_status_1(jobs: Jobs) -> None:
+    file = jobs.folder / "weights.pt"
+    file.write_bytes(b"no weights")
+    outcome = jobs.pretrain(f"teacher.text.name=open_clip:ViT-B-32:{file}")
+    outcome.refused(1, r"teacher\.text: Teacher weights .*weights\.pt cannot be read as")
+    assert jobs.left_behind() == []
+
+
+def test_a_forced_backend_that_is_absent_is_status_1(jobs: Jobs) -> None:
+    jobs.pretrain("runtime.ops_backend=pointnet2_ops").refused(1, "pointnet2_ops is not installed")
+    assert jobs.left_behind() == []
+
+
+def test_a_set_too_small_for_the_model_is_not_made(jobs: Jobs) -> None:
+    target = jobs.folder / "made"
+    outcome = jobs.pretrain(
+        f"data.path={target}", "data.create=synthetic", "data.num_points=512",
+        "prepare.num_points=256",
+    )  # fmt: skip
+    outcome.refused(2, r"data\.num_points=512: .*prepare\.num_points=256; lower the one or raise")
+    assert not target.exists()
+
+
+def test_too_few_shapes_for_the_probes_are_refused(jobs: Jobs) -> None:
+    jobs.pretrain("eval.limit=1", "train.steps=1").refused(2, r"eval\.limit=1: that leaves 1 clas")
+
+
+# --- The cluster ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray that has two CPUs, on paper."""
+    resources = {"CPU": 2.0, "object_store_memory": 1e9}
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+    monkeypatch.setattr("recon_ray.cluster.context.prepare_environment", lambda options: None)
+
+
+@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("cluster.workers=4",),
+            r"cluster\.workers=4: they reserve 4 CPUs \(1 each\), the cluster has 2; lower",
+        ),
+        (
+            ("cluster.workers=2", "data.mode=stream"),
+            r"data\.mode=stream needs one free CPU .* 2 workers x 1 CPUs leave 0 of 2: set",
+        ),
+        (
+            ("cluster.workers=1", "runtime.device=cuda"),
+            r"runtime\.device=cuda: the cluster has 0 GPUs for 1 workers",
+        ),
+    ],
+)
+def test_what_the_cluster_cannot_hold_is_refused_before_the_run_begins(
+    jobs: Jobs, options: tuple[str, ...], message: str
+) -> None:
+    jobs.pretrain("cluster.address=127.0.0.1:1", *options).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+# --- Prepared sets -------------------------------------------------------------------------------
+
+
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def _first_shard(root: Path, kind: str = "geometry", split: str = "train") -> Path:
+    return sorted((root / kind / split).glob("*.parquet"))[0]
+
+
+def _change_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((root / "_manifest.json").read_text())
+    change(manifest)
+    (root / "_manifest.json").write_text(json.dumps(manifest))
+
+
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    (
+        "other-version",
+        lambda root: _change_manifest(root, lambda manifest: manifest.update(schema_version=9)),
+        r"_manifest\.json: has schema version 9, but this package reads version 1; prepare it aga",
+    ),
+    (
+        "no-splits",
+        lambda root: _change_manifest(root, lambda manifest: manifest.pop("splits")),
+        r"_manifest\.json: is not a readable manifest \(KeyError: 'splits'\); prepare it again",
+    ),
+    (
+        "no-train",
+        lambda root: _change_manifest(root, lambda manifest: manifest["splits"].pop("train")),
+        r"copy: has no split 'train', only test",
+    ),
+    (
+        "no-manifest",
+        lambda root: (root / "_manifest.json").unlink(),
+        r"copy: is no complete prepared set \(_manifest\.json is missing\); run the prepare job",
+    ),
+    (
+        "missing-shard",
+        lambda root: _first_shard(root).unlink(),
+        r"part-00000-of-0000\d\.parquet: the shard is missing; run the prepare job again to rebu",
+    ),
+    (
+        "cut-shard",
+        lambda root: os.truncate(_first_shard(root), 900),
+        r"part-00000-of-0000\d\.parquet: is not a readable Parquet file; prepare it again",
+    ),
+    (
+        "flipped-points",  # decodes all the same
+        lambda root: _flip(_first_shard(root), _first_shard(root).stat().st_size // 2),
+        r"geometry/train/part-00000.*: is damaged or was changed \(its SHA-256 is not the manif.*"
+        r"delete it and run the prepare job again, which rebuilds it",
+    ),
+    (
+        "flipped-views",
+        lambda root: _flip(_first_shard(root, "views"), 200),
+        r"views/train/part-00000.*: is damaged or was changed",
+    ),
+    (
+        "flipped-test",
+        lambda root: _flip(_first_shard(root, split="test"), 200),
+        r"geometry/test/part-00000.*: is damaged or was changed",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [row[1:] for row in DAMAGES], ids=[row[0] for row in DAMAGES]
+)
+def test_a_damaged_set_is_found_before_training(
+    jobs: Jobs, copy: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(copy)
+    jobs.pretrain(f"data.path={copy}").refused(1, message)
+    assert jobs.left_behind() == []
+    if "no split" not in message:
+        jobs.prepare(f"verify={copy}").refused(1, message)
+        assert jobs.left_behind() == []
+
+
+def test_verifying_can_be_left_out(jobs: Jobs, copy: Path) -> None:
+    _flip(_first_shard(copy, split="test"), 200)
+    jobs.pretrain(f"data.path={copy}", "data.verify=false", *QUICK).done()
+
+
+def test_a_whole_set_verifies_and_an_absent_one_is_status_2(jobs: Jobs, copy: Path) -> None:
+    assert jobs.prepare(f"verify={copy}").done()
+    jobs.prepare("verify=/absent/set").refused(2, r"verify=/absent/set: no such folder; give the")
+
+
+def test_a_set_of_which_some_shapes_have_no_class_is_not_taught_with_classes(jobs: Jobs) -> None:
+    clouds, table = _clouds(jobs.folder), jobs.folder / "table.csv"
+    names = sorted(str(path.relative_to(clouds)) for path in clouds.rglob("*.npy"))
+    rows = [f"{name},{'' if i == 3 else 'ab'[i % 2]},train" for i, name in enumerate(names)]
+    table.write_text("file,category,split\n" + "\n".join(rows))
+    jobs.custom(clouds, f"prepare.table={table}").done()
+    shutil.rmtree(jobs.runs)
+    options = (f"data.path={jobs.folder / 'set'}", "teacher.image.name=null", *QUICK)
+    outcome = jobs.pretrain(*options)
+    outcome.refused(2, r"teacher\.text\.name: 1 of 12 training shapes of .*/set have no class; pr")
+    assert jobs.left_behind() == []
+    jobs.pretrain(*options, "data.text=caption").done()
+
+
+def test_pictures_are_asked_for_where_there_are_none(jobs: Jobs) -> None:
+    jobs.custom(_clouds(jobs.folder)).done()
+    shutil.rmtree(jobs.runs)
+    outcome = jobs.pretrain(f"data.path={jobs.folder / 'set'}", "eval.enabled=false")
+    outcome.refused(2, r"teacher\.image\.name: .*/set holds no images; set teacher\.image\.name=nu")
+    assert jobs.left_behind() == []
+
+
+# --- Sources of prepared sets --------------------------------------------------------------------
+
+
+def _cloud(seed: int, count: int = 80) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
+
+
+def _clouds(folder: Path, count: int = 12) -> Path:
+    """A folder of clouds in two classes."""
+    for seed in range(count):
+        path = folder / "clouds" / "ab"[seed % 2] / f"{seed:02d}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, _cloud(seed))
+    return folder / "clouds"
+
+
+def _save_with_nan(path: Path) -> None:
+    points = _cloud(0)
+    points[3] = np.nan
+    np.save(path, points)
+
+
+PLY = "ply\nformat ascii 1.0\nelement vertex 3\n{}element face 0\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n"  # noqa: E501
+
+BAD_SHAPES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("nan.npy", _save_with_nan, r"nan\.npy: 1 of 80 points are not finite \(NaN or infinite\)"),
+    ("one.npy", lambda path: np.save(path, _cloud(0, 1)), r"one\.npy: holds one point only"),
+    ("few.npy", lambda path: np.save(path, _cloud(0, 9)), r"few\.npy: holds 9 points, fewer than"),
+    ("none.npy", lambda path: path.write_bytes(b""), r"none\.npy: the file is empty"),
+    (
+        "junk.npy",
+        lambda path: path.write_bytes(b"junk"),
+        r"junk\.npy: cannot be read as an array of",
+    ),
+    ("junk.npz", lambda path: path.write_bytes(b"PK junk"), r"junk\.npz: cannot be read"),
+    ("same.npy", lambda path: np.save(path, np.ones((80, 3))), r"same\.npy: all 80 points are the"),
+    (
+        "flat.off",
+        lambda path: path.write_text("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n"),
+        r"flat\.off: the mesh has no faces",
+    ),
+    (
+        "flat.obj",
+        lambda path: path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n"),
+        r"flat\.obj: holds 3 points, fewer than",
+    ),
+    (
+        "flat.stl",
+        lambda path: path.write_text("solid x\nendsolid x\n"),
+        r"flat\.stl: the mesh has no faces",
+    ),
+    (
+        "flat.ply",
+        lambda path: path.write_text(PLY.format("".join(f"property float {a}\n" for a in "xyz"))),
+        r"flat\.ply: holds 3 points, fewer than",
+    ),
+    ("cut.pcd", lambda path: path.write_text("FIELDS x y z\nSIZE 4 4 4\n"), r"cut\.pcd: the PCD h"),
+    ("text.xyz", lambda path: path.write_text("a b c\n"), r"text\.xyz: cannot be read \(ValueErr"),
+]
+
+
+def _quarantined(folder: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, (folder / "_quarantine.jsonl").read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "reason"), BAD_SHAPES, ids=[name for name, _, _ in BAD_SHAPES]
+)
+def test_a_bad_shape_is_left_out_with_its_reason_and_counted(
+    jobs: Jobs, name: str, write: Callable[[Path], object], reason: str
+) -> None:
+    clouds = _clouds(jobs.folder)
+    write(clouds / "a" / name)
+    outcome = jobs.custom(clouds)
+    assert "Traceback" not in outcome.done()
+    entries = _quarantined(jobs.folder / "set")
+    assert [entry["file"] for entry in entries] == [f"a/{name}"]
+    assert re.search(reason, entries[0]["reason"]), entries[0]["reason"]
+    assert f"left out a/{Path(name).stem}: " in outcome.err
+    result = json.loads((jobs.runs / "prepare" / "result.json").read_text())
+    assert result["metrics"] == {"samples": 12.0, "quarantined": 1.0}
+    jobs.custom(
+        clouds, "prepare.max_quarantine_fraction=0", f"output={jobs.folder / 'no'}"
+    ).refused(
+        1, r"1 of 13 samples are unreadable, more than the tolerated 0, the first being .*; all rea"
+    )
+    assert _quarantined(jobs.folder / "no") == entries
+    assert not (jobs.folder / "no" / "_manifest.json").exists()
+    assert not (jobs.runs / "prepare" / "result.json").exists()
+
+
+def test_a_picture_that_does_not_decode_leaves_its_shape_out(jobs: Jobs) -> None:
+    clouds, table = _clouds(jobs.folder), jobs.folder / "table.csv"
+    Image.new("RGB", (40, 40)).save(clouds / "good.png")
+    (clouds / "bad.png").write_bytes((clouds / "good.png").read_bytes()[:50])
+    names = sorted(str(path.relative_to(clouds)) for path in clouds.rglob("*.npy"))
+    rows = [f"{name},{'bad' if i == 0 else 'good'}.png" for i, name in enumerate(names)]
+    table.write_text("file,image\n" + "\n".join(rows))
+    views = ("prepare.views=1", "prepare.image_size=32", f"prepare.table={table}")
+    jobs.custom(clouds, *views).done()
+    (entry,) = _quarantined(jobs.folder / "set")
+    assert re.search(r"bad\.png: the image does not decode \(\w+\)", entry["reason"])
+
+
+def test_a_folder_of_unreadable_files_only_is_status_1(jobs: Jobs) -> None:
+    clouds = _clouds(jobs.folder)
+    for path in clouds.rglob("*.npy"):
+        path.write_bytes(b"junk")
+    outcome = jobs.custom(clouds, "prepare.max_quarantine_fraction=0.99")
+    outcome.refused(
+        1, r"\d+ of 12 samples are unreadable, .*all reasons are in .*_quarantine\.json"
+    )
+    assert not (jobs.folder / "set" / "_manifest.json").exists()
+    outcome = jobs.pretrain(f"data.path={jobs.folder / 'set'}")
+    outcome.refused(1, r"/set: is no complete prepared set")
+
+
+WRONG_SOURCES: list[tuple[tuple[str, ...], int, str]] = [
+    (("source=custom",), 2, r"source=custom needs input=<folder>"),
+    (("source=modelnet",), 2, r"source \(command line\): expected one of synthetic, custom"),
+    (("source=custom", "input=/absent"), 2, r"input=/absent: no such folder; give the folder that"),
+    (("source=custom", "input={empty}"), 1, r"empty: holds no shape files; expected one of \.glb"),
+    (
+        ("source=custom", "input={empty}", "prepare.table=/absent.csv"),
+        2,
+        r"prepare\.table=/absent\.csv: no such file; give a CSV or Parquet table",
+    ),
+    (
+        ("source=custom", "input={empty}", "prepare.table={table}"),
+        1,
+        r"table\.csv: has no column 'file', only path, category",
+    ),
+    (("output={table}",), 2, r"output=.*table\.csv: it is a file; give a folder"),
+    (("prepare.num_points=1",), 2, r"prepare\.num_points: expected at least 2, found 1"),
+    (("run.storage={table}",), 2, r"run\.storage=.*table\.csv: .*cannot be made or written to"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), WRONG_SOURCES)
+def test_a_source_that_cannot_be_had_is_refused(
+    jobs: Jobs, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    empty, table, target = jobs.folder / "empty", jobs.folder / "table.csv", jobs.folder / "set"
+    empty.mkdir()
+    table.write_text("path,category\na.npy,a\n")
+    filled = [argument.format(empty=empty, table=table) for argument in arguments]
+    jobs.prepare(f"output={target}", *filled).refused(status, message)
+    assert not target.exists()
+    assert not (jobs.runs / "prepare" / "result.json").exists()
+    assert status == 1 or jobs.left_behind() == []
+
+
+def test_the_output_of_other_options_is_not_touched(jobs: Jobs) -> None:
+    clouds = _clouds(jobs.folder)
+    jobs.custom(clouds).done()
+    before = file_tree(jobs.folder / "set")
+    outcome = jobs.custom(clouds, "prepare.num_points=32")
+    outcome.refused(1, r"/set: holds another prepared set \(prepare\.num_points: 64 \(found\) / 32")
+    assert file_tree(jobs.folder / "set") == before
+
+
+# --- Runs and checkpoints ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(jobs: Jobs) -> Path:
+    """The folder of a run of one step."""
+    jobs.pretrain(*QUICK).done()
+    return jobs.runs / "run"
+
+
+def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: Path) -> None:
+    before = file_tree(finished)
+    outcome = jobs.pretrain(*QUICK, "optim.lr=0.5", "train.epochs=9", "train.log_every_steps=7")
+    outcome.refused(
+        2,
+        r"run\.name=run: .*runs/run holds a run with another configuration "
+        r"\(optim\.lr: 0\.001 then, 0\.5 now; train\.epochs: 4 then, 9 now\); choose another run\.n"
+        r"ame, or resume=never to set it aside$",
+    )
+    assert file_tree(finished) == before
+
+
+def test_a_damaged_record_of_the_configuration_is_named(jobs: Jobs, finished: Path) -> None:
+    (finished / "config.yaml").write_text("train: [")
+    jobs.pretrain(*QUICK).refused(1, r"run/config\.yaml: it is damaged, .*choose another run\.name")
+
+
+def test_a_run_is_not_continued_with_other_teachers(jobs: Jobs, finished: Path) -> None:
+    teachers = json.loads((finished / "teachers.json").read_text())
+    teachers["text"]["sha256"] = "0" * 64
+    (finished / "teachers.json").write_text(json.dumps(teachers))
+    before = file_tree(finished)
+    jobs.pretrain(*QUICK).refused(1, r"teacher\.text\.name: this run was started with .*'0000")
+    assert file_tree(finished) == before
+    (finished / "teachers.json").write_text("{")
+    jobs.pretrain(*QUICK).refused(1, r"run/teachers\.json: it is damaged; choose another run\.name")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
+    jobs: Jobs, finished: Path
+) -> None:
+    _flip(finished / "checkpoints" / "step-00000001" / "model.pt", 500)
+    jobs.pretrain("train.steps=2", "eval.enabled=false").refused(
+        1, r"run/checkpoints: all 1 checkpoints are damaged; restore one from a copy, or start afre"
+    )
+
+
+def test_a_checkpoint_to_start_from_has_to_be_one_and_to_fit(jobs: Jobs, finished: Path) -> None:
+    checkpoint = finished / "checkpoints" / "step-00000001"
+    moved = shutil.copytree(checkpoint, jobs.folder / "my-checkpoint")
+    shutil.rmtree(jobs.runs)
+    resume = f"resume={moved}"
+    cases = [
+        (
+            resume,
+            "model.embed_dim=32",
+            r"my-checkpoint: encoder\.\w+ has shape .*24.*, the configur",
+        ),
+        (
+            resume,
+            "model.depth=3",
+            r"my-checkpoint: it does not fit the configured model \(missing: ",
+        ),
+        (resume, "teacher.text.name=null", r"it does not fit the configured model .*text_proj"),
+        (
+            f"resume={jobs.folder}",
+            "",
+            r"resume=.*: no checkpoint there \(MANIFEST\.json is missing",
+        ),
+        (f"resume={moved}/model.pt", "", r"model\.pt: (no checkpoint there|it cannot be reached)"),
+    ]
+    for start, option, message in cases:
+        jobs.pretrain("run.name=new", start, *filter(None, [option])).refused(2, message)
+        assert jobs.left_behind() == []
+    log = jobs.pretrain("run.name=new", resume, "train.steps=2", "eval.enabled=false").done()
+    assert "(step 1)" in log  # whatever the folder is called
+    assert CheckpointStore(str(jobs.runs / "new" / "checkpoints")).names()[-1] == "step-00000002"
+    log = jobs.pretrain("run.name=new", resume, "train.steps=2", "eval.enabled=false").done()
+    assert f"the run has checkpoints of its own, {moved} is not read again" in log
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: _flip(path / "train.pt", 500), r"resume=.*train\.pt is damaged"),
+        (lambda path: (path / "train.pt").unlink(), r"resume=.*train\.pt cannot be read"),
+        (lambda path: (path / "MANIFEST.json").write_text("{"), r"MANIFEST\.json cannot be read"),
+        (lambda path: (path / "MANIFEST.json").write_text("{}"), r"checkpoint format None, this v"),
+        (
+            lambda path: (path / "MANIFEST.json").write_text('{"format": 1}'),
+            r"MANIFEST\.json: it does not list a whole checkpoint \(step, architecture, files\)",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_to_start_from_is_status_1(
+    jobs: Jobs, finished: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    moved = shutil.copytree(finished / "checkpoints" / "step-00000001", jobs.folder / "step-1")
+    shutil.rmtree(jobs.runs)
+    damage(moved)
+    jobs.pretrain("run.name=new", f"resume={moved}").refused(1, f"{message}.*; give another check")
+    assert jobs.left_behind() == []
+
+
+# --- A full disk ---------------------------------------------------------------------------------
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise FULL
+
+
+def test_a_full_disk_while_shards_are_written(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    clouds = _clouds(jobs.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _refuse)
+        outcome = jobs.custom(clouds)
+    outcome.refused(
+        1, r"/set/.*: cannot be written \(No space left on device\); free space there or"
+    )
+    assert not (jobs.folder / "set" / "_manifest.json").exists()
+    assert not [name for name in jobs.left_behind() if ".tmp-" in name]
+    jobs.custom(clouds).done()
+    PreparedSet.open(jobs.folder / "set").verify()
+
+
+def test_a_full_disk_while_files_of_the_run_are_written(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Path.write_text
+
+    def write_text(path: Path, text: str, *more: Any, **options: Any) -> int:
+        if path.name.endswith(full):
+            written(path, text[:10])
+            raise FULL
+        return written(path, text, *more, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    for full in ("config.yaml", "environment.json", "teachers.json", "result.json"):
+        outcome = jobs.pretrain(*QUICK)
+        outcome.refused(
+            1, rf"run/{full}: it could not be written \(No space left on device\); free"
+        )
+        assert not [name for name in jobs.left_behind() if ".tmp-" in name or full in name]
+    full = "nothing"
+    jobs.pretrain(*QUICK).done()
+    assert (jobs.runs / "run" / "result.json").exists()
+
+
+def test_a_full_disk_while_a_checkpoint_is_written(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _refuse)
+        outcome = jobs.pretrain(*QUICK)
+    outcome.refused(
+        1, r"checkpoints/step-00000001: the checkpoint could not be written \(.*No space left on"
+    )
+    run = jobs.runs / "run"
+    assert not (run / "result.json").exists()
+    assert list((run / "checkpoints").iterdir()) == []
+    jobs.pretrain(*QUICK).done()
+    records = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == [1]
+
+
+def test_a_full_disk_while_metrics_are_written(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse_metrics(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if path.name == "metrics.jsonl" and mode == "a":
+            raise FULL
+        return opened(path, mode, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse_metrics)
+        outcome = jobs.pretrain(*QUICK)
+    outcome.refused(
+        1, r"metrics\.jsonl: the metrics could not be written \(No space left on device"
+    )
+    assert not (jobs.runs / "run" / "result.json").exists()
+    assert not (
+        jobs.runs / "run" / "checkpoints"
+    ).exists()  # the steps and their records come again
+    jobs.pretrain(*QUICK).done()
+
+
+def test_a_full_disk_while_figures_are_written(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("recon_ray.programs.figures.curve_figure", _refuse)
+        outcome = jobs.pretrain(*QUICK)
+    outcome.refused(
+        1, r"run/figures: a figure could not be written \(No space left on device\); fre"
+    )
+    assert not (jobs.runs / "run" / "result.json").exists()
+    jobs.pretrain(*QUICK).done()
+
+
+def test_an_error_beyond_these_is_one_line_on_a_full_disk_too(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recon_ray.data.prepared.PreparedSet.open", lambda path: 1 / 0)
+    monkeypatch.setattr("tempfile.mkstemp", _refuse)
+    jobs.pretrain().refused(
+        1, r"^error: ZeroDivisionError: .* \(traceback shown with RECON_DEBUG=1\)"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB, where this process may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full(jobs: Jobs, small_disk: Path) -> None:
+    outcome = jobs.pretrain(f"run.storage={small_disk}", *QUICK)
+    outcome.refused(1, r"disk/run/checkpoints/step-00000001: the checkpoint could not be written")
+    assert not [path for path in small_disk.rglob("*") if ".tmp-" in path.name]
+    assert not (small_disk / "run" / "result.json").exists()
+    shutil.rmtree(small_disk / "run")
+    clouds = _clouds(jobs.folder, 60)
+    outcome = jobs.custom(
+        clouds, f"output={small_disk / 'set'}", "prepare.samples_per_shard=30",
+        "prepare.num_points=80", "prepare.test_fraction=0", "prepare.views=4",
+    )  # fmt: skip
+    outcome.refused(
+        1, r"disk/set/.*: cannot be written \(No space left on device\); free space the"
+    )
+    assert not [path for path in small_disk.rglob("*") if ".tmp-" in path.name]
+    assert not (small_disk / "set" / "_manifest.json").exists()
+
+
+# --- Interrupts, and real processes --------------------------------------------------------------
+
+
+def _interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = PretrainModule.forward, []
+
+    def forward(self: PretrainModule, *arguments: Any) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(PretrainModule, "forward", forward)
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("eval.enabled=false", "train.commit_every_seconds=0.001")
+    with monkeypatch.context() as patch:
+        _interrupted_at(6, patch)
+        outcome = jobs.pretrain(*options)
+    outcome.refused(130, r"^error: interrupted; the same command with the same run\.name continues")
+    assert not (jobs.runs / "run" / "result.json").exists()
+    assert "continuing from" in jobs.pretrain(*options).done()
+    records = (jobs.runs / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == list(range(1, 13))
+
+
+def _process(*command: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RECON_DEBUG", None)
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> Outcome:
+    out, err = process.communicate(timeout=60)
+    return Outcome(process.returncode, out, err)
+
+
+def _wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "it took longer than a minute"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_in_mid_training_ends_with_one_line_and_the_run_continues(jobs: Jobs) -> None:
+    options = (
+        "eval.enabled=false", "train.epochs=2000", "train.log_every_steps=1",
+        "train.commit_every_seconds=0.2",
+    )  # fmt: skip
+    process = _process(ROOT / "jobs" / "pretrain.py", jobs.config, *options)
+    store = CheckpointStore(str(jobs.runs / "run" / "checkpoints"))
+    _wait_until(store.names, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _end(process).refused(
+        130, r"^error: interrupted; the same command with the same run\.name cont"
+    )
+    assert not [name for name in jobs.left_behind() if ".tmp-" in name or "result.json" in name]
+    step = store.load_latest().step
+    log = jobs.pretrain(*options, f"train.steps={step + 2}").done()
+    assert f"(step {step})" in log
+    assert store.load_latest().step == step + 2
+
+
+def test_ctrl_c_while_several_processes_prepare_ends_with_one_line(jobs: Jobs) -> None:
+    target = jobs.folder / "set"
+    process = _process(
+        ROOT / "jobs" / "prepare.py", f"output={target}", f"run.storage={jobs.runs}",
+        "prepare.processes=2", "prepare.samples_per_shard=25", "prepare.views=2",
+    )  # fmt: skip
+    _wait_until(lambda: list(target.glob("_records/*/*.json")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _end(process).refused(130, r"^error: interrupted; run the same command again$")
+    assert not (target / "_manifest.json").exists()
+    assert not [name for name in jobs.left_behind() if ".tmp-" in name]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "status", "message"),
+    [
+        ("pretrain", ("train.eporch=3",), 2, r"train\.eporch \(command line\): unknown key"),
+        ("pretrain", ("absent.yaml",), 2, r"absent\.yaml: no such file"),
+        (
+            "pretrain",
+            ("cluster.workers=0", "data.path=/absent", "data.create=never"),
+            2,
+            "data.pat",
+        ),
+        ("prepare", ("source=custom", "input=/absent"), 2, r"input=/absent: no such folder"),
+    ],
+)
+def test_the_jobs_as_processes_do_the_same(
+    job: str, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    _end(_process(ROOT / "jobs" / f"{job}.py", *arguments)).refused(status, message)
