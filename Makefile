@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Building CUDA kernels takes minutes: done by hand with `make ops`, and where a GPU will use them.
+WITHOUT_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo RECON_OPS_CUDA=0)
 
 .PHONY: quickstart test lint ops clean
 
-quickstart: $(VENV)/.installed
+quickstart: $(VENV)/.ops
 	$(BIN)/python jobs/pretrain.py
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.ops
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.installed-dev
@@ -16,12 +18,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The compiled point operations, with CUDA kernels where there is a toolkit.
 ops: $(VENV)/.installed
-	@test -f ops/pyproject.toml || { echo "the compiled ops are not part of this version; plain torch is used"; exit 1; }
-	$(BIN)/pip install --no-build-isolation ./ops
+	$(BIN)/python -m pip install -q 'setuptools>=77' wheel ninja
+	$(BIN)/python -m pip install --no-build-isolation ./ops
+	touch $(VENV)/.ops
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info ops/build ops/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,3 +36,9 @@ $(VENV)/.installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e '.[dev]'
 	touch $(VENV)/.installed $@
+
+# Without a compiler everything works, only slower: one warning, and on.
+$(VENV)/.ops: $(VENV)/.installed $(wildcard ops/setup.py ops/csrc/* ops/recon_ops/*.py)
+	$(BIN)/python -m pip install -q 'setuptools>=77' wheel ninja
+	$(WITHOUT_GPU) $(BIN)/python -m pip install --no-build-isolation ./ops || echo "warning: the compiled point operations were not built (see above); plain torch takes their place"
+	touch $@

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,14 +17,31 @@ from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepare import PrepareOptions, prepare
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.sources.synthetic import SyntheticSource
+from recon_ray.points import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--ops-backend",
+        choices=get_args(ops.BackendName),
+        default="auto",
+        help="implementation of the point operations that the tests run with",
+    )
+
+
+@pytest.fixture(scope="session")
+def ops_backend(request: pytest.FixtureRequest) -> ops.BackendName:
+    """The backend that was asked for on the command line."""
+    return request.config.getoption("--ops-backend")
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _one_thread(ops_backend: ops.BackendName) -> None:
     """Two cores are shared by several processes in many tests."""
     torch.set_num_threads(1)
+    ops.set_backend(ops_backend)
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +56,13 @@ def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return PreparedSet.open(root)
 
 
-def tiny_overrides(tiny_prepared: PreparedSet, storage: Path) -> dict[str, object]:
+def tiny_overrides(
+    tiny_prepared: PreparedSet, storage: Path, backend: ops.BackendName = "auto"
+) -> dict[str, object]:
     """Options of a pre-training that takes a second."""
     return {
         "run": {"name": "run", "storage": str(storage), "seed": 3},
+        "runtime": {"ops_backend": backend},
         "cluster": {"workers": 0},
         "data": {"path": str(tiny_prepared.path), "num_points": 64},
         "model": {
@@ -59,6 +80,8 @@ def tiny_overrides(tiny_prepared: PreparedSet, storage: Path) -> dict[str, objec
 
 
 @pytest.fixture
-def tiny_config(tiny_prepared: PreparedSet, tmp_path: Path) -> PretrainConfig:
+def tiny_config(
+    tiny_prepared: PreparedSet, tmp_path: Path, ops_backend: ops.BackendName
+) -> PretrainConfig:
     """The configuration of a pre-training that takes a second, in this process."""
-    return PretrainConfig(**tiny_overrides(tiny_prepared, tmp_path / "runs"))
+    return PretrainConfig(**tiny_overrides(tiny_prepared, tmp_path / "runs", ops_backend))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal, get_args
@@ -34,13 +33,15 @@ _forced: BackendName = "auto"
 def _compiled() -> ModuleType | None:
     """Import the compiled distribution, or None where it is not installed."""
     try:
-        return import_module("recon_ops")
-    except ModuleNotFoundError as error:
-        if error.name == "recon_ops":
+        import recon_ops  # a statement, which torch.compile can trace
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "recon_ops":
             return None
         raise OpsError(
             f"recon_ops cannot be imported: {error}; rebuild it: {BUILD_COMMAND}"
         ) from error
+    module: ModuleType = recon_ops
+    return module
 
 
 @cache
@@ -99,7 +100,8 @@ def backend() -> str:
 def _implementation() -> ModuleType:
     """Give the module that computes: the compiled one or the reference."""
     name = backend()
-    _announce(name)
+    if not torch.compiler.is_compiling():  # tracing stops at a log call
+        _announce(name)
     compiled = _compiled() if name == "compiled" else None
     return reference if compiled is None else compiled
 
@@ -140,8 +142,8 @@ def _check_indices(name: str, value: Tensor, ndim: int, limit: int) -> None:
         raise TypeError(f"{name} must be int32 or int64, found {value.dtype}")
     if value.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, found shape {tuple(value.shape)}")
-    # Reading values of a GPU tensor would wait for the device, so only the CPU is checked.
-    if value.device.type == "cpu" and value.numel():
+    # Reading values of a GPU tensor would wait for the device, and a traced one has none.
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and value.numel():
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= limit:
             raise IndexError(f"{name} must lie in 0..{limit - 1}, found {low}..{high}")

@@ -1,0 +1,1 @@
+"""Names, layouts and quirks of the packages that existing point cloud code imports."""
