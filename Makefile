@@ -38,7 +38,7 @@ $(VENV)/.installed-dev: pyproject.toml
 	touch $(VENV)/.installed $@
 
 # Without a compiler everything works, only slower: one warning, and on.
-$(VENV)/.ops: $(VENV)/.installed $(wildcard ops/setup.py ops/csrc/* ops/recon_ops/*.py)
+$(VENV)/.ops: $(wildcard ops/setup.py ops/csrc/* ops/recon_ops/*.py) | $(VENV)/.installed
 	$(BIN)/python -m pip install -q 'setuptools>=77' wheel ninja
 	$(WITHOUT_GPU) $(BIN)/python -m pip install --no-build-isolation ./ops || echo "warning: the compiled point operations were not built (see above); plain torch takes their place"
 	touch $@

@@ -188,7 +188,7 @@ def test_compatible_groups(device: torch.device) -> None:
         ),
     )  # fmt: skip
     grouped.sum().backward()
-    assert features.grad.sum() == pytest.approx(2 * 4 * 5 * 8)
+    assert features.grad.sum().item() == pytest.approx(2 * 4 * 5 * 8)
     everything = pointnet2_utils.GroupAll()(points, None, features)
     assert everything.shape == (2, 7, 1, 30)
     with pytest.raises(ValueError, match="features must be given"):
