@@ -134,7 +134,9 @@ def test_compiles_with_inductor(device: torch.device) -> None:
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("name", ["auto", "compiled"])
-def test_the_chosen_backend_compiles_without_graph_breaks(name: ops.BackendName) -> None:
+def test_the_chosen_backend_compiles_without_graph_breaks(
+    name: ops.BackendName, ops_backend: ops.BackendName
+) -> None:
     torch._dynamo.reset()
 
     def model(points: Tensor) -> Tensor:
@@ -148,7 +150,7 @@ def test_the_chosen_backend_compiles_without_graph_breaks(name: ops.BackendName)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(points), expected)
     finally:
-        ops.set_backend("auto")
+        ops.set_backend(ops_backend)
 
 
 def test_exports_with_dynamic_sizes(device: torch.device) -> None:

@@ -15,14 +15,15 @@ POINTS = torch.zeros(2, 5, 3)
 
 
 @pytest.fixture(autouse=True)
-def _fresh_backend() -> Iterator[None]:
+def _fresh_backend(ops_backend: ops.BackendName) -> Iterator[None]:
     caches = (ops._compiled, ops._has_pointnet2, ops._announce)
     for cached in caches:
         cached.cache_clear()
+    ops.set_backend("auto")
     yield
     for cached in caches:
         cached.cache_clear()
-    ops.set_backend("auto")
+    ops.set_backend(ops_backend)
 
 
 @pytest.fixture
