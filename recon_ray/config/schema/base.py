@@ -1,0 +1,115 @@
+"""What every job has: identity of the run, precision, workers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RunSection(Section):
+    """Identity of a run. The same name and storage continue the same run."""
+
+    name: str | None = Field(
+        None, description="Run name; by default made from the job, the preset and the time."
+    )
+    storage: str = Field(
+        "runs",
+        description="Folder or URI in which the run's own folder is made; seen by all nodes.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of weights, order, augmentation and masks.")
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder(cls, name: str | None) -> str | None:
+        """The name becomes a folder in the storage: nothing that leads elsewhere, or is hidden."""
+        if name and (name.startswith(".") or not name.isprintable() or {*"/\\"} & {*name}):
+            raise ValueError(
+                f"expected the name of one folder, found {name!r}; leave out slashes and a leading "
+                "dot, run.storage says where the folder is made"
+            )
+        return name
+
+
+class RuntimeSection(Section):
+    """How the numbers are computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of the workers; auto takes the GPU that Ray assigned, if any."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Precision of the transformer; auto is bf16 on GPUs and fp32 on CPUs."
+    )
+    ops_backend: Literal["auto", "compiled", "pointnet2_ops", "reference"] = Field(
+        "auto",
+        description="Implementation of the point operations; auto takes the fastest there is.",
+    )
+    threads: Count | None = Field(
+        None,
+        description="Threads of torch in a worker; by default the cores divided by the workers.",
+    )
+
+
+class ClusterSection(Section):
+    """Where and on how many workers the job runs."""
+
+    address: str | None = Field(
+        None,
+        description="Ray address to join; by default the job's own, else a local one.",
+    )
+    workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = Field(
+        1, description="Data-parallel workers, or [min, max]; 0 runs in this process, without Ray."
+    )
+    cpus_per_worker: Positive = Field(1.0, description="Logical CPUs that a worker reserves.")
+    gpus_per_worker: NonNegative | None = Field(
+        None, description="GPUs that a worker reserves; by default 1 if the cluster has enough."
+    )
+    max_failures: int = Field(
+        3, ge=-1, description="Worker failures that are survived by restarting; -1 is no limit."
+    )
+    resize_interval_seconds: Positive = Field(
+        300.0, description="How often an elastic run looks for added or lost resources."
+    )
+    start_timeout_seconds: Positive = Field(
+        60.0, description="How long to wait for workers to start before trying again."
+    )
+    object_store_bytes: Annotated[int, Field(ge=80_000_000)] = Field(
+        500_000_000, description="Object store of a Ray that the job starts itself."
+    )
+
+    @property
+    def max_workers(self) -> int:
+        """Largest number of workers that may run."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def allowed_workers(self) -> range:
+        """Every number of workers that may occur (1 when running without Ray)."""
+        if isinstance(self.workers, int):
+            return range(max(self.workers, 1), max(self.workers, 1) + 1)
+        return range(self.workers[0], self.workers[1] + 1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterSection:
+        if not isinstance(self.workers, int) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers must be [min, max], found {list(self.workers)}")
+        return self
+
+
+class JobConfig(Section):
+    """What every job has."""
+
+    run: RunSection = Field(RunSection(), description="Identity of the run.")
+    runtime: RuntimeSection = Field(RuntimeSection(), description="How the numbers are computed.")
+    cluster: ClusterSection = Field(ClusterSection(), description="Where and on how many workers.")

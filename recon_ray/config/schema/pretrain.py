@@ -1,0 +1,83 @@
+"""Pre-training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recon_ray.config.schema.base import Count, JobConfig, Positive, Section
+from recon_ray.config.schema.data import DataSection, PrepareSection
+from recon_ray.config.schema.training import (
+    ModelSection,
+    OptimSection,
+    TeacherSection,
+    TrainSection,
+)
+
+
+class LossSection(Section):
+    """Which losses are summed."""
+
+    chamfer: Literal["l1", "l2"] = Field(
+        "l2", description="Chamfer distance: squared (l2) or plain (l1)."
+    )
+    self_contrast: bool = Field(
+        False, description="Add the self-contrast of the class token over the batch's categories."
+    )
+
+
+class PretrainEvalSection(Section):
+    """Evaluation on held-out shapes before and after pre-training."""
+
+    enabled: bool = Field(True, description="Evaluate before and after training.")
+    split: str = Field("test", description="Held-out split.")
+    batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
+    shots: Count = Field(5, description="Labels a class of the small linear probe.")
+    draws: Count = Field(10, description="Random draws that the small probe is averaged over.")
+    svm_c: Positive = Field(0.075, description="C of the linear SVM (paper: 0.075).")
+    limit: Count | None = Field(None, description="Use at most this many shapes a split.")
+
+
+class PretrainConfig(JobConfig):
+    """jobs/pretrain.py: ReCon pre-training on a prepared set."""
+
+    protocol: Literal["sound", "reference"] = Field(
+        "sound", description="reference repeats the published code's habits, see the README."
+    )
+    resume: str = Field(
+        "auto",
+        description="auto continues the run of this name, never sets it aside, a path starts from "
+        "that checkpoint.",
+    )
+    data: DataSection = Field(DataSection(), description="What is read.")
+    prepare: PrepareSection = Field(PrepareSection(), description="How data.create makes the set.")
+    model: ModelSection = Field(ModelSection(), description="The student.")
+    teacher: TeacherSection = Field(TeacherSection(), description="The teachers.")
+    train: TrainSection = Field(TrainSection(), description="Length and batch.")
+    optim: OptimSection = Field(OptimSection(), description="Optimizer.")
+    loss: LossSection = Field(LossSection(), description="Losses.")
+    eval: PretrainEvalSection = Field(
+        PretrainEvalSection(), description="Evaluation before and after."
+    )
+
+    @model_validator(mode="after")
+    def _limits_what_is_indexed(self) -> PretrainConfig:
+        streamed = self.data.mode in ("stream", "cached") and self.cluster.max_workers > 0
+        if streamed and self.data.limit is not None:
+            raise ValueError(
+                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode="
+                f"{self.data.mode}; leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PretrainConfig:
+        batch = self.train.global_batch_size
+        wrong = [w for w in self.cluster.allowed_workers if batch % w]
+        if wrong:
+            raise ValueError(
+                f"train.global_batch_size={batch} is not divisible by "
+                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
+            )
+        return self

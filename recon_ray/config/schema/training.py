@@ -1,0 +1,111 @@
+"""Model, teachers, length of training, optimizer: shared by the jobs that train."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recon_ray.config.schema.base import Count, Fraction, NonNegative, Positive, Section
+
+
+class ModelSection(Section):
+    """A preset and what differs from it. An empty value keeps the preset's."""
+
+    preset: Literal["nano", "tiny", "small", "base"] = Field(
+        "base", description="Named architecture (paper: tiny, small, base; nano is for CPUs)."
+    )
+    embed_dim: Count | None = Field(None, description="Width of the transformer.")
+    depth: Count | None = Field(None, description="Encoder blocks.")
+    num_heads: Count | None = Field(None, description="Attention heads; must divide embed_dim.")
+    decoder_depth: Count | None = Field(None, description="Decoder blocks.")
+    num_groups: Count | None = Field(None, description="Point patches a cloud.")
+    group_size: Count | None = Field(None, description="Points in a patch.")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Part of the patches that is hidden."
+    )
+    mask_type: Literal["random", "block"] | None = Field(
+        None, description="Hide random patches, or the ones nearest to a random centre."
+    )
+    drop_path: Fraction | None = Field(None, description="Stochastic depth of the last block.")
+
+    def overrides(self) -> dict[str, int | float | str]:
+        """The architecture options that differ from the preset."""
+        return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
+
+
+class ImageTeacherSection(Section):
+    """The frozen image encoder whose features the image token learns."""
+
+    name: str | None = Field(
+        "descriptor",
+        description="open_clip:<arch>[:<tag or file>], timm:<arch>[:<tag or file>], descriptor, "
+        "or null for none.",
+    )
+    sha256: str | None = Field(
+        None, description="Expected SHA-256 of the weights; another one is refused."
+    )
+    mode: Literal["online"] = Field("online", description="Run the teacher in the training step.")
+    augment: Literal["reference", "none"] = Field(
+        "reference",
+        description="Image augmentation: the paper's (flip, crop, RandAugment) or none.",
+    )
+    statistics: Literal["teacher", "imagenet"] = Field(
+        "teacher",
+        description="Normalization constants: the teacher's own, or ImageNet's as the paper.",
+    )
+    bgr: bool = Field(False, description="Swap the color channels, as the paper's reader does.")
+
+
+class TextTeacherSection(Section):
+    """The frozen text encoder whose features the text token learns."""
+
+    name: str | None = Field(
+        "descriptor", description="open_clip:<arch>[:<tag or file>], descriptor, or null for none."
+    )
+    sha256: str | None = Field(
+        None, description="Expected SHA-256 of the weights; another one is refused."
+    )
+
+
+class TeacherSection(Section):
+    """The two frozen teachers."""
+
+    image: ImageTeacherSection = Field(ImageTeacherSection(), description="Image teacher.")
+    text: TextTeacherSection = Field(TextTeacherSection(), description="Text teacher.")
+
+
+class TrainSection(Section):
+    """Length of training, batch, logging and commits."""
+
+    epochs: Count = Field(300, description="Passes over the training split.")
+    steps: Count | None = Field(
+        None, description="Stop after this many optimizer steps; the schedule does not change."
+    )
+    global_batch_size: Count = Field(
+        128,
+        description="Shapes an optimizer step, over all workers; never depends on their number.",
+    )
+    micro_batch_size: Count | None = Field(
+        None,
+        description="Largest number of shapes a worker holds at once; the rest is accumulated.",
+    )
+    clip_norm: Positive | None = Field(
+        None, description="Clip the gradient's L2 norm; null for none."
+    )
+    sync_batch_norm: bool = Field(
+        True,
+        description="Batch-norm statistics over all workers, so that their number has no effect.",
+    )
+    log_every_steps: Count = Field(20, description="Steps between two records of the metrics.")
+    commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
+    keep_checkpoints: Count = Field(3, description="Checkpoints kept besides the best.")
+
+
+class OptimSection(Section):
+    """AdamW and its cosine schedule."""
+
+    lr: Positive = Field(5e-4, description="Peak learning rate for the global batch.")
+    weight_decay: NonNegative = Field(0.05, description="Decoupled weight decay.")
+    warmup_epochs: NonNegative = Field(10.0, description="Epochs of linear warm-up.")
+    min_lr: NonNegative = Field(1e-6, description="Learning rate at both ends of the schedule.")
