@@ -71,12 +71,29 @@ def reference(call: Callable[[ModuleType], Any]) -> dict[str, Call]:
     return {} if module is None else {"torch": lambda: call(module)}
 
 
+def textbook_sampling(points: Tensor, samples: int) -> Tensor:
+    """Furthest point sampling as it is usually written in plain torch: one masked update a step."""
+    batch, count, _ = points.shape
+    rows = torch.arange(batch, device=points.device)
+    chosen = torch.zeros(batch, samples, dtype=torch.long, device=points.device)
+    nearest = torch.full((batch, count), 1e10, device=points.device)
+    furthest = chosen[:, 0]
+    for step in range(samples):
+        chosen[:, step] = furthest
+        distance = ((points - points[rows, furthest].unsqueeze(1)) ** 2).sum(-1)
+        closer = distance < nearest
+        nearest[closer] = distance[closer]
+        furthest = nearest.max(-1).indices
+    return chosen
+
+
 def sampling(batch: int, count: int, samples: int, target: str) -> Maker:
     """Furthest point sampling."""
 
     def make(device: torch.device) -> Case:
         points = cloud(batch, count, device)
         peers = reference(lambda ops: ops.furthest_point_sample(points, samples))
+        peers["textbook"] = lambda: textbook_sampling(points, samples)
         if POINTNET2 and device.type == "cuda":
             peers["pointnet2"] = lambda: POINTNET2.furthest_point_sample(points, samples)
         if PYTORCH3D:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Reading footers starts 32 actors by default, at every pass over a streamed set.
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
 }
 #: Further settings of a cluster that the job starts itself.
 LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on loopback
     "MALLOC_ARENA_MAX": "2",  # saves 50 MB a worker
 }
+#: How long to wait for an answer from a cluster's address.
+KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def ray_session(options: ClusterSection) -> Iterator[None]:
     prepare_environment(options)
     if joins_cluster(options):
         try:
+            _knock(options.address or os.environ.get("RAY_ADDRESS", ""))
             ray.init(address=options.address or "auto", log_to_driver=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
@@ -107,6 +113,21 @@ def ray_session(options: ClusterSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Connect to a ``host:port`` once: Ray itself would try for minutes where nothing listens.
+
+    Raises:
+        ConnectionError: If nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "//" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or "no answer") from error
 
 
 def _quiet_cleaner() -> None:

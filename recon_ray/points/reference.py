@@ -236,6 +236,7 @@ def _nearest_both_ways(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     to_a = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     for rows in _slices(a.shape[1], _MAX_ELEMENTS // max(b.shape[0] * b.shape[1], 1)):
         distances = _squared_distances(a[:, rows], b)  # (B, r, m)
+        distances = distances.masked_fill_(distances.isnan(), float("inf"))  # never the nearest
         to_b.append(distances.argmin(2))
         value, index = distances.min(1)
         closer = value < best

@@ -198,6 +198,8 @@ def test_chamfer_of_nan_stays_in_its_pair(device: torch.device) -> None:
             assert ((idx >= 0) & (idx < limit)).all()
         assert found[0][1, 3].isnan()
         assert found[1][1, 7].isnan()
+        for idx, wanted in zip(reference.chamfer_distance(a, b)[2:], found[2:], strict=True):
+            assert torch.equal(idx, wanted)
 
 
 def test_search_gradients(device: torch.device) -> None:
