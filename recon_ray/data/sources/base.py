@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    import pyarrow as pa
 
+    from recon_ray.data.cards import Card
     from recon_ray.data.meshes import Shape
 
 SPLIT_ALIASES = {
@@ -35,6 +37,7 @@ class Item:
         label: Index into the listing's classes, -1 if there is none.
         caption: Text of the sample, may be empty.
         file: What the source needs to load it (a path relative to its folder); named in messages.
+            A row inside a file is ``train.h5#17``.
         images: Pictures of the sample, as paths relative to the source's folder.
         size_bytes: Size of the file, so that a changed file is another plan; -1 if it is missing.
     """
@@ -50,20 +53,72 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Excluded:
+    """What a source found or was promised, and leaves out by rule.
+
+    Attributes:
+        object_id: Id that the sample would have had.
+        file: Path relative to the source's folder.
+        reason: Why, as a sentence for the user.
+    """
+
+    object_id: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Teacher features that a source ships with its samples.
+
+    Attributes:
+        image: (V, D) of a sample's image features, None without them. Samples with fewer than V
+            are filled up with zeros.
+        text: (T, D) likewise, of its texts.
+        teacher: What computed them.
+    """
+
+    image: tuple[int, int] | None = None
+    text: tuple[int, int] | None = None
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
 class Listing:
     """All samples of a source.
 
     Attributes:
-        items: The samples; their order decides nothing.
+        items: The samples; their order decides nothing unless ``shuffle`` is false.
         classes: Class names in label order.
         settings: What else decides the content (seeds, fractions); part of the plan's hash.
         license_note: What is known about the terms of the data.
+        card: Facts about the published set, None if it is not one.
+        up_axis: Axis that points up in the source's files: x, y or z.
+        num_points: Points of a sample unless the user asks for another number.
+        sampling: How a larger cloud is reduced: ``random``, or ``fps``, farthest points from a
+            random first one, as the reference's ModelNet cache.
+        shuffle: Mix the samples of a split; false keeps the order of ``items``.
+        keeps_all_points: Clouds vary in size and keep all their points, up to ``num_points``.
+        part_labels: The shapes carry a part label for every point.
+        excluded: What was left out by rule; it does not count as unreadable.
+        tables: Small tables to write beside the samples, by name.
+        features: Shapes of the teacher features that the samples carry, None if they carry none.
     """
 
     items: tuple[Item, ...]
     classes: tuple[str, ...] = ()
     settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     license_note: str = ""
+    card: Card | None = None
+    up_axis: str = "y"
+    num_points: int = 2048
+    sampling: Literal["random", "fps"] = "random"
+    shuffle: bool = True
+    keeps_all_points: bool = False
+    part_labels: bool = False
+    excluded: tuple[Excluded, ...] = ()
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +130,15 @@ class Sample:
         images: Pictures, uint8 (H, W, 3), of the size that was asked for; empty if the source has
             none, which makes them be rendered.
         caption: Replaces the item's caption unless None.
+        image_features: (V, D) teacher features that the source ships, None if it ships none.
+        text_features: (T, D) likewise, of the sample's texts.
     """
 
     shape: Shape
     images: tuple[np.ndarray, ...] = ()
     caption: str | None = None
+    image_features: np.ndarray | None = None
+    text_features: np.ndarray | None = None
 
 
 class Source(Protocol):

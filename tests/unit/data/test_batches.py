@@ -1,12 +1,23 @@
 import threading
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from recon_ray.data.batches import BatchOptions, IndexedTable, ShuffleBuffer, make_batch, prefetch
-from recon_ray.data.images import ImageTransform
+from recon_ray.data.batches import (
+    BatchOptions,
+    IndexedTable,
+    ShuffleBuffer,
+    draw_features,
+    make_batch,
+    prefetch,
+)
+from recon_ray.data.images import ImageTransform, load_images, sample_rng
 from recon_ray.data.schema import tensor_column
+from recon_ray.errors import DataError
+from recon_ray.train.runtime import evaluation_batches
 
 
 def _table(ids: list[int]) -> pa.Table:
@@ -31,7 +42,7 @@ def test_rows_are_gathered_over_blocks_in_the_order_asked_for():
 def test_blocks_are_not_copied():
     block = _table([0, 1, 2])
     table = IndexedTable([block])
-    assert not table._points[0].flags.owndata
+    assert not table._groups[0]._tensors["points"][0].flags.owndata
 
 
 def test_a_batch_is_writable_and_float32_whatever_is_stored(tiny_prepared):
@@ -104,3 +115,100 @@ def test_leaving_early_ends_the_thread():
     assert next(items) == 0
     items.close()
     assert threading.active_count() == before
+
+
+def _feature_table(ids: list[int], name: str = "image_features") -> pa.Table:
+    values = np.stack([np.full((2, 3), i, np.float16) for i in ids])
+    return pa.table({"sample_id": pa.array(ids, pa.int64()), name: tensor_column(values)})
+
+
+def test_every_column_that_was_given_is_taken_and_others_on_request_only():
+    part = tensor_column(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    table = _table([0, 1, 2]).append_column("part_labels", part)
+    table = table.append_column("valid_points", pa.array([4, 3, 2], pa.int32()))
+    features = [_feature_table([0]), _feature_table([1, 2])]  # blocks of their own
+    texts = [_feature_table([0, 1, 2], "text_features")]
+    indexed = IndexedTable([table], None, [features, texts])
+    taken = indexed.take(np.array([2, 0]))
+    assert set(taken) == {*table.column_names, "image_features", "text_features"}
+    assert taken["part_labels"].tolist() == [[8, 9, 10, 11], [0, 1, 2, 3]]
+    assert taken["valid_points"].tolist() == [2, 4]
+    assert taken["image_features"].dtype == np.float16
+    assert taken["image_features"][:, 0, 0].tolist() == [2, 0]
+    assert set(indexed.take(np.array([1]), {"label", "text_features"})) == {
+        "label",
+        "text_features",
+    }
+
+
+def test_features_of_other_samples_are_refused():
+    with pytest.raises(DataError, match="do not hold the same samples"):
+        IndexedTable([_table([0, 1, 2])], None, [[_feature_table([0, 2, 1])]])
+    with pytest.raises(DataError, match="do not hold the same samples"):
+        IndexedTable([_table([0, 1, 2])], None, [[_feature_table([0, 1])]])
+
+
+def test_epochs_take_the_copies_in_turn():
+    features = np.arange(12).reshape(2, 3, 2)
+    draw = partial(draw_features, features, [7, 8], "copy", random=None)
+    assert draw(epoch=1).tolist() == features[:, 1].tolist()
+    assert draw(epoch=5).tolist() == features[:, 2].tolist()
+
+
+def test_the_drawn_view_is_the_one_that_would_be_loaded(tiny_prepared):
+    table = tiny_prepared.read("train", columns=[], views=True)
+    ids, views = table["sample_id"].to_pylist(), table["views"].to_pylist()
+    transform = ImageTransform(kind="none", image_size=16)
+    every = [
+        load_images([[row[v]] for row in views], ids, epoch=0, seed=0, transform=transform)
+        for v in range(2)
+    ]
+    stored = torch.stack([images.flatten(1) for images in every], dim=1).numpy()
+    for epoch in range(3):
+        loaded = load_images(views, ids, epoch=epoch, seed=9, transform=transform)
+        random = partial(sample_rng, 9, epoch)
+        drawn = draw_features(stored, ids, "view", epoch=epoch, random=random)
+        assert np.array_equal(drawn, loaded.flatten(1).numpy())
+
+
+def test_rows_that_a_source_filled_up_with_zeros_are_never_drawn():
+    features = np.zeros((2, 4, 3), np.float16)
+    features[0, 1], features[0, 3] = 1, 3
+    seen = {
+        float(
+            draw_features(features, [0, 1], "row", epoch=e, random=partial(sample_rng, 0, e))[0, 0]
+        )
+        for e in range(40)
+    }
+    assert seen == {1.0, 3.0}
+
+
+def test_a_batch_holds_one_stored_feature_a_sample():
+    rows = IndexedTable([_table([0, 1, 2])], None, [[_feature_table([0, 1, 2])]])
+    options = BatchOptions(features={"image_features": "copy"})
+    assert options.needs == {"sample_id", "points", "label", "image_features"}
+    batch = make_batch(rows.take(np.array([2, 1]), options.needs), options, epoch=3)
+    assert batch["image_features"].dtype == torch.float32
+    assert batch["image_features"].tolist() == [[2.0] * 3, [1.0] * 3]
+
+
+def test_features_pass_the_buffer_of_a_stream_with_their_rows():
+    tables = [
+        _table(ids).append_column("image_features", _feature_table(ids)["image_features"])
+        for ids in ([0, 1, 2], [3, 4, 5, 6, 7])
+    ]
+    for batch in ShuffleBuffer(4, capacity=6, seed=(1,)).mix(tables):
+        assert batch["image_features"][:, 1, 2].tolist() == batch["sample_id"].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("limit", [None, 5])
+def test_evaluation_takes_every_row_once_on_any_number_of_workers(world_size, limit):
+    table = IndexedTable([_table(list(range(7))), _table(list(range(7, 13)))])
+    seen: list[int] = []
+    for rank in range(world_size):
+        for batch in evaluation_batches(
+            table, BatchOptions(), batch_size=2, rank=rank, world_size=world_size, limit=limit
+        ):
+            seen += batch["sample_id"].tolist()
+    assert sorted(seen) == list(range(limit or 13))

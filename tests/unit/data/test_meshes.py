@@ -12,9 +12,9 @@ from recon_ray.data.meshes import (
     Shape,
     load_shape,
     sample_generator,
-    sample_points,
     turn_y_up,
 )
+from recon_ray.data.sampling import sample_points
 from recon_ray.errors import DataError
 
 SQUARE = "4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n3 0 1 2\n3 0 2 3\n"

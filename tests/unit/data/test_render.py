@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recon_ray.data.meshes import Shape, sample_points
+from recon_ray.data.meshes import Shape
 from recon_ray.data.render import camera_ring, encode_image, load_image, render_views, renderer
+from recon_ray.data.sampling import sample_points
 from recon_ray.data.sources.primitives import Assembly, box, ellipsoid
 from recon_ray.errors import DataError
 
@@ -76,6 +77,36 @@ def test_clouds_are_shaded_by_depth():
     shades = picture[_inked(picture)]
     assert _inked(picture).mean() > 0.4
     assert shades.max() - shades.min() > 30
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_depth_maps_are_bright_where_the_surface_is_near(backend):
+    shape = Shape(*ellipsoid((0, 0, 0), (1, 1, 1)))
+    (picture,) = render_views(shape, 1, 64, style="depth", backend=backend)
+    assert (picture[..., 0] == picture[..., 1]).all()
+    assert (picture[0, 0] == 0).all()  # nothing is there
+    # A box around a sphere reaches a little beyond it; the nearest point is 1 from the centre.
+    assert 235 <= picture[32, 32, 0] <= 255
+    row = picture[32, 32:, 0].astype(int)
+    seen = row[row > 0]
+    assert seen[-1] < 210  # the rim lies a third of the radius before the centre: 184, and a disc
+    assert (np.diff(seen) <= 1).mean() > 0.9  # the discs of a splatted mesh leave a gap or two
+
+
+def test_cloud_and_mesh_have_the_same_depths():
+    shape = Shape(*box((0, 0, 0), (1, 1, 1)))
+    drawn = sample_points(shape, 20_000, np.random.default_rng(0), "").points
+    mesh, cloud = (render_views(s, 1, 48, style="depth")[0] for s in (shape, Shape(drawn)))
+    both = (mesh > 0) & (cloud > 0)
+    assert both.mean() > 0.2
+    # Of the discs, 3 pixels wide, the nearest wins: on slanted faces a pixel is 9 levels.
+    assert np.abs(mesh.astype(int) - cloud)[both].mean() < 12
+
+
+def test_a_mesh_can_be_splatted():
+    shape = Shape(*box((0, 0, 0), (1, 1, 1)))
+    splat = render_views(shape, 1, 48, style="splat")[0]
+    np.testing.assert_array_equal(splat, render_views(shape, 1, 48, backend="splat")[0])
 
 
 def test_the_ring_is_the_documented_one():

@@ -9,12 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recon_ray.data.schema import geometry_schema, points_to_numpy, tensor_column, write_options
+from recon_ray.data.schema import (
+    Layout,
+    geometry_schema,
+    points_to_numpy,
+    tensor_column,
+    write_options,
+)
 
 
 def _write(points: np.ndarray) -> bytes:
     count = len(points)
-    schema = geometry_schema(points.shape[1], points.dtype.name)
+    schema = geometry_schema(Layout(points.shape[1], points.dtype.name))
     table = pa.table(
         {
             "sample_id": np.arange(count),

@@ -1,0 +1,104 @@
+"""Archives of data sets: unpacked once, and only inside their folder."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from recon_ray.data.archives import is_archive, unpack
+from recon_ray.errors import DataError
+
+FILES = {"set/a.txt": b"one", "set/deep/b.txt": b"two"}
+ZEROS = {"zeros": bytes(3 << 20)}
+
+
+def _tar(path, files, mode="w:gz"):
+    with tarfile.open(path, mode) as packed:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    return path
+
+
+def _zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return path
+
+
+def _tree(folder):
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "_unpacked.json")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tar.gz", "s.tgz"])
+def test_archives_are_unpacked_once(tmp_path, name):
+    mode = "w" if name.endswith(".tar") else "w:gz"
+    path = tmp_path / name
+    _zip(path, FILES) if name.endswith("zip") else _tar(path, FILES, mode)
+    assert is_archive(path)
+    target = unpack(path, tmp_path / "out" / "source")
+    assert _tree(target) == FILES
+    (target / "set" / "a.txt").write_bytes(b"kept")
+    assert _tree(unpack(path, target))["set/a.txt"] == b"kept"
+
+
+def test_an_interrupted_or_another_unpacking_is_made_again(tmp_path):
+    target, partial = tmp_path / "source", tmp_path / "source.partial"
+    partial.mkdir()
+    (partial / "half").touch()
+    unpack(_zip(tmp_path / "s.zip", FILES), target)
+    assert _tree(target) == FILES
+    assert not partial.exists()
+    other = {"other.txt": b"something longer"}
+    assert _tree(unpack(_zip(tmp_path / "t.zip", other), target)) == other
+
+
+def test_a_folder_of_the_users_own_is_not_touched(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "mine").touch()
+    with pytest.raises(DataError, match=r"source: is not of this package, .*s\.zip is not unpacke"):
+        unpack(_zip(tmp_path / "s.zip", FILES), tmp_path / "source")
+    assert (tmp_path / "source" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "C:\\x", "..\\x"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_outside_the_folder_are_refused(tmp_path, kind, name):
+    write = _zip if kind == "zip" else _tar
+    inside = tmp_path / "in"
+    inside.mkdir()
+    path = write(inside / f"s.{kind}", {name: b"bad"})
+    with pytest.raises(DataError, match="would be written outside the folder"):
+        unpack(path, inside / "source")
+    assert not (inside / "source").exists()
+    assert not (tmp_path / "x").exists()
+
+
+def test_links_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as packed:
+        member = tarfile.TarInfo("link")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+        packed.addfile(member)
+    with pytest.raises(DataError, match="its member link is a link or a device"):
+        unpack(tmp_path / "s.tar", tmp_path / "source")
+
+
+def test_damaged_archives_and_bombs_are_refused(tmp_path, monkeypatch):
+    path = _tar(tmp_path / "s.tar.gz", {"a": bytes(range(256)) * 999})
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"s\.tar\.gz: cannot be unpacked"):
+        unpack(path, tmp_path / "source")
+    (tmp_path / "t.zip").write_bytes(b"PK nonsense")
+    with pytest.raises(DataError, match=r"t\.zip: cannot be unpacked \(BadZipFile"):
+        unpack(tmp_path / "t.zip", tmp_path / "source")
+    monkeypatch.setattr("recon_ray.data.archives.MAX_GROWTH", 2)
+    for bomb in (_zip(tmp_path / "b.zip", ZEROS), _tar(tmp_path / "b.tgz", ZEROS)):
+        with pytest.raises(DataError, match=rf"{bomb.name}: would grow from \d+ to 3145728 bytes"):
+            unpack(bomb, tmp_path / "source")
+    assert not (tmp_path / "source").exists()

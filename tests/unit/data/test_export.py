@@ -1,0 +1,70 @@
+"""A prepared set for readers that refuse tensor types."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recon_ray.data import export
+from recon_ray.data.export import export_plain
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.schema import points_to_numpy
+from recon_ray.errors import DataError
+
+
+@pytest.fixture
+def opened(tiny_set):
+    return PreparedSet.open(tiny_set)
+
+
+def test_the_numbers_are_the_same_and_the_types_plain(opened, tmp_path):
+    record = export_plain(opened, tmp_path / "out")
+    assert record["rows"] == {"train": 10, "test": 4}
+    assert json.loads((tmp_path / "out" / "_export.json").read_text()) == record
+    for split in opened.splits.values():
+        for path in split.geometry:
+            before = pq.read_table(path)
+            after = pq.read_table(tmp_path / "out" / path.relative_to(opened.path))
+            field = after.schema.field("points")
+            assert field.type == pa.list_(pa.float32(), 64 * 3)
+            assert json.loads(field.metadata[b"shape"]) == [64, 3]
+            points = np.stack(after["points"].to_pylist()).astype(np.float32).reshape(-1, 64, 3)
+            np.testing.assert_array_equal(points, points_to_numpy(before["points"]))
+            rest = [name for name in before.column_names if name != "points"]
+            assert after.select(rest).equals(before.select(rest))
+
+
+def test_no_extension_type_is_left_in_the_files(opened, tmp_path):
+    export_plain(opened, tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        assert b"fixed_shape_tensor" not in path.read_bytes()
+
+
+def test_an_export_is_repeated_and_another_folder_left_alone(opened, tmp_path):
+    first = export_plain(opened, tmp_path / "out")
+    assert export_plain(opened, tmp_path / "out") == first
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").touch()
+    with pytest.raises(DataError, match="own: holds something else than an export"):
+        export_plain(opened, tmp_path / "own")
+    with pytest.raises(DataError, match="holds something else than an export"):
+        export_plain(opened, opened.path)
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["thesis.txt"]
+
+
+def test_what_is_read_back_is_compared(opened, tmp_path, monkeypatch):
+    real = export.read_table
+
+    def damaged(path: Path, columns: list[str] | None) -> pa.Table:
+        table = real(path, columns)
+        return table.slice(1) if tmp_path in path.parents else table
+
+    monkeypatch.setattr(export, "read_table", damaged)
+    with pytest.raises(DataError, match="what was read back is not what was written"):
+        export_plain(opened, tmp_path / "out")
+    assert not json.loads((tmp_path / "out" / "_export.json").read_text())["complete"]
