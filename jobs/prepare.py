@@ -2,7 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
+from recon_ray.cli import Flag, Job, JobResult, run_job
 from recon_ray.config.schema import PrepareConfig
 
 
@@ -12,5 +12,13 @@ def main(job: Job[PrepareConfig]) -> JobResult:
     return prepare(job)
 
 
+def cards(name: str | None) -> str:
+    from recon_ray.programs.prepare import show_cards
+
+    return show_cards(name)
+
+
+CARDS = Flag("describe the published data sets, or the one that is named, and stop", cards)
+
 if __name__ == "__main__":
-    sys.exit(run_job("prepare", PrepareConfig, main))
+    sys.exit(run_job("prepare", PrepareConfig, main, flags={"--cards": CARDS}))

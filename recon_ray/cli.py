@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,10 +53,30 @@ class Job(Generic[ConfigT]):
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job returns: a short table to print and the path of its ``result.json``."""
+    """What a job returns: a short table to print and the path of its ``result.json``.
+
+    Attributes:
+        table: The table.
+        result_path: The path.
+        failure: What went wrong in parts of the job that ended otherwise, in one sentence.
+    """
 
     table: str
     result_path: Path | str | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of one job, which shows something and stops: ``--cards [NAME]``.
+
+    Attributes:
+        meaning: What it shows, for ``--help``.
+        show: Gives the text; gets the word after the flag, None if there is none.
+    """
+
+    meaning: str
+    show: Callable[[str | None], str]
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,8 @@ class _CommandLine:
     section: str | None = None
     print_config: bool = False
     dry_run: bool = False
+    shows: str | None = None
+    shown: str | None = None
 
 
 def run_job(
@@ -75,6 +97,7 @@ def run_job(
     *,
     default: Path | None = None,
     description: str = "",
+    flags: Mapping[str, Flag] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a job from the command line to its exit status; never raises an error of the job.
@@ -89,15 +112,20 @@ def run_job(
             may come after the last one.
         default: YAML file to read if the command line names none.
         description: One sentence for ``--help``; by default the schema's docstring.
+        flags: Flags of this job, by name (``--cards``).
         arguments: Command line without the program; by default that of the process.
 
     Returns:
         0 done, 2 configuration or arguments wrong, 130 interrupted, 1 anything else.
     """
+    flags = flags or {}
     try:
-        line = _parse(sys.argv[1:] if arguments is None else arguments)
+        line = _parse(sys.argv[1:] if arguments is None else arguments, flags)
         if line.wants_help:
-            _say(_help(name, schema, default, description, line.section))
+            _say(_help(name, schema, default, description, flags, line.section))
+            return 0
+        if line.shows is not None:
+            _say(flags[line.shows].show(line.shown))
             return 0
         loaded = load(schema, line.arguments, default=default)
         if line.print_config:
@@ -113,6 +141,9 @@ def run_job(
     if result is not None:
         lines = (result.table.rstrip(), result.result_path)
         _say("\n".join(str(line) for line in lines if line))
+        if result.failure is not None:
+            _complain(result.failure)
+            return 1
     return 0
 
 
@@ -149,26 +180,36 @@ class _LineFormatter(logging.Formatter):
 # --- Command line -------------------------------------------------------------------------------
 
 
-def _parse(arguments: Sequence[str]) -> _CommandLine:
+def _parse(arguments: Sequence[str], own: Mapping[str, Flag]) -> _CommandLine:
     rest: list[str] = []
     flags: set[str] = set()
-    section: str | None = None
+    words: dict[str, str] = {}  # that follow a flag
     pending = list(arguments)
     while pending:
         argument = pending.pop(0)
-        if argument in ("-h", "--help") or argument.startswith("--help="):
-            flags.add("--help")
-            section = argument.partition("=")[2] or section
-            if pending and _is_section(pending[0]):
-                section = pending.pop(0)
+        name, _, word = argument.partition("=")
+        name = "--help" if name == "-h" else name
+        if name in own or name == "--help":
+            flags.add(name)
+            if pending and not word and _is_section(pending[0]):
+                word = pending.pop(0)
+            if word:
+                words[name] = word
         elif argument in _FLAGS:
             flags.add(argument)
         elif argument.startswith("-"):
-            raise ConfigError(_unknown_flag(argument))
+            raise ConfigError(_unknown_flag(argument, own))
         else:
             rest.append(argument)
+    shows = next((name for name in own if name in flags), None)
     return _CommandLine(
-        tuple(rest), "--help" in flags, section, "--print-config" in flags, "--dry-run" in flags
+        tuple(rest),
+        "--help" in flags,
+        words.get("--help"),
+        "--print-config" in flags,
+        "--dry-run" in flags,
+        shows,
+        words.get(shows or ""),
     )
 
 
@@ -176,9 +217,9 @@ def _is_section(argument: str) -> bool:
     return argument.replace(".", "_").isidentifier() and not argument.endswith((".yaml", ".yml"))
 
 
-def _unknown_flag(argument: str) -> str:
+def _unknown_flag(argument: str, own: Mapping[str, Flag]) -> str:
     bare = argument.lstrip("-")
-    near = get_close_matches(argument, _FLAGS, n=1)
+    near = get_close_matches(argument, (*_FLAGS, *own), n=1)
     if "=" in bare:
         return f"{argument}: unknown flag; options have no dashes, did you mean {bare}?"
     if near:
@@ -191,6 +232,7 @@ def _help(
     schema: type[BaseModel],
     default: Path | None,
     description: str,
+    own: Mapping[str, Flag],
     section: str | None,
 ) -> str:
     table = format_help(schema, section, width=max(shutil.get_terminal_size((110, 24)).columns, 80))
@@ -204,10 +246,11 @@ def _help(
         "  --print-config    print the resolved configuration and stop\n"
         "  --dry-run         build everything, take one step, report memory and time, stop"
     )
+    lines = [flags, *(f"  {flag + ' [NAME]':17} {found.meaning}" for flag, found in own.items())]
     blocks = (
         _USAGE.format(name=name),
         head,
-        flags,
+        "\n".join(lines),
         "options (key, type, default, meaning):",
         table,
     )

@@ -1,4 +1,4 @@
-"""Meshes and point clouds from files, and points drawn from them.
+"""Meshes and point clouds from files.
 
 Own readers for OFF (which the published sets write in a broken way), PCD and arrays; PLY, OBJ, STL
 and glTF go through trimesh. Whatever is wrong with a file ends as one :class:`DataError` naming it.
@@ -38,26 +38,19 @@ class Shape:
         faces: (f, 3) int64 indices into the vertices, None for a cloud.
         colors: sRGB uint8; (f, 3, 3) at each corner of each face of a mesh, (n, 3) for a cloud.
         normals: (n, 3) unit normals of a cloud; a mesh has its faces'.
+        part_labels: (n,) uint8 part of every point of a cloud.
     """
 
     vertices: np.ndarray
     faces: np.ndarray | None = None
     colors: np.ndarray | None = None
     normals: np.ndarray | None = None
+    part_labels: np.ndarray | None = None
 
     @property
     def is_mesh(self) -> bool:
         """Whether there are faces to draw points from and to render."""
         return self.faces is not None
-
-
-@dataclass(frozen=True)
-class SurfacePoints:
-    """Points drawn from a shape: (N, 3) float64, with normals and uint8 colors where known."""
-
-    points: np.ndarray
-    normals: np.ndarray | None
-    colors: np.ndarray | None
 
 
 def load_shape(path: Path) -> Shape:
@@ -144,74 +137,21 @@ def turn_y_up(vectors: np.ndarray, up_axis: str) -> np.ndarray:
     return vectors
 
 
-# Points from shapes
-
-
 def sample_generator(seed: int, object_id: str) -> np.random.Generator:
     """Give the random numbers of one sample, a function of the seed and its id alone."""
     digest = hashlib.sha256(f"{seed}\0{object_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def sample_points(
-    shape: Shape, num_points: int, generator: np.random.Generator, name: str
-) -> SurfacePoints:
-    """Draw points: uniformly over the area of a mesh, without replacement from a cloud.
-
-    Args:
-        shape: Mesh or cloud that passed :func:`check_shape`.
-        num_points: N, how many.
-        generator: Source of the random numbers.
-        name: What the message calls the shape.
-
-    Raises:
-        DataError: If a cloud has fewer points.
-    """
-    if shape.is_mesh:
-        return _sample_mesh(shape, num_points, generator)
-    count = len(shape.vertices)
-    if count < num_points:
-        raise DataError(
-            f"{name}: holds {count} points, fewer than prepare.num_points = {num_points}; "
-            "lower that option or give denser clouds"
-        )
-    # A cloud of exactly N points keeps its order: nothing is to be chosen.
-    chosen = np.arange(count) if count == num_points else generator.permutation(count)[:num_points]
-    return SurfacePoints(
-        shape.vertices[chosen],
-        None if shape.normals is None else shape.normals[chosen],
-        None if shape.colors is None else shape.colors[chosen],
-    )
-
-
 def face_areas(shape: Shape) -> np.ndarray:
     """Give the (f,) areas of a mesh's faces."""
-    return 0.5 * np.linalg.norm(_face_cross(shape), axis=1)
+    return 0.5 * np.linalg.norm(face_cross(shape), axis=1)
 
 
-def _face_cross(shape: Shape) -> np.ndarray:
+def face_cross(shape: Shape) -> np.ndarray:
+    """Give the (f, 3) normals of a mesh's faces, twice as long as their areas."""
     a, b, c = (shape.vertices[shape.faces[:, i]] for i in range(3))  # type: ignore[index]
     return np.cross(b - a, c - a)
-
-
-def _sample_mesh(shape: Shape, num_points: int, generator: np.random.Generator) -> SurfacePoints:
-    cross = _face_cross(shape)
-    norm = np.linalg.norm(cross, axis=1)
-    cumulative = np.cumsum(norm)
-    draws = generator.random((3, num_points))
-    face = np.searchsorted(cumulative, draws[0] * cumulative[-1], side="right")
-    face = np.minimum(
-        face, np.flatnonzero(norm)[-1]
-    )  # rounding must not pick past the last real face
-    root = np.sqrt(draws[1])
-    weights = np.stack([1 - root, root * (1 - draws[2]), root * draws[2]], axis=1)  # (N, 3)
-    corners = shape.vertices[shape.faces[face]]  # type: ignore[index]  # (N, 3 corners, 3)
-    colors = None
-    if shape.colors is not None:
-        mixed = np.einsum("nc,ncd->nd", weights, shape.colors[face].astype(np.float64))
-        colors = np.rint(mixed).astype(np.uint8)
-    points = np.einsum("nc,ncd->nd", weights, corners)
-    return SurfacePoints(points, cross[face] / norm[face, None], colors)
 
 
 # Readers

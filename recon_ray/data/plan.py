@@ -6,18 +6,19 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from recon_ray.data.files import parquet_bytes
 from recon_ray.data.meshes import sample_generator
-from recon_ray.data.render import renderer
-from recon_ray.data.schema import POINT_DTYPES, SCHEMA_VERSION
-from recon_ray.data.sources.base import SPLIT_ORDER, Item, Listing, Source
+from recon_ray.data.render import Style, renderer
+from recon_ray.data.schema import POINT_DTYPES, SCHEMA_VERSION, Layout
+from recon_ray.data.sources.base import SPLIT_ORDER, Features, Item, Listing, Source
 from recon_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 Setting = str | int | float | bool | None
 # Raising the tolerated fraction must not throw finished shards away: it decides nothing in them.
@@ -29,9 +30,12 @@ class PrepareOptions:
     """How samples become rows.
 
     Attributes:
-        num_points: N, points of every sample.
-        up_axis: The axis that points up in the source.
+        num_points: N, points of every sample; None for what the source says.
+        up_axis: The axis that points up in the source; None for what the source says.
+        sampling: How a larger cloud is thinned: ``random``, ``fps``, or ``auto`` for what the
+            source says. Points of meshes are always drawn at random, by area.
         views: Rendered pictures of every sample, 0 for none; a source's own pictures replace them.
+        view_style: How they are rendered, see :func:`recon_ray.data.render.render_views`.
         image_size: Side of the pictures in pixels.
         image_format: png or jpeg.
         samples_per_shard: Rows of a file.
@@ -44,9 +48,11 @@ class PrepareOptions:
         normals: Keep a normal for every point.
     """
 
-    num_points: int = 8192
-    up_axis: Literal["x", "y", "z"] = "y"
+    num_points: int | None = None
+    up_axis: str | None = None
+    sampling: Literal["auto", "random", "fps"] = "auto"
     views: int = 0
+    view_style: Style = "auto"
     image_size: int = 224
     image_format: Literal["png", "jpeg"] = "png"
     samples_per_shard: int = 512
@@ -60,20 +66,43 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         at_least = {"num_points": 2, "views": 0, "image_size": 8, "samples_per_shard": 1}
         for name, lowest in at_least.items():
-            if getattr(self, name) < lowest:
-                raise ConfigError(
-                    f"prepare.{name}: expected at least {lowest}, found {getattr(self, name)}"
-                )
-        choices = {"up_axis": "xyz", "image_format": ("png", "jpeg"), "points_dtype": POINT_DTYPES}
+            found = getattr(self, name)
+            if found is not None and found < lowest:
+                raise ConfigError(f"prepare.{name}: expected at least {lowest}, found {found}")
+        choices = {
+            "up_axis": (None, "x", "y", "z"),
+            "sampling": ("auto", "random", "fps"),
+            "view_style": get_args(Style),
+            "image_format": ("png", "jpeg"),
+            "points_dtype": POINT_DTYPES,
+        }
         for name, known in choices.items():
-            if getattr(self, name) not in tuple(known):
-                found = getattr(self, name)
-                raise ConfigError(f"prepare.{name}: expected {', '.join(known)}, found {found!r}")
+            if (found := getattr(self, name)) not in known:
+                names = ", ".join(name for name in known if name)
+                raise ConfigError(f"prepare.{name}: expected {names}, found {found!r}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"prepare.limit: expected at least 1 or nothing, found {self.limit}")
         if not 0 <= self.max_quarantine_fraction <= 1:
             found = self.max_quarantine_fraction
             raise ConfigError(f"prepare.max_quarantine_fraction: expected 0 to 1, found {found}")
+
+    def for_listing(self, listing: Listing) -> PrepareOptions:
+        """Fill in what is left to the source.
+
+        Raises:
+            ConfigError: If an option contradicts the source.
+        """
+        if self.limit is not None and listing.tables:
+            raise ConfigError(
+                f"prepare.limit={self.limit}: the {' and '.join(listing.tables)} of this source "
+                "name every sample; leave the option out"
+            )
+        return replace(
+            self,
+            num_points=listing.num_points if self.num_points is None else self.num_points,
+            up_axis=listing.up_axis if self.up_axis is None else self.up_axis,
+            sampling=listing.sampling if self.sampling == "auto" else self.sampling,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,8 @@ class ShardTask:
         first_sample_id: Id of the first item; the others follow.
         items: The samples in row order.
         source: What loads them.
-        options: How they become rows.
+        options: How they become rows, with nothing left to the source.
+        layout: Columns of the files.
     """
 
     root: str
@@ -99,6 +129,7 @@ class ShardTask:
     items: tuple[Item, ...]
     source: Source
     options: PrepareOptions
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -108,17 +139,19 @@ class Plan:
     Attributes:
         settings: Everything that decides the content, as flat names and values.
         hash: Hash of the settings.
-        classes: Class names in label order.
         source_name: Name of the source.
-        license_note: What is known about the terms of the data.
+        listing: What the source listed.
+        options: The options, with nothing left to the source.
+        layout: Columns of the files.
         tasks: The shards in the order of their sample ids.
     """
 
     settings: Mapping[str, Setting]
     hash: str
-    classes: tuple[str, ...]
     source_name: str
-    license_note: str
+    listing: Listing
+    options: PrepareOptions
+    layout: Layout
     tasks: tuple[ShardTask, ...]
 
     @property
@@ -130,8 +163,8 @@ class Plan:
 def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
     """Scan the source and assign its samples to shards.
 
-    Samples are shuffled within their split, by the seed: sources list them by category, and
-    training shuffles only within a window later.
+    Samples are shuffled within their split, by the seed, unless the source gives them an order:
+    sources list them by category, and training shuffles only within a window later.
 
     Args:
         source: What is to be prepared.
@@ -139,31 +172,25 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
         options: How samples become rows.
 
     Raises:
+        ConfigError: If an option contradicts the source.
         DataError: If the source has nothing, or lists an object twice.
     """
     listing = source.scan()
     _check_listing(listing)
+    options = options.for_listing(listing)
+    layout = _layout(listing, options)
     settings = _settings(source, listing, options)
     plan_hash = _hash(settings)
     tasks: list[ShardTask] = []
     first_id = 0
-    for split, items in _shuffled_splits(listing, options).items():
-        for task in _split_tasks(split, items, options.samples_per_shard):
-            key = _hash({"plan": plan_hash, "shard": f"{split}/{task.name}"})
+    for split, items in _ordered_splits(listing, options).items():
+        for name, chosen in _cut(items, options.samples_per_shard):
+            key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
             tasks.append(
-                replace(
-                    task,
-                    root=root,
-                    key=key,
-                    first_sample_id=first_id,
-                    source=source,
-                    options=options,
-                )
+                ShardTask(root, split, name, key, first_id, chosen, source, options, layout)
             )
-            first_id += len(task.items)
-    return Plan(
-        settings, plan_hash, listing.classes, source.name, listing.license_note, tuple(tasks)
-    )
+            first_id += len(chosen)
+    return Plan(settings, plan_hash, source.name, listing, options, layout, tuple(tasks))
 
 
 def differences(found: Mapping[str, Setting], asked: Mapping[str, Setting]) -> str:
@@ -189,6 +216,21 @@ def _check_listing(listing: Listing) -> None:
         seen[item.object_id] = item
 
 
+def _layout(listing: Listing, options: PrepareOptions) -> Layout:
+    features = listing.features or Features()
+    return Layout(
+        options.num_points or 0,
+        options.points_dtype,
+        normals=options.normals,
+        colors=options.colors,
+        part_labels=listing.part_labels,
+        valid_points=listing.keeps_all_points,
+        views=options.views > 0,
+        image_features=features.image,
+        text_features=features.text,
+    )
+
+
 def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict[str, Setting]:
     chosen = {k: v for k, v in asdict(options).items() if k not in NOT_IN_PLAN}
     items = sorted((asdict(item) for item in listing.items), key=lambda item: item["object_id"])
@@ -197,6 +239,10 @@ def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict
     settings |= {f"prepare.{name}": value for name, value in chosen.items()}
     settings["source.samples"] = len(items)
     settings["source.listing"] = _hash({"items": items, "classes": listing.classes})
+    for name, table in listing.tables.items():
+        settings[f"source.{name}"] = hashlib.sha256(parquet_bytes(table)).hexdigest()
+    if listing.features is not None:
+        settings["source.features"] = json.dumps(asdict(listing.features))
     if options.views:
         settings["renderer"] = renderer()
     return settings
@@ -206,18 +252,25 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _shuffled_splits(listing: Listing, options: PrepareOptions) -> dict[str, list[Item]]:
+def _ordered_splits(listing: Listing, options: PrepareOptions) -> dict[str, list[Item]]:
+    """Give the items of every split in the order of the rows, thinned to the limit."""
     counts = Counter(item.split for item in listing.items)
     known = [name for name in SPLIT_ORDER if name in counts]
     order = known + sorted(set(counts) - set(known))
     keep = _limited([counts[name] for name in order], options.limit)
     splits = {}
     for split, count in zip(order, keep, strict=True):
-        items = sorted((i for i in listing.items if i.split == split), key=lambda i: i.object_id)
-        permutation = sample_generator(options.seed, f"order of {split}").permutation(len(items))
+        items = [item for item in listing.items if item.split == split]
+        if listing.shuffle:
+            items = _shuffled(items, options.seed, f"order of {split}")
         if count:
-            splits[split] = [items[i] for i in permutation[:count]]
+            splits[split] = items[:count]
     return splits
+
+
+def _shuffled(items: list[Item], seed: int, what: str) -> list[Item]:
+    items = sorted(items, key=lambda item: item.object_id)
+    return [items[i] for i in sample_generator(seed, what).permutation(len(items))]
 
 
 def _limited(counts: list[int], limit: int | None) -> list[int]:
@@ -231,19 +284,9 @@ def _limited(counts: list[int], limit: int | None) -> list[int]:
     return [int(k) for k in kept]
 
 
-def _split_tasks(split: str, items: list[Item], samples_per_shard: int) -> list[ShardTask]:
-    """Cut one split; what depends on the whole plan is filled in by the caller."""
-    total = -(-len(items) // samples_per_shard)
-    return [
-        ShardTask(
-            root="",
-            split=split,
-            name=f"part-{index:05d}-of-{total:05d}.parquet",
-            key="",
-            first_sample_id=0,
-            items=tuple(items[index * samples_per_shard : (index + 1) * samples_per_shard]),
-            source=None,  # type: ignore[arg-type]
-            options=None,  # type: ignore[arg-type]
-        )
-        for index in range(total)
-    ]
+def _cut(items: list[Item], size: int) -> Iterator[tuple[str, tuple[Item, ...]]]:
+    """Cut one split into files of so many rows; gives their names and rows."""
+    total = -(-len(items) // size)
+    for index in range(total):
+        rows = tuple(items[index * size : (index + 1) * size])
+        yield f"part-{index:05d}-of-{total:05d}.parquet", rows

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from recon_ray.data.schema import MANIFEST, SCHEMA_VERSION, geometry_schema, views_schema
+from recon_ray.data.files import AGAIN, check_rows, read_json, read_table, verify_hash
+from recon_ray.data.schema import KINDS, MANIFEST, SCHEMA_VERSION, Layout
+from recon_ray.data.verification import verify_files, verify_hashes
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-AGAIN = "prepare it again"
-REBUILD = "delete it and run the prepare job again, which rebuilds it"
+EPISODES_RECORD = "_episodes.json"  # of a folder that holds few-shot episodes and no samples
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Split:
         geometry: Files of points and labels.
         views: Files of pictures, in the same order; empty if there are none.
         shard_rows: Rows of each file.
+        features: Files of the source's own teacher features, likewise.
+        parts: The splits that a joined one is made of, in order of sample id.
     """
 
     name: str
@@ -43,9 +45,23 @@ class Split:
     geometry: list[Path]
     views: list[Path]
     shard_rows: list[int]
+    features: list[Path] = field(default_factory=list)
+    parts: tuple[Split, ...] = ()
+
+    @property
+    def members(self) -> tuple[Split, ...]:
+        """The splits of the set that it is made of: itself, unless it is a joined one."""
+        return self.parts or (self,)
 
     def head(self, rows: int) -> Split:
         """The first files that hold at least so many rows; samples lie in them in random order."""
+        if self.parts:
+            heads: list[Split] = []
+            for part in self.parts:
+                left = rows - sum(split.rows for split in heads)
+                if left > 0:
+                    heads.append(part.head(left))
+            return _joined(self.name, heads)
         count = int(np.searchsorted(np.cumsum(self.shard_rows), rows)) + 1
         kept = self.shard_rows[:count]
         return replace(
@@ -53,6 +69,7 @@ class Split:
             rows=sum(kept),
             geometry=self.geometry[:count],
             views=self.views[:count],
+            features=self.features[:count],
             shard_rows=kept,
         )
 
@@ -91,7 +108,7 @@ class PreparedSet:
             opened = cls(
                 root, manifest, digest, {name: _open_split(root, name, e) for name, e in entries}
             )
-            _ = opened.num_points, opened.classes, opened.has_views
+            _ = opened.layout, opened.classes
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{root / MANIFEST}: is not a readable manifest ({type(error).__name__}: {error}); "
@@ -105,6 +122,11 @@ class PreparedSet:
         return int(self.manifest["num_points"])
 
     @property
+    def layout(self) -> Layout:
+        """Columns of its files."""
+        return Layout.of_manifest(self.manifest)
+
+    @property
     def classes(self) -> list[str]:
         """Class names in label order."""
         return list(self.manifest["classes"])
@@ -114,65 +136,63 @@ class PreparedSet:
         """Whether the samples have pictures."""
         return self.manifest["views"] is not None
 
+    @property
+    def has_features(self) -> bool:
+        """Whether the source shipped teacher features with the samples."""
+        return self.manifest.get("features") is not None
+
     def verify_hashes(self) -> None:
         """Compare the SHA-256 of every file with the manifest; reads the bytes, decodes nothing.
 
         Raises:
             DataError: If a file is missing or has another hash; the message names it.
         """
-        for shard in self._shards():
-            for kind in ("geometry", "views"):
-                if shard[kind] is not None:
-                    self._verify_hash(shard[kind])
+        verify_hashes(self.path, self.manifest)
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest.
 
         Raises:
-            DataError: If a file's hash, schema, number of rows or ids differ from the manifest; the
-                message names the file.
+            DataError: If a file's hash, schema, number of rows or ids differ from the manifest, or
+                its counts contradict each other; the message names the file.
         """
-        schema = geometry_schema(
-            self.num_points,
-            self.manifest["points_dtype"],
-            normals=self.manifest["has_normals"],
-            colors=self.manifest["has_colors"],
-        )
-        for shard in self._shards():
-            self._verify_file(shard, "geometry", schema)
-            if shard["views"] is not None:
-                self._verify_file(shard, "views", views_schema())
+        verify_files(self.path, self.manifest)
 
     def read(
-        self, split: str, columns: Sequence[str] | None = None, *, views: bool = False
+        self,
+        split: str | Split,
+        columns: Sequence[str] | None = None,
+        *,
+        views: bool = False,
+        features: bool = False,
     ) -> pa.Table:
         """Read a whole split.
 
         Args:
-            split: Name of the split.
+            split: Name of the split, or a joined one.
             columns: Columns of the geometry files, None for all; ``sample_id`` is always there.
             views: Add the ``views`` column (lists of encoded pictures).
+            features: Add ``image_features`` and ``text_features``, as far as the set has them.
 
         Raises:
-            DataError: If the split, a column or the pictures are not there, or the two kinds of
-                files do not hold the same samples.
+            DataError: If the split, a column, the pictures or the features are not there, or the
+                kinds of files do not hold the same samples.
         """
-        chosen = self.split(split)
+        chosen = self.split(split) if isinstance(split, str) else split
         names = None if columns is None else list(dict.fromkeys(["sample_id", *columns]))
         if views and not self.has_views:
             raise DataError(
                 f"{self.path}: has no views; prepare it with prepare.views of 1 or more"
             )
+        if features and not self.has_features:
+            raise DataError(f"{self.path}: its source shipped no features of a teacher")
         tables = []
         for index, path in enumerate(chosen.geometry):
-            table = _read_table(path, names)
+            table = read_table(path, names)
             if views:
-                pictures = _read_table(chosen.views[index], None)
-                if not pictures["sample_id"].equals(table["sample_id"]):
-                    raise DataError(
-                        f"{chosen.views[index]}: its sample ids are not those of {path}; {AGAIN}"
-                    )
-                table = table.append_column("views", pictures["views"])
+                table = _append(table, path, chosen.views[index])
+            if features:
+                table = _append(table, path, chosen.features[index])
             tables.append(table)
         return pa.concat_tables(tables)
 
@@ -188,32 +208,70 @@ class PreparedSet:
             )
         return self.splits[name]
 
-    def _shards(self) -> Iterator[dict[str, Any]]:
-        for split in self.manifest["splits"].values():
-            yield from split["shards"]
+    def join(self, names: Sequence[str]) -> Split:
+        """Give several splits as one, named ``train+val``; a single one is that split itself.
 
-    def _verify_hash(self, record: dict[str, Any]) -> Path:
-        path = self.path / record["file"]
-        try:
-            found = _sha256(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); {REBUILD}") from error
-        if found != record["sha256"]:
-            raise DataError(
-                f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {REBUILD}"
-            )
-        return path
+        Args:
+            names: Names of the splits; their order makes no difference but for the name.
 
-    def _verify_file(self, shard: dict[str, Any], kind: str, schema: pa.Schema) -> None:
-        path = self._verify_hash(shard[kind])
-        table = _read_table(path, None)
-        if not table.schema.equals(schema):
-            raise DataError(f"{path}: its columns are not of schema {SCHEMA_VERSION}; {AGAIN}")
-        ids = table["sample_id"].to_pylist()
-        if len(ids) != shard["rows"]:
-            raise DataError(f"{path}: holds {len(ids)} rows instead of {shard['rows']}; {AGAIN}")
-        if ids and (ids[0], ids[-1]) != (shard["min_sample_id"], shard["max_sample_id"]):
-            raise DataError(f"{path}: its sample ids are not the recorded ones; {AGAIN}")
+        Raises:
+            DataError: If there is none of such a name.
+        """
+        chosen = [self.split(name) for name in dict.fromkeys(names)]
+        return chosen[0] if len(chosen) == 1 else _joined("+".join(names), chosen)
+
+
+def _joined(name: str, splits: Sequence[Split]) -> Split:
+    """Give splits as one; its ids lie between the first and the last of theirs."""
+    members = (part for split in splits for part in split.members)
+    parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
+    first, last = parts[0], parts[-1]
+    return Split(
+        name,
+        sum(part.rows for part in parts),
+        first.first_sample_id,
+        last.first_sample_id + last.planned - first.first_sample_id,
+        [path for part in parts for path in part.geometry],
+        [path for part in parts for path in part.views],
+        [rows for part in parts for rows in part.shard_rows],
+        [path for part in parts for path in part.features],
+        parts,
+    )
+
+
+def read_episodes(path: Path | str) -> pa.Table:
+    """Read the few-shot episodes of a prepared set, or of a folder that holds only episodes.
+
+    Args:
+        path: What ``jobs/prepare.py source=fewshot`` wrote.
+
+    Returns:
+        Rows of ``way``, ``shot``, ``fold``, ``split``, ``object_id`` and ``label``.
+
+    Raises:
+        DataError: If there are none, or the file is not the recorded one.
+    """
+    root = Path(path)
+    record = read_json(root / EPISODES_RECORD)
+    if not isinstance(record, dict):
+        manifest = read_json(root / MANIFEST)
+        tables = manifest.get("tables", {}) if isinstance(manifest, dict) else {}
+        record = tables.get("episodes")
+    if record is None:
+        raise DataError(
+            f"{root}: holds no few-shot episodes; make them with jobs/prepare.py source=fewshot"
+        )
+    return read_table(verify_hash(root, record), None)
+
+
+def _append(table: pa.Table, path: Path, other: Path) -> pa.Table:
+    """Add the columns of the file of another kind to those of the geometry file."""
+    more = read_table(other, None)
+    if not more["sample_id"].equals(table["sample_id"]):
+        raise DataError(f"{other}: its sample ids are not those of {path}; {AGAIN}")
+    for name in more.column_names[1:]:
+        table = table.append_column(name, more[name])
+    return table
 
 
 def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
@@ -241,46 +299,12 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
 def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
     """Give one split of a manifest after looking at the footers of its files."""
     shards = entry["shards"]
+    files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for shard in shards:
-        for kind in ("geometry", "views"):
-            if shard[kind] is not None:
-                _check_rows(root / shard[kind]["file"], shard["rows"])
-    return Split(
-        name,
-        entry["rows"],
-        entry["first_sample_id"],
-        entry["planned"],
-        [root / shard["geometry"]["file"] for shard in shards],
-        [root / shard["views"]["file"] for shard in shards if shard["views"] is not None],
-        [shard["rows"] for shard in shards],
-    )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_rows(path: Path, rows: int) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: the shard is missing; run the prepare job again to rebuild it")
-    try:
-        found = pq.read_metadata(path).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is not a readable Parquet file; {AGAIN}") from error
-    if found != rows:
-        raise DataError(f"{path}: holds {found} rows, but the manifest says {rows}; {AGAIN}")
-
-
-def _read_table(path: Path, columns: list[str] | None) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in columns or [] if name not in file.schema_arrow.names]
-            if missing:
-                raise DataError(f"{path}: has no column {missing[0]!r}")
-            return file.read(columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error
+        for kind in KINDS:
+            if shard.get(kind) is not None:
+                files[kind].append(root / shard[kind]["file"])
+                check_rows(files[kind][-1], shard["rows"])
+    rows = [shard["rows"] for shard in shards]
+    counts = entry["rows"], entry["first_sample_id"], entry["planned"]
+    return Split(name, *counts, files["geometry"], files["views"], rows, files["features"])

@@ -1,11 +1,14 @@
 """Pictures of shapes from a fixed ring of cameras, on the CPU and without a display.
 
-Meshes are ray cast with Embree and lit by one light beside the camera; clouds, and meshes where
-Embree is not installed, are drawn as nearest-wins discs. The background is white, y is up. The
-cameras stand on a ring around the centre of the shape's bounding box: view i of V looks from
+The cameras stand on a ring around the centre of the shape's bounding box: view i of V looks from
 azimuth 30 + 360 i / V degrees (0 is +z, 90 is +x), 20 degrees above the horizon, with a field of
-view of 40 degrees, from where the bounding sphere just fits. All views of a shape have one scale,
-and shapes of any units fill the picture alike.
+view of 40 degrees, from where the bounding sphere just fits. y is up. All views of a shape have one
+scale, and shapes of any units fill the picture alike.
+
+There are three styles. ``shaded``: meshes are ray cast with Embree and lit by one light beside the
+camera, on white. ``splat``: clouds, and meshes where Embree is not installed, are drawn as discs of
+which the nearest wins, on white. ``depth``: gray by distance, white at the near end of the bounding
+sphere, dark at its far end, on black. ``auto`` shades meshes and splats clouds.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from recon_ray.data.meshes import GREY, Shape, sample_points
+from recon_ray.data.meshes import GREY, Shape
+from recon_ray.data.sampling import sample_points
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,10 +37,12 @@ AMBIENT = 0.45
 LIGHT = np.array([-0.35, 0.55, 0.76])  # in camera axes (right, up, towards the viewer)
 POINTS_PER_PIXEL = 2.0  # of a splatted mesh, over the whole picture
 JPEG_QUALITY = 90
+FARTHEST = 40  # gray of the far end of the bounding sphere in a depth map; the background is 0
+Style = Literal["auto", "shaded", "splat", "depth"]
 
 
 def render_views(
-    shape: Shape, num_views: int, size: int, *, backend: str = "auto"
+    shape: Shape, num_views: int, size: int, *, style: Style = "auto", backend: str = "auto"
 ) -> list[np.ndarray]:
     """Render a shape from the camera ring.
 
@@ -44,7 +50,9 @@ def render_views(
         shape: Mesh or cloud with y up, in any units.
         num_views: V, how many pictures.
         size: Side of the square pictures in pixels.
-        backend: ``embree``, ``splat``, or ``auto`` for the first where it is installed.
+        style: ``shaded`` (of meshes), ``splat``, ``depth``, or ``auto``.
+        backend: What meshes are drawn with unless they are splatted: ``embree``, ``splat``, or
+            ``auto`` for the first where it is installed.
 
     Returns:
         V arrays (size, size, 3) uint8, sRGB.
@@ -55,11 +63,13 @@ def render_views(
     radius = np.sqrt(((corners - center) ** 2).sum(axis=1).max())
     vertices = (shape.vertices - center) / radius
     shape = Shape(vertices, shape.faces, shape.colors, shape.normals)
-    if shape.is_mesh and (renderer() if backend == "auto" else backend) == "embree":
+    poses, is_depth = camera_ring(num_views), style == "depth"
+    cast = (renderer() if backend == "auto" else backend) == "embree" and style != "splat"
+    if shape.is_mesh and cast:
         scene = _embree_scene(shape)
-        return [_cast(shape, scene, vertices[used], pose, size) for pose in camera_ring(num_views)]
+        return [_cast(shape, scene, vertices[used], pose, size, is_depth) for pose in poses]
     cloud, lit = _as_cloud(shape, size)
-    return [_splat(cloud, lit, pose, size) for pose in camera_ring(num_views)]
+    return [_splat(cloud, lit, pose, size, is_depth) for pose in poses]
 
 
 @functools.cache
@@ -131,24 +141,42 @@ def _embree_scene(shape: Shape) -> EmbreeScene:
 
 
 def _cast(
-    shape: Shape, scene: EmbreeScene, corners: np.ndarray, pose: np.ndarray, size: int
+    shape: Shape,
+    scene: EmbreeScene,
+    corners: np.ndarray,
+    pose: np.ndarray,
+    size: int,
+    is_depth: bool,
 ) -> np.ndarray:
     pixels, _ = _project(corners, pose, size)
     left, top = np.floor(pixels.min(axis=0)).astype(int).clip(0, size - 1)
     right, bottom = np.ceil(pixels.max(axis=0)).astype(int).clip(1, size)
-    directions = _rays(size)[top:bottom, left:right] @ pose.astype(np.float32)  # (h, w, 3)
-    rays = np.ascontiguousarray(directions.reshape(-1, 3))
+    seen = _rays(size)[top:bottom, left:right].reshape(-1, 3)  # in camera axes
+    rays = np.ascontiguousarray(seen @ pose.astype(np.float32))
     origins = np.broadcast_to((pose[2] * _distance()).astype(np.float32), rays.shape)
     hits = scene.run(np.ascontiguousarray(origins), rays, query="INTERSECT", output=1)
     struck = np.flatnonzero(hits["primID"] >= 0)
-    normals = hits["Ng"][struck].astype(np.float64)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
-    colors = _hit_colors(shape, hits["primID"][struck], hits["u"][struck], hits["v"][struck])
-    window = np.full((len(rays), 3), 255, np.uint8)
-    window[struck] = _shade(colors, normals, pose)
-    picture = np.full((size, size, 3), 255, np.uint8)
+    picture = _background(size, is_depth)
+    window = picture[top:bottom, left:right].reshape(-1, 3)
+    if is_depth:
+        window[struck] = _gray(hits["tfar"][struck] * -seen[struck, 2])
+    else:
+        colors = _hit_colors(shape, hits["primID"][struck], hits["u"][struck], hits["v"][struck])
+        normals = hits["Ng"][struck].astype(np.float64)
+        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+        window[struck] = _shade(colors, normals, pose)
     picture[top:bottom, left:right] = window.reshape(bottom - top, right - left, 3)
     return picture
+
+
+def _background(size: int, is_depth: bool) -> np.ndarray:
+    return np.full((size, size, 3), 0 if is_depth else 255, np.uint8)
+
+
+def _gray(depth: np.ndarray) -> np.ndarray:
+    """Give (n, 1) levels of a depth map for (n,) depths along the viewing axis."""
+    nearness = ((_distance() + 1 - depth) / 2).clip(0, 1)
+    return np.rint(FARTHEST + (255 - FARTHEST) * nearness).astype(np.uint8)[:, None]
 
 
 def _hit_colors(shape: Shape, face: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -177,10 +205,12 @@ def _as_cloud(shape: Shape, size: int) -> tuple[Shape, bool]:
     return Shape(drawn.points, None, drawn.colors, drawn.normals), True
 
 
-def _splat(cloud: Shape, lit: bool, pose: np.ndarray, size: int) -> np.ndarray:
+def _splat(cloud: Shape, lit: bool, pose: np.ndarray, size: int, is_depth: bool) -> np.ndarray:
     pixels, depth = _project(cloud.vertices, pose, size)
     colors = np.full((len(depth), 3), float(GREY)) if cloud.colors is None else cloud.colors
-    if lit and cloud.normals is not None:
+    if is_depth:
+        shaded = _gray(depth).repeat(3, axis=1)
+    elif lit and cloud.normals is not None:
         shaded = _shade(colors, cloud.normals, pose)
     else:  # the near side is lighter, which shows the form without normals
         nearness = (_distance() + 1 - depth) / 2
@@ -188,8 +218,9 @@ def _splat(cloud: Shape, lit: bool, pose: np.ndarray, size: int) -> np.ndarray:
         shaded = np.clip(np.rint(colors * strength[:, None]), 0, 255).astype(np.uint8)
     order = np.argsort(-depth, kind="stable")  # far to near: the last to be written stays
     base, shaded = np.floor(pixels[order]).astype(int), shaded[order]
-    picture = np.full((size, size, 3), 255, np.uint8)
-    offsets = _disc(_splat_radius(len(depth), size))
+    picture = _background(size, is_depth)
+    # Where the discs leave a gap the far side shows, which is worse in a depth map.
+    offsets = _disc(_splat_radius(len(depth), size) * (1.5 if is_depth else 1.0))
     target = base[:, None, :] + offsets  # (n, offsets, 2)
     inside = ((target >= 0) & (target < size)).all(axis=-1)
     owner = np.repeat(np.arange(len(base))[:, None], len(offsets), axis=1)[inside]

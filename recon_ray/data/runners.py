@@ -1,0 +1,84 @@
+"""Where shards are built: in this process or in several of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from typing import TYPE_CHECKING, Any
+
+from recon_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from recon_ray.data.plan import ShardTask
+
+    Record = dict[str, Any]
+    Build = Callable[[ShardTask], Record]
+    Run = Callable[[Build, Sequence[ShardTask]], Iterable[Record]]
+
+
+def run_serial(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
+    """Build the shards one after the other in this process."""
+    for task in tasks:
+        yield build(task)
+
+
+def run_processes(num_processes: int) -> Run:
+    """Give a runner that builds shards in several processes of this machine.
+
+    Args:
+        num_processes: How many at once.
+    """
+
+    def run(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
+        if num_processes <= 1 or len(tasks) <= 1:
+            yield from run_serial(build, tasks)
+            return
+        # Spawned, not forked: Arrow's and Embree's threads do not survive a fork.
+        workers = min(num_processes, len(tasks))
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+            futures = [pool.submit(build, task) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except KeyboardInterrupt:
+                _end(pool)  # a shard may take minutes; it is built again
+                raise
+            except BrokenProcessPool as error:
+                raise DataError(
+                    "a process that built a shard was killed, probably for lack of memory; lower "
+                    "prepare.samples_per_shard or the number of workers and run again"
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    return run
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool at once; what they were writing is removed by the caller."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the job is killed; it would wait for further tasks for ever.
+
+    A Ctrl-C in the terminal reaches the workers too: the parent alone decides what follows.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
