@@ -2,27 +2,32 @@
 
 One batch is a dict: ``sample_id`` (B,) int64, ``points`` (B, N, 3) float32 as stored, ``label``
 (B,) int64, ``text_index`` (B,) int64 (row of the text bank) and, where asked for, ``images``
-(B, 3, H, W) float32 in [0, 1]. Sub-sampling and augmentation of points happen on the device.
+(B, 3, H, W) float32 in [0, 1] or stored ``image_features`` and ``text_features`` (B, D) float32.
+Sub-sampling and augmentation of points happen on the device.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recon_ray.data.images import ImageTransform, load_images
+from recon_ray.data.images import ImageTransform, load_images, sample_rng
 from recon_ray.data.schema import points_to_numpy
+from recon_ray.errors import DataError
 
 GEOMETRY_COLUMNS = ("sample_id", "points", "label", "caption")
 Batch = dict[str, Tensor]
+#: Which of a sample's K stored features an epoch takes, see :func:`draw_features`.
+Draw: TypeAlias = Literal["copy", "view", "row"]
 T = TypeVar("T")
 
 
@@ -35,31 +40,42 @@ class BatchOptions:
         images: Image transform, or None for batches without images.
         text: Whether ``text_index`` is the label or the number of the caption.
         captions: Distinct captions, in the order of the text bank (``text="caption"``).
+        features: Columns of stored features, and how one of a sample's is drawn.
+        beside: Further geometry columns, passed on as stored (``part_labels``, ``valid_points``).
     """
 
     seed: int = 0
     images: ImageTransform | None = None
     text: Literal["category", "caption"] = "category"
     captions: Sequence[str] = field(default=())
+    features: Mapping[str, Draw] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Geometry columns that are read."""
-        return GEOMETRY_COLUMNS if self.text == "caption" else GEOMETRY_COLUMNS[:3]
+        usual = GEOMETRY_COLUMNS if self.text == "caption" else GEOMETRY_COLUMNS[:3]
+        return (*usual, *self.beside)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All columns that a batch is made of."""
+        views = ("views",) if self.images is not None else ()
+        return frozenset((*self.columns, *views, *self.features))
 
 
 def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) -> Batch:
     """Build a batch from the columns of its rows.
 
     Args:
-        rows: ``sample_id`` (B,), ``points`` (B, N, 3), ``label`` (B,), and ``caption`` and
-            ``views`` (lists) where the options need them.
+        rows: ``sample_id`` (B,), ``points`` (B, N, 3) that nobody else holds, ``label`` (B,), and
+            where the options need them ``caption`` and ``views`` (lists), and features (B, K, D).
         options: What the batch holds.
         epoch: Epoch, which varies the choice of a view and its augmentation.
     """
     batch = {
         "sample_id": torch.from_numpy(np.array(rows["sample_id"], dtype=np.int64)),
-        "points": torch.from_numpy(np.asarray(rows["points"]).astype(np.float32)),
+        "points": torch.from_numpy(np.asarray(rows["points"]).astype(np.float32, copy=False)),
         "label": torch.from_numpy(np.array(rows["label"], dtype=np.int64)),
     }
     if options.text == "caption":
@@ -75,7 +91,50 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
             seed=options.seed,
             transform=options.images,
         )
+    for name, draw in options.features.items():
+        random = partial(sample_rng, options.seed, epoch, use=int(name == "text_features"))
+        drawn = draw_features(rows[name], rows["sample_id"], draw, epoch=epoch, random=random)
+        batch[name] = torch.from_numpy(drawn.astype(np.float32))
+    for name in options.beside:
+        batch[name] = torch.from_numpy(np.array(rows[name]))
     return batch
+
+
+def draw_features(
+    features: np.ndarray,
+    sample_ids: Sequence[int],
+    draw: Draw,
+    *,
+    epoch: int,
+    random: Callable[[int], np.random.Generator],
+) -> np.ndarray:
+    """Take one of the K stored features of each sample.
+
+    Args:
+        features: (B, K, D) as stored.
+        sample_ids: B numbers that name the samples over the whole data set.
+        draw: ``copy`` takes number ``epoch`` mod K: copy k was augmented as in epoch k, so that
+            the first K epochs are those of a teacher that runs online, and all copies are used
+            equally often. ``view`` takes the view that :func:`load_images` would choose in this
+            epoch. ``row`` takes a random row that is not all zeros (sources fill up with those).
+        epoch: Epoch.
+        random: Makes the generator of a sample in this epoch.
+
+    Returns:
+        (B, D) in the stored type.
+    """
+    batch, count = features.shape[:2]
+    if draw == "copy":
+        return features[:, epoch % count]
+    allowed = np.ones((batch, count), dtype=bool)
+    if draw == "row":
+        allowed = (features != 0).any(axis=2)
+        allowed |= ~allowed.any(axis=1, keepdims=True)  # nothing but zeros: any of them
+    chosen = np.empty(batch, dtype=np.int64)
+    for i, sample_id in enumerate(sample_ids):
+        rows = np.flatnonzero(allowed[i])
+        chosen[i] = rows[random(int(sample_id)).integers(len(rows))]
+    return features[np.arange(batch), chosen]
 
 
 class IndexedTable:
@@ -84,50 +143,91 @@ class IndexedTable:
     Args:
         geometry: Arrow tables whose rows follow each other.
         views: Arrow tables with ``sample_id`` and ``views`` in the same order of rows, or None.
+        features: Further groups of tables with ``sample_id`` and tensor columns, same order.
+
+    Raises:
+        DataError: If the groups do not hold the same samples in the same order.
     """
 
     def __init__(
-        self, geometry: Sequence[pa.Table], views: Sequence[pa.Table] | None = None
+        self,
+        geometry: Sequence[pa.Table],
+        views: Sequence[pa.Table] | None = None,
+        features: Sequence[Sequence[pa.Table]] = (),
     ) -> None:
-        self._points = [points_to_numpy(table["points"]) for table in geometry if len(table)]
-        self._offsets = np.cumsum([0, *(len(block) for block in self._points)])
-        scalars = pa.concat_tables(
-            [table.drop_columns(["points"]) for table in geometry if len(table)],
-            promote_options="permissive",
-        )
-        self.sample_id = scalars["sample_id"].to_numpy().astype(np.int64)
-        self.label = scalars["label"].to_numpy().astype(np.int64)
-        self._caption = scalars["caption"] if "caption" in scalars.column_names else None
-        self._views = (
-            None
-            if views is None
-            else pa.chunked_array([chunk for table in views for chunk in table["views"].chunks])
-        )
+        beside = [] if views is None else [views]
+        self._groups = [_Rows(tables) for tables in (geometry, *beside, *features)]
+        self.sample_id = self._groups[0].numbers["sample_id"]
+        self.label = self._groups[0].numbers["label"]
+        for group in self._groups[1:]:
+            if not np.array_equal(group.numbers["sample_id"], self.sample_id):
+                raise DataError(
+                    "views or features do not hold the same samples as the geometry, in the same "
+                    "order; make them again"
+                )
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
-    def take(self, rows: np.ndarray) -> dict[str, Any]:
+    def take(self, rows: np.ndarray, columns: Collection[str] | None = None) -> dict[str, Any]:
         """Gather rows by position; only these are copied.
 
         Args:
             rows: (B,) positions.
+            columns: What is needed of the columns that were given; all of them by default.
         """
+        taken: dict[str, Any] = {}
+        for group in self._groups:
+            taken |= group.take(rows, columns)
+        return taken
+
+
+class _Rows:
+    """Tables that follow each other, by kind of column: tensors, numbers, and lists or texts."""
+
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        filled = list(_pieces(tables)) or list(tables[:1])
+        self._offsets = np.cumsum([0, *(len(table) for table in filled)])
+        schema = filled[0].schema
+        tensors = [name for name in schema.names if _is_tensor(schema.field(name).type)]
+        self._tensors = {
+            name: [points_to_numpy(table[name]) for table in filled] for name in tensors
+        }
+        self.numbers: dict[str, np.ndarray] = {}
+        self._others: dict[str, pa.ChunkedArray] = {}
+        for name in (name for name in schema.names if name not in tensors):
+            column = pa.chunked_array([chunk for table in filled for chunk in table[name].chunks])
+            if pa.types.is_integer(column.type):
+                self.numbers[name] = column.to_numpy().astype(np.int64)
+            else:
+                self._others[name] = column
+
+    def take(self, rows: np.ndarray, columns: Collection[str] | None) -> dict[str, Any]:
+        def chosen(kind: Mapping[str, T]) -> list[tuple[str, T]]:
+            return [item for item in kind.items() if columns is None or item[0] in columns]
+
+        taken: dict[str, Any] = {name: column[rows] for name, column in chosen(self.numbers)}
+        taken |= {name: self._gather(blocks, rows) for name, blocks in chosen(self._tensors)}
+        where = pa.array(rows)
+        return taken | {name: col.take(where).to_pylist() for name, col in chosen(self._others)}
+
+    def _gather(self, blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
         block = np.searchsorted(self._offsets, rows, side="right") - 1
-        points = np.empty((len(rows), *self._points[0].shape[1:]), dtype=self._points[0].dtype)
+        gathered = np.empty((len(rows), *blocks[0].shape[1:]), dtype=blocks[0].dtype)
         for number in np.unique(block):
             chosen = block == number
-            points[chosen] = self._points[number][rows[chosen] - self._offsets[number]]
-        taken: dict[str, Any] = {
-            "sample_id": self.sample_id[rows],
-            "points": points,
-            "label": self.label[rows],
-        }
-        if self._caption is not None:
-            taken["caption"] = self._caption.take(pa.array(rows)).to_pylist()
-        if self._views is not None:
-            taken["views"] = self._views.take(pa.array(rows)).to_pylist()
-        return taken
+            gathered[chosen] = blocks[number][rows[chosen] - self._offsets[number]]
+        return gathered
+
+
+def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut tables where their chunks end, so that no column has to be copied to be one array."""
+    for table in tables:
+        yield from (pa.Table.from_batches([rows]) for rows in table.to_batches() if len(rows))
+
+
+def _is_tensor(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.FixedShapeTensorType)
 
 
 class ShuffleBuffer:
@@ -151,7 +251,7 @@ class ShuffleBuffer:
         """Give the rows of the tables in batches, each row once."""
         blocks: dict[int, tuple[dict[str, Any], int]] = {}
         refs: list[tuple[int, int]] = []
-        for number, table in enumerate(tables):
+        for number, table in enumerate(_pieces(tables)):
             blocks[number] = (_columns(table), len(table))
             refs.extend((number, row) for row in range(len(table)))
             while len(refs) >= self.capacity + self.batch_size:
@@ -176,20 +276,21 @@ class ShuffleBuffer:
             blocks[block] = (columns, left - 1)
             if left == 1:
                 del blocks[block]
-        for name in ("sample_id", "points", "label"):
-            rows[name] = np.stack(rows[name])
-        return rows
+        return {
+            name: np.stack(values) if isinstance(values[0], np.ndarray | np.generic) else values
+            for name, values in rows.items()
+        }
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
-    columns: dict[str, Any] = {
-        "sample_id": table["sample_id"].to_numpy(),
-        "points": points_to_numpy(table["points"]),
-        "label": table["label"].to_numpy(),
-    }
-    for name in ("caption", "views"):
-        if name in table.column_names:
-            columns[name] = table[name].to_pylist()
+    columns: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if _is_tensor(column.type):
+            columns[name] = points_to_numpy(column)
+        elif pa.types.is_integer(column.type):
+            columns[name] = column.to_numpy()
+        else:
+            columns[name] = column.to_pylist()
     return columns
 
 

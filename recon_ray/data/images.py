@@ -23,6 +23,7 @@ from recon_ray.errors import DataError
 AugmentationKind: TypeAlias = Literal["none", "reference"]
 ImageOp: TypeAlias = Callable[[Image.Image, int, float], Image.Image]
 
+IMAGES_VERSION = 1  # part of a teacher cache's identity: raise it with any change to the pixels
 BICUBIC = Image.Resampling.BICUBIC
 STREAM = 0x1A6E  # keeps these numbers apart from other uses of the same seed
 REFERENCE_SIZE = 224  # the reference's crop; its other sizes in pixels belong to this one
@@ -143,9 +144,9 @@ def load_images(
     return stacked.float().div_(255)
 
 
-def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
-    """Create the generator of one sample in one epoch."""
-    return np.random.default_rng([STREAM, seed, epoch, sample_id])
+def sample_rng(seed: int, epoch: int, sample_id: int, *, use: int = 0) -> np.random.Generator:
+    """Create the generator of one sample in one epoch; every ``use`` has its own numbers."""
+    return np.random.default_rng([STREAM + use, seed, epoch, sample_id])
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,7 +1,8 @@
 """Frozen image and text encoders behind one protocol, pinned by name, tag and hash.
 
 Specifications are strings: ``open_clip:<arch>[:<tag or file>]`` (image and text),
-``timm:<arch>[:<tag or file>]`` (image) and ``descriptor[:<width>]`` (image and text, no weights).
+``timm:<arch>[:<tag or file>]`` (image), ``descriptor[:<width>]`` (image and text, no weights) and
+``table:<file>`` (text, looked up).
 """
 
 from __future__ import annotations

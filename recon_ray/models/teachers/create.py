@@ -18,6 +18,7 @@ from recon_ray.models.teachers.protocol import (
     TextTeacher,
 )
 from recon_ray.models.teachers.specification import Specification, parse_specification
+from recon_ray.models.teachers.table import create_table_teacher
 from recon_ray.models.teachers.timm_towers import create_timm_image_teacher
 from recon_ray.models.teachers.weights_file import check_pin
 
@@ -55,6 +56,11 @@ def create_image_teacher(
     if specification.family == "descriptor":
         teacher = DescriptorImageTeacher(_width(specification))
         check_pin(specification.name, teacher.identity["sha256"], sha256)
+    elif specification.family == "table":
+        raise TeacherNameError(
+            f"Teacher {spec!r} cannot encode images: a table holds features of texts only; "
+            "give open_clip:<arch>:<tag or file>, timm:<arch>:<tag or file> or descriptor."
+        )
     elif specification.family == "open_clip":
         teacher = create_open_clip_image_teacher(
             specification, sha256=sha256, statistics=statistics, precision=precision
@@ -73,7 +79,8 @@ def create_text_teacher(
     """Create a frozen text teacher on the CPU.
 
     Args:
-        spec: ``open_clip:<arch>[:<tag or file>]`` or ``descriptor[:<width>]``.
+        spec: ``open_clip:<arch>[:<tag or file>]``, ``descriptor[:<width>]`` or ``table:<file>``
+            (features computed elsewhere, see :mod:`recon_ray.models.teachers.table`).
         sha256: Hash that the weights must have.
         precision: What the forward pass computes in; features are float32 either way.
 
@@ -90,10 +97,12 @@ def create_text_teacher(
         check_pin(specification.name, teacher.identity["sha256"], sha256)
     elif specification.family == "open_clip":
         teacher = create_open_clip_text_teacher(specification, sha256=sha256, precision=precision)
+    elif specification.family == "table":
+        teacher = create_table_teacher(specification, sha256=sha256)
     else:
         raise TeacherNameError(
             f"Teacher {spec!r} cannot encode text: timm has image encoders only; "
-            "give open_clip:<arch>:<tag or file> or descriptor."
+            "give open_clip:<arch>:<tag or file>, descriptor or table:<file>."
         )
     _log("text", teacher)
     return teacher

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recon_ray.errors import TeacherNameError
 
-FAMILIES = ("open_clip", "timm", "descriptor")
+FAMILIES = ("open_clip", "timm", "descriptor", "table")
 WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".tar"})
 
 
@@ -18,8 +18,8 @@ class Specification:
 
     Attributes:
         text: The whole string.
-        family: ``open_clip``, ``timm`` or ``descriptor``.
-        arch: Architecture; the width for ``descriptor``; may be empty.
+        family: ``open_clip``, ``timm``, ``descriptor`` or ``table``.
+        arch: Architecture; the width for ``descriptor``, the file for ``table``; may be empty.
         source: What follows: empty, a tag, a file, or ``tag:file``.
     """
 
@@ -58,7 +58,7 @@ def parse_specification(text: str) -> Specification:
     if family not in FAMILIES:
         raise TeacherNameError(
             f"Teacher {text!r} is unknown; give open_clip:<arch>:<tag or file>, "
-            "timm:<arch>:<tag or file> or descriptor."
+            "timm:<arch>:<tag or file>, descriptor or table:<file>."
         )
     if family != "descriptor" and not arch:
         raise TeacherNameError(
