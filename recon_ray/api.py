@@ -8,14 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recon_ray.errors import CheckpointError
-from recon_ray.models.presets import PRESETS, create
-from recon_ray.models.recon import Recon
+from recon_ray.models.cloud import EncoderModel
+from recon_ray.models.presets import MODELS, PRESETS, preset_sizes
 from recon_ray.points.transforms import normalize
-from recon_ray.train.checkpoint import MANIFEST, CheckpointStore, load_model_state
+from recon_ray.tasks.weights import find_weights
+from recon_ray.weights.load import construct, initialize
 
-#: Tasks that a model can be made for.
-TASKS = ("pretrain",)
+#: Tasks that a model can be made for, and the kind of model of each.
+TASKS = {
+    "pretrain": "recon",
+    "classify": "classifier",
+    "zeroshot": "embedder",
+    "embed": "embedder",
+    "svm": "embedder",
+    "partseg": "partseg",
+    "twotower": "twotower",
+    "twotower_classify": "twotower_classifier",
+}
 
 
 def presets() -> dict[str, list[str]]:
@@ -29,43 +38,49 @@ def create_model(preset: str = "base", *, task: str = "pretrain", **overrides: A
     Args:
         preset: Named architecture.
         task: What the model is for.
-        overrides: Constructor arguments that differ from the preset (``embed_dim=...``).
+        overrides: Constructor arguments that differ from the preset (``embed_dim=...``), or that
+            the task asks for (``num_classes=...``).
 
     Raises:
         ValueError: If the preset, the task or a size is not a legal one.
+        TypeError: If an argument is missing or unknown.
     """
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} is unknown; choose one of {', '.join(TASKS)}")
-    return create(preset, **overrides)
+    kind = _kind(task)
+    return MODELS[kind](**{**preset_sizes(preset, kind), **overrides})
 
 
-def load_model(path: str | Path, *, task: str = "pretrain") -> nn.Module:
+def load_model(
+    path_or_name: str | Path,
+    *,
+    task: str | None = None,
+    **sizes: Any,  # noqa: ANN401
+) -> nn.Module:
     """Load a trained model, in evaluation mode, on the CPU.
 
     Args:
-        path: A run folder, its ``checkpoints`` folder, or one ``checkpoints/step-<number>``.
-        task: What the model is for.
+        path_or_name: A run folder, its ``checkpoints`` folder or one ``step-<number>`` in it, a
+            ``.safetensors`` file, a ``.pth`` file of the reference, or the name of published
+            weights (:mod:`recon_ray.weights.catalog`).
+        task: What the model is for; by default what the weights are of.
+        sizes: Constructor arguments that a file's shapes do not tell (``num_groups``, ...).
 
     Raises:
-        CheckpointError: If there is no valid checkpoint.
+        CheckpointError: If there are no such weights, or they do not make such a model: nothing is
+            left random.
         ValueError: If the task is unknown.
     """
+    wanted = None if task is None else _kind(task)
+    weights = find_weights(path_or_name)
+    kind = wanted or ("embedder" if weights.kind == "pointmae" else weights.kind)
+    model = construct(kind, weights, **sizes)
+    initialize(model, weights, strict=True)
+    return model.eval()
+
+
+def _kind(task: str) -> str:
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose one of {', '.join(TASKS)}")
-    folder = Path(path)
-    if (folder / MANIFEST).exists():
-        found = CheckpointStore(str(folder.parent)).load(folder.name)
-    else:
-        inner = folder / "checkpoints"
-        latest = CheckpointStore(str(inner if inner.is_dir() else folder)).load_latest()
-        if latest is None:
-            raise CheckpointError(
-                f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
-            )
-        found = latest
-    model = Recon(**found.architecture)
-    load_model_state(model, found.model, source=str(path))
-    return model.eval()
+    return TASKS[task]
 
 
 @torch.no_grad()
@@ -73,14 +88,18 @@ def embed(model: nn.Module, points: Tensor, *, batch_size: int = 64) -> Tensor:
     """Give one feature vector a cloud: the one of the linear probes.
 
     Args:
-        model: From :func:`load_model` or :func:`create_model`.
+        model: From :func:`load_model` or :func:`create_model`, of any task but ``twotower``.
         points: (B, N, 3) clouds, y up; centered and scaled to the unit sphere here.
         batch_size: Clouds encoded at once.
 
     Returns:
         (B, 2 D) float32 on the model's device.
+
+    Raises:
+        TypeError: If the model has no such feature.
     """
-    assert isinstance(model, Recon)
+    if not isinstance(model, EncoderModel):
+        raise TypeError(f"{type(model).__name__} has no features of the linear probes")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

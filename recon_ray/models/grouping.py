@@ -26,10 +26,18 @@ def cut_patches(
     Returns:
         Patches (B, G, K, 3) relative to their center, and centers (B, G, 3) in sampling order.
     """
+    patches, centers, _ = index_patches(points, num_groups, group_size, min_sq_norm=min_sq_norm)
+    return patches, centers
+
+
+def index_patches(
+    points: Tensor, num_groups: int, group_size: int, *, min_sq_norm: float = -1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut patches as :func:`cut_patches` does, and give the indices (B, G, K) of their points."""
     points = points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
     _, centers = ops.furthest_point_sample(points, num_groups, min_sq_norm=min_sq_norm)
-    patches, _ = ops.group_knn(points, centers, group_size)
-    return patches, centers
+    patches, idx = ops.group_knn(points, centers, group_size)
+    return patches, centers, idx
 
 
 class PatchEmbed(nn.Module):

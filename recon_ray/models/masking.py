@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from recon_ray.points import random
+from recon_ray.points import ops, random
 from recon_ray.points.random import RandomSource
 
 
@@ -69,3 +71,81 @@ def split_by_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     num_visible = mask.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]
+
+
+class SplitPatches(NamedTuple):
+    """Patches of a cloud in two parts, each in index order.
+
+    Attributes:
+        mask: (B, G) bool, true where hidden.
+        visible: (B, V, K, 3) patches that the encoder sees.
+        visible_centers: (B, V, 3).
+        hidden: (B, M, K, 3) patches to reconstruct.
+        hidden_centers: (B, M, 3).
+    """
+
+    mask: Tensor
+    visible: Tensor
+    visible_centers: Tensor
+    hidden: Tensor
+    hidden_centers: Tensor
+
+
+def hide_patches(
+    patches: Tensor,
+    centers: Tensor,
+    *,
+    mask: Tensor | None,
+    mask_type: str,
+    num_masked: int,
+    source: RandomSource = None,
+) -> SplitPatches:
+    """Hide some patches from the encoder.
+
+    Args:
+        patches: (B, G, K, 3) patches.
+        centers: (B, G, 3) their centers.
+        mask: (B, G) bool to use in place of a random mask, true where hidden.
+        mask_type: Key of :data:`MASKS`.
+        num_masked: Number M of patches to hide where no mask is given.
+        source: Random numbers.
+
+    Raises:
+        ValueError: If a given mask does not fit.
+    """
+    if mask is None:
+        mask = MASKS[mask_type](centers, num_masked, source)
+    else:
+        num_masked = check_mask(mask, *centers.shape[:2])
+    visible, hidden = split_by_mask(mask, num_masked)  # (B, V), (B, M)
+    visible_centers = ops.gather_points(centers, visible)
+    return SplitPatches(
+        mask=mask,
+        visible=_pick_patches(patches, visible),
+        visible_centers=visible_centers,
+        hidden=_pick_patches(patches, hidden),
+        hidden_centers=ops.gather_points(centers, hidden),
+    )
+
+
+def count_masked(mask_ratio: float, mask_type: str, num_groups: int) -> int:
+    """Number M of patches that a ratio hides, rounded down.
+
+    Raises:
+        ValueError: If the kind of mask is unknown, or all or no patches would be hidden.
+    """
+    num_masked = int(mask_ratio * num_groups)
+    if not 0 < num_masked < num_groups:
+        raise ValueError(
+            f"mask_ratio must hide 1..{num_groups - 1} of num_groups={num_groups} patches, "
+            f"found {num_masked}"
+        )
+    if mask_type not in MASKS:
+        raise ValueError(f"mask_type must be one of {', '.join(MASKS)}, found {mask_type!r}")
+    return num_masked
+
+
+def _pick_patches(patches: Tensor, idx: Tensor) -> Tensor:
+    """Pick (B, S) of (B, G, K, 3) patches: (B, S, K, 3)."""
+    picked = ops.gather_points(patches.flatten(2), idx)
+    return picked.view(*idx.shape, *patches.shape[2:])

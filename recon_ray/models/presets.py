@@ -1,10 +1,16 @@
-"""Named sizes of the model."""
+"""Named sizes, and the kinds of models that there are."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from recon_ray.models.recon import Recon
+from torch import nn
+
+from recon_ray.models.classifier import Classifier
+from recon_ray.models.partseg import PartSegmenter
+from recon_ray.models.recon import Embedder, Recon
+from recon_ray.models.twotower import TwoTower, TwoTowerClassifier
 
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {"embed_dim": 384, "num_heads": 6},
@@ -21,11 +27,50 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_widths": (32, 64, 128),
     },
 }
-"""What each preset changes of :class:`Recon`'s defaults, which are the published base model."""
+"""What each preset changes of the models' defaults, which are the published base model."""
+
+MODELS: dict[str, type[nn.Module]] = {
+    "recon": Recon,
+    "embedder": Embedder,
+    "classifier": Classifier,
+    "partseg": PartSegmenter,
+    "twotower": TwoTower,
+    "twotower_classifier": TwoTowerClassifier,
+}
+"""Model class of each kind; files of weights say their kind."""
+
+
+def kind_of(model: nn.Module) -> str:
+    """Give the kind of a model: its key in :data:`MODELS`.
+
+    Raises:
+        TypeError: If it is none of them.
+    """
+    for kind, model_class in MODELS.items():
+        if type(model) is model_class:
+            return kind
+    raise TypeError(f"{type(model).__name__} is none of the models {', '.join(MODELS)}")
+
+
+def arguments_of(kind: str) -> set[str]:
+    """Names of the constructor arguments of a kind of model."""
+    return set(inspect.signature(MODELS[kind]).parameters)
+
+
+def preset_sizes(preset: str, kind: str = "recon") -> dict[str, Any]:
+    """Give the part of a preset that a kind of model has.
+
+    Raises:
+        ValueError: If the preset is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
+    known = arguments_of(kind)
+    return {name: value for name, value in PRESETS[preset].items() if name in known}
 
 
 def create(preset: str, **overrides: Any) -> Recon:  # noqa: ANN401
-    """Build a model from a preset and what differs from it.
+    """Build a pre-training model from a preset and what differs from it.
 
     Args:
         preset: One of :data:`PRESETS`.
@@ -35,6 +80,4 @@ def create(preset: str, **overrides: Any) -> Recon:  # noqa: ANN401
         ValueError: If the preset is unknown.
         TypeError: If an override is not an argument of :class:`Recon`.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
-    return Recon(**{**PRESETS[preset], **overrides})
+    return Recon(**{**preset_sizes(preset), **overrides})

@@ -33,6 +33,16 @@ def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     return x + branch if scale is None else x + branch * scale.to(branch.dtype)
 
 
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Give what the fused attention does not: (B, H, Q, L) weights that sum to 1 over L.
+
+    Args:
+        q: (B, H, Q, D / H) queries.
+        k: (B, H, L, D / H) keys.
+    """
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention without bias in the input projection.
 
@@ -54,6 +64,13 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Give the weights (B, H, L, L) with which :meth:`forward` mixes the values."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4)
+        return attention_weights(q, k)
 
 
 class CrossAttention(nn.Module):
@@ -79,6 +96,14 @@ class CrossAttention(nn.Module):
         k, v = self.kv(x).view(batch, x.shape[1], 2, heads, width).permute(2, 0, 3, 1, 4)
         queries = F.scaled_dot_product_attention(q, k, v)
         return self.proj(queries.transpose(1, 2).reshape(batch, num_queries, dim))
+
+    def weights(self, queries: Tensor, x: Tensor) -> Tensor:
+        """Give the weights (B, H, Q, L) with which :meth:`forward` mixes the values."""
+        batch, num_queries, dim = queries.shape
+        heads, width = self.num_heads, dim // self.num_heads
+        q = self.q(queries).view(batch, num_queries, heads, width).transpose(1, 2)
+        k, _ = self.kv(x).view(batch, x.shape[1], 2, heads, width).permute(2, 0, 3, 1, 4)
+        return attention_weights(q, k)
 
 
 class Mlp(nn.Module):
@@ -120,6 +145,10 @@ class Block(nn.Module):
         first, second = scales or (None, None)
         x = _add(x, self.attn(self.norm1(x)), first)
         return _add(x, self.mlp(self.norm2(x)), second)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Give the attention (B, H, L, L) of what :meth:`forward` gets."""
+        return self.attn.weights(self.norm1(x))
 
 
 class ReconBlock(nn.Module):
@@ -173,3 +202,7 @@ class ReconBlock(nn.Module):
         queries, x = self.contrast_norm2(queries), self.norm2(x)
         queries = _add(queries, self.contrast_mlp(queries), scale[2])
         return queries, _add(x, self.mlp(x), scale[3])
+
+    def attention(self, queries: Tensor, x: Tensor) -> Tensor:
+        """Give the attention (B, H, Q, L) of the queries that :meth:`forward` gets."""
+        return self.contrast_attn.weights(self.contrast_norm1(queries), self.norm1(x))

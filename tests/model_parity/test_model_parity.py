@@ -8,18 +8,25 @@ differences.
 from __future__ import annotations
 
 import json
-from functools import cache
+import tempfile
+from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from golden_packs import GOLDEN, Pack, find_packs
+from torch import nn
 
+from recon_ray.losses.downstream import classification_losses
 from recon_ray.losses.pretrain import pretrain_losses
+from recon_ray.models.classifier import is_head_parameter
 from recon_ray.models.grouping import cut_patches
 from recon_ray.models.recon import Recon
 from recon_ray.train.optim import CosineSchedule, parameter_groups
-from recon_ray.weights.adapters import load_reference, to_reference
+from recon_ray.weights.adapters import to_reference
+from recon_ray.weights.files import LoadedWeights, read_file, save_reference
+from recon_ray.weights.load import build
 
 LOSS_NAMES = {
     "mdm": "reconstruction",
@@ -28,60 +35,52 @@ LOSS_NAMES = {
     "smc": "self_contrast",
     "total": "loss",
 }
-INPUTS = ("points", "img_feature", "text_feature", "mask")
-NOT_BUILT = {
-    "finetune": "the fine-tuning model is not built yet",
-    "twotower": "the two-tower model is not built yet",
-    "partseg": "the part-segmentation model is not built yet",
-    "reconpp": "the ReCon++ models are not built yet",
-}
+INPUTS = ("points", "img_feature", "text_feature", "mask", "category")
+NOT_BUILT = {"reconpp": "the ReCon++ models are not built yet"}
 PACKS = find_packs()
 SCHEDULES = json.loads((GOLDEN / "lr_schedule.json").read_text())
 
 
-def _build(pack: Pack, model_class: str, kind: str, **overrides: object) -> Recon:
-    """Build our model of a pack's shape with the formula's weights, through the importer."""
-    config = pack.meta["config"]
-    arguments = {
-        "embed_dim": config["dim"],
-        "depth": config["depth"],
-        "num_heads": config["heads"],
-        "num_groups": config["G"],
-        "group_size": config["K"],
-        "decoder_depth": config["ddepth"],
-        "drop_path": 0.0,
-        "fps_min_sq_norm": 1e-3,
-        **overrides,
-    }
-    with torch.device("meta"):  # skips the initialization, the slowest part of a large model
-        model = Recon(**arguments)
-    model.to_empty(device="cpu")
-    weights = {f"module.{key}": value for key, value in pack.weights(model_class).items()}
-    report = load_reference(model, {"base_model": weights}, kind, strict=kind == "recon")
+def _file(pack: Pack, model_class: str, folder: Path) -> Path:
+    """Write a file as the reference would, from a parallel run, with the formula's weights."""
+    state = {f"module.{key}": value for key, value in pack.weights(model_class).items()}
+    path = folder / f"{pack.name}-{model_class.replace('/', '-')}.pth"
+    key = "model_state_dict" if model_class == "PartSegmentation" else "base_model"
+    torch.save({key: state, "epoch": 300}, path)
+    return path
+
+
+@lru_cache(maxsize=1)
+def _weights(pack: Pack, model_class: str) -> LoadedWeights:
+    with tempfile.TemporaryDirectory() as folder:
+        return read_file(_file(pack, model_class, Path(folder)))
+
+
+def _build(pack: Pack, model_class: str, **overrides: object) -> nn.Module:
+    """Build our model of a pack through the importer: nothing may be missing."""
+    config = pack.meta.get("config", {"heads": 6, "G": 128, "K": 32})
+    weights = _weights(pack, model_class)
+    sizes = {"num_heads": config["heads"], "num_groups": config["G"], "group_size": config["K"]}
+    model, report = build(weights, **sizes, **{"drop_path": 0.0, **overrides})
+    assert not report.missing
     assert not report.unexpected
-    assert not [key for key in report.missing if not key.startswith("decoder.")]
+    assert not report.unknown
     return model
 
 
 def _build_recon(pack: Pack) -> Recon:
-    config = pack.meta["config"]
-    return _build(
-        pack,
-        "ReCon",
-        "recon",
-        image_dim=config["img_dim"],
-        text_dim=config["text_dim"],
-        self_contrast=True,
-    )
+    return _build(pack, "ReCon")
 
 
-def _losses(pack: Pack, model: Recon, loss: str) -> dict[str, torch.Tensor]:
+def _losses(
+    pack: Pack, model: nn.Module, loss: str, *, contrast: bool = True
+) -> dict[str, torch.Tensor]:
     labels = [pack.meta["text_labels"].index(text) for text in pack.meta["text_labels"]]
     return pretrain_losses(
         model(pack.tensor("points"), mask=pack.tensor("mask")),
         image_features=pack.tensor("img_feature"),
         text_features=pack.tensor("text_feature"),
-        labels=torch.tensor(labels),
+        labels=torch.tensor(labels) if contrast else None,
         chamfer={"cdl1": "l1", "cdl2": "l2"}[loss],
     )
 
@@ -130,33 +129,76 @@ def _groups(pack: Pack) -> dict[str, np.ndarray]:
 
 @cache
 def _zero_shot(pack: Pack, kind: str) -> np.ndarray:
-    model_class = f"PointTransformerZeroShot/{kind}"
-    shapes = pack.meta["state_dict_shapes"][model_class]
-    dims = {
-        ours: shapes[key][0] if key in shapes else None
-        for ours, key in (("image_dim", "img_proj.weight"), ("text_dim", "text_proj.weight"))
-    }
-    model = _build(pack, model_class, "zeroshot", **dims).eval()
-    points = pack.tensor("points")
+    model = _build(pack, f"PointTransformerZeroShot/{kind}").eval()
     with torch.no_grad():
-        if kind == "full":
-            return (0.25 * model.encode_text(points) + model.encode_image(points)).numpy()
-        encode = model.encode_text if kind == "text" else model.encode_image
-        return encode(points).numpy()
+        return model.zeroshot_features(pack.tensor("points"), kind=kind, ratio=0.25).numpy()
 
 
 @cache
 def _svm(pack: Pack) -> np.ndarray:
-    model = _build(pack, "PointTransformerSVM", "encoder", image_dim=None, text_dim=None).eval()
+    model = _build(pack, "PointTransformerSVM").eval()
     with torch.no_grad():
         return model.svm_features(pack.tensor("points")).numpy()
+
+
+@cache
+def _logits(pack: Pack, head: str) -> np.ndarray:
+    model = _build(pack, f"PointTransformer/{head}").eval()
+    with torch.no_grad():
+        return model(pack.tensor("points")).numpy()
+
+
+@cache
+def _finetune_steps(pack: Pack, protocol: str) -> np.ndarray:
+    """Give the losses before each of five steps of a protocol of the reference."""
+    model = _build(pack, "PointTransformer/full", dropout=0.0).train()
+    model.set_protocol(protocol)
+    groups = parameter_groups(model, lr=1e-4, weight_decay=0.05, head=is_head_parameter)
+    optimizer = torch.optim.AdamW(groups)
+    points = pack.tensor("points")
+    labels = torch.arange(len(points)) % model.num_classes
+    values = []
+    for _ in range(5):
+        loss = classification_losses(model(points), labels)["loss"]
+        values.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    return np.array(values)
+
+
+@cache
+def _two_tower(pack: Pack, name: str) -> np.ndarray:
+    with torch.no_grad():
+        if name == "loss":
+            losses = _losses(pack, _build(pack, "TwoTower").eval(), "cdl2", contrast=False)
+            return losses["loss"].numpy()
+        model = _build(pack, f"PointTransformerTwoTower/{name}", stream=name).eval()
+        return model(pack.tensor("points")).numpy()
+
+
+@cache
+def _part_log_probs(pack: Pack) -> np.ndarray:
+    model = _build(pack, "PartSegmentation").eval()
+    with torch.no_grad():
+        log_probs = model(pack.tensor("points"), pack.tensor("category"))
+    return log_probs[:, ::8].numpy()
 
 
 def _compute(pack: Pack, name: str) -> np.ndarray:
     """Compute the array of a recon pack."""
     if name.startswith("group_"):
         return _groups(pack)[name]
+    if pack.kind == "partseg":
+        return _part_log_probs(pack)
     family, *rest = name.split("/")
+    if family == "finetune" and rest[-1] == "loss":
+        return _finetune_steps(pack, rest[0])
+    if family == "finetune":
+        return _logits(pack, rest[0])
+    if family == "twotower":
+        return _two_tower(pack, rest[0])
     if family == "svm":
         return _svm(pack)
     if family == "zeroshot":
@@ -198,16 +240,31 @@ def test_array_equals_reference(pack: Pack, name: str) -> None:
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=floor)
 
 
-@pytest.mark.parametrize("pack", [p for p in PACKS if p.kind == "recon"], ids=lambda p: p.name)
-def test_import_and_export_are_exact(pack: Pack) -> None:
-    weights = pack.weights("ReCon")
-    exported = to_reference(_build_recon(pack).state_dict())
-    assert set(exported) == set(weights)
-    assert all(torch.equal(exported[key], weights[key]) for key in weights)
+@pytest.mark.parametrize(
+    ("pack", "model_class"),
+    [
+        pytest.param(pack, model_class, id=f"{pack.name}-{model_class}")
+        for pack in PACKS
+        if pack.name in ("small", "partseg")
+        for model_class in pack.meta["state_dict_shapes"]
+    ],
+)
+def test_import_and_export_are_exact(pack: Pack, model_class: str, tmp_path: Path) -> None:
+    weights = read_file(_file(pack, model_class, tmp_path))
+    expected = pack.weights(model_class)
+    exported = to_reference(weights.state, weights.kind)
+    assert set(exported) == set(expected)
+    assert all(torch.equal(exported[key], expected[key]) for key in expected)
+    save_reference(tmp_path / "again.pth", weights)
+    again = read_file(tmp_path / "again.pth")
+    assert again.kind == weights.kind
+    assert again.architecture == weights.architecture
+    assert again.state.keys() == weights.state.keys()
+    assert all(torch.equal(again.state[key], weights.state[key]) for key in weights.state)
 
 
 def test_packs_of_the_repository_are_found() -> None:
-    assert {"small", "base"} <= {pack.name for pack in PACKS}
+    assert {"small", "base", "partseg"} <= {pack.name for pack in PACKS}
 
 
 @pytest.mark.parametrize(("line", "rates"), SCHEDULES.items(), ids=list(SCHEDULES))

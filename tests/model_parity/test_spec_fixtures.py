@@ -11,13 +11,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from recon_ray.losses.chamfer import chamfer
 from recon_ray.losses.contrast import self_contrast
 from recon_ray.losses.pretrain import pretrain_losses
-from recon_ray.models.recon import Recon
+from recon_ray.models.presets import MODELS, arguments_of, kind_of
 from recon_ray.points import ops
-from recon_ray.weights.adapters import load_reference, to_reference
+from recon_ray.weights.adapters import to_reference
+from recon_ray.weights.files import read_checkpoint
+from recon_ray.weights.load import initialize
 
 SKIP = 1e-3  # the reference's sampling skips points this near to the origin (squared norm)
 TOY = {
@@ -39,11 +42,10 @@ def make_cloud(batch: int, count: int) -> torch.Tensor:
     return torch.from_numpy((direction * radius[:, None]).astype(np.float32))
 
 
-def formula_weights(model: Recon, kind: str) -> dict[str, torch.Tensor]:
+def formula_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Give the reference state dict in which every value follows from the key's length."""
     weights = {}
-    own = {k: v for k, v in model.state_dict().items() if kind == "recon" or "decoder" not in k}
-    for key, value in to_reference(own, kind).items():
+    for key, value in to_reference(model.state_dict(), kind_of(model)).items():
         if not value.is_floating_point():
             weights[key] = value
             continue
@@ -55,9 +57,11 @@ def formula_weights(model: Recon, kind: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def build(kind: str, **arguments: object) -> Recon:
-    model = Recon(**TOY, **arguments)
-    load_reference(model, formula_weights(model, kind), kind, strict=kind == "recon")
+def build(kind: str, **arguments: object) -> nn.Module:
+    toy = {name: value for name, value in TOY.items() if name in arguments_of(kind)}
+    model = MODELS[kind](**toy, **arguments)
+    weights = read_checkpoint(formula_weights(model), source="formula")
+    assert not initialize(model, weights, strict=True).unexpected
     return model.eval()
 
 
@@ -100,7 +104,7 @@ def test_nearest_neighbors(clouds: torch.Tensor) -> None:
 
 
 def test_svm_features(clouds: torch.Tensor) -> None:
-    features = build("encoder", image_dim=None, text_dim=None).svm_features(clouds)
+    features = build("embedder").svm_features(clouds)
     expected = {
         (0, 0): [-0.335094, 1.247878, -0.928618, -0.515165],
         (0, 24): [-0.575101, 2.871993, -2.655846, 0.116212],
@@ -113,10 +117,50 @@ def test_svm_features(clouds: torch.Tensor) -> None:
 
 
 def test_zero_shot_feature(clouds: torch.Tensor) -> None:
-    model = build("zeroshot", image_dim=10, text_dim=10)
+    model = build("embedder", image_dim=10, text_dim=10)
     feature = 0.25 * model.encode_text(clouds) + model.encode_image(clouds)
     expected = torch.tensor([1.432420, -0.955778, 1.009043, 0.045223])
     torch.testing.assert_close(feature[0, :4], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "row", "logits"),
+    [
+        ("classifier", {}, 0, [-2.916378, -3.419306, -3.180213, -2.245418, -0.813464]),
+        ("classifier", {}, 1, [-2.916424, -3.419367, -3.180276, -2.245470, -0.813492]),
+        (
+            "classifier",
+            {"head": "linear"},
+            0,
+            [0.120478, -0.285404, -0.024486, 0.299713, -0.113365],
+        ),
+        (
+            "classifier",
+            {"head": "linear"},
+            1,
+            [0.121500, -0.286249, -0.024543, 0.300623, -0.114348],
+        ),
+        ("twotower_classifier", {}, 0, [-3.261047, -3.902134, -3.695519, -2.680414, -1.072936]),
+        (
+            "twotower_classifier",
+            {"stream": "MDM"},
+            0,
+            [-3.011764, -3.549713, -3.317099, -2.358822, -0.878562],
+        ),
+        (
+            "twotower_classifier",
+            {"stream": "CMC"},
+            0,
+            [-3.112112, -3.700879, -3.485994, -2.508479, -0.976225],
+        ),
+    ],
+)
+def test_logits(
+    clouds: torch.Tensor, kind: str, arguments: dict, row: int, logits: list[float]
+) -> None:
+    quirk = {"drop_first_patches": True} if kind == "twotower_classifier" else {}
+    model = build(kind, num_classes=5, **arguments, **quirk)
+    torch.testing.assert_close(model(clouds)[row], torch.tensor(logits), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("l2", 0.680326), ("l1", 0.529275)])

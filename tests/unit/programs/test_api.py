@@ -8,9 +8,13 @@ import recon_ray
 from recon_ray.cluster.progress import last_record
 from recon_ray.cluster.trainer import train_here
 from recon_ray.errors import CheckpointError
+from recon_ray.models.classifier import Classifier
 from recon_ray.programs.figures import draw_pretraining
 from recon_ray.programs.pretrain import make_task, training_job
 from recon_ray.programs.run import start_run
+from recon_ray.tasks.weights import find_weights
+from recon_ray.weights.files import save_reference
+from recon_ray.weights.load import encoder_sizes, initialize
 
 
 @pytest.fixture
@@ -36,7 +40,65 @@ def test_using_the_api_does_not_load_ray():
 
 def test_presets_and_tasks_are_listed():
     assert {"nano", "tiny", "small", "base"} <= set(recon_ray.presets()["presets"])
-    assert "pretrain" in recon_ray.presets()["tasks"]
+    tasks = {"pretrain", "classify", "zeroshot", "embed", "svm", "partseg", "twotower"}
+    assert tasks <= set(recon_ray.presets()["tasks"])
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "shape"),
+    [
+        ("classify", {"num_classes": 5}, (2, 5)),
+        ("embed", {}, (2, 192)),
+        ("partseg", {}, (2, 64, 50)),
+        ("twotower_classify", {"num_classes": 5, "stream": "CMC"}, (2, 5)),
+    ],
+)
+def test_a_model_of_every_task_can_be_made(task, arguments, shape):
+    model = recon_ray.create_model("nano", task=task, num_groups=16, **arguments).eval()
+    given = (torch.tensor([0, 3]),) if task == "partseg" else ()
+    assert model(torch.randn(2, 64, 3), *given).shape == shape
+    assert model.encoder.norm.weight.shape == (96,)
+
+
+def test_an_argument_that_a_task_needs_is_asked_for():
+    with pytest.raises(TypeError, match="num_classes"):
+        recon_ray.create_model("nano", task="classify")
+    with pytest.raises(TypeError, match="decoder_depth"):
+        recon_ray.create_model("nano", task="embed", decoder_depth=2)
+
+
+def test_a_run_gives_the_models_it_holds_and_no_random_ones(finished_run):
+    whole = recon_ray.load_model(finished_run.local)
+    for task in ("zeroshot", "svm", "embed"):
+        model = recon_ray.load_model(finished_run.local, task=task)
+        assert not hasattr(model, "decoder")
+        points = torch.randn(3, 64, 3)
+        assert torch.equal(recon_ray.embed(model, points), recon_ray.embed(whole, points))
+        assert torch.equal(model.encode_text(points), whole.encode_text(points))
+    with pytest.raises(CheckpointError, match="would stay random"):
+        recon_ray.load_model(finished_run.local, task="classify", num_classes=4)
+    with pytest.raises(CheckpointError, match="does not tell num_classes"):
+        recon_ray.load_model(finished_run.local, task="classify")
+    with pytest.raises(CheckpointError, match="recon model, which cannot start a twotower model"):
+        recon_ray.load_model(finished_run.local, task="twotower")
+
+
+def test_a_run_and_its_export_give_the_same_start(finished_run, tmp_path):
+    own = find_weights(finished_run.local)
+    save_reference(tmp_path / "w.pth", own)
+    exported = find_weights(tmp_path / "w.pth", **encoder_sizes(own))
+    models = []
+    for weights in (own, exported):
+        torch.manual_seed(0)
+        model = Classifier(num_classes=3, **encoder_sizes(weights))
+        initialize(model, weights)
+        models.append(model.state_dict())
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+def test_a_two_tower_model_has_no_probe_features():
+    with pytest.raises(TypeError, match="TwoTower has no features of the linear probes"):
+        recon_ray.embed(recon_ray.create_model("nano", task="twotower"), torch.randn(2, 64, 3))
 
 
 @pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step-00000012"])
@@ -61,7 +123,9 @@ def test_a_folder_without_checkpoint_is_said_so(tmp_path):
 def test_unknown_presets_and_tasks_are_refused():
     with pytest.raises(ValueError, match="unknown preset 'giant'"):
         recon_ray.create_model("giant")
-    with pytest.raises(ValueError, match="task 'detect' is unknown; choose one of pretrain"):
+    with pytest.raises(
+        ValueError, match="task 'detect' is unknown; choose one of pretrain, classify"
+    ):
         recon_ray.create_model("nano", task="detect")
 
 

@@ -1,0 +1,72 @@
+"""Importing and exporting weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recon_ray.config.schema.base import Count, JobConfig, Section
+
+
+class ForeignModelSection(Section):
+    """What the shapes in a foreign file do not tell. An empty value keeps what is published."""
+
+    num_heads: Count | None = Field(
+        None, description="Attention heads; by default one for 64 channels."
+    )
+    num_groups: Count | None = Field(
+        None, description="Point patches a cloud; by default that of the published model."
+    )
+    group_size: Count | None = Field(
+        None, description="Points in a patch; by default that of the decoder, or 32."
+    )
+    stream: Literal["ALL", "MDM", "CMC"] | None = Field(
+        None, description="Towers that a two-tower classifier reads, where its width does not tell."
+    )
+
+
+class ImportWeightsConfig(JobConfig):
+    """jobs/import_weights.py: weights of the reference to safetensors, and back."""
+
+    input: str | None = Field(
+        None,
+        description="File of weights (.pth, .safetensors), run folder, checkpoint, or the name of "
+        "published weights.",
+    )
+    output: Path | None = Field(None, description="File to write.")
+    kind: Literal[
+        "auto",
+        "recon",
+        "embedder",
+        "classifier",
+        "partseg",
+        "twotower",
+        "twotower_classifier",
+        "pointmae",
+    ] = Field(
+        "auto",
+        description="Kind of model to write; auto keeps the file's. embedder takes the encoder and "
+        "projections of another kind; a kind that the file is not is refused otherwise.",
+    )
+    format: Literal["safetensors", "reference"] = Field(
+        "safetensors",
+        description="safetensors with the architecture inside, or the reference's .pth layout.",
+    )
+    model: ForeignModelSection = Field(
+        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+    )
+
+    @model_validator(mode="after")
+    def _has_both_ends(self) -> ImportWeightsConfig:
+        missing = [name for name in ("input", "output") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"{' and '.join(f'{name}=<file>' for name in missing)} must be given")
+        suffix = ".safetensors" if self.format == "safetensors" else ".pth"
+        if self.output is not None and self.output.suffix != suffix:
+            raise ValueError(
+                f"output={self.output} must end in {suffix} (format={self.format}), by which it is "
+                "recognized again"
+            )
+        return self

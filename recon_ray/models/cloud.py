@@ -1,0 +1,130 @@
+"""What all models that cut clouds into patches share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recon_ray.models.encoder import ReconEncoder
+from recon_ray.models.grouping import cut_patches
+from recon_ray.points import random
+from recon_ray.points.random import RandomSource
+
+
+class CloudModel(nn.Module):
+    """What every model that cuts clouds into patches shares.
+
+    Args:
+        embed_dim: Width D.
+        num_heads: Attention heads; must divide D.
+        num_groups: Number G of patches.
+        group_size: Points K in a patch.
+        drop_path: Drop rate of the last block.
+        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        num_groups: int,
+        group_size: int,
+        drop_path: float,
+        fps_min_sq_norm: float,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide embed_dim={embed_dim}")
+        self.embed_dim, self.num_groups, self.group_size = embed_dim, num_groups, group_size
+        self.drop_path = drop_path
+        self.fps_min_sq_norm = fps_min_sq_norm
+
+    def _cut(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return cut_patches(
+            points, self.num_groups, self.group_size, min_sq_norm=self.fps_min_sq_norm
+        )
+
+    def _drop_numbers(self, source: RandomSource, points: Tensor, calls: int) -> Tensor | None:
+        """Draw all decisions of stochastic depth of a forward at once: (B, calls)."""
+        if not self.training or self.drop_path == 0:
+            return None
+        return random.uniform(source, len(points), calls, device=points.device)
+
+
+class EncoderModel(CloudModel):
+    """A model around one :class:`ReconEncoder`, and the features that all of these offer.
+
+    Args:
+        embed_dim: Width D.
+        depth: Encoder blocks.
+        num_heads: Attention heads; must divide D.
+        num_groups: Number G of patches.
+        group_size: Points K in a patch.
+        drop_path: Drop rate of the last block.
+        patch_widths: Widths of the patch embedding.
+        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        num_groups: int,
+        group_size: int,
+        drop_path: float,
+        patch_widths: Sequence[int],
+        fps_min_sq_norm: float,
+    ) -> None:
+        super().__init__(
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_groups=num_groups,
+            group_size=group_size,
+            drop_path=drop_path,
+            fps_min_sq_norm=fps_min_sq_norm,
+        )
+        self.encoder = ReconEncoder(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            drop_path=drop_path,
+            patch_widths=patch_widths,
+        )
+
+    def _encode(self, points: Tensor, source: RandomSource) -> tuple[Tensor, Tensor]:
+        """Encode all patches without masking and without stop-gradient."""
+        patches, centers = self._cut(points)
+        numbers = self._drop_numbers(source, points, self.encoder.drop_rates.shape[0])
+        return self.encoder(patches, centers, drop_numbers=numbers)
+
+    def forward_features(self, points: Tensor, source: RandomSource = None) -> Tensor:
+        """Encode whole clouds: (B, N, 3) to (B, 3 + G, D), after the final norm.
+
+        The first three tokens are class, image and text. Gradients flow from the tokens to the
+        patches (the reference's "finetune mode").
+        """
+        return torch.cat(self._encode(points, source), dim=1)
+
+    def svm_features(self, points: Tensor) -> Tensor:
+        """Give the (B, 2 D) features of the linear probe; see :func:`svm_pool`."""
+        return svm_pool(self.forward_features(points))
+
+
+def svm_pool(tokens: Tensor) -> Tensor:
+    """Pool features for the linear probe (reference): (B, 3 + G, D) to (B, 2 D).
+
+    They are the maximum over the three tokens, and maximum plus mean over the patches.
+    """
+    queries, x = tokens[:, :3], tokens[:, 3:]
+    return torch.cat([queries.amax(dim=1), x.amax(dim=1) + x.mean(dim=1)], dim=-1)

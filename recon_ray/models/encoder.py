@@ -1,0 +1,229 @@
+"""Encoders of patches and query tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recon_ray.models.grouping import PatchEmbed, PositionEmbed
+from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, drop_path_scales
+
+#: Initial weights of a downstream model: the published pre-training's ("scratch"), or torch's
+#: defaults as the published downstream code leaves them ("reference").
+INITS = ("scratch", "reference")
+
+
+def make_token(dim: int) -> nn.Parameter:
+    """Make a token (1, 1, D) of zeros."""
+    return nn.Parameter(torch.zeros(1, 1, dim))
+
+
+def _stacked(tokens: Sequence[Tensor]) -> Tensor:
+    """Put Q tokens (1, 1, D) together: (1, Q, D); their gradients come back contiguous."""
+    return torch.stack([token.flatten() for token in tokens]).unsqueeze(0)
+
+
+def init_truncated(module: nn.Module) -> None:
+    """Draw weights from a normal of deviation 0.02 cut at 2 (reference); biases are 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_projection(module: nn.Module) -> None:
+    """Draw weights around 0.02 with deviation 0.01 (reference's projections); biases are 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, mean=0.02, std=0.01)
+        nn.init.zeros_(module.bias)
+
+
+class ReconEncoder(nn.Module):
+    """Embedding, query tokens and the blocks; shared by pre-training and all downstream models.
+
+    Args:
+        embed_dim: Width D.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        drop_path: Drop rate of the last block; the rate grows linearly from 0.
+        patch_widths: Widths of the patch embedding.
+    """
+
+    drop_rates: Tensor
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        drop_path: float = 0.0,
+        patch_widths: Sequence[int] = (128, 256, 512),
+    ) -> None:
+        super().__init__()
+        self.embed = PatchEmbed(embed_dim, patch_widths)
+        self.pos_embed = PositionEmbed(embed_dim)
+        self.class_token, self.class_pos = make_token(embed_dim), make_token(embed_dim)
+        self.image_token, self.image_pos = make_token(embed_dim), make_token(embed_dim)
+        self.text_token, self.text_pos = make_token(embed_dim), make_token(embed_dim)
+        self.blocks = nn.ModuleList(ReconBlock(embed_dim, num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim)
+        rates = drop_path_rates(drop_path, depth, ReconBlock.drop_path_calls)
+        self.register_buffer("drop_rates", rates, persistent=False)
+        self.drop_path = drop_path
+
+    def init_weights(self) -> None:
+        """Draw the reference's initial weights of pre-training."""
+        self.apply(init_truncated)
+        self.init_tokens()
+
+    def init_tokens(self, *, class_token: bool = True) -> None:
+        """Draw tokens and their positions from a normal of deviation 0.02.
+
+        Args:
+            class_token: Draw the class token too; the published classifier leaves it at 0.
+        """
+        for name, parameter in self.named_parameters(recurse=False):
+            if class_token or name != "class_token":
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward_blocks(
+        self,
+        patches: Tensor,
+        centers: Tensor,
+        *,
+        context: Tensor | None = None,
+        stop_gradient: bool = False,
+        drop_numbers: Tensor | None = None,
+        keep: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encode as :meth:`forward` does, without the final norm.
+
+        Args:
+            patches: (B, V, K, 3) visible patches.
+            centers: (B, V, 3) their centers.
+            context: (B, M, K, 3) hidden patches; they only enter the embedding's batch statistics.
+            stop_gradient: Keep the tokens' losses from reaching the patch path.
+            drop_numbers: (B, 4 depth) uniform numbers that decide stochastic depth, or None.
+            keep: Numbers of the blocks whose patches are given back too.
+
+        Returns:
+            Query tokens (B, 3, D), patches (B, V, D), and the patches after each block of ``keep``.
+        """
+        x, x_pos = self.embed(patches, context), self.pos_embed(centers)  # (B, V, D)
+        queries = _stacked((self.class_token, self.image_token, self.text_token))
+        queries = queries.expand(x.shape[0], -1, -1)  # (B, 3, D)
+        queries_pos = _stacked((self.class_pos, self.image_pos, self.text_pos))
+        scales = None if drop_numbers is None else drop_path_scales(self.drop_rates, drop_numbers)
+        kept: list[Tensor] = []
+        for number, block in enumerate(self.blocks):
+            step = None if scales is None else scales[4 * number : 4 * number + 4]
+            queries, x = block(
+                queries + queries_pos, x + x_pos, stop_gradient=stop_gradient, scales=step
+            )
+            if number in keep:
+                kept.append(x)
+        return queries, x, kept
+
+    def forward(
+        self,
+        patches: Tensor,
+        centers: Tensor,
+        *,
+        context: Tensor | None = None,
+        stop_gradient: bool = False,
+        drop_numbers: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode patches and query tokens; the arguments are those of :meth:`forward_blocks`.
+
+        Returns:
+            Query tokens (B, 3, D) in the order class, image, text, and patches (B, V, D), both
+            after the final norm.
+        """
+        queries, x, _ = self.forward_blocks(
+            patches,
+            centers,
+            context=context,
+            stop_gradient=stop_gradient,
+            drop_numbers=drop_numbers,
+        )
+        return self.norm(queries), self.norm(x)
+
+
+class PlainEncoder(nn.Module):
+    """Encoder of ordinary pre-norm blocks, in which tokens and patches attend to each other.
+
+    Args:
+        tokens: Names of the query tokens in front of the patches, perhaps none.
+        embed_dim: Width D.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        drop_path: Drop rate of the last block; the rate grows linearly from 0.
+        patch_widths: Widths of the patch embedding.
+    """
+
+    drop_rates: Tensor
+
+    def __init__(
+        self,
+        tokens: Sequence[str] = (),
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        drop_path: float = 0.0,
+        patch_widths: Sequence[int] = (128, 256, 512),
+    ) -> None:
+        super().__init__()
+        self.tokens = tuple(tokens)
+        self.embed = PatchEmbed(embed_dim, patch_widths)
+        self.pos_embed = PositionEmbed(embed_dim)
+        for name in self.tokens:
+            self.register_parameter(f"{name}_token", make_token(embed_dim))
+            self.register_parameter(f"{name}_pos", make_token(embed_dim))
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim)
+        rates = drop_path_rates(drop_path, depth, Block.drop_path_calls)
+        self.register_buffer("drop_rates", rates, persistent=False)
+        self.drop_path = drop_path
+
+    def init_weights(self) -> None:
+        """Draw the reference's initial weights: tokens 0, their positions of deviation 1."""
+        self.apply(init_truncated)
+        for name in self.tokens:
+            nn.init.normal_(self.get_parameter(f"{name}_pos"))
+
+    def forward(
+        self,
+        patches: Tensor,
+        centers: Tensor,
+        *,
+        context: Tensor | None = None,
+        drop_numbers: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode patches and query tokens.
+
+        Args:
+            patches: (B, V, K, 3) visible patches.
+            centers: (B, V, 3) their centers.
+            context: (B, M, K, 3) hidden patches; they only enter the embedding's batch statistics.
+            drop_numbers: (B, 2 depth) uniform numbers that decide stochastic depth, or None.
+
+        Returns:
+            The Q query tokens (B, Q, D) and patches (B, V, D), both after the final norm.
+        """
+        x, x_pos = self.embed(patches, context), self.pos_embed(centers)  # (B, V, D)
+        num_tokens = len(self.tokens)
+        if num_tokens:
+            queries = _stacked([self.get_parameter(f"{name}_token") for name in self.tokens])
+            queries_pos = _stacked([self.get_parameter(f"{name}_pos") for name in self.tokens])
+            batch = x.shape[0]
+            x = torch.cat([queries.to(x.dtype).expand(batch, -1, -1), x], dim=1)  # (B, Q + V, D)
+            x_pos = torch.cat([queries_pos.to(x_pos.dtype).expand(batch, -1, -1), x_pos], dim=1)
+        scales = None if drop_numbers is None else drop_path_scales(self.drop_rates, drop_numbers)
+        for number, block in enumerate(self.blocks):
+            x = block(x + x_pos, None if scales is None else scales[2 * number : 2 * number + 2])
+        x = self.norm(x)
+        return x[:, :num_tokens], x[:, num_tokens:]

@@ -1,0 +1,78 @@
+"""Weights by whatever name a user has for them: run, checkpoint, file or published name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from recon_ray.errors import CheckpointError
+from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
+from recon_ray.weights.catalog import CATALOG, find_published
+from recon_ray.weights.files import LoadedWeights, from_own, read_file
+
+
+def find_weights(
+    spec: str | Path,
+    *,
+    folder: str | Path | None = None,
+    **sizes: Any,  # noqa: ANN401 - constructor arguments
+) -> LoadedWeights:
+    """Read weights.
+
+    Args:
+        spec: A run folder, its ``checkpoints`` or one ``step-<number>`` in it (folder or URI), a
+            file of weights, or a name of :data:`recon_ray.weights.catalog.CATALOG`.
+        folder: Where published weights lie; by default what ``RECON_WEIGHTS`` says.
+        sizes: Constructor arguments that a file does not tell; None leaves what it tells.
+
+    Raises:
+        CheckpointError: If there is nothing of that name, or it cannot be read.
+    """
+    text = str(spec)
+    if "://" in text or Path(text).is_dir():
+        weights = _from_run(text)
+    elif Path(text).is_file():
+        weights = read_file(text)
+    elif text in CATALOG or ("/" not in text and not Path(text).suffix):
+        weights = read_file(find_published(text, folder)).with_sizes(**CATALOG[text].sizes)
+    else:
+        raise CheckpointError(
+            f"{text}: there is no such file or folder; give a run folder, a checkpoint in it, a "
+            ".safetensors or .pth file, or a name of published weights"
+        )
+    return weights.with_sizes(**sizes)
+
+
+def _from_run(path: str) -> LoadedWeights:
+    found = _checkpoint(path.rstrip("/"))
+    weights = from_own(found.model, found.architecture, source=f"{path} ({found.name})")
+    return replace(weights, extra=found.records)
+
+
+def _checkpoint(path: str) -> Checkpoint:
+    """Load the checkpoint that a folder is, or the best validated in it, or else the latest.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged.
+    """
+    if _has(path, MANIFEST):
+        parent, _, name = (path if "://" in path else str(Path(path).absolute())).rpartition("/")
+        return CheckpointStore(parent).load(name)
+    inner = f"{path}/checkpoints"
+    found = CheckpointStore(inner if _has(path, "checkpoints") else path).load_selected()
+    if found is None:
+        raise CheckpointError(
+            f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
+        )
+    return found
+
+
+def _has(path: str, name: str) -> bool:
+    try:
+        filesystem, root = open_filesystem(path)
+        return filesystem.get_file_info(f"{root}/{name}").type != pafs.FileType.NotFound
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: it cannot be reached ({error})") from error

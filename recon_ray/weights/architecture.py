@@ -1,0 +1,163 @@
+"""What a state dict is: its kind of model, and the sizes that its shapes tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from recon_ray.errors import CheckpointError
+from recon_ray.models.presets import arguments_of
+
+REFERENCE_SKIP = 1e-3
+"""Squared radius around the origin in which the reference's sampling never picks a point."""
+HEAD_WIDTH = 64
+"""Width of an attention head in every published model."""
+
+
+def identify_reference(keys: Iterable[str]) -> str:
+    """Tell the kind of model of a reference state dict by its names.
+
+    Args:
+        keys: Bare names, without prefixes of parallel wrappers.
+
+    Returns:
+        A kind of :data:`recon_ray.models.presets.MODELS`, or ``pointmae``.
+
+    Raises:
+        CheckpointError: If it is another family of models.
+    """
+    names = set(keys)
+    parts = {name.split(".")[0] for name in names}
+    has_contrast = any(".norm1_contrast." in name for name in names)
+    if "Dis_encoder" in parts:
+        return "twotower" if "MAE_encoder" in parts else "twotower_classifier"
+    if "MAE_encoder" in parts:
+        return "recon" if has_contrast else "pointmae"
+    if any(".global_blocks." in name or name.endswith("global_query") for name in names):
+        raise CheckpointError(
+            "the weights are of ReCon++, another family of models (they have global_blocks); give "
+            "weights of ReCon or Point-MAE"
+        )
+    if not any(name.startswith("blocks.blocks.") for name in names):
+        some = ", ".join(sorted(names)[:3])
+        raise CheckpointError(
+            f"the weights are of another family of models (keys such as {some}); give weights of "
+            "ReCon or Point-MAE"
+        )
+    if not has_contrast:
+        return "pointmae"
+    if "propagation_0" in parts:
+        return "partseg"
+    return "classifier" if "cls_head_finetune" in parts else "embedder"
+
+
+def identify(keys: Iterable[str]) -> str:
+    """Tell the kind of model of one of our own state dicts by its names.
+
+    Raises:
+        CheckpointError: If it is none of ours.
+    """
+    names = set(keys)
+    parts = {name.split(".")[0] for name in names}
+    if "encoder" not in parts:
+        raise CheckpointError(
+            f"the weights are of no model of this package (keys such as "
+            f"{', '.join(sorted(names)[:3]) or 'none'})"
+        )
+    if "contrast_encoder" in parts:
+        return "twotower" if "decoder" in parts else "twotower_classifier"
+    if not any(".contrast_norm1." in name for name in names):
+        return "pointmae"
+    if "part_head" in parts:
+        return "partseg"
+    if "decoder" in parts:
+        return "recon"
+    return "classifier" if "head" in parts else "embedder"
+
+
+def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the constructor arguments of a reference model off the shapes of its weights.
+
+    What shapes do not tell is left out (``num_groups``), or is what all published models have
+    (heads of 64 channels, the sampling's skip rule).
+
+    Args:
+        kind: Kind of model.
+        state: State dict in our names.
+
+    Raises:
+        CheckpointError: If a weight that every such model has is missing.
+    """
+    sizes = {**_encoder(state), "fps_min_sq_norm": REFERENCE_SKIP}
+    if sizes["embed_dim"] % HEAD_WIDTH == 0:
+        sizes["num_heads"] = sizes["embed_dim"] // HEAD_WIDTH
+    sizes |= _decoder(state)
+    for name, key in (("image_dim", "image_proj.weight"), ("text_dim", "text_proj.weight")):
+        sizes[name] = state[key].shape[0] if key in state else None
+    sizes["self_contrast"] = "contrast_head.fc1.weight" in state
+    if kind in ("classifier", "twotower_classifier"):
+        sizes |= _head(state)
+    if kind == "twotower_classifier":
+        sizes |= {"drop_first_patches": True, **_stream(sizes["embed_dim"], state)}
+    if kind == "partseg":
+        sizes |= _parts(state)
+    known = arguments_of("recon" if kind == "pointmae" else kind)
+    return {name: value for name, value in sizes.items() if name in known}
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    if key not in state:
+        raise CheckpointError(f"the weights have no {key}, which every such model has")
+    return tuple(state[key].shape)
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    numbers = {int(m[1]) for key in state if (m := re.match(rf"{prefix}\.blocks\.(\d+)\.", key))}
+    return max(numbers, default=-1) + 1
+
+
+def _encoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    embed_dim, third = _shape(state, "encoder.embed.fc4.weight")
+    widths = (_shape(state, f"encoder.embed.fc{layer}.weight")[0] for layer in (1, 2))
+    return {
+        "embed_dim": embed_dim,
+        "depth": _layers(state, "encoder"),
+        "patch_widths": (*widths, third),
+    }
+
+
+def _decoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "decoder.head.weight" not in state:
+        return {}
+    return {
+        "decoder_depth": _layers(state, "decoder"),
+        "group_size": _shape(state, "decoder.head.weight")[0] // 3,
+    }
+
+
+def _head(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    is_linear = "head.fc3.weight" not in state
+    last = _shape(state, "head.fc1.weight" if is_linear else "head.fc3.weight")
+    return {"num_classes": last[0], "head": "linear" if is_linear else "mlp"}
+
+
+def _stream(embed_dim: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """One of the streams is as wide as no other; the other two are equally wide."""
+    is_all = _shape(state, "head.fc1.weight")[1] == 4 * embed_dim
+    return {"stream": "ALL"} if is_all else {}
+
+
+def _parts(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    category_dim, num_categories = _shape(state, "category.fc.weight")
+    return {
+        "num_parts": _shape(state, "part_head.fc3.weight")[0],
+        "num_categories": num_categories,
+        "category_dim": category_dim,
+        "propagation_widths": tuple(
+            _shape(state, f"propagation.fc{layer}.weight")[0] for layer in (1, 2)
+        ),
+        "head_widths": tuple(_shape(state, f"part_head.fc{layer}.weight")[0] for layer in (1, 2)),
+    }

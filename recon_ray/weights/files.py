@@ -1,0 +1,275 @@
+"""Files of weights: our safetensors, the reference's ``.pth``.
+
+Nothing is unpickled without ``weights_only``: a file can hold data and no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recon_ray.errors import CheckpointError
+from recon_ray.weights.adapters import from_reference, to_reference
+from recon_ray.weights.architecture import identify, identify_reference, infer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT = "recon_ray 1"
+"""What our safetensors files have under ``format`` in their metadata."""
+TEACHER_PREFIXES = ("img_encoder.", "text_encoder.")
+"""Full pre-training files also hold the frozen teachers, which are never imported."""
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Weights in our names, wherever they came from.
+
+    Attributes:
+        kind: Kind of model (:data:`recon_ray.models.presets.MODELS`), or ``pointmae``.
+        architecture: Constructor arguments as far as they are known.
+        state: Our names to tensors, on the CPU.
+        source: Where they came from, for messages.
+        renamed: Our name to the file's, where a file has other names.
+        unknown: Names of the file that no rule knows.
+        dropped: Names of the frozen teachers in the file, which are left out.
+        extra: Further records of the file (epoch, metrics), plain data.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    state: dict[str, Tensor]
+    source: str
+    renamed: dict[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def with_sizes(self, **sizes: Any) -> LoadedWeights:  # noqa: ANN401
+        """Give the same weights with constructor arguments that their file does not tell."""
+        given = {name: value for name, value in sizes.items() if value is not None}
+        return replace(self, architecture={**self.architecture, **given})
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def read_file(path: str | Path) -> LoadedWeights:
+    """Read a file of weights of any known layout.
+
+    Args:
+        path: A safetensors file, or a torch file of the reference or of Point-MAE.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, holds code, or another family of models.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a .safetensors or .pth file of weights")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return read_checkpoint(_read_torch(path), source=str(path))
+
+
+def read_checkpoint(checkpoint: Mapping[str, Any], *, source: str) -> LoadedWeights:
+    """Read the content of a ``.pth`` file.
+
+    Args:
+        checkpoint: State dict of the reference, or a mapping that holds one.
+        source: Where it came from, for messages.
+
+    Raises:
+        CheckpointError: If there are no weights, or those of another family.
+    """
+    with _naming(source):
+        state, dropped = strip_reference(checkpoint)
+        kind = identify_reference(state)
+        ours, renamed, unknown = from_reference(state, kind)
+        architecture = infer(kind, ours)
+    extra = {key: checkpoint[key] for key in checkpoint if _is_plain(checkpoint[key])}
+    return LoadedWeights(kind, architecture, ours, source, renamed, unknown, dropped, extra)
+
+
+def from_own(
+    state: Mapping[str, Tensor], architecture: Mapping[str, Any], *, source: str
+) -> LoadedWeights:
+    """Wrap a state dict of one of our models, from a checkpoint of a run for example.
+
+    Raises:
+        CheckpointError: If it is none of ours.
+    """
+    with _naming(source):
+        return LoadedWeights(identify(state), dict(architecture), dict(state), source)
+
+
+def strip_reference(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Give the bare state dict of a reference checkpoint and the names of its teachers' weights.
+
+    The state dict may lie under ``model`` (preferred), ``base_model`` or ``model_state_dict``, or
+    be the mapping itself; every ``module.`` and ``base_model.`` of wrappers is removed.
+
+    Raises:
+        CheckpointError: If there are no tensors in it.
+    """
+    state: Mapping[str, Any] = checkpoint
+    for key in ("model", "base_model", "model_state_dict"):
+        if isinstance(checkpoint.get(key), Mapping):
+            state = checkpoint[key]
+            break
+    tensors = {
+        str(key).replace("module.", "").removeprefix("base_model."): value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(
+            "no weights found: expected a state dict, or one under 'model' or 'base_model', found "
+            f"the keys {', '.join(map(repr, list(checkpoint)[:5])) or 'none'}"
+        )
+    dropped = tuple(key for key in tensors if key.startswith(TEACHER_PREFIXES))
+    return {key: tensors[key] for key in tensors if key not in set(dropped)}, dropped
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises almost anything on a damaged file
+        # torch's own message recommends to load the file without this protection: not passed on.
+        found = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and found:
+            raise CheckpointError(
+                f"{path}: it holds more than plain data ({found[1]}) and is refused, since loading "
+                "it could run code; give a file with weights only"
+            ) from error
+        raise CheckpointError(
+            f"{path}: it cannot be read as a weights file ({type(error).__name__}); it is damaged "
+            "or of another format, give the file as published"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path}: it holds a {type(content).__name__}, expected a dict of weights"
+        )
+    return content
+
+
+def _read_safetensors(path: Path) -> LoadedWeights:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: it cannot be read as a safetensors file ({str(error).splitlines()[0]}); it "
+            "is damaged or of another format"
+        ) from error
+    if "architecture" not in metadata:  # the reference's names in another container
+        return read_checkpoint(state, source=str(path))
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: weights format {metadata.get('format')!r}, this version reads {FORMAT!r}"
+        )
+    return LoadedWeights(
+        metadata["kind"],
+        json.loads(metadata["architecture"]),
+        state,
+        str(path),
+        extra=json.loads(metadata.get("extra", "{}")),
+    )
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+def save_weights(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    *,
+    kind: str,
+    architecture: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a safetensors file that says what model it is for.
+
+    Args:
+        path: File to write; complete or not there at all.
+        state: State dict of one of our models.
+        kind: Kind of model.
+        architecture: Its constructor arguments.
+        extra: Further records, plain data (where the weights came from).
+
+    Raises:
+        CheckpointError: If the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": FORMAT,
+        "kind": kind,
+        "architecture": json.dumps(dict(architecture)),
+        "extra": json.dumps(dict(extra or {})),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with _replacing(Path(path)) as target:
+        save_file(tensors, target, metadata=metadata)
+
+
+def save_reference(path: str | Path, weights: LoadedWeights) -> None:
+    """Write weights under the reference's names, as its own programs read them.
+
+    Args:
+        path: File to write; complete or not there at all.
+        weights: What to write.
+
+    Raises:
+        CheckpointError: If a weight has no name there, or the file cannot be written.
+    """
+    state = to_reference(weights.state, weights.kind)
+    key = "model_state_dict" if weights.kind == "partseg" else "base_model"
+    with _replacing(Path(path)) as target:
+        torch.save({key: {name: value.contiguous() for name, value in state.items()}}, target)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; the file gets its own name when it is complete."""
+    from safetensors import SafetensorError
+
+    partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError
+        raise CheckpointError(
+            f"{path}: it could not be written ({str(error).splitlines()[0]}); free space or choose "
+            "another output"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Put the file at the head of an error about its content."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)

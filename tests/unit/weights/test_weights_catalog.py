@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from weights_samples import published
+
+from recon_ray.errors import CheckpointError
+from recon_ray.models.presets import MODELS
+from recon_ray.tasks.weights import find_weights
+from recon_ray.weights.catalog import CATALOG, find_published
+
+
+def test_the_published_rows_are_listed() -> None:
+    assert len(CATALOG) == 9
+    assert all(name == row.name and row.kind in MODELS for name, row in CATALOG.items())
+    assert "93.4" in CATALOG["recon_svm"].result
+    assert CATALOG["recon_modelnet40_8k"].sizes == {"num_groups": 512}
+
+
+def test_a_local_copy_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(published("classifier"), tmp_path / "recon_scanobjectnn_obj_bg.pth")
+    monkeypatch.setenv("RECON_WEIGHTS", str(tmp_path))
+    weights = find_weights("recon_scanobjectnn_obj_bg", num_heads=2, stream=None)
+    assert weights.architecture["num_groups"] == 128
+    assert weights.architecture["num_heads"] == 2
+    assert "stream" not in weights.architecture
+    with pytest.raises(CheckpointError, match=r"holds no recon_svm\{\.safetensors,\.pth,\.pt\}"):
+        find_published("recon_svm")
+
+
+def test_what_cannot_be_found_is_said_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RECON_WEIGHTS", raising=False)
+    with pytest.raises(
+        CheckpointError, match="name that in RECON_WEIGHTS, or give the file's path"
+    ):
+        find_weights("recon_pretrain")
+    with pytest.raises(CheckpointError, match=r"recon: there is no such file.*names are recon_pre"):
+        find_weights("recon")
+    with pytest.raises(
+        CheckpointError, match=r"x\.pth: there is no such file or folder; give a run"
+    ):
+        find_weights(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="no checkpoint there; give a run folder"):
+        find_weights(tmp_path)
