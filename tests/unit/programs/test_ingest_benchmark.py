@@ -1,0 +1,81 @@
+"""The parts of the ingest benchmark that need no Ray."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from recon_ray.cluster.feed_loop import EpochTime, time_epoch
+from recon_ray.config.schema import IngestBenchmarkSection
+from recon_ray.errors import DataError
+from recon_ray.programs.ingest_benchmark import (
+    describe,
+    figures_of,
+    loader_batches,
+    random_cloud,
+    random_set,
+)
+from recon_ray.programs.memory import tree_bytes, watch_memory
+
+
+@pytest.fixture
+def options(tmp_path):
+    return IngestBenchmarkSection(
+        folder=tmp_path, samples=50, num_points=16, samples_per_shard=12, batch_size=8
+    )
+
+
+def test_the_loader_reads_every_cloud_once_and_as_it_was_made(options):
+    prepared = random_set(options.folder, options.samples, options)
+    batches = list(loader_batches(prepared, options, epoch=0))
+    ids = np.concatenate([batch["sample_id"].numpy() for batch in batches])
+    assert sorted(ids) == list(range(50))
+    stored = prepared.read("train")
+    names = dict(zip(stored["sample_id"].to_pylist(), stored["object_id"].to_pylist(), strict=True))
+    first = batches[0]
+    number = int(names[int(first["sample_id"][0])].removeprefix("cloud"))
+    expected = random_cloud(number, 16).astype(np.float32)
+    np.testing.assert_array_equal(first["points"][0].numpy(), expected)
+
+
+def test_another_epoch_reads_in_another_order(options):
+    prepared = random_set(options.folder, options.samples, options)
+
+    def order(epoch):
+        return [int(i) for b in loader_batches(prepared, options, epoch) for i in b["sample_id"]]
+
+    assert order(0) != order(1)
+    assert time_epoch(loader_batches(prepared, options, 0)).distinct == 50
+
+
+def test_the_fastest_pass_counts_and_its_fixed_cost_is_told_apart(options):
+    slow, fast = EpochTime(48, 48, 4.0, 1.0), EpochTime(48, 48, 2.0, 0.4)
+    figures = figures_of("shared", [slow, fast], options)
+    assert figures["shared_per_second"] == pytest.approx(24)
+    assert figures["shared_first_pass_per_second"] == pytest.approx(12)
+    assert figures["shared_fixed_seconds"] == pytest.approx(0.4)
+    assert figures["shared_per_second_after_first_batch"] == pytest.approx((48 - 8) / 1.6)
+
+
+@pytest.mark.parametrize("epoch", [EpochTime(48, 47, 1.0, 0.1), EpochTime(40, 40, 1.0, 0.1)])
+def test_a_pass_that_doubles_or_loses_samples_is_no_figure(options, epoch):
+    with pytest.raises(DataError, match="stream: a pass gave"):
+        figures_of("stream", [epoch], options)
+
+
+def test_the_table_has_a_row_a_mode(options):
+    metrics = {"clouds_prepared_per_second": 1.0, "views_rendered_per_second_per_core": 2.0}
+    epoch = EpochTime(48, 48, 2.0, 0.4)
+    for name in ("dataloader", *options.modes):
+        metrics |= figures_of(name, [epoch], options)
+    rows = [line.split()[0] for line in describe(metrics, options).splitlines()[2:6]]
+    assert rows == ["dataloader", "shared", "cached", "stream"]
+
+
+def test_memory_of_the_process_tree_grows_with_what_is_held():
+    before = tree_bytes(os.getpid())
+    with watch_memory() as peak:
+        held = np.ones(64 << 20, np.uint8)
+    assert peak.bytes - before > 0.9 * held.nbytes
