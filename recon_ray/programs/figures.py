@@ -1,28 +1,31 @@
-"""Pictures of a finished pre-training: curves, and reconstructions of held-out shapes."""
+"""Pictures that a finished run leaves: curves, reconstructions, confusion between classes."""
 
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.utils.tensorboard.summary import mesh
 
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.data.batches import IndexedTable
+from recon_ray.config.schema import PretrainConfig, ShownDataSection
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError
-from recon_ray.models.recon import Recon, ReconOutput
-from recon_ray.points import transforms
+from recon_ray.models.cloud import CloudModel
 from recon_ray.points.random import SampleGenerator
+from recon_ray.programs.chosen_shapes import ChosenShape, shapes_of_set
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.events import EventFile
 from recon_ray.train.runtime import RunFolder
-from recon_ray.visualize.figures import curve_figure, reconstruction_figure
-from recon_ray.visualize.mesh import absolute_patches, point_mesh
-
-logger = logging.getLogger(__name__)
+from recon_ray.visualize.figures import curve_figure, draw_confusion, draw_per_class
+from recon_ray.visualize.mesh import point_mesh
+from recon_ray.visualize.ply import Array, to_numpy
+from recon_ray.visualize.shapes import clouds_of, sheet_figure
+from recon_ray.visualize.views import ShapeView, reconstruct
+from recon_ray.weights.files import from_own
+from recon_ray.weights.load import build
 
 #: Shapes in the picture of reconstructions.
 SHOWN = 6
@@ -34,13 +37,46 @@ def draw_pretraining(folder: RunFolder, prepared: PreparedSet, config: PretrainC
     Raises:
         CheckpointError: If a file cannot be written.
     """
-    try:
+    with writing_figures(folder):
         _draw(folder, prepared, config)
+
+
+def draw_classification(folder: RunFolder, matrix: Array, classes: Sequence[str]) -> None:
+    """Draw ``figures/confusion.png`` and ``figures/per_class.png``.
+
+    Args:
+        folder: Folder of the run.
+        matrix: (C, C) counts; rows are the true classes, columns the predicted ones.
+        classes: C names.
+
+    Raises:
+        CheckpointError: If a file cannot be written.
+    """
+    counts = to_numpy(matrix)
+    right, totals = np.diag(counts), counts.sum(axis=1)
+    accuracy = right.sum() / max(totals.sum(), 1)
+    title = f"accuracy {accuracy:.1%} of {int(totals.sum()):,} shapes"
+    per_class = np.where(totals > 0, right / np.maximum(totals, 1), np.nan)
+    figures = folder.local / "figures"
+    with writing_figures(folder):
+        draw_confusion(figures / "confusion.png", counts, classes, title)
+        draw_per_class(figures / "per_class.png", classes, per_class.tolist(), title)
+        folder.publish()
+
+
+@contextmanager
+def writing_figures(folder: RunFolder) -> Iterator[None]:
+    """Turn what the storage refuses into one sentence.
+
+    Raises:
+        CheckpointError: If a figure cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
             f"{folder.local / 'figures'}: a figure could not be written "
-            f"({error.strerror or error}); free space there, then start the same run again: only "
-            "its end is repeated"
+            f"({error.strerror or error}); free space there, then start the same run again"
         ) from error
 
 
@@ -49,15 +85,38 @@ def _draw(folder: RunFolder, prepared: PreparedSet, config: PretrainConfig) -> N
     found = CheckpointStore(folder.checkpoints).load_latest()
     if found is None:
         return
-    model = Recon(**found.architecture)
-    model.load_state_dict(found.model)
+    model, _ = build(from_own(found.model, found.architecture, source=found.name))
+    assert isinstance(model, CloudModel)
     split = config.eval.split if config.eval.split in prepared.splits else "train"
-    points, titles = _some_shapes(prepared, split, config)
-    with torch.no_grad():
-        output: ReconOutput = model.eval()(points, source=SampleGenerator(0, _ids(points)))
-    _draw_reconstructions(folder, points, output, titles)
-    _write_meshes(folder, points, output, found.step)
+    data = ShownDataSection(
+        split=split, num_points=config.data.num_points, normalize=config.data.normalize
+    )
+    views = [
+        _reconstructed(model.eval(), shape, number)
+        for number, shape in enumerate(shapes_of_set(prepared, data, SHOWN, seed=0), start=1)
+    ]
+    sheet_figure(views, folder.local / "figures" / "reconstructions.png")
+    write_meshes(folder, views, found.step)
     folder.publish()
+
+
+def _reconstructed(model: CloudModel, shape: ChosenShape, number: int) -> ShapeView:
+    made = reconstruct(model, shape.points[None], SampleGenerator(0, torch.tensor([shape.key])))[0]
+    return ShapeView(f"{number:02d}-{shape.name}", shape.title, shape.points.numpy(), made)
+
+
+def write_meshes(folder: RunFolder, views: Sequence[ShapeView], step: int = 0) -> None:
+    """Write the clouds of shapes for TensorBoard's mesh plugin, as ``<kind>/<name>``.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    board = EventFile(folder.local / "tensorboard")
+    for view in views:
+        for kind, (points, colors) in clouds_of(view).items():
+            cloud = point_mesh(torch.from_numpy(points), torch.from_numpy(colors))
+            board.add(mesh(f"{kind}/{view.name}", faces=None, **cloud), step)
+    board.close()
 
 
 def _draw_curves(folder: RunFolder) -> None:
@@ -72,67 +131,6 @@ def _draw_curves(folder: RunFolder) -> None:
     }
     steps = [record["step"] for record in records]
     curve_figure(steps, series, folder.local / "figures" / "curves.png", title="loss", log_y=True)
-
-
-def _some_shapes(
-    prepared: PreparedSet, split: str, config: PretrainConfig
-) -> tuple[torch.Tensor, list[str]]:
-    """Shapes of as many different categories as there are, the same at every call."""
-    rows = prepared.read(split, columns=["sample_id", "points", "label", "category"])
-    table = IndexedTable([rows.select(["sample_id", "points", "label"])])
-    _, first = np.unique(table.label, return_index=True)
-    order = np.concatenate([first, np.setdiff1d(np.arange(len(table)), first)])[:SHOWN]
-    points = torch.from_numpy(np.asarray(table.take(order)["points"], dtype=np.float32))
-    source = SampleGenerator(0, _ids(points))
-    points = transforms.random_subset(points, config.data.num_points, source)
-    titles = [rows["category"][int(row)].as_py() for row in order]
-    return transforms.normalize(points), titles
-
-
-def _draw_reconstructions(
-    folder: RunFolder, points: torch.Tensor, output: ReconOutput, titles: list[str]
-) -> None:
-    hidden = _masked(output)
-    predicted = absolute_patches(output.prediction, _masked_centers(output))
-    visible = [
-        cloud[_far_from(cloud, patches)] for cloud, patches in zip(points, hidden, strict=True)
-    ]
-    reconstruction_figure(
-        points,
-        [cloud.numpy() for cloud in visible],
-        hidden,
-        predicted,
-        folder.local / "figures" / "reconstructions.png",
-        titles,
-    )
-
-
-def _write_meshes(folder: RunFolder, points: torch.Tensor, output: ReconOutput, step: int) -> None:
-    predicted = absolute_patches(output.prediction, _masked_centers(output))
-    clouds = {"input": points, "hidden": _masked(output), "predicted": predicted}
-    board = EventFile(folder.local / "tensorboard")
-    for name, cloud in clouds.items():
-        board.add(mesh(f"reconstruction/{name}", faces=None, **point_mesh(cloud)), step)
-    board.close()
-
-
-def _masked_centers(output: ReconOutput) -> torch.Tensor:
-    """(B, M, 3) centers of the hidden patches, in the order of the predictions."""
-    batch = len(output.centers)
-    return output.centers[output.mask].view(batch, -1, 3)
-
-
-def _masked(output: ReconOutput) -> torch.Tensor:
-    return absolute_patches(output.target, _masked_centers(output))
-
-
-def _far_from(cloud: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """Which points of a cloud (N, 3) are none of the points (P, 3): (N,) bool."""
-    return torch.cdist(cloud[None], patches[None])[0].amin(dim=1) > 1e-6
-
-
-def _ids(points: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(points))
 
 
 def _number(value: float | None) -> float:

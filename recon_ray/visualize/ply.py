@@ -53,7 +53,7 @@ def to_points(points: Array) -> npt.NDArray[np.float32]:
     Raises:
         ValueError: If the last axis is not three long.
     """
-    array = _to_numpy(points)
+    array = to_numpy(points)
     if array.ndim < 2 or array.shape[-1] != 3:
         raise ValueError(f"points have shape {array.shape}: give (..., 3).")
     return array.reshape(-1, 3).astype(np.float32)
@@ -65,7 +65,7 @@ def to_colors(colors: Array, count: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: If there are not ``count`` of them.
     """
-    array = _to_numpy(colors)
+    array = to_numpy(colors)
     if array.shape[-1:] != (3,) or array.size != 3 * count:
         raise ValueError(f"colors have shape {array.shape}: give RGB for each of {count} points.")
     if array.dtype != np.uint8:
@@ -73,7 +73,8 @@ def to_colors(colors: Array, count: int) -> npt.NDArray[np.uint8]:
     return array.reshape(-1, 3)
 
 
-def _to_numpy(values: Array) -> npt.NDArray:
+def to_numpy(values: Array) -> npt.NDArray:
+    """Bring values on any device to a NumPy array; bfloat16 becomes float32."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()

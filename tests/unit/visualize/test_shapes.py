@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from recon_ray.visualize import ShapeView, shape_figure, sheet_figure, write_clouds
+from recon_ray.visualize.panels import (
+    OVERLAP_COLOR,
+    UNSEEN_COLOR,
+    VALUE_COLORS,
+    project,
+    rgb,
+    value_colors,
+    value_range,
+)
+from recon_ray.visualize.shapes import clouds_of, panels_of
+from recon_ray.visualize.views import Reconstruction
+
+
+@pytest.fixture
+def view():
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (200, 3)).astype(np.float32)
+    number = np.arange(200)
+    made = Reconstruction(number < 80, number >= 60, points[60:] + 0.01, 0.25)
+    values = np.linspace(0, 2, 200, dtype=np.float32)
+    values[:10] = np.nan
+    return ShapeView("01-cup", "cup\na/b/cup_0001", points, made, {"class": values})
+
+
+def only(view, **changes):
+    fields = {name: getattr(view, name) for name in ("name", "title", "points")}
+    return ShapeView(**fields, **changes)
+
+
+def read(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def is_orange(pixels):
+    return (pixels[..., 0] - pixels[..., 2] > 60).sum()
+
+
+def is_blue(pixels):
+    return (pixels[..., 2] - pixels[..., 0] > 60).sum()
+
+
+def test_a_row_of_the_sheet_shows_input_visible_masked_predicted_and_both(tmp_path, view):
+    view = only(view, reconstruction=view.reconstruction)
+    pixels = read(sheet_figure([view], tmp_path / "new" / "s.png"))
+    _, seen, masked, made, both = np.array_split(pixels[:, 60:], 5, axis=1)
+    assert is_blue(seen) > 500
+    assert is_orange(seen) == 0
+    assert is_blue(masked) == is_orange(masked) == 0
+    assert is_orange(made) > 500
+    assert is_blue(made) == 0
+    assert is_blue(both) > 300
+    assert is_orange(both) > 300
+
+
+def test_overlap_of_masked_and_visible_patches_is_marked(view):
+    masked = panels_of(view)[2]
+    assert masked.heading == "masked patches\noverlap with visible ones"
+    assert [(len(points), color) for points, color in masked.groups][1] == (20, OVERLAP_COLOR)
+    assert len(masked.groups[0][0]) == 120
+
+
+def test_more_shapes_make_a_taller_sheet(tmp_path, view):
+    one, three = (read(sheet_figure([view] * n, tmp_path / f"{n}.png")) for n in (1, 3))
+    assert one.shape[1] == three.shape[1]
+    assert three.shape[0] > 2 * one.shape[0]
+
+
+def test_a_shape_without_reconstruction_has_the_input_and_the_tokens(tmp_path, view):
+    attention = only(view, attention=view.attention)
+    assert [panel.heading for panel in panels_of(attention)] == ["input", "class token"]
+    narrow = read(shape_figure(attention, tmp_path / "a.png"))
+    wide = read(shape_figure(view, tmp_path / "b.png"))
+    assert narrow.shape[1] < wide.shape[1]
+    assert narrow.shape[0] < wide.shape[0]  # one row of panels
+    assert is_orange(narrow) > 300
+
+
+def test_all_panels_are_framed_by_the_input_wherever_the_prediction_lies(tmp_path, view):
+    far = view.reconstruction._replace(prediction=view.reconstruction.prediction + 100)
+    pixels = read(sheet_figure([only(view, reconstruction=far)], tmp_path / "s.png"))
+    assert is_orange(pixels[80:]) == 0  # below the headings
+    assert is_blue(pixels[80:]) > 500
+
+
+def test_one_repeated_point_and_constant_values_still_make_pictures(tmp_path):
+    values = {"class": np.ones(5, dtype=np.float32)}
+    view = ShapeView("x", "x", np.zeros((5, 3), dtype=np.float32), None, values)
+    assert shape_figure(view, tmp_path / "x.png").is_file()
+    nothing = {"class": np.full(5, np.nan, dtype=np.float32)}
+    assert value_range(nothing["class"]) == (0.0, 1.0)
+
+
+def test_a_sheet_needs_a_shape(tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        sheet_figure([], tmp_path / "s.png")
+
+
+def test_values_go_from_the_first_to_the_last_color_and_unseen_points_have_their_own():
+    values = np.array([np.nan, *np.linspace(1, 3, 1000)], dtype=np.float32)
+    colors = value_colors(values)
+    np.testing.assert_array_equal(colors[0], rgb(UNSEEN_COLOR))
+    np.testing.assert_allclose(colors[1], rgb(VALUE_COLORS[0]), atol=1e-6)
+    np.testing.assert_allclose(colors[-1], rgb(VALUE_COLORS[-1]), atol=1e-6)
+    low, high = value_range(values)
+    assert low == 1
+    assert high == pytest.approx(2.98, abs=0.01)  # a hundredth lies above
+
+
+def test_every_kind_of_cloud_is_a_ply_file_with_its_colors(tmp_path, view):
+    files = write_clouds(view, tmp_path)
+    kinds = ["input", "visible", "masked", "prediction", "completed", "attention-class"]
+    assert [path.name for path in files] == [f"01-cup-{kind}.ply" for kind in kinds]
+    sizes = dict(zip(kinds, (200, 80, 140, 140, 220, 200), strict=True))
+    for kind, path in zip(kinds, files, strict=True):
+        cloud = trimesh.load(path)
+        points, colors = clouds_of(view)[kind]
+        assert len(cloud.vertices) == sizes[kind]
+        np.testing.assert_array_equal(np.asarray(cloud.vertices, np.float32), points)
+        np.testing.assert_array_equal(np.asarray(cloud.colors)[:, :3], colors)
+
+
+def test_the_camera_has_y_up_and_keeps_lengths():
+    axes = np.eye(3, dtype=np.float32)
+    position, nearness = project(axes)
+    assert position[1, 0] == pytest.approx(0, abs=1e-6)
+    assert position[1, 1] > 0.9
+    # Orthographic: the three coordinates of each axis still have length one.
+    lengths = np.hypot(np.hypot(*position.T), nearness)
+    np.testing.assert_allclose(lengths, 1, atol=1e-6)
+    assert nearness[2] > 0  # z comes towards the viewer
+    assert position[0, 0] > 0  # x goes to the right
