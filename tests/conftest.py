@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from recon_ray.config.schema import PretrainConfig
+from recon_ray.data.meshes import Shape
 from recon_ray.data.prepare import PrepareOptions, prepare
 from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.sources.base import Item, Listing, Sample
 from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.points import ops
 
@@ -35,6 +41,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def ops_backend(request: pytest.FixtureRequest) -> ops.BackendName:
     """The backend that was asked for on the command line."""
     return request.config.getoption("--ops-backend")
+
+
+@pytest.fixture(autouse=True)
+def _own_log_levels() -> Iterator[None]:
+    """Undo what a job that ran in this process did to the loggers."""
+    loggers = [logging.getLogger(name) for name in ("recon_ray", *_package_loggers())]
+    before = [(one, one.level, list(one.handlers), one.propagate) for one in loggers]
+    yield
+    for name in _package_loggers():
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    for one, level, handlers, propagate in before:
+        one.setLevel(level)
+        one.handlers[:] = handlers
+        one.propagate = propagate
+
+
+def _package_loggers() -> list[str]:
+    return [name for name in logging.root.manager.loggerDict if name.startswith("recon_ray.")]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -85,3 +109,42 @@ def tiny_config(
 ) -> PretrainConfig:
     """The configuration of a pre-training that takes a second, in this process."""
     return PretrainConfig(**tiny_overrides(tiny_prepared, tmp_path / "runs", ops_backend))
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Clouds of different sizes whose parts are told by the height of a point."""
+
+    splits: tuple[tuple[str, int], ...] = (("train", 6), ("val", 3), ("test", 5))
+    name: str = "parts"
+
+    def scan(self) -> Listing:
+        """Boxes (parts 0 and 1) and sticks (parts 2 and 3) in turn; no shape is a cone."""
+        items = tuple(
+            Item(f"{split}{i}", split, ("box", "stick")[i % 2], i % 2, file=f"{split}{i}")
+            for split, count in self.splits
+            for i in range(count)
+        )
+        return Listing(
+            items,
+            ("box", "stick", "cone"),
+            num_points=96,
+            keeps_all_points=True,
+            part_labels=True,
+        )
+
+    def load(self, item: Item, image_size: int | None = None) -> Sample:
+        """Draw 60 to 90 points."""
+        random = np.random.default_rng([ord(item.split[1]), *item.object_id.encode()])
+        cloud = random.uniform(-1, 1, (int(random.integers(60, 91)), 3))
+        cloud[:, 0] *= (1.0, 0.1)[item.label]
+        parts = 2 * item.label + (cloud[:, 1] > 0)
+        return Sample(Shape(cloud, part_labels=parts.astype(np.uint8)))
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    """A prepared set with part labels: 6 + 3 + 5 shapes of two of its three categories."""
+    root = tmp_path_factory.mktemp("parts") / "set"
+    prepare(PartSource(), root, PrepareOptions(samples_per_shard=4))
+    return PreparedSet.open(root)

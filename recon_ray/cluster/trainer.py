@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
@@ -22,13 +24,16 @@ from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.prepared import PreparedSet, Split
 from recon_ray.data.stream import (
+    SplitBlocks,
     decoded_bytes,
     fits_object_store,
     put_blocks,
+    reordered,
     stream_dataset,
 )
+from recon_ray.data.teacher_cache import StoredFeatures
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
@@ -61,6 +66,9 @@ class TrainingJob:
         shuffle_buffer: Rows mixed in memory when streaming.
         keep_checkpoints: Newest checkpoints that are kept.
         runtime: Device, precision, backend, threads.
+        features: Stored features that are read beside the training rows.
+        train_splits: Splits that are trained on, together.
+        other_tables: Splits of other sets, by the name under which the task asks for them.
     """
 
     make_task: Callable[[], Task]
@@ -74,12 +82,26 @@ class TrainingJob:
     shuffle_buffer: int
     keep_checkpoints: int
     runtime: RuntimeSection
+    features: tuple[StoredFeatures, ...] = ()
+    train_splits: tuple[str, ...] = ("train",)
+    other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
+
+    @property
+    def train_split(self) -> Split:
+        """The rows that are trained on."""
+        return self.prepared.join(self.train_splits)
 
     @property
     def train_rows(self) -> int:
         """Rows of the training split that are used."""
-        rows = self.prepared.splits["train"].rows
+        rows = self.train_split.rows
         return rows if self.limit is None else min(rows, self.limit)
+
+    @property
+    def evaluation_tables(self) -> dict[str, tuple[PreparedSet, str]]:
+        """Every split that is evaluated on, by the name under which the task asks for it."""
+        own = {name: (self.prepared, name) for name in self.evaluation_splits}
+        return {**own, **self.other_tables}
 
     @property
     def total_steps(self) -> int:
@@ -99,7 +121,8 @@ class TrainingJob:
         Raises:
             ConfigError: If the data or the batch do not fit.
         """
-        steps_per_epoch(self.train_rows, self.settings.global_batch_size)
+        name = self.train_split.name
+        steps_per_epoch(self.train_rows, self.settings.global_batch_size, split=name)
         for world_size in workers:
             BatchPlan(self.settings.global_batch_size, world_size)
         if self.uses_views and not self.prepared.has_views:
@@ -124,16 +147,18 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     )
     torch.set_num_threads(job.runtime.threads or os.cpu_count() or 1)
     columns = list(job.options.columns)
-    train = job.prepared.read("train", columns=columns, views=job.uses_views)
+    split, options = job.train_split, job.options
+    train = job.prepared.read(split, columns=columns, views=job.uses_views)
     train = train.slice(0, job.train_rows)
     views = [train.select(["sample_id", "views"])] if job.uses_views else None
-    tables = {"train": IndexedTable([train.select(columns)], views)}
-    for split in job.evaluation_splits:
-        tables[split] = IndexedTable([job.prepared.read(split, columns=columns)])
+    features = [[read_features(one).slice(0, job.train_rows)] for one in job.features]
+    tables = {split.name: IndexedTable([train.select(columns)], views, features)}
+    train_feed = IndexedFeed(tables[split.name], options, seed=job.settings.seed)
+    tables |= read_tables(job.evaluation_tables, columns)
     runtime = LocalRuntime(
         job.folder,
         tables=tables,
-        train_feed=IndexedFeed(tables["train"], job.options, seed=job.settings.seed),
+        train_feed=train_feed,
         device=torch.device("cuda" if on_gpu else "cpu"),
         keep_checkpoints=job.keep_checkpoints,
     )
@@ -142,11 +167,42 @@ def train_here(job: TrainingJob) -> dict[str, float]:
         return fit(job.make_task(), runtime, settings)
 
 
+def read_features(stored: StoredFeatures) -> pa.Table:
+    """Read the stored features of a whole split."""
+    return pq.read_table(list(stored.files), columns=["sample_id", stored.column])
+
+
+def read_tables(
+    named: Mapping[str, tuple[PreparedSet, str]], columns: Sequence[str]
+) -> dict[str, IndexedTable]:
+    """Read splits of one or several sets into this process."""
+    return {
+        name: IndexedTable([prepared.read(split, columns=columns)])
+        for name, (prepared, split) in named.items()
+    }
+
+
+def put_tables(
+    named: Mapping[str, tuple[PreparedSet, str]], columns: Sequence[str]
+) -> dict[str, SplitBlocks]:
+    """Read splits of one or several sets into the object store."""
+    blocks: dict[str, SplitBlocks] = {}
+    for path in {prepared.path for prepared, _ in named.values()}:
+        wanted = {name: (p, split) for name, (p, split) in named.items() if p.path == path}
+        splits = [prepared.splits[split] for prepared, split in wanted.values()]
+        stored = put_blocks(splits, columns, with_views=())
+        blocks |= {name: stored[split] for name, (_, split) in wanted.items()}
+    return blocks
+
+
 def resolve_mode(job: TrainingJob) -> Mode:
     """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
     if job.mode != "auto":
         return job.mode
-    size = decoded_bytes(job.prepared, job.prepared.splits["train"], views=job.uses_views)
+    train, views = job.train_split, job.uses_views
+    size = decoded_bytes(job.prepared, train, views=views, features=job.features)
+    for prepared, name in job.evaluation_tables.values():
+        size += decoded_bytes(prepared, prepared.splits[name], views=False)
     return "shared" if fits_object_store(size) else "stream"
 
 
@@ -158,13 +214,36 @@ def train_on_ray(
     Raises:
         ReconError: What a worker met that the user can act on.
     """
+    with progress_bar(job.folder, job.total_steps):
+        return run_workers(train_loop, job, cluster, plan, mode)
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], dict[str, Any]],
+    job: TrainingJob,
+    cluster: ClusterSection,
+    plan: WorkerPlan,
+    mode: Mode,
+) -> dict[str, Any]:
+    """Run a loop on the workers, with the job's data, and give rank 0's metrics.
+
+    Args:
+        loop: What a worker runs, see :func:`recon_ray.cluster.worker.train_loop`.
+        job: What is trained on what.
+        cluster: Where.
+        plan: Resources of the workers.
+        mode: Ingest mode.
+
+    Raises:
+        ReconError: What a worker met that the user can act on.
+    """
     job.check(cluster.allowed_workers)
     _forget_snapshot(job.folder)
     trainer = TorchTrainer(
-        train_loop,
+        loop,
         train_loop_config={"payload": _payload(job, plan, mode)},
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=_scaling(cluster, plan),
+        scaling_config=scaling(cluster, plan),
         run_config=RunConfig(
             name="checkpoints",  # Ray's folder is <run>/checkpoints, where our store writes
             storage_path=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
@@ -178,8 +257,7 @@ def train_on_ray(
         plan.max_workers if not plan.is_elastic else f"{plan.min_workers} to {plan.max_workers}",
         plan.cpus_per_worker, plan.gpus_per_worker, mode,
     )  # fmt: skip
-    with progress_bar(job.folder, job.total_steps):
-        outcome: Mapping[str, Any] = trainer.fit().return_value
+    outcome: Mapping[str, Any] = trainer.fit().return_value
     if "error" in outcome:
         kind = getattr(errors, str(outcome["error"]), ReconError)
         raise kind(outcome["message"])
@@ -192,12 +270,12 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
     if streamed and job.limit is not None:
         raise ConfigError("data.limit needs data.mode=shared; leave one of the two out")
     splits = [job.prepared.splits[name] for name in job.evaluation_splits]
-    train = job.prepared.splits["train"]
+    train = job.train_split
     if not streamed:
         splits.append(train)
     elif splits:
         splits.append(train.head(STREAM_EVALUATION_ROWS))
-    with_views = {"train"} if job.uses_views and not streamed else set()
+    with_views = {train.name} if job.uses_views and not streamed else set()
     settings = with_precision(job.settings, job.runtime.precision, on_gpu=plan.gpus_per_worker > 0)
     cores = (os.cpu_count() or 1) * plan.nodes
     return WorkerPayload(
@@ -205,8 +283,15 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         settings=settings,
         options=job.options,
         folder=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
-        blocks=put_blocks(splits, columns, with_views=with_views),
-        limits={"train": job.limit},
+        blocks=put_blocks(
+            splits,
+            columns,
+            with_views=with_views,
+            features={} if streamed else {train.name: job.features},
+        )
+        | put_tables(job.other_tables, columns),
+        limits={train.name: job.limit},
+        train_split=train.name,
         train_rows=train.rows if streamed else 0,
         shuffle_buffer=job.shuffle_buffer,
         keep_checkpoints=job.keep_checkpoints,
@@ -222,9 +307,17 @@ def _datasets(job: TrainingJob, mode: Mode) -> dict[str, Any]:
     if mode == "shared":
         return {}
     source = _StreamSource(
-        job.prepared, job.options.columns, job.uses_views, job.settings.seed, job.folder.checkpoints
+        job.prepared,
+        job.train_splits,
+        job.options.columns,
+        job.uses_views,
+        job.features,
+        job.settings.seed,
+        job.folder.checkpoints,
     )
-    train = source.whole().materialize() if mode == "cached" else source.whole
+    train: Any = source.whole
+    if mode == "cached":
+        train = reordered(source.whole().materialize(), seed=source.order_seed())
     return {"train": train, "resume": source.rest}
 
 
@@ -233,28 +326,33 @@ class _StreamSource:
     """Makes the datasets; Ray Train calls it again whenever the workers start anew."""
 
     prepared: PreparedSet
+    train_splits: tuple[str, ...]
     columns: tuple[str, ...]
     views: bool
+    features: tuple[StoredFeatures, ...]
     seed: int
     checkpoints: str
 
     def whole(self) -> ray.data.Dataset:
         """All rows of an epoch."""
-        return self._dataset(self._progress(), used=None)
+        return self._dataset(used=None)
 
     def rest(self) -> ray.data.Dataset:
         """The rows that the unfinished epoch of the newest checkpoint has not used."""
-        progress = self._progress()
-        seen = progress.get("seen")
-        return self._dataset(progress, used=None if seen is None else np.asarray(seen))
+        seen = self._progress().get("seen")
+        return self._dataset(used=None if seen is None else np.asarray(seen))
 
-    def _dataset(self, progress: Mapping[str, Any], used: np.ndarray | None) -> ray.data.Dataset:
+    def order_seed(self) -> int:
+        """Seed of the order from here on; without the epoch a restart repeats epoch 0's."""
+        return self.seed + int(self._progress().get("epoch", 0))
+
+    def _dataset(self, used: np.ndarray | None) -> ray.data.Dataset:
         return stream_dataset(
-            self.prepared.splits["train"],
+            self.prepared.join(self.train_splits),
             self.columns,
             views=self.views,
-            seed=self.seed
-            + int(progress.get("epoch", 0)),  # else a restart repeats epoch 0's order
+            features=self.features,
+            seed=self.order_seed(),
             used=used,
         )
 
@@ -263,7 +361,8 @@ class _StreamSource:
         return {} if found is None else found.train["progress"]
 
 
-def _scaling(cluster: ClusterSection, plan: WorkerPlan) -> ScalingConfig:
+def scaling(cluster: ClusterSection, plan: WorkerPlan) -> ScalingConfig:
+    """What Ray Train is asked to reserve."""
     resources = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker

@@ -36,7 +36,8 @@ class WorkerPayload:
         folder: URI of the run's folder.
         blocks: Split name to blocks in the object store (mode ``shared``, and all evaluation).
         limits: Split name to the most rows that are used.
-        train_rows: Rows of the training split, when it is streamed.
+        train_split: Name of the training split.
+        train_rows: Its rows, when it is streamed.
         shuffle_buffer: Rows mixed in memory, when it is streamed.
         keep_checkpoints: Newest checkpoints that are kept.
         ops_backend: Implementation of the point operations, as configured.
@@ -51,6 +52,7 @@ class WorkerPayload:
     folder: str
     blocks: Mapping[str, SplitBlocks]
     limits: Mapping[str, int | None]
+    train_split: str
     train_rows: int
     shuffle_buffer: int
     keep_checkpoints: int
@@ -111,7 +113,8 @@ class RayRuntime:
                 capacity=payload.shuffle_buffer,
                 seed=payload.settings.seed,
             )
-        return IndexedFeed(self.table("train"), payload.options, seed=payload.settings.seed)
+        table = self.table(payload.train_split)
+        return IndexedFeed(table, payload.options, seed=payload.settings.seed)
 
     def table(self, split: str) -> IndexedTable:
         """Give all rows of a split for evaluation."""
@@ -148,13 +151,13 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     set_up_worker_log(rank, show_records=payload.show_records)
     torch.set_num_threads(payload.threads)
     try:
-        _use_ops(payload.ops_backend, payload.driver_ops)
+        use_ops(payload.ops_backend, payload.driver_ops)
         return {"metrics": fit(payload.make_task(), RayRuntime(payload), payload.settings)}
     except ReconError as error:
         return {"error": type(error).__name__, "message": str(error)}
 
 
-def _use_ops(configured: ops.BackendName, driver_has: str) -> None:
+def use_ops(configured: ops.BackendName, driver_has: str) -> None:
     """Take the configured backend; the driver has announced it, so say only what differs."""
     logging.getLogger("recon_ray.points.ops").setLevel(logging.ERROR)
     ops.set_backend(configured)

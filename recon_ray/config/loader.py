@@ -105,6 +105,39 @@ def override(config: ConfigT, values: Mapping[str, Any], *, origin: str = COMMAN
     return _validated(type(config), tree, ()).config
 
 
+def assemble(
+    schema: type[ConfigT],
+    files: Sequence[Path],
+    values: Mapping[str, object],
+    *,
+    origins: Mapping[str, str],
+) -> Loaded[ConfigT]:
+    """Build the configuration of one job that another job's configuration holds.
+
+    Args:
+        schema: Root model of the inner job.
+        files: YAML files of that job, read in order before the values.
+        values: Options by dotted key, sections as mappings; later ones win.
+        origins: Place of each of the values, for messages; "command line" where there is none.
+
+    Returns:
+        The configuration with the places of its values.
+
+    Raises:
+        ConfigError: Everything that is wrong, one line each.
+    """
+    reader = Reader(index(schema))
+    tree = MappingNode()
+    for path in files:
+        tree = merge(tree, reader.file(path), reader.keys)
+    for key, value in as_mapping(values).items():
+        node = reader.value(key, value, origins.get(key, COMMAND_LINE))
+        tree = merge(tree, node, reader.keys)
+    if reader.problems:
+        raise ConfigError("\n".join(reader.problems))
+    return _validated(schema, tree, tuple(reader.files))
+
+
 def _validated(
     schema: type[ConfigT], tree: MappingNode, files: tuple[Path, ...]
 ) -> Loaded[ConfigT]:

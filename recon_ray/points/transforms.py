@@ -18,6 +18,9 @@ from recon_ray.points.random import RandomSource, SampleGenerator
 CANDIDATE_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
 """Points that furthest point sampling keeps before the random pick (reference)."""
 
+CANDIDATE_RATIO = 75 / 64
+"""Candidates for a point that is picked, in most of that table; used for other numbers too."""
+
 UpAxis = Literal["x", "y", "z"]
 
 
@@ -147,6 +150,11 @@ def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor
         raise ValueError(f"n must be in 1..{available} (points in a cloud), found {n}")
     order = random.permutation(source, available, len(points), device=points.device)
     return ops.gather_points(points, order[:, :n])
+
+
+def candidate_points(n: int) -> int:
+    """Points that are kept evenly spread before ``n`` of them are picked at random."""
+    return CANDIDATE_POINTS.get(n, math.ceil(n * CANDIDATE_RATIO))
 
 
 def resample(

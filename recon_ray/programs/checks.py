@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from recon_ray.config.schema import PretrainConfig
+from recon_ray.config.schema import JobConfig, PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.presets import PRESETS
 from recon_ray.models.recon import Recon
 from recon_ray.programs.run import Run
-from recon_ray.tasks.pretrain import PretrainTask
+from recon_ray.tasks.teachers import SOURCE
 from recon_ray.train.checkpoint import check_model_state
+from recon_ray.train.task import Task
 
 
 def find_set(key: str, path: Path) -> PreparedSet:
@@ -74,7 +76,7 @@ def check_split(config: PretrainConfig, prepared: PreparedSet) -> None:
         ConfigError: Naming the option.
         DataError: If there is no training split.
     """
-    prepared.split("train")
+    joined = prepared.join(config.data.train_splits)
     path, split = prepared.path, config.eval.split
     if config.data.num_points > prepared.num_points:
         raise ConfigError(
@@ -88,8 +90,9 @@ def check_split(config: PretrainConfig, prepared: PreparedSet) -> None:
             f"eval.split={split}: {path} has the splits {', '.join(prepared.splits)}; choose one "
             "of them, or eval.enabled=false"
         )
-    if split == "train" or prepared.splits[split].rows == 0:
-        reason = "it is trained on" if split == "train" else f"it is empty in {path}"
+    is_trained = split in {part.name for part in joined.members}
+    if is_trained or prepared.splits[split].rows == 0:
+        reason = "it is trained on" if is_trained else f"it is empty in {path}"
         raise ConfigError(
             f"eval.split={split}: {reason}; choose a held-out split with shapes in it, or "
             "eval.enabled=false"
@@ -103,11 +106,12 @@ def check_labels(config: PretrainConfig, prepared: PreparedSet) -> None:
         ConfigError: Naming the option that needs them.
     """
     needs = ["loss.self_contrast"] if config.loss.self_contrast else []
-    if config.teacher.text.name is not None and config.data.text == "category":
+    if config.teacher.text.name not in (None, SOURCE) and config.data.text == "category":
         needs.append("teacher.text.name")
     if not needs or not prepared.manifest.get("class_histogram", {}).get("", 1):
         return
-    labels = prepared.read("train", columns=["label"])["label"].to_numpy()
+    joined = prepared.join(config.data.train_splits)
+    labels = prepared.read(joined, columns=["label"])["label"].to_numpy()
     unlabeled = int((labels < 0).sum())
     if unlabeled:
         raise ConfigError(
@@ -117,7 +121,33 @@ def check_labels(config: PretrainConfig, prepared: PreparedSet) -> None:
         )
 
 
-def check_start(run: Run, task: PretrainTask) -> None:
+def texts_of(prepared: PreparedSet, kind: Literal["category", "caption"]) -> list[str]:
+    """What a text teacher reads of a set: one text a class, or every caption that occurs.
+
+    A class is read as its dataset card spells it out, else by its name.
+    """
+    if kind == "caption":
+        columns = [prepared.read(name, columns=["caption"])["caption"] for name in prepared.splits]
+        return sorted({text for column in columns for text in column.to_pylist()})
+    card = prepared.manifest.get("card") or {}
+    spelled = dict(zip(card.get("classes", ()), card.get("texts", ()), strict=False))
+    return [spelled.get(name, name) for name in prepared.classes]
+
+
+def check_texts(prepared: PreparedSet, texts: Sequence[str]) -> None:
+    """Refuse to run a text teacher without a text.
+
+    Raises:
+        ConfigError: Naming the options.
+    """
+    if not texts:
+        raise ConfigError(
+            f"teacher.text.name: {prepared.path} has no classes; set data.text=caption or "
+            "teacher.text.name=null"
+        )
+
+
+def check_start(run: Run, task: Task) -> None:
     """Refuse a checkpoint to start from that the configured model cannot take.
 
     Raises:
@@ -133,7 +163,7 @@ def check_start(run: Run, task: PretrainTask) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check_here(config: PretrainConfig) -> None:
+def check_here(config: JobConfig) -> None:
     """Refuse what this process cannot do without Ray.
 
     Raises:

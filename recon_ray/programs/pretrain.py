@@ -24,10 +24,19 @@ from recon_ray.programs.checks import (
     check_model,
     check_split,
     check_start,
+    check_texts,
     find_set,
+    texts_of,
 )
 from recon_ray.programs.run import Run, open_run
+from recon_ray.programs.validation import (
+    best_kept,
+    validated_set,
+    validation_plan,
+    validation_tables,
+)
 from recon_ray.tasks.pretrain import PretrainTask
+from recon_ray.tasks.teachers import SOURCE, stored_teachers
 from recon_ray.train.loop import FitSettings
 from recon_ray.train.runtime import AFRESH
 
@@ -71,12 +80,14 @@ def open_set(config: PretrainConfig) -> PreparedSet:
 
 
 def _make_synthetic(config: PretrainConfig, path: Path) -> None:
+    from recon_ray.data.sources.base import Listing
     from recon_ray.programs.prepare import make_source, prepare_set  # readers of meshes
 
-    if config.data.num_points > config.prepare.num_points:
+    stored = config.prepare.num_points or Listing.num_points
+    if config.data.num_points > stored:
         raise ConfigError(
             f"data.num_points={config.data.num_points}: data.create would make a set with "
-            f"prepare.num_points={config.prepare.num_points}; lower the one or raise the other"
+            f"prepare.num_points={stored}; lower the one or raise the other"
         )
     logger.info("no prepared set in %s: preparing the synthetic one", path)
     prepare_set(make_source("synthetic", None, config.prepare), path, config.prepare)
@@ -111,17 +122,20 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
         ConfigError: If the set has not the classes or texts that are asked for.
         TeacherError: If a teacher cannot be made.
     """
-    texts, labeled = prepared.classes, len(prepared.classes)
-    if config.data.text == "caption":
-        columns = [prepared.read(name, columns=["caption"])["caption"] for name in prepared.splits]
-        texts = sorted({text for column in columns for text in column.to_pylist()})
-    if config.teacher.text.name is not None and not texts:
-        raise ConfigError(
-            f"teacher.text.name: {prepared.path} has no classes; set data.text=caption or "
-            "teacher.text.name=null"
-        )
+    texts = texts_of(prepared, config.data.text)
+    if config.teacher.text.name not in (None, SOURCE):
+        check_texts(prepared, texts)
     check_labels(config, prepared)
-    return PretrainTask(config, texts=texts, num_classes=labeled)
+    stored = stored_teachers(config, prepared, texts)
+    for one in stored.features:
+        logger.info("%s: %d a shape, %d wide, of %s", one.column, *one.shape, one.identity["name"])
+    return PretrainTask(
+        config,
+        texts=texts,
+        num_classes=len(prepared.classes),
+        stored=stored,
+        validation=validation_plan(config, validated_set(config, prepared)),
+    )
 
 
 def training_job(
@@ -130,7 +144,14 @@ def training_job(
     """Translate the configuration for the trainer."""
     train, optim, data = config.train, config.optim, config.data
     return TrainingJob(
-        make_task=partial(PretrainTask, config, texts=task.texts, num_classes=task.num_classes),
+        make_task=partial(
+            PretrainTask,
+            config,
+            texts=task.texts,
+            num_classes=task.num_classes,
+            stored=task.stored,
+            validation=None if task.validation is None else task.validation.plan,
+        ),
         settings=FitSettings(
             epochs=train.epochs,
             global_batch_size=train.global_batch_size,
@@ -144,6 +165,8 @@ def training_job(
             sync_batch_norm=train.sync_batch_norm,
             log_every_steps=train.log_every_steps,
             commit_every_seconds=train.commit_every_seconds,
+            validate_every_epochs=config.validation.every_epochs,
+            select=None if task.validation is None else task.validation.plan.metric,
         ),
         options=task.batch_options(),
         prepared=prepared,
@@ -154,6 +177,9 @@ def training_job(
         shuffle_buffer=data.shuffle_buffer,
         keep_checkpoints=train.keep_checkpoints,
         runtime=config.runtime,
+        features=task.stored.features,
+        train_splits=data.train_splits,
+        other_tables=validation_tables(task, validated_set(config, prepared)),
     )
 
 
@@ -195,7 +221,7 @@ def _finish(
     return run.finish(
         metrics,
         table=summary(metrics),
-        selection=SELECTION,
+        selection=SELECTION + best_kept(config, metrics),
         counts=counts,
         protocol=config.protocol,
         teachers=teachers,
@@ -230,6 +256,7 @@ def _dry_run(config: PretrainConfig) -> JobResult:
             "run": config.run.model_copy(update={"storage": storage, "name": "dry-run"}),
             "train": config.train.model_copy(update={"steps": 1}),
             "eval": config.eval.model_copy(update={"enabled": False}),
+            "validation": config.validation.model_copy(update={"every_epochs": None}),
         }
         config = config.model_copy(update=update)
         prepared = open_set(config)
@@ -240,12 +267,13 @@ def _dry_run(config: PretrainConfig) -> JobResult:
     task = make_task(config, prepared)
     module = task.stored_model(task.build())
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    steps = prepared.splits["train"].rows // config.train.global_batch_size
+    rows = prepared.join(config.data.train_splits).rows
+    steps = rows // config.train.global_batch_size
     step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
     lines = [
         "dry run: one step was taken, nothing is kept",
         f"{'parameters':28}{parameters:>20,}",
-        f"{'training samples':28}{prepared.splits['train'].rows:>20,}",
+        f"{'training samples':28}{rows:>20,}",
         f"{'steps an epoch':28}{steps:>20,}",
         f"{'loss of the step':28}{metrics['loss_first']:>20.4f}",
         f"{'seconds of the step':28}{step_seconds:>20.2f}",

@@ -45,6 +45,11 @@ PACKAGES = (
 MAY_CHANGE = (
     "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend", "train.steps",
     "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints", "data.verify",
+    "eval.votes", "eval.batch_size", "eval.save_every_seconds",
+    # of a sweep: which trials there are besides those that stay, and how they are compared and run
+    "config.cluster.", "config.resume", "config.run.storage", "config.runtime.threads",
+    "sweep.samples", "sweep.metric", "sweep.mode", "sweep.max_concurrent", "sweep.cpus_per_trial",
+    "sweep.gpus_per_trial", "fewshot.",
 )  # fmt: skip
 
 
@@ -155,7 +160,7 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
             f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
             "another run.name"
         )
-    if folder.is_local and not Path(config.run.storage).is_absolute() and _is_submitted():
+    if folder.is_local and not Path(config.run.storage).is_absolute() and is_submitted():
         logger.warning(
             "run.storage=%s is relative: it lies in the submitted job's temporary folder; give an "
             "absolute path or a URI to keep the run",
@@ -166,7 +171,7 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
     return Run(job, config, folder, resume, start)
 
 
-def _is_submitted() -> bool:
+def is_submitted() -> bool:
     """Whether this is the driver of `ray job submit`."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 

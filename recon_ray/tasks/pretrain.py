@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,30 +12,33 @@ from torch import Tensor, nn
 
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.batches import Batch, BatchOptions
-from recon_ray.data.images import ImageTransform
-from recon_ray.errors import ConfigError, TeacherError
+from recon_ray.data.teacher_cache import StoredBank, StoredFeatures
+from recon_ray.errors import ConfigError
 from recon_ray.losses.pretrain import pretrain_losses
 from recon_ray.models.presets import PRESETS
 from recon_ray.models.recon import Recon, svm_pool
-from recon_ray.models.teachers import (
-    ImageTeacher,
-    TextTeacher,
-    create_image_teacher,
-    create_text_teacher,
-    text_bank,
-)
-from recon_ray.points import ops, transforms
+from recon_ray.models.teachers import ImageTeacher, TextTeacher
+from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
+from recon_ray.tasks.features import REFERENCE_SKIP, PointChoice, extract_features
 from recon_ray.tasks.linear_probe import few_label_accuracy, svm_accuracy
-from recon_ray.tasks.zeroshot import accuracy, class_vectors, zeroshot_predictions
-from recon_ray.train.metrics import gather_rows, is_distributed
+from recon_ray.tasks.teachers import (
+    StoredTeachers,
+    image_transform,
+    make_image_teacher,
+    make_text_teacher,
+)
+from recon_ray.tasks.validation import Validation, ValidationPlan
+from recon_ray.tasks.zeroshot import (
+    accuracy,
+    class_vectors,
+    encode_texts,
+    zeroshot_predictions,
+)
 from recon_ray.train.optim import parameter_groups
-from recon_ray.train.runtime import Runtime, evaluation_batches
+from recon_ray.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)
-
-#: Squared radius around the origin in which the published sampling never picks a point.
-REFERENCE_SKIP = 1e-3
 
 
 class PretrainModule(nn.Module):
@@ -71,26 +73,52 @@ class PretrainTask:
         config: The job's configuration.
         texts: Distinct texts of the set in the order of ``text_index``: classes, or captions.
         num_classes: Labeled classes of the set; 0 where it has no labels.
+        stored: Features of the teachers that need not be computed.
+        validation: What is validated on after an epoch, if anything.
     """
 
     name = "pretrain"
 
-    def __init__(self, config: PretrainConfig, *, texts: Sequence[str], num_classes: int) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        *,
+        texts: Sequence[str],
+        num_classes: int,
+        stored: StoredTeachers | None = None,
+        validation: ValidationPlan | None = None,
+    ) -> None:
         self.config = config
         self.texts = list(texts)
         self.num_classes = num_classes
-        self.image_teacher = _image_teacher(config)
-        self._text_teacher = _text_teacher(config)
-        self._text_dim = None if self._text_teacher is None else self._text_teacher.dim
-        self._bank: Tensor | None = None
-        self.has_unused_parameters = (
-            self.image_teacher is None and self._text_dim is None and not config.loss.self_contrast
+        self.stored = stored = stored or StoredTeachers()
+        options = config.teacher
+        self.image_teacher = (
+            None
+            if stored.image is not None or options.image.name is None
+            else make_image_teacher(options.image)
         )
+        has_text = stored.text is not None or stored.bank is not None
+        self._text_teacher = None if has_text else make_text_teacher(options.text)
+        self.validation = None if validation is None else Validation(validation)
+        self._bank: Tensor | None = None
+        image, text = self._image_source(), self._text_source()
+        self._image_dim = None if image is None else image.dim
+        self._text_dim = None if text is None else text.dim
+        self.has_unused_parameters = (
+            self._image_dim is None and self._text_dim is None and not config.loss.self_contrast
+        )
+
+    def _image_source(self) -> ImageTeacher | StoredFeatures | None:
+        return self.stored.image or self.image_teacher
+
+    def _text_source(self) -> TextTeacher | StoredFeatures | StoredBank | None:
+        return self.stored.text or self.stored.bank or self._text_teacher
 
     @property
     def teachers(self) -> dict[str, dict[str, str] | None]:
         """Names, tags and hashes of the teachers, for the run's records."""
-        text, image = self._text_teacher, self.image_teacher
+        image, text = self._image_source(), self._text_source()
         return {
             "image": None if image is None else dict(image.identity),
             "text": None if text is None else dict(text.identity),
@@ -101,7 +129,7 @@ class PretrainTask:
         config = self.config
         arguments = {**PRESETS[config.model.preset], **config.model.overrides()}
         arguments |= {
-            "image_dim": None if self.image_teacher is None else self.image_teacher.dim,
+            "image_dim": self._image_dim,
             "text_dim": self._text_dim,
             "self_contrast": config.loss.self_contrast,
         }
@@ -127,25 +155,29 @@ class PretrainTask:
     def batch_options(self) -> BatchOptions:
         """What the batches of this task hold."""
         config, teacher = self.config, self.image_teacher
-        transform = None
-        if teacher is not None:
-            image = config.teacher.image
-            transform = ImageTransform(
-                kind=image.augment, image_size=teacher.image_size, bgr=image.bgr
-            )
+        by_caption = config.data.text == "caption"
         return BatchOptions(
             seed=config.run.seed,
-            images=transform,
+            images=None if teacher is None else image_transform(teacher, config.teacher.image),
             text=config.data.text,
-            captions=self.texts if config.data.text == "caption" else (),
+            captions=self.texts if by_caption else (),
+            features={one.column: one.draw for one in self.stored.features},
         )
 
     def on_device(self, device: torch.device) -> None:
         """Move the image teacher, and encode every text once; the text teacher then goes."""
         if self.image_teacher is not None:
             self.image_teacher.to(device)
-        if self._text_teacher is not None and self._bank is None:
-            self._bank = self._encode_texts(self._text_teacher.to(device)).to(device)
+        if self.validation is not None and self.validation.plan.options.kind == "zeroshot":
+            teacher = self._text_teacher or make_text_teacher(self.config.teacher.text)
+            assert teacher is not None
+            self.validation.encode_classes(teacher, device)
+        if self.stored.bank is not None and self._bank is None:
+            self._bank = self.stored.bank.read(self.texts).to(device)
+        elif self._text_teacher is not None and self._bank is None:
+            use_prompts = self.config.data.text == "category"
+            bank = encode_texts(self._text_teacher, self.texts, device, use_prompts=use_prompts)
+            self._bank = bank.to(device)
             self._text_teacher = None
 
     def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
@@ -157,6 +189,8 @@ class PretrainTask:
         if self.config.data.normalize:
             points = transforms.normalize(points)
         enriched = {"points": transforms.rotate_y(points, source), "label": batch["label"]}
+        stored = ("image_features", "text_features")
+        enriched |= {name: batch[name] for name in stored if name in batch}
         if self._bank is not None:
             prompt = source.randint(self._bank.shape[1], 1).squeeze(1)
             enriched["text_features"] = self._bank[batch["text_index"], prompt]
@@ -179,7 +213,7 @@ class PretrainTask:
             return {}
         model = self.stored_model(module)
         test = self._extract(model, runtime, options.split)
-        train = self._extract(model, runtime, "train")
+        train = self._extract(model, runtime, "+".join(self.config.data.train_splits))
         self._check_labels(train["label"], test["label"])  # on every rank: none must wait for one
         if runtime.rank != 0:
             return {}
@@ -190,6 +224,16 @@ class PretrainTask:
         )
         metrics |= {f"probe_{when}": probe, "chance": 1 / self.num_classes}
         return metrics | {f"probe_full_{when}": svm_accuracy(*data, c=options.svm_c)}
+
+    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """The value that chooses the best epoch, if there is a validation."""
+        if self.validation is None:
+            return {}
+        return self.validation.run(self.stored_model(module), runtime)
+
+    def records(self) -> dict[str, Any]:
+        """Nothing goes with the model beyond its architecture."""
+        return {}
 
     def _check_labels(self, train: np.ndarray, test: np.ndarray) -> None:
         classes, options = len(np.unique(train)), self.config.eval
@@ -212,71 +256,31 @@ class PretrainTask:
 
     def _extract(self, model: Recon, runtime: Runtime, split: str) -> dict[str, np.ndarray]:
         """Features of all labeled rows of a split, in order of sample id, on every rank."""
-        options = BatchOptions(text="category")
-        parts: dict[str, list[Tensor]] = {"sample_id": [], "label": [], "features": [], "text": []}
-        for batch in evaluation_batches(
-            runtime.table(split),
-            options,
-            batch_size=self.config.eval.batch_size,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            limit=self.config.eval.limit,
-        ):
-            points = self._evaluation_points(batch, runtime.device)
+
+        def encode(points: Tensor) -> dict[str, Tensor]:
             tokens = model.forward_features(points)
-            parts["features"].append(svm_pool(tokens))
-            text = tokens[:, 2]
-            parts["text"].append(text if model.text_proj is None else model.text_proj(text))
-            parts["sample_id"].append(batch["sample_id"].to(runtime.device))
-            parts["label"].append(batch["label"].to(runtime.device))
-        whole = {name: gather_rows(torch.cat(tensors)) for name, tensors in parts.items()}
-        order = torch.argsort(whole["sample_id"])
-        labeled = order[whole["label"][order] >= 0]
-        return {name: value[labeled].numpy() for name, value in whole.items()}
+            text = tokens[:, 2] if model.text_proj is None else model.project_text(tokens)
+            return {"features": svm_pool(tokens), "text": text}
 
-    def _evaluation_points(self, batch: Batch, device: torch.device) -> Tensor:
-        """Points of an evaluation batch: the same subset of a sample every time."""
-        points, count = batch["points"].to(device), self.config.data.num_points
-        if count < points.shape[1] and self.config.protocol == "reference":
-            points = ops.furthest_point_sample(points, count, min_sq_norm=REFERENCE_SKIP)[1]
-        elif count < points.shape[1]:
-            source = SampleGenerator(0, batch["sample_id"].to(device))
-            points = transforms.random_subset(points, count, source)
-        return transforms.normalize(points) if self.config.data.normalize else points
-
-    def _encode_texts(self, teacher: TextTeacher) -> Tensor:
-        """(C, 60, D) features of the classes, or (C, 1, D) of captions; shared by the workers."""
-        world = torch.distributed.get_world_size() if is_distributed() else 1
-        rank = torch.distributed.get_rank() if is_distributed() else 0
-        share = -(-len(self.texts) // world)
-        mine = self.texts[rank * share : (rank + 1) * share]
-        use_prompts = self.config.data.text == "category"
-        bank = text_bank(teacher, mine or self.texts[:1], use_prompts=use_prompts)
-        return gather_rows((bank if mine else bank[:0]).to(teacher.device))
-
-
-def _image_teacher(config: PretrainConfig) -> ImageTeacher | None:
-    options = config.teacher.image
-    if options.name is None:
-        return None
-    with _naming("teacher.image"):
-        return create_image_teacher(
-            options.name, sha256=options.sha256, statistics=options.statistics
+        options = self.config.eval
+        return extract_features(
+            encode,
+            runtime,
+            split,
+            self._evaluation_points(),
+            batch_size=options.batch_size,
+            limit=options.limit,
         )
 
-
-def _text_teacher(config: PretrainConfig) -> TextTeacher | None:
-    options = config.teacher.text
-    if options.name is None:
-        return None
-    with _naming("teacher.text"):
-        return create_text_teacher(options.name, sha256=options.sha256)
+    def _evaluation_points(self) -> PointChoice:
+        return evaluation_points(self.config)
 
 
-@contextmanager
-def _naming(section: str) -> Iterator[None]:
-    """Put the section of the options at the head of a teacher's error."""
-    try:
-        yield
-    except TeacherError as error:
-        raise type(error)(f"{section}: {error}") from error
+def evaluation_points(config: PretrainConfig) -> PointChoice:
+    """Points of an evaluation of the pre-trained model: the same subset of a sample every time."""
+    return PointChoice(
+        config.data.num_points,
+        how="fps" if config.protocol == "reference" else "random",
+        normalize="subset" if config.data.normalize else "none",
+        min_sq_norm=REFERENCE_SKIP,
+    )

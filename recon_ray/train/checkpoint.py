@@ -4,7 +4,10 @@ Layout of one checkpoint, under the run's ``checkpoints`` folder::
 
     step-00000100/model.pt       state dict of the model, for downstream use
                   train.pt       optimizer, progress, metrics: what continues the run
-                  MANIFEST.json  format, step, architecture, size and SHA-256 of each file
+                  MANIFEST.json  format, step, architecture, records of the task, and size and
+                                 SHA-256 of each file
+
+    best.json            which of them had the best validation, where there is one
 
 The manifest is written last and a folder gets its final name only when it is complete (on an object
 store, which cannot rename, a folder without manifest does not count). Every file loads with
@@ -20,7 +23,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+BEST = "best.json"
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -53,6 +57,7 @@ class Checkpoint:
         architecture: Constructor arguments of the model.
         model: State dict of the model.
         train: State of the optimizer, the progress and the metrics.
+        records: Plain data of the task that goes with the model (its classes).
     """
 
     name: str
@@ -60,6 +65,7 @@ class Checkpoint:
     architecture: dict[str, Any]
     model: dict[str, torch.Tensor]
     train: dict[str, Any]
+    records: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -67,7 +73,7 @@ class CheckpointStore:
 
     Args:
         uri: The run's ``checkpoints`` folder.
-        keep: Newest checkpoints that :meth:`save` keeps.
+        keep: Newest checkpoints that :meth:`save` keeps, besides the best one.
     """
 
     def __init__(self, uri: str, *, keep: int = 3) -> None:
@@ -92,8 +98,19 @@ class CheckpointStore:
         model: Mapping[str, torch.Tensor],
         train: Mapping[str, Any],
         architecture: Mapping[str, Any],
+        records: Mapping[str, Any] | None = None,
+        best: Mapping[str, Any] | None = None,
     ) -> str:
         """Write one checkpoint and delete the ones beyond ``keep``.
+
+        Args:
+            step: Optimizer steps behind it.
+            model: State dict of the model.
+            train: What continues the run.
+            architecture: Constructor arguments of the model.
+            records: Plain data of the task that goes with the model.
+            best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so
+                far, which may be this one; it is never deleted.
 
         Returns:
             The checkpoint's folder name.
@@ -102,12 +119,59 @@ class CheckpointStore:
             CheckpointError: If the storage refuses, a full disk for example; older ones stay.
         """
         name = f"step-{step:08d}"
-        if name in self.names():
-            return name
+        if name not in self.names():
+            manifest = {
+                "format": FORMAT,
+                "step": step,
+                "architecture": dict(architecture),
+                "records": dict(records or {}),
+            }
+            self._save(name, model, train, manifest)
+        if best is not None:
+            self._mark(best)
+        for old in self.names()[: -self.keep]:
+            if best is None or old != best["name"]:
+                self._remove(self.path(old))
+        return name
+
+    def best(self) -> dict[str, Any] | None:
+        """``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint, if any.
+
+        Raises:
+            CheckpointError: If the file that says so is damaged.
+        """
+        path = f"{self._root}/{BEST}"
+        if not self._exists(path):
+            return None
+        try:
+            with self._fs.open_input_stream(path) as stream:
+                best = dict(json.loads(stream.read()))
+            return best if best["name"] in self.names() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); name one of the checkpoints beside it"
+            ) from error
+
+    def load_selected(self) -> Checkpoint | None:
+        """Load the best checkpoint where one was chosen by validation, else the newest.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
+        best = self.best()
+        return self.load_latest() if best is None else self.load(best["name"])
+
+    def _save(
+        self,
+        name: str,
+        model: Mapping[str, torch.Tensor],
+        train: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+    ) -> None:
         target = f"{self._root}/.tmp-{name}" if self._is_local else self.path(name)
         try:
             self._remove(target)
-            self._write_all(target, step, model, train, architecture)
+            self._write_all(target, model, train, manifest)
             if self._is_local:
                 self._remove(self.path(name))
                 Path(target).rename(self.path(name))
@@ -115,14 +179,17 @@ class CheckpointStore:
             self._remove(target)
             if not isinstance(error, OSError):
                 raise
-            raise CheckpointError(
-                f"{self.path(name)}: the checkpoint could not be written ({error}); free space or "
-                "choose another run.storage, then start the same run again: it continues from the "
-                "checkpoint before"
-            ) from error
-        for old in self.names()[: -self.keep]:
-            self._remove(self.path(old))
-        return name
+            raise _refused(self.path(name), error) from error
+
+    def _mark(self, best: Mapping[str, Any]) -> None:
+        path = f"{self._root}/{BEST}"
+        partial = f"{self._root}/.tmp-{BEST}" if self._is_local else path
+        try:
+            self._write(partial, (json.dumps(dict(best)) + "\n").encode())
+            if self._is_local:
+                Path(partial).replace(path)
+        except OSError as error:
+            raise _refused(path, error) from error
 
     def names(self) -> list[str]:
         """Folder names of the complete checkpoints, oldest first."""
@@ -147,7 +214,12 @@ class CheckpointStore:
             for file, blob in blobs.items()
         }
         return Checkpoint(
-            name, manifest["step"], manifest["architecture"], loaded["model.pt"], loaded["train.pt"]
+            name,
+            manifest["step"],
+            manifest["architecture"],
+            loaded["model.pt"],
+            loaded["train.pt"],
+            manifest.get("records", {}),
         )
 
     def load_latest(self) -> Checkpoint | None:
@@ -175,10 +247,9 @@ class CheckpointStore:
     def _write_all(
         self,
         target: str,
-        step: int,
         model: Mapping[str, torch.Tensor],
         train: Mapping[str, Any],
-        architecture: Mapping[str, Any],
+        manifest: Mapping[str, Any],
     ) -> None:
         self._fs.create_dir(target, recursive=True)
         files: dict[str, dict[str, Any]] = {}
@@ -188,13 +259,8 @@ class CheckpointStore:
             blob = buffer.getvalue()
             self._write(f"{target}/{file}", blob)
             files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "architecture": dict(architecture),
-            "files": files,
-        }
-        self._write(f"{target}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+        text = json.dumps({**manifest, "files": files}, indent=1)
+        self._write(f"{target}/{MANIFEST}", text.encode())
 
     def _write(self, path: str, blob: bytes) -> None:
         if self._is_local:
@@ -243,6 +309,13 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
         elif self._exists(path):
             self._fs.delete_dir(path)
+
+
+def _refused(path: str, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the checkpoint could not be written ({error}); free space or choose another "
+        "run.storage, then start the same run again: it continues from the checkpoint before"
+    )
 
 
 def load_model_state(

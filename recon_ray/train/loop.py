@@ -14,7 +14,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,11 +64,18 @@ class FitSettings:
         min_lr: Learning rate at the ends of the schedule.
         protocol: ``reference`` trains epochs 0..epochs with the rate of the epoch before, as the
             published code; ``sound`` trains exactly ``epochs`` with a rate per step.
+        extra_epoch: Whether ``reference`` trains that last epoch; segmentation does not.
         clip_norm: Largest L2 norm of the gradient, None for no clipping.
+        double_step: Step, clip, and step again with the same gradient, as the published part
+            segmentation does.
         precision: ``fp32`` or ``bf16`` (autocast of the transformer).
         sync_batch_norm: Reduce batch-norm statistics over the workers.
         log_every_steps: Steps between two records.
         commit_every_seconds: Seconds between two checkpoints, as rank 0 counts them.
+        validate_every_epochs: Epochs between two validations, None for none; the last epoch is
+            always validated.
+        validate_from_epoch: First epoch (from 0) that is validated.
+        select: Value of the validation whose highest one marks the best checkpoint.
     """
 
     epochs: int
@@ -79,16 +86,32 @@ class FitSettings:
     warmup_epochs: float = 10.0
     min_lr: float = 1e-6
     protocol: Literal["sound", "reference"] = "sound"
+    extra_epoch: bool = True
     clip_norm: float | None = None
+    double_step: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_batch_norm: bool = True
     log_every_steps: int = 20
     commit_every_seconds: float = 60.0
+    validate_every_epochs: int | None = None
+    validate_from_epoch: int = 0
+    select: str | None = None
 
     @property
     def total_epochs(self) -> int:
         """Epochs that are trained."""
-        return self.epochs + (1 if self.protocol == "reference" else 0)
+        return self.epochs + (1 if self.protocol == "reference" and self.extra_epoch else 0)
+
+    def validates(self, epoch: int) -> bool:
+        """Whether there is a validation at the end of an epoch, counted from 0.
+
+        The published code validates after epochs 0, n, 2n, ...; ``sound`` after n, 2n, ... epochs.
+        """
+        every = self.validate_every_epochs
+        if every is None or epoch < self.validate_from_epoch:
+            return False
+        number = epoch if self.protocol == "reference" else epoch + 1
+        return number % every == 0 or epoch + 1 == self.total_epochs
 
 
 @dataclass
@@ -103,6 +126,8 @@ class Progress:
     loss_first: float = math.nan
     loss_last: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
+    validated: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
     seen: Tensor | None = None
 
     def advance(self, samples: int) -> None:
@@ -193,19 +218,34 @@ class Trainer:
     def _train(self, module: nn.Module) -> None:
         meter = Mean()
         clock = _Clock()
-        while self.progress.step < self.max_steps:
+        while True:
+            if self._epoch_is_over():
+                with clock.paused():
+                    self._end_epoch()
+            if self.progress.step >= self.max_steps:
+                return
             for batch in clock.waiting(self._batches()):
                 self._step(module, batch, meter)
                 self.progress.advance(self.settings.global_batch_size)
                 if self._at_record():
                     self._record(meter, clock)
-                    if self._commit_due():
-                        self._commit()
-                        clock.restart()
+                    # The end of the epoch comes first: what it validates belongs to the commit.
+                    if not self._epoch_is_over() and self._commit_due():
+                        with clock.paused():
+                            self._commit()
                 if self.progress.step >= self.max_steps:
                     break
-            if self.progress.step_in_epoch >= self.steps_per_epoch:
-                self.progress.finish_epoch()
+
+    def _epoch_is_over(self) -> bool:
+        return self.progress.step_in_epoch >= self.steps_per_epoch
+
+    def _end_epoch(self) -> None:
+        """Validate where it is due, and keep the checkpoint of the best validation."""
+        epoch = self.progress.epoch
+        is_better = self.settings.validates(epoch) and self._validate(epoch)
+        self.progress.finish_epoch()
+        if is_better or self._commit_due():
+            self._commit()
 
     def _batches(self) -> Iterator[Batch]:
         start, epoch = self.progress.step_in_epoch, self.progress.epoch
@@ -230,6 +270,8 @@ class Trainer:
                 count = part.stop - part.start
                 (losses["loss"] * (count / self.plan.per_worker)).backward()
             meter.update(losses, weight=count)
+        if self.settings.double_step:
+            self.optimizer.step()
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
         self.optimizer.step()
@@ -330,9 +372,36 @@ class Trainer:
             self.recorder.write(self.progress.step, self.progress.epoch, named)
             logger.info("%s: %s", when, " ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
 
+    def _validate(self, epoch: int) -> bool:
+        """Validate after an epoch; whether it is the best one so far, on every rank."""
+        self.module.eval()
+        with torch.no_grad():
+            box = [self.task.validate(self.module, self.runtime)]
+        if is_distributed():
+            dist.broadcast_object_list(box, src=0)  # some values are rank 0's only
+        values = self.progress.validated = box[0]
+        if self.recorder is not None and values:
+            named = {f"val/{name}": value for name, value in values.items()}
+            self.recorder.write(self.progress.step, epoch, named)
+            shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            logger.info("epoch %d/%d validation: %s", epoch, self.last_epoch, shown)
+        metric = self.settings.select
+        if metric is None or not math.isfinite(values.get(metric, math.nan)):
+            return False
+        best, value = self.progress.best, values[metric]
+        if best is not None and value <= best["value"]:
+            return False
+        name = f"step-{self.progress.step:08d}"
+        self.progress.best = {"name": name, "metric": metric, "value": value, "epoch": epoch}
+        return True
+
     def _result(self) -> dict[str, float]:
         progress = self.progress
         result = dict(progress.metrics)
+        result |= {f"{name}_last": value for name, value in progress.validated.items()}
+        if progress.best is not None:
+            result[f"{progress.best['metric']}_best"] = float(progress.best["value"])
+            result["best_epoch"] = float(progress.best["epoch"])
         if not math.isnan(progress.loss_first):
             result |= {"loss_first": progress.loss_first, "loss_last": progress.loss_last}
         if progress.train_seconds > 0:
@@ -393,6 +462,8 @@ class Trainer:
             model=self.task.stored_model(self.module).state_dict(),
             train=train,
             architecture=self.task.architecture(),
+            records=self.task.records(),
+            best=progress.best,
         )
         self.runtime.folder.publish()
 
@@ -403,7 +474,9 @@ class Trainer:
         source = f"{self.runtime.store.uri}/{found.name}"
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
         self.optimizer.load_state_dict(found.train["optimizer"])
-        self.progress = Progress(**found.train["progress"])
+        self.progress = progress = Progress(**found.train["progress"])
+        if progress.best is not None and progress.best["name"] not in self.runtime.store.names():
+            progress.best = None  # of the run that this one was started from
         if self.runtime.rank == 0:
             logger.info("continuing from %s (step %d)", source, self.progress.step)
 
@@ -446,9 +519,12 @@ class _Clock:
         self._lap, self._waited, self._steps = now, 0.0, 0
         return result
 
-    def restart(self) -> None:
-        """Leave the time since the last lap, a commit, out of the next one."""
-        self._lap = time.monotonic()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a commit or a validation out of the lap."""
+        began = time.monotonic()
+        yield
+        self._lap += time.monotonic() - began
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,24 @@ from torch.utils.tensorboard.summary import scalar
 from recon_ray.train.events import EventFile
 
 logger = logging.getLogger(__name__)
+
+#: Is told the step, the epoch and the values of a record.
+Listener = Callable[[int, int, Mapping[str, float]], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell a function of every record that this process writes meanwhile, after it is written.
+
+    Args:
+        listener: The function; a sweep passes the records on to the scheduler of its trials.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 class Recorder:
@@ -51,6 +69,8 @@ class Recorder:
             for name, value in values.items():
                 if self._board is not None:
                     self._board.add(scalar(name, value), step)
+        for listener in tuple(_listeners):
+            listener(step, epoch, values)
 
     def close(self) -> None:
         """Close the files."""

@@ -163,7 +163,8 @@ class IndexedFeed:
         size = plan.global_batch_size
         for step in range(start_step, steps_per_epoch(self.rows, size)):
             rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
-            yield make_batch(self.table.take(rows), self.options, epoch=epoch)
+            taken = self.table.take(rows, self.options.needs)
+            yield make_batch(taken, self.options, epoch=epoch)
 
 
 def evaluation_batches(
@@ -187,24 +188,30 @@ def evaluation_batches(
     """
     mine = np.arange(rank, min(len(table), limit or len(table)), world_size)
     for start in range(0, len(mine), batch_size):
-        yield make_batch(table.take(mine[start : start + batch_size]), options, epoch=0)
+        taken = table.take(mine[start : start + batch_size], options.needs)
+        yield make_batch(taken, options, epoch=0)
 
 
-class Runtime(Protocol):
-    """What the loop needs to know of the world."""
+class EvaluationRuntime(Protocol):
+    """What an evaluation needs to know of the world."""
 
     rank: int
     world_size: int
     device: torch.device
     folder: RunFolder
+
+    def table(self, split: str) -> IndexedTable:
+        """Give all rows of a split for evaluation."""
+        ...
+
+
+class Runtime(EvaluationRuntime, Protocol):
+    """What the loop needs to know of the world."""
+
     store: CheckpointStore
 
     def feed(self) -> TrainFeed:
         """Give the training samples."""
-        ...
-
-    def table(self, split: str) -> IndexedTable:
-        """Give all rows of a split for evaluation."""
         ...
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -51,3 +51,11 @@ class Task(Protocol):
     def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
         """Metrics on held-out samples; ``when`` is ``before`` or ``after``. Every rank calls it."""
         ...
+
+    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Values that choose the best epoch. Every rank calls it; those of rank 0 count."""
+        ...
+
+    def records(self) -> dict[str, Any]:
+        """Plain data that goes with the stored model, such as the names of its classes."""
+        ...

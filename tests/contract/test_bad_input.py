@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -21,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -29,12 +33,33 @@ from PIL import Image
 
 from recon_ray.cli import run_job
 from recon_ray.config import dump_yaml
-from recon_ray.config.schema import PrepareConfig, PretrainConfig
+from recon_ray.config.schema import (
+    CacheTeachersConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ImportWeightsConfig,
+    LinearProbeConfig,
+    PartsegConfig,
+    PrepareConfig,
+    PretrainConfig,
+    VisualizeConfig,
+    ZeroshotConfig,
+)
 from recon_ray.data.prepared import PreparedSet
+from recon_ray.models.recon import Recon
+from recon_ray.programs.cache_teachers import cache_teachers
+from recon_ray.programs.evaluate import evaluate_classifier
+from recon_ray.programs.finetune import finetune
+from recon_ray.programs.import_weights import import_weights
+from recon_ray.programs.linear_probe import linear_probe
+from recon_ray.programs.partseg import partseg
 from recon_ray.programs.prepare import prepare
 from recon_ray.programs.pretrain import pretrain
+from recon_ray.programs.visualize import visualize
+from recon_ray.programs.zeroshot import zeroshot
 from recon_ray.tasks.pretrain import PretrainModule
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("eval.enabled=false", "train.steps=1")
@@ -90,6 +115,29 @@ class Jobs:
             "source=custom", f"input={source}", f"output={self.folder / 'set'}",
             "prepare.num_points=64", "prepare.views=0", "prepare.processes=1", *arguments,
         )  # fmt: skip
+
+    def import_weights(self, *arguments: object) -> Outcome:
+        given = [f"run.storage={self.runs}", *map(str, arguments)]
+        status = run_job("import_weights", ImportWeightsConfig, import_weights, arguments=given)
+        return self._outcome(status)
+
+    def finetune(self, *arguments: object) -> Outcome:
+        tiny = (
+            "model.preset=nano", "model.embed_dim=24", "model.depth=2", "model.num_heads=2",
+            "model.num_groups=8", "model.group_size=8", "data.num_points=64", "train.steps=1",
+            "train.global_batch_size=8", "cluster.workers=0", f"run.storage={self.runs}",
+        )  # fmt: skip
+        given = ["run.name=tuned", *tiny, *map(str, arguments)]
+        return self._outcome(run_job("finetune", FinetuneConfig, finetune, arguments=given))
+
+    def evaluate(self, *arguments: object) -> Outcome:
+        given = [f"run.storage={self.runs}", "cluster.workers=0", *map(str, arguments)]
+        status = run_job("evaluate", EvaluateConfig, evaluate_classifier, arguments=given)
+        return self._outcome(status)
+
+    def visualize(self, *arguments: object) -> Outcome:
+        given = [f"run.storage={self.runs}", "run.name=pictures", *map(str, arguments)]
+        return self._outcome(run_job("visualize", VisualizeConfig, visualize, arguments=given))
 
     def _outcome(self, status: int) -> Outcome:
         out, err = self._capsys.readouterr()
@@ -314,7 +362,7 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_cluster_cannot_hold_is_refused_before_the_run_begins(
     jobs: Jobs, options: tuple[str, ...], message: str
 ) -> None:
-    jobs.pretrain("cluster.address=127.0.0.1:1", *options).refused(2, message)
+    jobs.pretrain("cluster.address=auto", *options).refused(2, message)
     assert jobs.left_behind() == []
 
 
@@ -943,3 +991,547 @@ def test_the_jobs_as_processes_do_the_same(
     job: str, arguments: tuple[str, ...], status: int, message: str
 ) -> None:
     _end(_process(ROOT / "jobs" / f"{job}.py", *arguments)).refused(status, message)
+
+
+# --- Published data sets -------------------------------------------------------------------------
+
+
+class _Runs:
+    """Unpickles by running a program."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch harm",)
+
+
+def _published(jobs: Jobs, source: str) -> Outcome:
+    given = f"input={jobs.folder / 'in'}", f"output={jobs.folder / 'set'}"
+    return jobs.prepare(f"source={source}", *given, "prepare.views=0", "prepare.processes=1")
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "message"),
+    [
+        ("shapenet55", {"shapenet_pc/a.npy": b""}, r"55/train\.txt: the list is missing"),
+        ("modelnet40", {"robot/train/a.off": b""}, r"/in: expected modelnet40_train\.txt, \*\.dat"),
+        (
+            "scanobjectnn_obj_bg",
+            {f"main_split/{name}_objectdataset.h5": b"cut" for name in ("training", "test")},
+            r"training_objectdataset\.h5: is damaged or cut off, or not an HDF5 file",
+        ),
+        (
+            "fewshot",
+            {"5way_10shot/0.pkl": pickle.dumps({"train": [_Runs()], "test": []})},
+            r"5way_10shot/0\.pkl: asks for posix\.system when it is unpickled; only arrays",
+        ),
+        (
+            "modelnet40",
+            {
+                "modelnet40_train.txt": b"airplane_0001\nairplane_0002\n",
+                "modelnet40_test.txt": b"airplane_0003\nxbox_0001\n",
+            },
+            r"^error: 4 of 4 samples are unreadable, more than the tolerated 2, .*airplane_000\d\.t"
+            r"xt: file not found",
+        ),
+    ],
+)
+def test_a_damaged_or_incomplete_published_set_is_one_line(
+    jobs: Jobs, source: str, files: dict[str, bytes], message: str
+) -> None:
+    for name, content in files.items():
+        path = jobs.folder / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    _published(jobs, source).refused(1, message)
+    assert not (jobs.folder / "set" / "_manifest.json").exists()
+    assert not Path("harm").exists()
+
+
+# --- Teachers that were run once -----------------------------------------------------------------
+
+
+def run_teachers(jobs: Jobs, path: Path, *arguments: object) -> Outcome:
+    given = [
+        f"run.storage={jobs.runs}", "run.name=teachers", "cluster.workers=0", f"data.path={path}",
+        "teacher.image.name=descriptor:32", "teacher.text.name=null", "teacher.image.augment=none",
+        *map(str, arguments),
+    ]  # fmt: skip
+    status = run_job("cache_teachers", CacheTeachersConfig, cache_teachers, arguments=given)
+    return jobs._outcome(status)
+
+
+@pytest.fixture
+def cache(jobs: Jobs, copy: Path) -> Path:
+    """The cache of the tiny configuration's image teacher in a set of its own."""
+    run_teachers(jobs, copy, "run.seed=3").done()
+    shutil.rmtree(jobs.runs)
+    return next((copy / "teachers").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["cache.copies=0"], "cache.copies .*: expected an integer >= 1"),
+        (
+            ["cache.splits=[train,val]"],
+            "cache.splits: .* has no split 'val'; choose of train, test",
+        ),
+        (
+            ["teacher.image.name=source"],
+            "teacher.image.name=source: .* are in the data set already",
+        ),
+        (["teacher.image.name=null"], "teacher.image.name and teacher.text.name are both null"),
+        (["teacher.image.name=descriptor:x"], "teacher.image: Teacher 'descriptor:x'"),
+        (["data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (["data.mode=shared"], "data.mode"),
+    ],
+)
+def test_a_wrong_option_of_the_teachers_is_refused(
+    jobs: Jobs, copy: Path, options: list[str], message: str
+) -> None:
+    run_teachers(jobs, copy, *options).refused(2, message)
+    assert jobs.left_behind() == []
+    assert not (copy / "teachers").exists()
+
+
+def test_a_set_without_views_has_nothing_to_cache(jobs: Jobs) -> None:
+    jobs.custom(_clouds(jobs.folder)).done()
+    run_teachers(jobs, jobs.folder / "set").refused(2, "teacher.image.name: .* holds no images")
+
+
+def test_a_damaged_view_ends_the_teachers_with_its_name(jobs: Jobs, copy: Path) -> None:
+    file = copy / "views" / "train" / "part-00001-of-00004.parquet"
+    table = pq.read_table(file)
+    column = pa.array([[b"none", b"none"]] * len(table), table.schema.field("views").type)
+    pq.write_table(table.set_column(1, table.schema.field("views"), column), file)
+    run_teachers(jobs, copy).refused(1, "part-00001-of-00004.parquet: is damaged or was changed")
+    done = run_teachers(jobs, copy, "data.verify=false")
+    done.refused(1, "part-00001-of-00004.parquet: Sample 7: a view of 4 bytes is no readable PNG")
+    assert not list(copy.glob("teachers/*/_manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["teacher.image.bgr=true"],
+            r"bgr is False there, True is asked for\); make them: python jobs/cache_.* .*bgr=true",
+        ),
+        (["teacher.image.name=descriptor:16"], "has no features of descriptor:16 as configured"),
+        (["teacher.image.name=source"], "teacher.image.name=source: .* has no image features of"),
+        (["teacher.text.name=source"], "teacher.text.name=source: .* has no text features of"),
+        (["teacher.image.cache=nowhere"], "teacher.image.cache=nowhere: no such folder"),
+        (["teacher.image.mode=online", "teacher.image.cache=x"], "needs teacher.image.mode=cached"),
+    ],
+)
+def test_features_that_are_not_there_are_refused(
+    jobs: Jobs, copy: Path, cache: Path, options: list[str], message: str
+) -> None:
+    assert cache.is_dir()
+    given = (f"data.path={copy}", "teacher.image.mode=cached", *options)
+    jobs.pretrain(*QUICK, *given).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+def test_the_cache_of_another_teacher_or_set_is_refused(
+    jobs: Jobs, copy: Path, cache: Path, tiny_prepared: PreparedSet
+) -> None:
+    given = (*QUICK, "teacher.image.mode=cached", f"teacher.image.cache={cache}")
+    jobs.pretrain(*given, f"data.path={copy}").done()
+    other = jobs.pretrain(
+        *given, f"data.path={copy}", "run.name=b", "teacher.image.sha256=" + 64 * "0"
+    )
+    other.refused(2, "it does not fit .teacher.sha256 is 1317247c30a3... there, 000000000000... is")
+    record = json.loads((cache / "_manifest.json").read_text())
+    record["identity"]["set"]["views_sha256"] = 64 * "1"
+    (cache / "_manifest.json").write_text(json.dumps(record))
+    jobs.pretrain(*given, f"data.path={copy}", "run.name=c").refused(2, "set.views_sha256 is 1111")
+
+
+def test_a_damaged_or_partial_cache_is_refused(jobs: Jobs, copy: Path, cache: Path) -> None:
+    given = (
+        *QUICK,
+        f"data.path={copy}",
+        "teacher.image.mode=cached",
+        f"teacher.image.cache={cache}",
+    )
+    shard = cache / "train" / "part-00000-of-00004.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    jobs.pretrain(*given).refused(1, "part-00000-of-00004.parquet: is damaged or was changed")
+    record = json.loads((cache / "_manifest.json").read_text())
+    record["splits"] = {"test": record["splits"]["train"]}
+    (cache / "_manifest.json").write_text(json.dumps(record))
+    jobs.pretrain(*given).refused(
+        2, "holds features of test, not of 'train'; .*cache.splits=.train."
+    )
+    (cache / "_manifest.json").unlink()
+    jobs.pretrain(*given).refused(1, "is no finished teacher cache")
+
+
+# --- Foreign weights ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"base_model": {"bert.layer.0.weight": torch.zeros(2)}}, "another family of models"),
+        ({"base_model": {"model.global_query": torch.zeros(2)}}, r"of ReCon\+\+, another family"),
+        ({"base_model": os.system}, r"more than plain data \((posix|nt)\.system\) and is refused"),
+        ({"epoch": 300}, "no weights found"),
+        (b"cut off", "cannot be read as a weights file .* damaged or of another format"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(jobs: Jobs, content: object, message: str) -> None:
+    path = jobs.folder / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    output = jobs.folder / "weights.safetensors"
+    jobs.import_weights(f"input={path}", f"output={output}").refused(
+        1, rf"weights\.pth: .*{message}"
+    )
+    assert jobs.left_behind() == []
+    assert not output.exists()
+
+
+# --- Published sets, exports and episodes ---------------------------------------------------------
+
+
+def _cut_hdf5(folder: Path) -> None:
+    with h5py.File(folder / "a_train.h5", "w") as file:
+        file["data"] = np.stack([_cloud(i) for i in range(9)])
+        file["label"] = np.zeros((9, 1), np.int64)
+    content = (folder / "a_train.h5").read_bytes()
+    (folder / "a_train.h5").write_bytes(content[: len(content) // 2])
+
+
+def _without_lists(folder: Path) -> None:
+    (folder / "shapenet_pc").mkdir()
+    np.save(folder / "shapenet_pc" / "02691156-a.npy", _cloud(0))
+
+
+PUBLISHED: list[tuple[str, Callable[[Path], object], str]] = [
+    ("hdf5", _cut_hdf5, r"a_train\.h5: is damaged or cut off, or not an HDF5 file"),
+    ("shapenet55", _without_lists, r"ShapeNet-55/train\.txt: the list is missing"),
+    ("modelnet40", lambda folder: None, r"/in: expected modelnet40_train\.txt, \*\.dat, .*neither"),
+]
+
+
+@pytest.mark.parametrize(("source", "write", "message"), PUBLISHED, ids=[p[0] for p in PUBLISHED])
+def test_a_published_set_that_is_incomplete_is_refused(
+    jobs: Jobs, source: str, write: Callable[[Path], object], message: str
+) -> None:
+    folder = jobs.folder / "in"
+    folder.mkdir()
+    write(folder)
+    target = jobs.folder / "set"
+    jobs.prepare(f"source={source}", f"input={folder}", f"output={target}").refused(1, message)
+    assert not (target / "_manifest.json").exists()
+
+
+def test_two_files_with_one_id_are_refused_by_name(jobs: Jobs) -> None:
+    clouds, table = _clouds(jobs.folder), jobs.folder / "table.csv"
+    table.write_text("file,object_id\na/00.npy,x\nb/01.npy,x\n")
+    jobs.custom(clouds, f"prepare.table={table}").refused(
+        1, r"object id 'x' is used twice, by a/00\.npy and b/01\.npy; give each its own"
+    )
+
+
+def test_a_mesh_without_area_and_clouds_of_other_sizes_are_left_out(jobs: Jobs) -> None:
+    clouds = _clouds(jobs.folder, 40)
+    (clouds / "a" / "line.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n")
+    np.save(clouds / "b" / "few.npy", _cloud(0, 50))
+    np.save(clouds / "b" / "more.npy", _cloud(0, 500))
+    jobs.custom(clouds).done()
+    reasons = {entry["file"]: entry["reason"] for entry in _quarantined(jobs.folder / "set")}
+    assert re.search(r"line\.off: the mesh has no area", reasons.pop("a/line.off"))
+    assert re.search(r"few\.npy: holds 50 points, fewer than", reasons.pop("b/few.npy"))
+    assert reasons == {}
+    manifest = json.loads((jobs.folder / "set" / "_manifest.json").read_text())
+    assert (manifest["rows"], manifest["quarantined"], manifest["excluded"]) == (41, 2, 0)
+
+
+def test_an_archive_that_is_none_is_refused(jobs: Jobs) -> None:
+    archive = jobs.folder / "set.zip"
+    archive.write_bytes(b"junk")
+    outcome = jobs.prepare("source=custom", f"input={archive}", f"output={jobs.folder / 'set'}")
+    outcome.refused(1, r"set\.zip: cannot be unpacked \(BadZipFile")
+    assert not [path for path in (jobs.folder / "set").rglob("*") if path.is_file()]
+
+
+def test_an_export_needs_a_set_and_a_folder_of_its_own(jobs: Jobs, copy: Path) -> None:
+    jobs.prepare(f"export={copy}").refused(2, r"export needs output=<folder>")
+    own = jobs.folder / "own"
+    jobs.prepare("export=/absent", f"output={own}").refused(2, r"export=/absent: no such folder")
+    jobs.prepare(f"export={copy}", f"verify={copy}", f"output={own}").refused(2, r"two jobs; give")
+    jobs.prepare(f"export={copy}", f"output={copy}").refused(1, r"holds something else than an exp")
+    assert not own.exists()
+    PreparedSet.open(copy).verify()
+    jobs.prepare(f"export={copy}", f"output={own}").done()
+
+
+def test_episodes_of_too_few_classes_are_refused(jobs: Jobs, copy: Path) -> None:
+    target = jobs.folder / "episodes"
+    jobs.prepare("source=fewshot", f"input={copy}", f"output={target}").refused(
+        1, r"episodes of 10 classes need as many; there are 3"
+    )
+    assert not target.exists()
+
+
+# --- Pictures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, r"data\.path=<prepared set> or files=\[a\.ply, \.\.\.\] must be given"),
+        (("files=[cut.ply]",), 1, r"cut\.ply: cannot be read \("),
+        (("files=[notes.docx]",), 1, r"notes\.docx: cannot read files of this type; use one of"),
+        (("data.path=.", "shapes=[cup]"), 1, r"is no complete prepared set"),
+        (
+            ("files=[cut.ply]", "shapes=3"),
+            2,
+            r"shapes are of a prepared set; give data\.path=<folder",
+        ),
+        (("files=[cut.ply]", "init_from=cut.pth"), 1, r"cut\.pth: "),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(jobs.folder)
+    header = b"ply\nformat ascii 1.0\nelement vertex 9\nproperty float x\n"
+    for name, content in (("cut.ply", header), ("notes.docx", b"x"), ("cut.pth", b"PK")):
+        Path(name).write_bytes(content)
+    jobs.pretrain(*QUICK).done()
+    before = jobs.left_behind()
+    given = (f"init_from={jobs.runs / 'run'}", *arguments)
+    jobs.visualize(*given[any("init_from" in word for word in arguments) :]).refused(
+        status, message
+    )
+    assert jobs.left_behind() == before
+
+
+# --- Fine-tuning and evaluating classifiers ------------------------------------------------------
+
+
+def _with_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change what the manifest of a copied set says."""
+    path = folder / "_manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    return folder
+
+
+def _two_classes(manifest: dict[str, Any]) -> None:
+    manifest["classes"] = manifest["classes"][:2]
+
+
+def _other_names(manifest: dict[str, Any]) -> None:
+    manifest["classes"] = ["chair", "sofa", "mug"]
+
+
+def _empty_test(manifest: dict[str, Any]) -> None:
+    manifest["splits"]["test"] |= {"rows": 0, "shards": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (
+            _two_classes,
+            (),
+            r"data\.train_splits=train: .* has a shape of class 2, but the head has 2",
+        ),
+        (
+            _empty_test,
+            (),
+            r"data\.test_split=test: it has no shapes in .*/copy; choose another split",
+        ),
+        (
+            None,
+            ("data.test_split=val",),
+            r"data\.test_split=val: .* has the splits train, test; cho",
+        ),
+        (
+            None,
+            ("data.num_points=97",),
+            r"data\.num_points=97: .* holds 96 points a shape; lower it",
+        ),
+        (
+            None,
+            ("protocol=reference",),
+            r"data\.num_points=64: protocol=reference samples 1024, 204",
+        ),
+        (None, ("model.num_groups=65",), r"model\.num_groups=65 is more than data\.num_points=64"),
+        (None, ("model.num_heads=5",), r"model: .*embed_dim.*; change model"),
+        (
+            None,
+            ("data.train_splits=[train, test]",),
+            r"data\.test_split=test is one of data\.train",
+        ),
+    ],
+)
+def test_a_set_that_cannot_be_learned_is_refused(
+    jobs: Jobs,
+    copy: Path,
+    change: Callable[[dict[str, Any]], None] | None,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    path = copy if change is None else _with_manifest(copy, change)
+    jobs.finetune(f"data.path={path}", *options).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+def test_weights_that_cannot_start_a_classifier_are_refused(jobs: Jobs, copy: Path) -> None:
+    start = f"data.path={copy}"
+    missing = jobs.finetune(start, f"init_from={jobs.folder / 'none.pth'}")
+    missing.refused(1, r"none\.pth: there is no such file or folder; give a run folder, a checkpo")
+    unknown = jobs.finetune(start, "init_from=recon_pretrian")
+    unknown.refused(1, r"recon_pretrian: there is no such file, run folder, or name of published")
+    folder = jobs.folder / "empty"
+    folder.mkdir()
+    jobs.finetune(start, f"init_from={folder}").refused(
+        1, r"empty: no checkpoint there; give a run"
+    )
+    assert jobs.left_behind() == []
+
+
+def test_a_classifier_of_another_family_or_of_other_classes_is_refused(
+    jobs: Jobs, copy: Path
+) -> None:
+    jobs.finetune(f"data.path={copy}").done()
+    jobs.pretrain(*QUICK).done()
+    before = jobs.left_behind()
+    tuned, start = f"init_from={jobs.runs / 'tuned'}", f"data.path={copy}"
+    plain = jobs.evaluate(f"init_from={jobs.runs / 'run'}", start)
+    plain.refused(2, r"init_from: .*/run .* holds the weights of a recon model, which gives no cl")
+    jobs.evaluate(start).refused(2, r"init_from: no classifier is named; give a run folder of jobs")
+    jobs.evaluate(tuned, start, "data.split=val").refused(2, r"data\.split=val: .* has the splits")
+    _with_manifest(copy, _other_names)
+    other = jobs.evaluate(tuned, start)
+    other.refused(
+        2, r"init_from: class 1 of .*/tuned .* is 'lamp', that of .*/copy is 'sofa'; give"
+    )
+    _with_manifest(copy, _two_classes)
+    fewer = jobs.evaluate(tuned, start)
+    fewer.refused(2, r"init_from: .* tells 3 classes apart, .*/copy has 2; give the classifier of")
+    assert jobs.left_behind() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("validation.kind=zeroshot", "teacher.text.name=null"),
+            r"validation\.kind=zeroshot: it n",
+        ),
+        (
+            ("validation.path=nowhere",),
+            r"validation\.path=nowhere: no such folder; give the folder",
+        ),
+        (
+            ("validation.test_split=val",),
+            r"validation\.test_split=val: .* has no shapes in it, only",
+        ),
+        (
+            ("validation.test_split=train",),
+            r"validation\.test_split=train: it is trained on; choose",
+        ),
+    ],
+)
+def test_a_validation_that_cannot_be_done_is_refused(
+    jobs: Jobs, options: tuple[str, ...], message: str
+) -> None:
+    jobs.pretrain(*QUICK, "validation.every_epochs=1", *options).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+# --- Zero-shot, probes, part segmentation ---------------------------------------------------------
+
+
+def run_downstream(jobs: Jobs, name: str, *arguments: object) -> Outcome:
+    schema, program = {
+        "zeroshot": (ZeroshotConfig, zeroshot),
+        "linear_probe": (LinearProbeConfig, linear_probe),
+        "partseg": (PartsegConfig, partseg),
+    }[name]
+    given = [f"run.storage={jobs.runs}", "run.name=down", "cluster.workers=0"]
+    given += ["data.num_points=64", *map(str, arguments)]
+    return jobs._outcome(run_job(name, schema, program, arguments=given))
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """Weights of a pre-training with a text teacher only, eight numbers wide."""
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 2, "num_groups": 8, "group_size": 8}
+    architecture = {**sizes, "decoder_depth": 1, "image_dim": None, "text_dim": 8}
+    model = Recon(**architecture)
+    path = tmp_path / "pre.safetensors"
+    save_weights(path, model.state_dict(), kind="recon", architecture=architecture)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "status", "message"),
+    [
+        ("zeroshot", (), 1, r"zeroshot\.kind=full: .*pre\.safetensors has no image projection"),
+        (
+            "zeroshot",
+            ("zeroshot.kind=text", "zeroshot.classes={mugg: cup}"),
+            2,
+            r"zeroshot\.classes\.mugg: .* no such class, did you mean 'mug'\?",
+        ),
+        (
+            "zeroshot",
+            ("zeroshot.kind=text", "zeroshot.splits=[val]"),
+            2,
+            r"zeroshot\.splits=val: .* has the splits train, test",
+        ),
+        (
+            "zeroshot",
+            ("zeroshot.kind=text", "teacher.text.name=table:none.npz"),
+            2,
+            r"teacher\.text: Teacher 'table:none\.npz': there is no file",
+        ),
+        (
+            "zeroshot",
+            ("zeroshot.kind=text", "teacher.text.name=descriptor:16"),
+            2,
+            "its features are 16 wide, the text projection .* gives 8",
+        ),
+        ("linear_probe", ("probe.knn=[1,25]",), 2, r"probe\.knn: 25 neighbours, .* 24 labeled"),
+        ("partseg", (), 2, r"data\.path=.*: its shapes have no part labels"),
+        ("partseg", ("test=only", "init_from=null"), 2, "test=only needs init_from=<weights"),
+    ],
+)
+def test_what_a_downstream_job_cannot_do_is_refused(
+    jobs: Jobs,
+    tiny_prepared: PreparedSet,
+    encoder: Path,
+    name: str,
+    options: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    given = (f"init_from={encoder}", f"data.path={tiny_prepared.path}", *options)
+    run_downstream(jobs, name, *given).refused(status, message)
+    assert jobs.left_behind() == []
+
+
+def test_part_segmentation_refuses_other_sets_splits_and_weights(
+    jobs: Jobs, tiny_parts: PreparedSet, encoder: Path
+) -> None:
+    path = f"data.path={tiny_parts.path}"
+    run_downstream(jobs, "partseg", path, "data.test_split=none").refused(
+        2, r"data\.test_split=none: it has no such split in .* \(it has train 6, val 3, test 5\)"
+    )
+    only = (path, "test=only", f"init_from={encoder}")
+    run_downstream(jobs, "partseg", *only).refused(1, "holds a recon model, and test=only scores")
+    assert jobs.left_behind() == []

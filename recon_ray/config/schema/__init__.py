@@ -11,17 +11,63 @@ from recon_ray.config.schema.base import (
     RuntimeSection,
     Section,
 )
+from recon_ray.config.schema.benchmark import (
+    BenchmarkConfig,
+    IngestBenchmarkSection,
+)
 from recon_ray.config.schema.data import (
     DataSection,
     PrepareConfig,
     PrepareSection,
+    SetSection,
+)
+from recon_ray.config.schema.downstream import (
+    ClassificationDataSection,
+    ClassificationEvalSection,
+    ClassificationTrainSection,
+    ClassifierSection,
+    EvaluateConfig,
+    EvaluatedDataSection,
+    FinetuneConfig,
+    VotingSection,
+)
+from recon_ray.config.schema.fewshot import (
+    FewshotConfig,
+    FewshotSection,
+)
+from recon_ray.config.schema.partseg import (
+    PartsegConfig,
+    PartsegDataSection,
+    PartsegEvalSection,
+    PartsegModelSection,
 )
 from recon_ray.config.schema.pretrain import (
     LossSection,
     PretrainConfig,
     PretrainEvalSection,
+    ValidationSection,
+)
+from recon_ray.config.schema.probes import (
+    EvaluatedSetSection,
+    LinearProbeConfig,
+    ProbeSection,
+    TextOnlySection,
+    ZeroshotConfig,
+    ZeroshotSection,
+)
+from recon_ray.config.schema.sweep import (
+    SweepConfig,
+    SweepSection,
+    TrialSection,
+)
+from recon_ray.config.schema.teachers import (
+    CachedDataSection,
+    CacheSection,
+    CacheTeachersConfig,
+    EncodersSection,
 )
 from recon_ray.config.schema.training import (
+    ImageEncoderSection,
     ImageTeacherSection,
     ModelSection,
     OptimSection,
@@ -29,23 +75,69 @@ from recon_ray.config.schema.training import (
     TextTeacherSection,
     TrainSection,
 )
+from recon_ray.config.schema.visualize import (
+    ShownDataSection,
+    VisualizeConfig,
+    VisualizeSection,
+)
+from recon_ray.config.schema.weights import (
+    ForeignModelSection,
+    ImportWeightsConfig,
+)
 
 __all__ = [
+    "BenchmarkConfig",
+    "CacheSection",
+    "CacheTeachersConfig",
+    "CachedDataSection",
+    "ClassificationDataSection",
+    "ClassificationEvalSection",
+    "ClassificationTrainSection",
+    "ClassifierSection",
     "ClusterSection",
     "DataSection",
+    "EncodersSection",
+    "EvaluateConfig",
+    "EvaluatedDataSection",
+    "EvaluatedSetSection",
+    "FewshotConfig",
+    "FewshotSection",
+    "FinetuneConfig",
+    "ForeignModelSection",
+    "ImageEncoderSection",
     "ImageTeacherSection",
+    "ImportWeightsConfig",
+    "IngestBenchmarkSection",
     "JobConfig",
+    "LinearProbeConfig",
     "LossSection",
     "ModelSection",
     "OptimSection",
+    "PartsegConfig",
+    "PartsegDataSection",
+    "PartsegEvalSection",
+    "PartsegModelSection",
     "PrepareConfig",
     "PrepareSection",
     "PretrainConfig",
     "PretrainEvalSection",
+    "ProbeSection",
     "RunSection",
     "RuntimeSection",
     "Section",
+    "SetSection",
+    "ShownDataSection",
+    "SweepConfig",
+    "SweepSection",
     "TeacherSection",
+    "TextOnlySection",
     "TextTeacherSection",
     "TrainSection",
+    "TrialSection",
+    "ValidationSection",
+    "VisualizeConfig",
+    "VisualizeSection",
+    "VotingSection",
+    "ZeroshotConfig",
+    "ZeroshotSection",
 ]

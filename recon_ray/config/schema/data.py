@@ -9,16 +9,40 @@ from pydantic import Field, model_validator
 
 from recon_ray.config.schema.base import Count, Fraction, JobConfig, Section
 
+SourceName = Literal[
+    "synthetic", "custom", "shapenet55", "modelnet40", "modelnet10", "scanobjectnn_obj_bg",
+    "scanobjectnn_obj_only", "scanobjectnn_pb_t50_rs", "shapenetpart", "fewshot", "openshape",
+    "hdf5",
+]  # fmt: skip
+
 
 class PrepareSection(Section):
     """How a source becomes a prepared set."""
 
-    num_points: Count = Field(2048, description="Points kept a shape.")
-    up_axis: Literal["y", "z", "x"] = Field(
-        "y", description="Axis that points up in the source; clouds and meshes are turned to y up."
+    num_points: Count | None = Field(
+        None, description="Points kept a shape; by default the source's number, else 2048."
     )
-    views: Annotated[int, Field(ge=0)] = Field(
-        4, description="Images a shape: rendered where the source gives none; 0 writes no images."
+    up_axis: Literal["y", "z", "x"] | None = Field(
+        None,
+        description="Axis that points up in the source, by default what its card says, else y; "
+        "shapes are turned to y up.",
+    )
+    sampling: Literal["auto", "random", "fps"] = Field(
+        "auto",
+        description="How a larger cloud is thinned: at random, or to the farthest points from a "
+        "random first one; auto is the source's way. Meshes are sampled by area.",
+    )
+    normals: bool = Field(False, description="Keep a normal for every point.")
+    colors: bool = Field(False, description="Keep a color for every point.")
+    views: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Images a shape: rendered where the source gives none, 0 for none; by default "
+        "4 for synthetic and custom, the source's own for shapenet55, none for the others.",
+    )
+    view_style: Literal["auto", "shaded", "splat", "depth"] = Field(
+        "auto",
+        description="How images are rendered: shaded (meshes), splat (points as discs), depth "
+        "(gray by distance, near is bright); auto shades meshes and splats clouds.",
     )
     image_size: Annotated[int, Field(ge=16)] = Field(
         224, description="Height and width of the stored images in pixels."
@@ -47,29 +71,33 @@ class PrepareSection(Section):
     )
     train_per_class: Count = Field(40, description="Training shapes a category (synthetic).")
     test_per_class: Count = Field(15, description="Held-out shapes a category (synthetic).")
+    parallel: Literal["auto", "ray", "local"] = Field(
+        "auto",
+        description="Where shards are built: tasks of Ray, or processes of this machine; auto is "
+        "Ray where the job joins a cluster (cluster.address or RAY_ADDRESS). Either gives the same "
+        "bytes.",
+    )
     processes: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Shards built at once without Ray; by default one a core."
+        None, description="Shards built at once; by default one a core."
     )
 
 
-class DataSection(Section):
-    """Which prepared set is read, and how."""
+class SetSection(Section):
+    """Which prepared set is trained on, and how it is read."""
 
     path: str = Field(
         "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
     num_points: Count = Field(1024, description="Points drawn from each stored cloud.")
+    train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("train",), description="Splits that are trained on, together."
+    )
     mode: Literal["auto", "stream", "cached", "shared"] = Field(
         "auto",
         description="Ingest: shared (exact global order, blocks in the object store), cached "
         "(materialized stream), stream (read again each epoch); auto takes shared if it fits.",
     )
     limit: Count | None = Field(None, description="Use at most this many training shapes.")
-    text: Literal["category", "caption"] = Field(
-        "category",
-        description="What the text teacher reads: class texts in 60 prompts, or captions.",
-    )
-    normalize: bool = Field(True, description="Centre each cloud and scale it to the unit sphere.")
     shuffle_buffer: Count = Field(
         2048, description="Rows mixed in memory a worker in the modes stream and cached."
     )
@@ -78,6 +106,16 @@ class DataSection(Section):
         description="Compare the SHA-256 of every shard with the manifest before training (about a "
         "second a GB).",
     )
+
+
+class DataSection(SetSection):
+    """Which prepared set is read, and how."""
+
+    text: Literal["category", "caption"] = Field(
+        "category",
+        description="What the text teacher reads: class texts in 60 prompts, or captions.",
+    )
+    normalize: bool = Field(True, description="Centre each cloud and scale it to the unit sphere.")
     create: Literal["never", "synthetic"] = Field(
         "never", description="Prepare the synthetic set at data.path when there is none."
     )
@@ -86,20 +124,36 @@ class DataSection(Section):
 class PrepareConfig(JobConfig):
     """jobs/prepare.py: a data set to sharded Parquet."""
 
-    source: Literal["synthetic", "custom"] = Field(
-        "synthetic", description="Kind of source: procedural shapes, or a folder of shapes."
+    source: SourceName = Field(
+        "synthetic",
+        description="What is prepared: procedural shapes, a folder of your own shapes, or a "
+        "published set as its publishers ship it (--cards describes them).",
     )
-    input: Path | None = Field(None, description="Folder of the source (not for synthetic).")
+    input: Path | None = Field(
+        None,
+        description="Folder or archive of the source (not for synthetic); for fewshot also a "
+        "prepared ModelNet40, of which episodes are drawn.",
+    )
     output: Path = Field(
         Path("datasets/synthetic"), description="Folder of the prepared set that is written."
     )
     verify: Path | None = Field(
         None, description="Only check this prepared set: hashes, row counts, schema."
     )
+    export: Path | None = Field(
+        None,
+        description="Only rewrite this prepared set, to output, with plain fixed-size lists for "
+        "readers that refuse tensor types.",
+    )
     prepare: PrepareSection = Field(PrepareSection(), description="How the source is converted.")
 
     @model_validator(mode="after")
     def _has_input(self) -> PrepareConfig:
-        if self.source != "synthetic" and self.input is None and self.verify is None:
+        if self.verify is not None and self.export is not None:
+            raise ValueError("verify and export are two jobs; give one of them")
+        if self.export is not None and "output" not in self.model_fields_set:
+            raise ValueError("export needs output=<folder>")
+        only = self.verify or self.export
+        if self.source != "synthetic" and self.input is None and only is None:
             raise ValueError(f"source={self.source} needs input=<folder>")
         return self

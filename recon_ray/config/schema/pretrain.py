@@ -39,6 +39,25 @@ class PretrainEvalSection(Section):
     limit: Count | None = Field(None, description="Use at most this many shapes a split.")
 
 
+class ValidationSection(Section):
+    """Validation on a labeled set while pre-training; the best checkpoint is kept."""
+
+    every_epochs: Count | None = Field(
+        None, description="Epochs between two validations; null for none."
+    )
+    path: str | None = Field(
+        None, description="Folder of the prepared set; by default the one that is trained on."
+    )
+    kind: Literal["svm", "zeroshot"] = Field(
+        "svm",
+        description="Linear SVM on frozen features, or zero-shot accuracy by the text teacher.",
+    )
+    train_split: str = Field("train", description="Split that the SVM learns from.")
+    test_split: str = Field("test", description="Split that is measured.")
+    batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
+    limit: Count | None = Field(None, description="Use at most this many shapes a split.")
+
+
 class PretrainConfig(JobConfig):
     """jobs/pretrain.py: ReCon pre-training on a prepared set."""
 
@@ -59,6 +78,9 @@ class PretrainConfig(JobConfig):
     loss: LossSection = Field(LossSection(), description="Losses.")
     eval: PretrainEvalSection = Field(
         PretrainEvalSection(), description="Evaluation before and after."
+    )
+    validation: ValidationSection = Field(
+        ValidationSection(), description="Validation while training."
     )
 
     @model_validator(mode="after")

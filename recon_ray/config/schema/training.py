@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recon_ray.config.schema.base import Count, Fraction, NonNegative, Positive, Section
 
@@ -34,18 +34,17 @@ class ModelSection(Section):
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
 
 
-class ImageTeacherSection(Section):
-    """The frozen image encoder whose features the image token learns."""
+class ImageEncoderSection(Section):
+    """A frozen image encoder, and how pictures are brought to it."""
 
     name: str | None = Field(
         "descriptor",
         description="open_clip:<arch>[:<tag or file>], timm:<arch>[:<tag or file>], descriptor, "
-        "or null for none.",
+        "source for features that the data set came with, or null for none.",
     )
     sha256: str | None = Field(
         None, description="Expected SHA-256 of the weights; another one is refused."
     )
-    mode: Literal["online"] = Field("online", description="Run the teacher in the training step.")
     augment: Literal["reference", "none"] = Field(
         "reference",
         description="Image augmentation: the paper's (flip, crop, RandAugment) or none.",
@@ -57,11 +56,37 @@ class ImageTeacherSection(Section):
     bgr: bool = Field(False, description="Swap the color channels, as the paper's reader does.")
 
 
+class ImageTeacherSection(ImageEncoderSection):
+    """The frozen image encoder whose features the image token learns."""
+
+    mode: Literal["online", "cached"] = Field(
+        "online",
+        description="Run the teacher in the training step, or read what jobs/cache_teachers.py "
+        "has computed.",
+    )
+    cache: str | None = Field(
+        None,
+        description="Folder of the cache to read; by default the one in the data set that fits.",
+    )
+
+    @model_validator(mode="after")
+    def _reads_a_cache(self) -> ImageTeacherSection:
+        if self.cache is not None and self.mode != "cached":
+            raise ValueError(
+                f"teacher.image.cache={self.cache} needs teacher.image.mode=cached, found "
+                f"teacher.image.mode={self.mode}"
+            )
+        return self
+
+
 class TextTeacherSection(Section):
     """The frozen text encoder whose features the text token learns."""
 
     name: str | None = Field(
-        "descriptor", description="open_clip:<arch>[:<tag or file>], descriptor, or null for none."
+        "descriptor",
+        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz or .parquet) "
+        "of features computed elsewhere, source for features that the data set came with, or null "
+        "for none.",
     )
     sha256: str | None = Field(
         None, description="Expected SHA-256 of the weights; another one is refused."

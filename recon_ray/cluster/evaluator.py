@@ -1,0 +1,200 @@
+"""Metrics of finished models on whole splits: Ray Train workers, or this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import DataConfig, FailureConfig, RunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from recon_ray import errors
+from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
+from recon_ray.cluster.trainer import put_tables, read_tables, scaling
+from recon_ray.cluster.worker import set_up_worker_log, use_ops
+from recon_ray.config.schema import ClusterSection, RuntimeSection
+from recon_ray.data.batches import BatchOptions, IndexedTable
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.stream import SplitBlocks
+from recon_ray.errors import ReconError
+from recon_ray.points import ops
+from recon_ray.train.runtime import EvaluationRuntime, RunFolder
+
+logger = logging.getLogger(__name__)
+
+#: Folder in the run's folder that Ray Train asks for; it goes again.
+RAY_FOLDER = ".ray-evaluation"
+
+
+class Evaluation(Protocol):
+    """What is computed on whole splits."""
+
+    def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
+        """Compute it; every rank calls it, and rank 0's plain values count."""
+        ...
+
+
+@dataclass
+class WorkerRuntime:
+    """The outside of an evaluation, in any process.
+
+    Attributes:
+        rank: This worker.
+        world_size: Number of workers.
+        device: Where the model runs.
+        folder: The run's folder.
+        tables: Splits that have been read, by name.
+        blocks: Splits in the object store, by name.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    folder: RunFolder
+    tables: dict[str, IndexedTable]
+    blocks: Mapping[str, SplitBlocks]
+
+    def table(self, split: str) -> IndexedTable:
+        """Give all rows of a split."""
+        if split not in self.tables:
+            self.tables[split] = self.blocks[split].fetch()
+        return self.tables[split]
+
+
+def evaluate(
+    make_evaluation: Callable[[], Evaluation],
+    prepared: PreparedSet,
+    splits: Sequence[str],
+    *,
+    options: BatchOptions,
+    folder: RunFolder,
+    cluster: ClusterSection,
+    runtime: RuntimeSection,
+) -> dict[str, Any]:
+    """Run an evaluation on every worker and give rank 0's result.
+
+    Args:
+        make_evaluation: Makes it; picklable, so it names weights and does not hold them.
+        prepared: The prepared set.
+        splits: Splits that it reads, whole.
+        options: What a batch holds; decides the columns.
+        folder: The run's folder.
+        cluster: Where and on how many workers; 0 is this process. A Ray that this process has
+            joined already is used.
+        runtime: Device, backend, threads.
+
+    Raises:
+        ConfigError: If the workers do not fit the cluster.
+        ReconError: What a worker met that the user can act on.
+    """
+    named = {name: (prepared, name) for name in splits}
+    if cluster.workers == 0:
+        torch.set_num_threads(runtime.threads or os.cpu_count() or 1)
+        on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        tables = read_tables(named, options.columns)
+        return _run(make_evaluation, WorkerRuntime(0, 1, device, folder, tables, {}))
+    with _session(cluster):
+        plan = plan_workers(cluster, reads_during_training=False, device=runtime.device)
+        cores = (os.cpu_count() or 1) * plan.nodes
+        payload = _Payload(
+            make_evaluation=make_evaluation,
+            blocks=put_tables(named, options.columns),
+            folder=_uri(folder),
+            ops_backend=runtime.ops_backend,
+            driver_ops=ops.backend(),
+            threads=runtime.threads or max(1, cores // plan.max_workers),
+        )
+        return _run_on_ray(payload, folder, cluster, plan)
+
+
+@contextmanager
+def _session(cluster: ClusterSection) -> Iterator[None]:
+    with contextlib.nullcontext() if ray.is_initialized() else ray_session(cluster):
+        yield
+
+
+@dataclass(frozen=True)
+class _Payload:
+    """Everything a worker is given; small and picklable."""
+
+    make_evaluation: Callable[[], Evaluation]
+    blocks: Mapping[str, SplitBlocks]
+    folder: str
+    ops_backend: ops.BackendName
+    driver_ops: str
+    threads: int
+
+
+def _run_on_ray(
+    payload: _Payload, folder: RunFolder, cluster: ClusterSection, plan: WorkerPlan
+) -> dict[str, Any]:
+    trainer = TorchTrainer(
+        _evaluation_loop,
+        train_loop_config={"payload": payload},
+        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=scaling(cluster, plan),
+        run_config=RunConfig(
+            name=RAY_FOLDER,
+            storage_path=_uri(folder),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+        dataset_config=DataConfig(datasets_to_split=[]),
+    )
+    try:
+        outcome: Mapping[str, Any] = trainer.fit().return_value
+    finally:
+        if folder.is_local:
+            shutil.rmtree(folder.local / RAY_FOLDER, ignore_errors=True)
+    if "error" in outcome:
+        kind = getattr(errors, str(outcome["error"]), ReconError)
+        raise kind(outcome["message"])
+    return dict(outcome["result"])
+
+
+def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Entry point of a worker; an error of ours is returned, as Ray would restart for a raised one.
+
+    Args:
+        config: ``{"payload": _Payload}``.
+
+    Returns:
+        ``{"result": ...}`` or ``{"error": class name, "message": ...}``.
+    """
+    payload: _Payload = config["payload"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    set_up_worker_log(rank, show_records=False)
+    torch.set_num_threads(payload.threads)
+    runtime = WorkerRuntime(
+        rank,
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+        RunFolder(payload.folder),
+        {},
+        payload.blocks,
+    )
+    try:
+        use_ops(payload.ops_backend, payload.driver_ops)
+        return {"result": _run(payload.make_evaluation, runtime)}
+    except ReconError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) -> dict[str, Any]:
+    with torch.inference_mode():
+        return make_evaluation().run(runtime)
+
+
+def _uri(folder: RunFolder) -> str:
+    return folder.uri if "://" in folder.uri else str(folder.local)

@@ -1,0 +1,133 @@
+"""Validation while pre-training: how well frozen features do on a labeled set after each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon_ray.config.schema import ValidationSection
+from recon_ray.errors import ConfigError
+from recon_ray.models.recon import Recon, svm_pool
+from recon_ray.models.teachers import TextTeacher
+from recon_ray.tasks.features import PointChoice, extract_features
+from recon_ray.tasks.linear_probe import svm_accuracy
+from recon_ray.tasks.zeroshot import (
+    accuracy,
+    class_vectors,
+    encode_texts,
+    zeroshot_predictions,
+)
+from recon_ray.train.runtime import EvaluationRuntime
+
+#: Prefix of the tables that a validation asks the runtime for.
+TABLE = "validation/"
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """What is validated on; picklable.
+
+    Attributes:
+        options: Its section of the configuration.
+        texts: What a text teacher reads of each class of that set.
+        choice: Which points are read.
+        svm_c: Inverse regularization of the SVM.
+        follows_reference: Whether zero-shot reads the training split too, as published.
+    """
+
+    options: ValidationSection
+    texts: Sequence[str]
+    choice: PointChoice
+    svm_c: float
+    follows_reference: bool = False
+
+    @property
+    def metric(self) -> str:
+        """Name of the value that chooses the best epoch."""
+        return f"validation_{self.options.kind}"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the set that are read."""
+        both = self.options.train_split, self.options.test_split
+        if self.options.kind == "svm" or self.follows_reference:
+            return both
+        return both[1:]
+
+
+class Validation:
+    """Computes the value after an epoch.
+
+    Args:
+        plan: What is validated on.
+    """
+
+    def __init__(self, plan: ValidationPlan) -> None:
+        self.plan = plan
+        self._vectors: Tensor | None = None
+
+    def encode_classes(self, teacher: TextTeacher, device: torch.device) -> None:
+        """Encode the class texts once; every rank calls it."""
+        self._vectors = class_vectors(encode_texts(teacher, self.plan.texts, device))
+
+    def run(self, model: Recon, runtime: EvaluationRuntime) -> dict[str, float]:
+        """Give the value; on rank 0 only, though every rank calls it.
+
+        Raises:
+            ConfigError: If the limit leaves too few shapes.
+        """
+        plan = self.plan
+        found = [self._extract(model, runtime, split) for split in plan.splits]
+        self._check(found)
+        if runtime.rank != 0:
+            return {}
+        if plan.options.kind == "svm":
+            train, test = found
+            data = (train["features"], train["label"], test["features"], test["label"])
+            return {plan.metric: svm_accuracy(*data, c=plan.svm_c)}
+        assert self._vectors is not None
+        features, labels = (
+            torch.from_numpy(np.concatenate([one[name] for one in found]))
+            for name in ("features", "label")
+        )
+        return {plan.metric: accuracy(zeroshot_predictions(features, self._vectors), labels)}
+
+    def _extract(
+        self, model: Recon, runtime: EvaluationRuntime, split: str
+    ) -> dict[str, np.ndarray]:
+        def encode(points: Tensor) -> dict[str, Tensor]:
+            tokens = model.forward_features(points)
+            if self.plan.options.kind == "svm":
+                return {"features": svm_pool(tokens)}
+            return {"features": model.zeroshot_head(tokens, kind=zeroshot_kind(model))}
+
+        options = self.plan.options
+        return extract_features(
+            encode,
+            runtime,
+            TABLE + split,
+            self.plan.choice,
+            batch_size=options.batch_size,
+            limit=options.limit,
+        )
+
+    def _check(self, found: Sequence[dict[str, np.ndarray]]) -> None:
+        options = self.plan.options
+        classes = len(np.unique(found[0]["label"]))
+        if not len(found[-1]["label"]) or (options.kind == "svm" and classes < 2):
+            raise ConfigError(
+                f"validation.limit={options.limit}: that leaves {classes} classes to learn from "
+                f"and {len(found[-1]['label'])} shapes to test on; raise it"
+            )
+
+
+def zeroshot_kind(model: Recon) -> str:
+    """Both tokens where their teachers share a space, else the text token."""
+    image, text = model.image_proj, model.text_proj
+    if image is None or text is None:
+        return "text"
+    return "full" if image.out_features == text.out_features else "text"
