@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from recon_ray.cli import Job, JobResult
-from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.evaluator import evaluate
-from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.cluster.trainer import TrainingJob
 from recon_ray.config.schema import FinetuneConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.points import ops
-from recon_ray.programs.checks import check_here, check_start, find_set
+from recon_ray.programs.checks import check_start, find_set
 from recon_ray.programs.classifiers import (
     check_classes,
     check_labels,
@@ -34,6 +33,7 @@ from recon_ray.programs.classifiers import (
 )
 from recon_ray.programs.episode_sets import open_episode
 from recon_ray.programs.run import Run, open_run
+from recon_ray.programs.training import fit_settings, train
 from recon_ray.tasks.classification import (
     AccuracyEvaluation,
     ClassificationTask,
@@ -43,7 +43,6 @@ from recon_ray.tasks.classification import (
 from recon_ray.tasks.clouds import pipeline_of
 from recon_ray.tasks.confusion import overall_accuracy
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import FitSettings
 from recon_ray.weights.files import LoadedWeights
 from recon_ray.weights.load import compare
 
@@ -184,23 +183,12 @@ def training_job(
     run: Run, config: FinetuneConfig, prepared: PreparedSet, make: Callable[[], ClassificationTask]
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
-    train, optim, data = config.train, config.optim, config.data
+    data = config.data
     watched = validation_split(config)
     return TrainingJob(
         make_task=make,
-        settings=FitSettings(
-            epochs=train.epochs,
-            global_batch_size=train.global_batch_size,
-            max_steps=train.steps,
-            micro_batch_size=train.micro_batch_size,
-            seed=config.run.seed,
-            warmup_epochs=optim.warmup_epochs,
-            min_lr=optim.min_lr,
-            protocol=config.protocol,
-            clip_norm=train.clip_norm,
-            sync_batch_norm=train.sync_batch_norm,
-            log_every_steps=train.log_every_steps,
-            commit_every_seconds=train.commit_every_seconds,
+        settings=fit_settings(
+            config,
             validate_every_epochs=None if watched is None else config.eval.every_epochs,
             validate_from_epoch=1 if config.protocol == "reference" else 0,
             select="accuracy",
@@ -212,7 +200,7 @@ def training_job(
         mode=data.mode,
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
-        keep_checkpoints=train.keep_checkpoints,
+        keep_checkpoints=config.train.keep_checkpoints,
         runtime=config.runtime,
         train_splits=data.train_splits,
     )
@@ -227,21 +215,13 @@ def _train(
     make, report = make_task(config, prepared)
     check_start(run, replace_config(make(), init_from=None))
     job = training_job(run, config, prepared, make)
-    job.check(config.cluster.allowed_workers)
-    if config.cluster.workers == 0:
-        check_here(config)
+
+    def begin() -> None:
         run.begin()
         logger.info("%s", report)
-        return _measure(run, config, prepared, make(), train_here(job), measure=measure)
-    with ray_session(config.cluster):
-        mode = resolve_mode(job)
-        plan = plan_workers(
-            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
-        )
-        run.begin()
-        logger.info("%s", report)
-        fitted = train_on_ray(job, config.cluster, plan, mode)
-        return _measure(run, config, prepared, make(), fitted, measure=measure)
+
+    then = partial(_measure, run, config, prepared, make(), measure=measure)
+    return train(job, config, begin=begin, then=then)
 
 
 def _measure(

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from recon_ray.cli import Job, JobResult
-from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.evaluator import evaluate
-from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.cluster.trainer import TrainingJob
 from recon_ray.config.schema import PartsegConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
@@ -25,6 +24,7 @@ from recon_ray.programs.checks import check_here, find_set
 from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.part_table import read_part_table
 from recon_ray.programs.run import Run, open_run
+from recon_ray.programs.training import fit_settings, train
 from recon_ray.tasks.features import REFERENCE_SKIP
 from recon_ray.tasks.iou import PartTable, category_lines
 from recon_ray.tasks.part_segmentation import (
@@ -35,7 +35,6 @@ from recon_ray.tasks.part_segmentation import (
 )
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import check_model_state
-from recon_ray.train.loop import FitSettings
 from recon_ray.weights.files import LoadedWeights
 from recon_ray.weights.load import compare, encoder_sizes
 
@@ -173,19 +172,8 @@ def _train(
     run: Run, config: PartsegConfig, prepared: PreparedSet, task: PartSegmentationTask
 ) -> dict[str, float]:
     job = training_job(run, config, prepared, task)
-    job.check(config.cluster.allowed_workers)
     _check_batches(config)
-    if config.cluster.workers == 0:
-        check_here(config)
-        run.begin()
-        return train_here(job)
-    with ray_session(config.cluster):
-        mode = resolve_mode(job)
-        plan = plan_workers(
-            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
-        )
-        run.begin()
-        return train_on_ray(job, config.cluster, plan, mode)
+    return train(job, config, begin=run.begin, then=dict)
 
 
 def _check_batches(config: PartsegConfig) -> None:
@@ -210,8 +198,7 @@ def training_job(
     run: Run, config: PartsegConfig, prepared: PreparedSet, task: PartSegmentationTask
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
-    train, optim, data = config.train, config.optim, config.data
-    follows = config.protocol == "reference"
+    data = config.data
     selects = config.selection_split is not None
     held_out = dict.fromkeys((data.test_split, config.selection_split or data.test_split))
     return TrainingJob(
@@ -222,21 +209,10 @@ def training_job(
             scoring=task.scoring,
             weights=task.weights,
         ),
-        settings=FitSettings(
-            epochs=train.epochs,
-            global_batch_size=train.global_batch_size,
-            max_steps=train.steps,
-            micro_batch_size=train.micro_batch_size,
-            seed=config.run.seed,
-            warmup_epochs=optim.warmup_epochs,
-            min_lr=optim.min_lr,
-            protocol=config.protocol,
+        settings=fit_settings(
+            config,
             extra_epoch=False,
-            double_step=follows,
-            clip_norm=train.clip_norm,
-            sync_batch_norm=train.sync_batch_norm,
-            log_every_steps=train.log_every_steps,
-            commit_every_seconds=train.commit_every_seconds,
+            double_step=config.protocol == "reference",
             validate_every_epochs=config.eval.every_epochs if selects else None,
             select="instance_miou" if selects else None,
         ),
@@ -247,7 +223,7 @@ def training_job(
         mode=data.mode,
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
-        keep_checkpoints=train.keep_checkpoints,
+        keep_checkpoints=config.train.keep_checkpoints,
         runtime=config.runtime,
         train_splits=data.train_splits,
     )

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from recon_ray.cli import Job, JobResult
-from recon_ray.cluster.context import plan_workers, ray_session
-from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.cluster.trainer import TrainingJob
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.points import ops
 from recon_ray.programs.checks import (
-    check_here,
     check_labels,
     check_model,
     check_split,
@@ -29,6 +27,7 @@ from recon_ray.programs.checks import (
     texts_of,
 )
 from recon_ray.programs.run import Run, open_run
+from recon_ray.programs.training import fit_settings, train
 from recon_ray.programs.validation import (
     best_kept,
     validated_set,
@@ -37,7 +36,6 @@ from recon_ray.programs.validation import (
 )
 from recon_ray.tasks.pretrain import PretrainTask
 from recon_ray.tasks.teachers import SOURCE, stored_teachers
-from recon_ray.train.loop import FitSettings
 from recon_ray.train.runtime import AFRESH
 
 logger = logging.getLogger(__name__)
@@ -101,18 +99,7 @@ def _train(run: Run, config: PretrainConfig, prepared: PreparedSet) -> dict[str,
     check_start(run, task)
     _check_teachers(run, task)
     job = training_job(run, config, prepared, task)
-    job.check(config.cluster.allowed_workers)
-    if config.cluster.workers == 0:
-        check_here(config)
-        _begin(run, task)
-        return train_here(job)
-    with ray_session(config.cluster):
-        mode = resolve_mode(job)
-        plan = plan_workers(
-            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
-        )
-        _begin(run, task)
-        return train_on_ray(job, config.cluster, plan, mode)
+    return train(job, config, begin=partial(_begin, run, task), then=dict)
 
 
 def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
@@ -142,7 +129,7 @@ def training_job(
     run: Run, config: PretrainConfig, prepared: PreparedSet, task: PretrainTask
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
-    train, optim, data = config.train, config.optim, config.data
+    data = config.data
     return TrainingJob(
         make_task=partial(
             PretrainTask,
@@ -152,19 +139,8 @@ def training_job(
             stored=task.stored,
             validation=None if task.validation is None else task.validation.plan,
         ),
-        settings=FitSettings(
-            epochs=train.epochs,
-            global_batch_size=train.global_batch_size,
-            max_steps=train.steps,
-            micro_batch_size=train.micro_batch_size,
-            seed=config.run.seed,
-            warmup_epochs=optim.warmup_epochs,
-            min_lr=optim.min_lr,
-            protocol=config.protocol,
-            clip_norm=train.clip_norm,
-            sync_batch_norm=train.sync_batch_norm,
-            log_every_steps=train.log_every_steps,
-            commit_every_seconds=train.commit_every_seconds,
+        settings=fit_settings(
+            config,
             validate_every_epochs=config.validation.every_epochs,
             select=None if task.validation is None else task.validation.plan.metric,
         ),
@@ -175,7 +151,7 @@ def training_job(
         mode=data.mode,
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
-        keep_checkpoints=train.keep_checkpoints,
+        keep_checkpoints=config.train.keep_checkpoints,
         runtime=config.runtime,
         features=task.stored.features,
         train_splits=data.train_splits,

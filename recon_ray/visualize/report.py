@@ -20,15 +20,18 @@ h2 {{ font-size: 18px; margin: 36px 0 10px; }}
 p {{ margin: 6px 0; max-width: 90ch; }}
 .note {{ color: {QUIET_COLOR}; }}
 .bad {{ color: #a3283b; }}
-.scroll {{ overflow-x: auto; background: white; border: 1px solid {GRID_COLOR}; border-radius: 8px; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }}
+.scroll {{ overflow-x: auto; background: white; border: 1px solid {GRID_COLOR};
+  border-radius: 8px; }}
+table {{ border-collapse: collapse; width: 100%; font-size: 13.5px;
+  font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 6px 12px; text-align: right; border-bottom: 1px solid {GRID_COLOR};
   white-space: nowrap; }}
 th {{ background: #eef1f5; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; }}
 tr:last-child td {{ border-bottom: 0; }}
 tr.mark td {{ background: #eef6f0; font-weight: 600; }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); gap: 16px; }}
+.figures {{ display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); }}
 figure {{ margin: 0; background: white; border: 1px solid {GRID_COLOR}; border-radius: 8px;
   padding: 8px; }}
 figure img {{ width: 100%; height: auto; display: block; }}

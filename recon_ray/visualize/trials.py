@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from recon_ray.visualize.canvas import (
     GRID_COLOR,
@@ -111,10 +111,11 @@ def draw_parameter(
         raise ValueError(f"{len(values)} values with {len(results)} results.")
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
-    numbers = [value for value in values if _is_number(value)]
-    places = numbers if len(numbers) == len(values) else _side_by_side(axes, values)
+    numbers = [float(value) for value in values if _is_number(value)]
+    is_axis = len(numbers) == len(values)
+    places = numbers if is_axis else _side_by_side(axes, values)
     axes.scatter(places, results, s=34, color=SERIES_COLORS[0], alpha=0.75, linewidths=0, zorder=3)
-    if len(numbers) == len(values) and min(numbers) > 0 and max(numbers) / min(numbers) > LOG_FROM:
+    if is_axis and min(numbers) > 0 and max(numbers) / min(numbers) > LOG_FROM:
         axes.set_xscale("log")
     _mark_means(axes, places, results)
     style_axes(axes, f"{metric} by {name}")
@@ -126,17 +127,17 @@ def draw_parameter(
     return save_figure(figure, path)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _side_by_side(axes: Axes, values: Sequence[object]) -> list[int]:
+def _side_by_side(axes: Axes, values: Sequence[object]) -> list[float]:
     """Places of values that are no numbers, named on the axis."""
     names = list(dict.fromkeys(map(str, values)))
     axes.set_xticks(
         range(len(names)), names, rotation=30 if max(map(len, names)) > 12 else 0, fontsize=8
     )
-    return [names.index(str(value)) for value in values]
+    return [float(names.index(str(value))) for value in values]
 
 
 def _mark_means(axes: Axes, places: Sequence[float], results: Sequence[float]) -> None:

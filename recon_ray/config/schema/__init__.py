@@ -7,6 +7,7 @@ order and error messages are in :mod:`recon_ray.config.loader`.
 from recon_ray.config.schema.base import (
     ClusterSection,
     JobConfig,
+    ProtocolConfig,
     RunSection,
     RuntimeSection,
     Section,
@@ -73,6 +74,7 @@ from recon_ray.config.schema.training import (
     OptimSection,
     TeacherSection,
     TextTeacherSection,
+    TrainingConfig,
     TrainSection,
 )
 from recon_ray.config.schema.visualize import (
@@ -122,6 +124,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainEvalSection",
     "ProbeSection",
+    "ProtocolConfig",
     "RunSection",
     "RuntimeSection",
     "Section",
@@ -133,6 +136,7 @@ __all__ = [
     "TextOnlySection",
     "TextTeacherSection",
     "TrainSection",
+    "TrainingConfig",
     "TrialSection",
     "ValidationSection",
     "VisualizeConfig",

@@ -113,3 +113,11 @@ class JobConfig(Section):
     run: RunSection = Field(RunSection(), description="Identity of the run.")
     runtime: RuntimeSection = Field(RuntimeSection(), description="How the numbers are computed.")
     cluster: ClusterSection = Field(ClusterSection(), description="Where and on how many workers.")
+
+
+class ProtocolConfig(JobConfig):
+    """A job that can repeat the published code's habits."""
+
+    protocol: Literal["sound", "reference"] = Field(
+        "sound", description="reference repeats the published code's habits, see the README."
+    )

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from recon_ray.config.schema.base import Count, Fraction, JobConfig, Positive, Section
 from recon_ray.config.schema.data import SetSection
-from recon_ray.config.schema.training import OptimSection, TrainSection
+from recon_ray.config.schema.training import OptimSection, TrainingConfig, TrainSection
 from recon_ray.config.schema.weights import ForeignModelSection
 
 Normalization = Literal["auto", "whole", "subset", "none"]
@@ -68,7 +68,7 @@ class ClassificationDataSection(SetSection):
     )
     episodes: str | None = Field(
         None,
-        description="Folder of the episodes (jobs/prepare.py source=fewshot); by default data.path.",
+        description="Folder of episodes (jobs/prepare.py source=fewshot); by default data.path.",
     )
 
 
@@ -97,17 +97,9 @@ class ClassificationEvalSection(Section):
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
 
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(TrainingConfig):
     """jobs/finetune.py: train a classifier on a prepared set, from pre-trained weights or none."""
 
-    protocol: Literal["sound", "reference"] = Field(
-        "sound", description="reference repeats the published code's habits, see the README."
-    )
-    resume: str = Field(
-        "auto",
-        description="auto continues the run of this name, never sets it aside, a path starts from "
-        "that checkpoint.",
-    )
     init_from: str | None = Field(
         None,
         description="Weights to start from: run folder, checkpoint, .safetensors or .pth file, or "
@@ -151,17 +143,6 @@ class FinetuneConfig(JobConfig):
             raise ValueError(
                 f"data.episode={list(self.data.episode)} is learned in one process; set "
                 "cluster.workers=0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _divisible(self) -> FinetuneConfig:
-        batch = self.train.global_batch_size
-        wrong = [w for w in self.cluster.allowed_workers if batch % w]
-        if wrong:
-            raise ValueError(
-                f"train.global_batch_size={batch} is not divisible by "
-                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
             )
         return self
 

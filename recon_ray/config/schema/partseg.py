@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, Fraction, JobConfig, Section
+from recon_ray.config.schema.base import Count, Fraction, Section
 from recon_ray.config.schema.data import SetSection
-from recon_ray.config.schema.training import OptimSection, TrainSection
+from recon_ray.config.schema.training import OptimSection, TrainingConfig, TrainSection
 
 
 class PartsegDataSection(SetSection):
@@ -63,17 +63,9 @@ class PartsegEvalSection(Section):
     limit: Count | None = Field(None, description="Score at most this many shapes of a split.")
 
 
-class PartsegConfig(JobConfig):
+class PartsegConfig(TrainingConfig):
     """jobs/partseg.py: label the points of shapes with parts."""
 
-    protocol: Literal["sound", "reference"] = Field(
-        "sound", description="reference repeats the published code's habits, see the README."
-    )
-    resume: str = Field(
-        "auto",
-        description="auto continues the run of this name, never sets it aside, a path starts from "
-        "that checkpoint.",
-    )
     init_from: str | None = Field(
         None,
         description="Weights that training starts from, or that test=only scores: run folder, "
@@ -111,15 +103,4 @@ class PartsegConfig(JobConfig):
                 raise ValueError(
                     f"data.{key}={name} is one of data.train_splits; choose a held-out split"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _divisible(self) -> PartsegConfig:
-        batch = self.train.global_batch_size
-        wrong = [w for w in self.cluster.allowed_workers if batch % w]
-        if wrong:
-            raise ValueError(
-                f"train.global_batch_size={batch} is not divisible by "
-                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
-            )
         return self

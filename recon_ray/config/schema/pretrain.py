@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from recon_ray.config.schema.base import Count, JobConfig, Positive, Section
+from recon_ray.config.schema.base import Count, Positive, Section
 from recon_ray.config.schema.data import DataSection, PrepareSection
-from recon_ray.config.schema.training import (
-    ModelSection,
-    OptimSection,
-    TeacherSection,
-    TrainSection,
-)
+from recon_ray.config.schema.training import ModelSection, TeacherSection, TrainingConfig
 
 
 class LossSection(Section):
@@ -58,23 +53,13 @@ class ValidationSection(Section):
     limit: Count | None = Field(None, description="Use at most this many shapes a split.")
 
 
-class PretrainConfig(JobConfig):
+class PretrainConfig(TrainingConfig):
     """jobs/pretrain.py: ReCon pre-training on a prepared set."""
 
-    protocol: Literal["sound", "reference"] = Field(
-        "sound", description="reference repeats the published code's habits, see the README."
-    )
-    resume: str = Field(
-        "auto",
-        description="auto continues the run of this name, never sets it aside, a path starts from "
-        "that checkpoint.",
-    )
     data: DataSection = Field(DataSection(), description="What is read.")
     prepare: PrepareSection = Field(PrepareSection(), description="How data.create makes the set.")
     model: ModelSection = Field(ModelSection(), description="The student.")
     teacher: TeacherSection = Field(TeacherSection(), description="The teachers.")
-    train: TrainSection = Field(TrainSection(), description="Length and batch.")
-    optim: OptimSection = Field(OptimSection(), description="Optimizer.")
     loss: LossSection = Field(LossSection(), description="Losses.")
     eval: PretrainEvalSection = Field(
         PretrainEvalSection(), description="Evaluation before and after."
@@ -82,24 +67,3 @@ class PretrainConfig(JobConfig):
     validation: ValidationSection = Field(
         ValidationSection(), description="Validation while training."
     )
-
-    @model_validator(mode="after")
-    def _limits_what_is_indexed(self) -> PretrainConfig:
-        streamed = self.data.mode in ("stream", "cached") and self.cluster.max_workers > 0
-        if streamed and self.data.limit is not None:
-            raise ValueError(
-                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode="
-                f"{self.data.mode}; leave one of the two out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _divisible(self) -> PretrainConfig:
-        batch = self.train.global_batch_size
-        wrong = [w for w in self.cluster.allowed_workers if batch % w]
-        if wrong:
-            raise ValueError(
-                f"train.global_batch_size={batch} is not divisible by "
-                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
-            )
-        return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, JobConfig, NonNegative, Positive, Section
+from recon_ray.config.schema.base import Count, NonNegative, Positive, ProtocolConfig, Section
 from recon_ray.config.schema.downstream import Normalization
 from recon_ray.config.schema.training import TextTeacherSection
 from recon_ray.config.schema.weights import ForeignModelSection
@@ -67,12 +67,9 @@ class ZeroshotSection(Section):
         return self
 
 
-class ZeroshotConfig(JobConfig):
+class ZeroshotConfig(ProtocolConfig):
     """jobs/zeroshot.py: classify shapes by the texts of their classes, without training."""
 
-    protocol: Literal["sound", "reference"] = Field(
-        "sound", description="reference repeats the published code's habits, see the README."
-    )
     init_from: str | None = Field(
         None,
         description="Weights of a pre-training: run folder, checkpoint, file or published name.",
@@ -117,12 +114,9 @@ class ProbeSection(Section):
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
 
-class LinearProbeConfig(JobConfig):
+class LinearProbeConfig(ProtocolConfig):
     """jobs/linear_probe.py: linear SVM, nearest neighbours, logistic regression on features."""
 
-    protocol: Literal["sound", "reference"] = Field(
-        "sound", description="reference repeats the published code's habits, see the README."
-    )
     init_from: str | None = Field(
         None,
         description="Weights with an encoder: run folder, checkpoint, file or published name.",

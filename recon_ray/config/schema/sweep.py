@@ -75,7 +75,7 @@ class SweepSection(TrialSection):
     mode: Literal["max", "min"] = Field("max", description="Whether more or less of it is better.")
     watch: str = Field(
         "val/accuracy",
-        description="Record of metrics.jsonl by which the scheduler compares trials while they run.",
+        description="Record of metrics.jsonl by which the scheduler compares running trials.",
     )
     watch_mode: Literal["max", "min"] = Field(
         "max", description="Whether more or less of that is better."

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, Fraction, NonNegative, Positive, Section
+from recon_ray.config.schema.base import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    ProtocolConfig,
+    Section,
+)
+from recon_ray.config.schema.data import SetSection
 
 
 class ModelSection(Section):
@@ -134,3 +142,37 @@ class OptimSection(Section):
     weight_decay: NonNegative = Field(0.05, description="Decoupled weight decay.")
     warmup_epochs: NonNegative = Field(10.0, description="Epochs of linear warm-up.")
     min_lr: NonNegative = Field(1e-6, description="Learning rate at both ends of the schedule.")
+
+
+class TrainingConfig(ProtocolConfig):
+    """A job that trains a model on a prepared set."""
+
+    resume: str = Field(
+        "auto",
+        description="auto continues the run of this name, never sets it aside, a path starts from "
+        "that checkpoint.",
+    )
+    data: SetSection = Field(SetSection(), description="What is read.")
+    train: TrainSection = Field(TrainSection(), description="Length and batch.")
+    optim: OptimSection = Field(OptimSection(), description="Optimizer.")
+
+    @model_validator(mode="after")
+    def _limits_what_is_indexed(self) -> TrainingConfig:
+        streamed = self.data.mode in ("stream", "cached") and self.cluster.max_workers > 0
+        if streamed and self.data.limit is not None:
+            raise ValueError(
+                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode="
+                f"{self.data.mode}; leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainingConfig:
+        batch = self.train.global_batch_size
+        wrong = [w for w in self.cluster.allowed_workers if batch % w]
+        if wrong:
+            raise ValueError(
+                f"train.global_batch_size={batch} is not divisible by "
+                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
+            )
+        return self

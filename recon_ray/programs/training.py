@@ -1,0 +1,72 @@
+"""What the drivers of all jobs that train have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from recon_ray.cluster.context import plan_workers, ray_session
+from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.config.schema import TrainingConfig
+from recon_ray.programs.checks import check_here
+from recon_ray.train.loop import FitSettings
+
+T = TypeVar("T")
+
+
+def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: ANN401
+    """Translate the configuration for the training loop.
+
+    Args:
+        config: Configuration of the job.
+        more: Settings that are particular to it.
+    """
+    train, optim = config.train, config.optim
+    return FitSettings(
+        epochs=train.epochs,
+        global_batch_size=train.global_batch_size,
+        max_steps=train.steps,
+        micro_batch_size=train.micro_batch_size,
+        seed=config.run.seed,
+        warmup_epochs=optim.warmup_epochs,
+        min_lr=optim.min_lr,
+        protocol=config.protocol,
+        clip_norm=train.clip_norm,
+        sync_batch_norm=train.sync_batch_norm,
+        log_every_steps=train.log_every_steps,
+        commit_every_seconds=train.commit_every_seconds,
+        **more,
+    )
+
+
+def train(
+    job: TrainingJob,
+    config: TrainingConfig,
+    *,
+    begin: Callable[[], None],
+    then: Callable[[dict[str, float]], T],
+) -> T:
+    """Train in this process or on Ray, as the configuration says.
+
+    Args:
+        job: What is trained on what.
+        config: Configuration of the job.
+        begin: Makes the run's folder; called when nothing is left to be refused.
+        then: Is given the metrics and makes the result, while Ray still runs.
+
+    Raises:
+        ConfigError: If the job does not fit the data, the machine or the cluster.
+        ReconError: What a worker met that the user can act on.
+    """
+    job.check(config.cluster.allowed_workers)
+    if config.cluster.workers == 0:
+        check_here(config)
+        begin()
+        return then(train_here(job))
+    with ray_session(config.cluster):
+        mode = resolve_mode(job)
+        plan = plan_workers(
+            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
+        )
+        begin()
+        return then(train_on_ray(job, config.cluster, plan, mode))
