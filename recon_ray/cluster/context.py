@@ -75,15 +75,23 @@ def joins_cluster(options: ClusterSection) -> bool:
 
 
 @contextmanager
-def ray_session(options: ClusterSection) -> Iterator[None]:
+def ray_session(options: ClusterSection, *, dashboard: bool = False) -> Iterator[None]:
     """Join the cluster of the job or address, or start a local one for the time of the job.
 
-    A local cluster is told of one CPU more than the workers reserve, so that reading data never
+    Inside a trial, whose process belongs to a cluster already, that one is used. A local cluster is
+    told of one CPU more than the workers reserve, so that reading data never
     starves: logical CPUs are bookkeeping, threads are set by ``runtime.threads``.
+
+    Args:
+        options: Where.
+        dashboard: Start the dashboard of a local cluster, on loopback.
 
     Raises:
         ConfigError: If the address cannot be joined.
     """
+    if ray.is_initialized():
+        yield
+        return
     prepare_environment(options)
     if joins_cluster(options):
         try:
@@ -104,7 +112,7 @@ def ray_session(options: ClusterSection) -> Iterator[None]:
             address="local",
             num_cpus=cpus,
             object_store_memory=options.object_store_bytes,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             log_to_driver=True,
             logging_level=logging.WARNING,
             runtime_env={"worker_process_setup_hook": _quiet_cleaner},
