@@ -76,7 +76,7 @@ def ray_head() -> Iterator[Head]:
     (folder / "ray").mkdir()
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
-    port, dashboard = _free_ports(2)
+    port, dashboard, agent = _free_ports(3)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -90,6 +90,7 @@ def ray_head() -> Iterator[Head]:
     command = [
         "ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={agent}",
         "--object-store-memory=150000000",
     ]  # fmt: skip
     log = (folder / "head.log").open("w")
