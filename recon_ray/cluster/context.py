@@ -75,16 +75,20 @@ def joins_cluster(options: ClusterSection) -> bool:
 
 
 @contextmanager
-def ray_session(options: ClusterSection, *, dashboard: bool = False) -> Iterator[None]:
+def ray_session(
+    options: ClusterSection, *, dashboard: bool = False, show_workers: bool = True
+) -> Iterator[None]:
     """Join the cluster of the job or address, or start a local one for the time of the job.
 
     Inside a trial, whose process belongs to a cluster already, that one is used. A local cluster is
-    told of one CPU more than the workers reserve, so that reading data never
-    starves: logical CPUs are bookkeeping, threads are set by ``runtime.threads``.
+    told of one CPU more than the workers reserve, so that reading data never starves: logical CPUs
+    are bookkeeping, threads are set by ``runtime.threads``.
 
     Args:
         options: Where.
-        dashboard: Start the dashboard of a local cluster, on loopback.
+        dashboard: Workers are to be cleaned up while the job goes on, for which Ray Train asks the
+            dashboard; that of a local cluster is started, on loopback.
+        show_workers: Bring what the workers print to this process.
 
     Raises:
         ConfigError: If the address cannot be joined.
@@ -96,7 +100,11 @@ def ray_session(options: ClusterSection, *, dashboard: bool = False) -> Iterator
     if joins_cluster(options):
         try:
             _knock(options.address or os.environ.get("RAY_ADDRESS", ""))
-            ray.init(address=options.address or "auto", log_to_driver=True)
+            ray.init(
+                address=options.address or "auto",
+                log_to_driver=show_workers,
+                runtime_env={"worker_process_setup_hook": _name_cluster} if dashboard else None,
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"cluster.address={options.address or os.environ.get('RAY_ADDRESS')}: no Ray "
@@ -113,9 +121,11 @@ def ray_session(options: ClusterSection, *, dashboard: bool = False) -> Iterator
             num_cpus=cpus,
             object_store_memory=options.object_store_bytes,
             include_dashboard=dashboard,
-            log_to_driver=True,
+            log_to_driver=show_workers,
             logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": _quiet_cleaner},
+            runtime_env={
+                "worker_process_setup_hook": _name_cluster if dashboard else _quiet_cleaner
+            },
         )
     try:
         yield
@@ -146,6 +156,16 @@ def _quiet_cleaner() -> None:
     """
     name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _name_cluster() -> None:
+    """Tell a worker's queries of the dashboard which cluster they are about.
+
+    Where several Rays run on a machine, Ray Train's cleaner would otherwise find no answer, and the
+    workers of a stopped run would stay reserved.
+    """
+    address = ray.get_runtime_context().gcs_address
+    os.environ.setdefault("RAY_API_SERVER_ADDRESS", address)
 
 
 def plan_workers(

@@ -36,12 +36,14 @@ from recon_ray.config import dump_yaml
 from recon_ray.config.schema import (
     CacheTeachersConfig,
     EvaluateConfig,
+    FewshotConfig,
     FinetuneConfig,
     ImportWeightsConfig,
     LinearProbeConfig,
     PartsegConfig,
     PrepareConfig,
     PretrainConfig,
+    SweepConfig,
     VisualizeConfig,
     ZeroshotConfig,
 )
@@ -49,12 +51,14 @@ from recon_ray.data.prepared import PreparedSet
 from recon_ray.models.recon import Recon
 from recon_ray.programs.cache_teachers import cache_teachers
 from recon_ray.programs.evaluate import evaluate_classifier
+from recon_ray.programs.fewshot import fewshot
 from recon_ray.programs.finetune import finetune
 from recon_ray.programs.import_weights import import_weights
 from recon_ray.programs.linear_probe import linear_probe
 from recon_ray.programs.partseg import partseg
 from recon_ray.programs.prepare import prepare
 from recon_ray.programs.pretrain import pretrain
+from recon_ray.programs.sweep import sweep
 from recon_ray.programs.visualize import visualize
 from recon_ray.programs.zeroshot import zeroshot
 from recon_ray.tasks.pretrain import PretrainModule
@@ -138,6 +142,16 @@ class Jobs:
     def visualize(self, *arguments: object) -> Outcome:
         given = [f"run.storage={self.runs}", "run.name=pictures", *map(str, arguments)]
         return self._outcome(run_job("visualize", VisualizeConfig, visualize, arguments=given))
+
+    def sweep(self, *arguments: object) -> Outcome:
+        """Sweep a fine-tuning, in this process unless an argument says otherwise."""
+        own = f"run.storage={self.runs}", "run.name=sweep", "cluster.workers=0"
+        given = [*own, *map(str, arguments)]
+        return self._outcome(run_job("sweep", SweepConfig, sweep, arguments=given))
+
+    def fewshot(self, *arguments: object) -> Outcome:
+        given = [f"run.storage={self.runs}", "run.name=few", *map(str, arguments)]
+        return self._outcome(run_job("fewshot", FewshotConfig, fewshot, arguments=given))
 
     def _outcome(self, status: int) -> Outcome:
         out, err = self._capsys.readouterr()
@@ -1534,4 +1548,56 @@ def test_part_segmentation_refuses_other_sets_splits_and_weights(
     )
     only = (path, "test=only", f"init_from={encoder}")
     run_downstream(jobs, "partseg", *only).refused(1, "holds a recon model, and test=only scores")
+    assert jobs.left_behind() == []
+
+
+# --- Sweeps and few-shot runs ---------------------------------------------------------------------
+
+WRONG_SWEEPS: list[tuple[str, str]] = [
+    ("sweep.space={optim.lrr: {grid: [1]}}", r"sweep\.space\.optim\.lrr .*did you mean optim\.lr"),
+    ("sweep.space={optim.lr: {grid: []}}", r"sweep\.space .*optim\.lr: grid is empty; give"),
+    ("sweep.space={optim.lr: {uniform: [-1, 1]}}", r"optim\.lr .*a number > 0, found -1"),
+    ("sweep.space={optim.lr: {uniform: [2, 1]}}", r"optim\.lr: uniform expects the lower bound"),
+    ("sweep.scheduler=hyperband", r"sweep\.scheduler .*one of none, asha, median, found 'hyper"),
+    (
+        "sweep.scheduler=asha",
+        r"sweep: scheduler=asha stops trials, which biases mean and deviation",
+    ),
+    ("config.optim.lrr=1", r"optim\.lrr \(command line\): unknown key; did you mean optim\.lr\?"),
+    ("job=train", r"job \(command line\): expected one of pretrain, finetune, .* found 'train'"),
+    ("config.data.path=absent", r"config\.data\.path=absent: no such folder"),
+    ("cluster.workers=2", r"cluster\.workers=2: the trials are the workers here"),
+]
+
+
+@pytest.mark.parametrize(("argument", "message"), WRONG_SWEEPS, ids=[c[0] for c in WRONG_SWEEPS])
+def test_a_wrong_sweep_is_refused_before_its_first_trial(
+    jobs: Jobs, tiny_prepared: PreparedSet, argument: str, message: str
+) -> None:
+    jobs.sweep(f"config.data.path={tiny_prepared.path}", "sweep.seeds=2", argument).refused(
+        2, message
+    )
+    assert jobs.left_behind() == []
+
+
+def test_a_failed_trial_fails_the_sweep_by_name(jobs: Jobs, tiny_prepared: PreparedSet) -> None:
+    outcome = jobs.sweep(
+        f"config.data.path={tiny_prepared.path}", "config.data.num_points=64",
+        "config.model.preset=nano", "sweep.space={model.num_heads: {grid: [5, 7]}}",
+    )  # fmt: skip
+    assert outcome.status == 1
+    assert len(outcome.complaints()) == 1
+    assert re.search(r"2 of 2 trials failed \(000_num_heads-5, 001_num_", outcome.complaints()[0])
+    assert outcome.out.rstrip().endswith("result.json")
+
+
+def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> None:
+    given = (f"data.path={tiny_prepared.path}", "data.num_points=64", "cluster.workers=0")
+    jobs.fewshot(*given).refused(1, r"data\.episodes=.*: holds no few-shot episodes; make them")
+    jobs.fewshot(*given, "data.episodes=absent").refused(
+        2, r"data\.episodes=absent: no such folder"
+    )
+    jobs.fewshot(*given, "fewshot.folds=[]").refused(
+        2, r"way, shot or folds is empty; give numbers"
+    )
     assert jobs.left_behind() == []

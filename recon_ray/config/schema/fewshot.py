@@ -38,9 +38,9 @@ class FewshotSection(TrialSection):
     def _are_some(self) -> FewshotSection:
         episodes = self.episodes
         if not episodes:
-            raise ValueError("fewshot.way, fewshot.shot or fewshot.folds is empty; give numbers")
+            raise ValueError("way, shot or folds is empty; give numbers")
         if len({*episodes}) < len(episodes):
-            raise ValueError("fewshot.way, fewshot.shot or fewshot.folds has a number twice")
+            raise ValueError("way, shot or folds has a number twice")
         return self
 
 

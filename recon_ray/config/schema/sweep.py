@@ -97,11 +97,11 @@ class SweepSection(TrialSection):
             )
         if self.samples > 1 and not drawn:
             raise ValueError(
-                f"sweep.samples={self.samples}: sweep.space draws nothing, all of it is grids; "
-                "leave it out, or set sweep.seeds for repetitions"
+                f"samples={self.samples}, but space draws nothing, all of it is grids; leave it "
+                "out, or set sweep.seeds for repetitions"
             )
         if self.search == "optuna" and not drawn:
-            raise ValueError("sweep.search=optuna: sweep.space draws nothing, all of it is grids")
+            raise ValueError("search=optuna, but space draws nothing, all of it is grids")
         return self
 
     @model_validator(mode="after")
@@ -109,12 +109,12 @@ class SweepSection(TrialSection):
         is_repeated = self.seeds > 1 or "run.seed" in self.space
         if self.scheduler != "none" and is_repeated:
             raise ValueError(
-                f"sweep.scheduler={self.scheduler} stops trials, which biases mean and deviation "
+                f"scheduler={self.scheduler} stops trials, which biases mean and deviation "
                 "over seeds; search without seeds first, then run seeds with sweep.scheduler=none"
             )
         if self.search == "optuna" and is_repeated:
             raise ValueError(
-                "sweep.search=optuna proposes configurations, not seeds; search first, then run "
+                "search=optuna proposes configurations, not seeds; search first, then run "
                 "seeds with sweep.search=random"
             )
         return self

@@ -1,0 +1,16 @@
+"""Fine-tune on few-shot episodes: ``python jobs/fewshot.py [CONFIG.yaml ...] [key=value ...]``."""
+
+import sys
+
+from recon_ray.cli import Job, JobResult, run_job
+from recon_ray.config.schema import FewshotConfig
+
+
+def main(job: Job[FewshotConfig]) -> JobResult:
+    from recon_ray.programs.fewshot import fewshot  # torch and Ray load only when needed
+
+    return fewshot(job)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("fewshot", FewshotConfig, main))

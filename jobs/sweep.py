@@ -1,0 +1,16 @@
+"""Run many trials of a job: ``python jobs/sweep.py CONFIG.yaml [...] [key=value ...]``."""
+
+import sys
+
+from recon_ray.cli import Job, JobResult, run_job
+from recon_ray.config.schema import SweepConfig
+
+
+def main(job: Job[SweepConfig]) -> JobResult:
+    from recon_ray.programs.sweep import sweep  # torch and Ray load only when needed
+
+    return sweep(job)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("sweep", SweepConfig, main))

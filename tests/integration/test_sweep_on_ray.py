@@ -1,0 +1,223 @@
+"""Sweeps on Ray: a killed driver, fractions of a GPU, trials that fail or are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray import cloudpickle
+from ray.util import placement_group_table
+
+from recon_ray.cli import Job
+from recon_ray.cluster.board import Board
+from recon_ray.cluster.context import ray_session
+from recon_ray.cluster.ledger import Ledger
+from recon_ray.cluster.trials import EarlyStopping, Trial, TrialJob, plan_trials
+from recon_ray.cluster.tuning import run_on_ray
+from recon_ray.config import dump_yaml
+from recon_ray.config.schema import ClusterSection, SweepConfig, TrialSection
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.programs.sweep import sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.ray
+# The trials' processes cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def finetuning(prepared: PreparedSet) -> dict[str, Any]:
+    """A fine-tuning that takes a second."""
+    return {
+        "data": {"path": str(prepared.path), "num_points": 64},
+        "model": {
+            "preset": "nano", "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8,
+            "group_size": 8,
+        },
+        "train": {"epochs": 2, "global_batch_size": 8, "log_every_steps": 1},
+        "optim": {"lr": 1e-3, "warmup_epochs": 1},
+    }  # fmt: skip
+
+
+class Tracked:
+    """A trial that notes when it ran and tells its epochs; trial 2 fails if it may."""
+
+    def __init__(self, folder: str, *, fails: bool, epochs: int = 3, seconds: float = 0.3) -> None:
+        self.folder = folder
+        self.fails = fails
+        self.epochs = epochs
+        self.seconds = seconds
+
+    def __call__(self, trial: Trial, shared: Any, threads: int, report: Any) -> dict[str, float]:
+        began, x = time.time(), trial.values["x"]
+        if self.fails and x == 2:
+            raise ValueError("no trial like that\nsecond line")
+        for epoch in range(self.epochs):
+            time.sleep(self.seconds)
+            report({"epoch": epoch + 1, "val/accuracy": x / 10})
+        record = {
+            "status": "done",
+            "metrics": {"accuracy": x / 10 + shared["offset"]},
+            "when": [began, time.time()],
+            "epochs": self.epochs,
+        }
+        Ledger(self.folder).folder(trial.name).write("result.json", json.dumps(record))
+        return record["metrics"]
+
+
+def tracked_job(
+    folder: Path, options: TrialSection, *, fails: bool = False, **more: Any
+) -> TrialJob:
+    return TrialJob(
+        run=Tracked(str(folder), fails=fails),
+        folder=str(folder),
+        section="sweep",
+        options=options,
+        metric="accuracy",
+        mode="max",
+        shared={"offset": 0.5},
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterSection]:
+    """A local cluster that claims one GPU."""
+    ray.init(
+        address="local", num_cpus=4, num_gpus=1, object_store_memory=100_000_000,
+        include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    yield ClusterSection(address="auto")
+    ray.shutdown()
+
+
+def run(job: TrialJob, cluster: ClusterSection, trials: list[Trial]) -> Board:
+    board = Board(len(trials), job.metric)
+    run_on_ray(job, plan_trials(job, cluster, len(trials)), board, trials=trials)
+    return board
+
+
+def most_at_once(ledger: Ledger, trials: list[Trial]) -> int:
+    times = [ledger.result(trial.name)["when"] for trial in trials]
+    return max(sum(begin <= at < end for begin, end in times) for at, _ in times)
+
+
+def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
+    cluster: ClusterSection, tmp_path: Path
+) -> None:
+    options = TrialSection(cpus_per_trial=0.25, gpus_per_trial=0.25)
+    job = tracked_job(tmp_path, options)
+    job.run.seconds = 1.0
+    trials = [Trial(f"t{x}", {"x": x}) for x in range(8)]
+    assert plan_trials(job, cluster, 8).at_once == 4
+    run(job, cluster, trials)
+    assert most_at_once(job.ledger, trials) == 4
+
+
+def test_a_trial_that_raises_leaves_the_others_alone(
+    cluster: ClusterSection, tmp_path: Path
+) -> None:
+    job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0), fails=True)
+    trials = [Trial(f"t{x}", {"x": x}) for x in range(4)]
+    board = run(job, cluster, trials)
+    assert [job.ledger.status(t.name) for t in trials] == ["done", "done", "failed", "done"]
+    assert job.ledger.failure("t2") == "ValueError: no trial like that"
+    assert "Traceback" in (tmp_path / "trials" / "t2" / "failure.txt").read_text()
+    assert board.failed == ["t2"]
+    assert board.best == (0.8, "t3")
+    assert not (tmp_path / ".ray-tune").exists()
+
+
+def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path: Path) -> None:
+    stopping = EarlyStopping("asha", "val/accuracy", "max", 3, 1, 2)
+    options = TrialSection(gpus_per_trial=0, max_concurrent=1)
+    job = tracked_job(tmp_path, options, stopping=stopping)
+    trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 3, 9)]
+    run(job, cluster, trials)
+    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    assert statuses == {"t5": "done", "t4": "stopped", "t3": "stopped", "t9": "done"}
+    assert job.ledger.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
+
+
+def command(config: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / "sweep.py"), str(config), *arguments]
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_continues_with_what_is_not_done(
+    tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    config = SweepConfig(
+        run={"name": "s", "storage": str(tmp_path)},
+        config=finetuning(tiny_prepared),
+        sweep={"space": {"optim.lr": {"grid": [1e-4, 1e-3]}}, "seeds": 3},
+    )
+    file = tmp_path / "sweep.yaml"
+    file.write_text(dump_yaml(config))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    process = subprocess.Popen(command(file), env=environment, stderr=subprocess.PIPE, text=True)
+    trials = tmp_path / "s" / "trials"
+    deadline = time.monotonic() + 240
+    while len(list(trials.glob("*/result.json"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # for the trials to notice
+    done = {path: path.stat().st_mtime_ns for path in trials.glob("*/result.json")}
+    assert len(done) < 6
+    again = subprocess.run(
+        command(file), env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"6 trials, {len(done)} of them are done" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list(trials.glob("*/result.json"))) == 6
+    table = pq.read_table(tmp_path / "s" / "trials.parquet")
+    assert table["status"].to_pylist() == ["done"] * 6
+    assert json.loads((tmp_path / "s" / "result.json").read_text())["counts"]["done"] == 6
+
+
+@pytest.mark.slow
+def test_inner_runs_that_are_stopped_leave_nothing_reserved(
+    tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    """Each trial has two workers; the second one is stopped after its first epoch."""
+    inner = finetuning(tiny_prepared) | {"cluster": {"workers": 2, "cpus_per_worker": 0.5}}
+    inner["train"] = {**inner["train"], "epochs": 30}
+    config = SweepConfig(
+        run={"name": "nested", "storage": str(tmp_path)},
+        config=inner,
+        sweep={
+            "space": {"optim.lr": {"grid": [1e-2, 1e-7]}},
+            "scheduler": "asha",
+            "watch": "train/loss",
+            "watch_mode": "min",
+            "reduction_factor": 2,
+            "max_concurrent": 1,
+        },
+    )
+    local = ClusterSection(workers=1, cpus_per_worker=1.1)
+    with ray_session(local, dashboard=True, show_workers=False):
+        whole = ray.cluster_resources()["CPU"]
+        result = sweep(Job("sweep", config, {}, ()))
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU", 0) < whole and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert ray.available_resources().get("CPU") == whole
+        assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    assert result.failure is None
+    ledger = Ledger(str(tmp_path / "nested"))
+    first, second = ledger.names()
+    assert (ledger.status(first), ledger.status(second)) == ("done", "stopped")
+    assert (ledger.stopped(second) or {})["epoch"] < 30

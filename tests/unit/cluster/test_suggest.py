@@ -1,0 +1,56 @@
+"""Optuna's proposals: within the space, continued from what is on disk, refused where absent."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from recon_ray.cluster.suggest import OptunaSource, check_optuna
+from recon_ray.config.search import parse_space
+from recon_ray.errors import ConfigError
+
+SPACE = parse_space(
+    {
+        "optim.lr": {"loguniform": [1e-5, 1e-2]},
+        "train.tune": {"choice": ["full", "mlp3"]},
+        "train.epochs": {"randint": [1, 3]},
+    }
+)
+
+
+def source(count: int, **more: Any) -> OptunaSource:
+    pytest.importorskip("optuna", reason="Optuna is not installed (recon-ray[search])")
+    return OptunaSource(SPACE, count=count, seed=0, metric="accuracy", mode="max", **more)
+
+
+def test_proposals_are_legal_and_end_after_their_number() -> None:
+    found = source(4)
+    for number in range(4):
+        trial = found.suggest(str(number))["trial"]
+        values = trial["values"]
+        assert trial["name"].startswith(f"00{number}_lr-")
+        assert 1e-5 <= values["optim.lr"] <= 1e-2
+        assert values["train.tune"] in ("full", "mlp3")
+        assert values["train.epochs"] in (1, 2, 3)
+        found.on_trial_complete(str(number), {"accuracy": number / 10})
+    assert found.suggest("5") == Searcher.FINISHED
+
+
+def test_a_continued_search_finishes_what_was_begun_and_counts_what_is_done() -> None:
+    first = {"optim.lr": 1e-3, "train.tune": "full", "train.epochs": 2}
+    begun = {**first, "optim.lr": 1e-4}
+    found = source(4, earlier=[(first, 0.5), (first, None)], unfinished=[("002_b", begun)])
+    assert found.suggest("a") == {"trial": {"name": "002_b", "values": begun}}
+    assert found.suggest("b")["trial"]["name"].startswith("003_")
+    assert found.suggest("c") == Searcher.FINISHED
+    found.on_trial_complete("a", error=True)
+    found.on_trial_complete("b", {"accuracy": 0.7})
+
+
+def test_without_optuna_the_search_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"Optuna is not installed; pip install 'recon-ray"):
+        check_optuna()

@@ -1,0 +1,82 @@
+"""Tables of trials against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from recon_ray.programs.trial_tables import (
+    Spread,
+    TrialRow,
+    is_fraction,
+    mean_and_deviation,
+    ranked,
+    spreads,
+    summary_cells,
+    trials_table,
+)
+
+
+def row(name: str, lr: float, seed: int, accuracy: float, **more: object) -> TrialRow:
+    metrics = {"accuracy": accuracy, "accuracy_last": accuracy - 0.1, "accuracy_best": accuracy}
+    values = {"optim.lr": lr, "run.seed": seed}
+    return TrialRow(name, values, "done", metrics, "by hand", **more)
+
+
+ROWS = [
+    row("a", 1e-3, 0, 0.8, protocol="reference"),
+    row("b", 1e-3, 1, 0.9, protocol="reference"),
+    row("c", 1e-3, 2, 1.0, protocol="reference"),
+    row("d", 1e-4, 0, 0.95),
+    TrialRow("e", {"optim.lr": 1e-4, "run.seed": 1}, "failed", error="no"),
+]
+
+
+def test_mean_and_sample_deviation_are_those_of_a_hand_calculation() -> None:
+    first, second = spreads(ROWS, "accuracy")
+    assert first.values == {"optim.lr": 1e-3}
+    assert first.mean == pytest.approx(0.9, abs=1e-12)
+    # sqrt((0.1² + 0 + 0.1²) / (3 - 1)) = 0.1; with ddof=0 it would be 0.0816
+    assert first.deviation == pytest.approx(0.1, abs=1e-12)
+    assert (second.mean, len(second.numbers)) == (0.95, 1)
+    assert math.isnan(second.deviation)
+    assert second.record()["std"] is None
+
+
+def test_epochs_chosen_in_other_ways_are_labeled() -> None:
+    first, second = spreads(ROWS, "accuracy")
+    assert set(first.labeled) == {"last epoch", "best on test"}
+    assert set(second.labeled) == {"last epoch", "best on validation"}
+    assert first.record()["labeled"]["last epoch"]["mean"] == pytest.approx(0.8, abs=1e-12)
+    assert first.record()["labeled"]["best on test"]["std"] == pytest.approx(0.1, abs=1e-12)
+
+
+def test_the_best_comes_first_by_mode() -> None:
+    groups = spreads(ROWS, "accuracy")
+    assert [group.mean for group in ranked(groups, "max")] == [0.95, pytest.approx(0.9)]
+    assert ranked(groups, "min")[0].values == {"optim.lr": 1e-3}
+    assert ranked([Spread({}, ())], "max") == []
+
+
+def test_a_failed_trial_is_a_row_without_numbers() -> None:
+    table = trials_table(ROWS).to_pydict()
+    assert table["status"] == ["done"] * 4 + ["failed"]
+    assert table["metrics.accuracy"] == [0.8, 0.9, 1.0, 0.95, None]
+    assert table["error"][-1] == "no"
+    assert table["optim.lr"] == [1e-3] * 3 + [1e-4] * 2
+
+
+def test_values_of_several_kinds_become_texts() -> None:
+    rows = [TrialRow(str(i), {"x": value}, "waiting") for i, value in enumerate((1, "a", None))]
+    assert trials_table(rows)["x"].to_pylist() == ["1", "a", "null"]
+
+
+def test_cells_show_percent_and_no_deviation_of_one() -> None:
+    head, cells = summary_cells(spreads(ROWS, "accuracy"), "accuracy", percent=True)
+    assert head[:3] == ["optim.lr", "trials", "accuracy, mean ± std"]
+    assert cells[0][:5] == ["0.001", "3", "90.00 % ± 10.00 %", "80.00 %", "100.00 %"]
+    assert cells[1][2] == "95.00 %"
+    assert mean_and_deviation((), percent=False) == "-"
+    assert is_fraction("accuracy", ROWS)
+    assert not is_fraction("loss_last", ROWS)
