@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # Building CUDA kernels takes minutes: done by hand with `make ops`, and where a GPU will use them.
 WITHOUT_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo RECON_OPS_CUDA=0)
 
-.PHONY: quickstart test lint ops clean
+.PHONY: quickstart test test-all lint ops clean
 
 quickstart: $(VENV)/.ops
 	$(BIN)/python jobs/pretrain.py
 
 test: $(VENV)/.installed-dev $(VENV)/.ops
 	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.installed-dev $(VENV)/.ops
+	$(BIN)/python -m pytest -q -m ''
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.slow
 def test_ingest_figures_come_from_whole_passes(ray_head, tmp_path):
     done = subprocess.run(
         [

@@ -119,6 +119,7 @@ def test_an_error_of_an_actor_is_one_sentence(runner, ray_head, copy):
     )
 
 
+@pytest.mark.long
 def test_every_mode_trains_with_the_cache_and_evaluates_each_row_once(runner, copy):
     finish(runner, copy, "cluster.workers=0")
     options = (

@@ -69,6 +69,7 @@ def test_two_workers_classify_and_probe_as_one_process_does(run, workers, weight
     assert both["counts"]["encoded_clouds"] == 2 * 22
 
 
+@pytest.mark.long
 def test_two_workers_segment_as_one_process_does(run, workers, tiny_parts, tmp_path):
     sizes = [f"model.{name}={value}" for name, value in SIZES.items()]
     sizes += ["model.preset=nano", "model.propagation_widths=[32,24]", "model.head_widths=[24,16]"]

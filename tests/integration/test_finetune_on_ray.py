@@ -85,6 +85,7 @@ def test_two_workers_learn_and_measure_what_one_process_does(runner):
     assert not (runner.runs / "there" / ".ray-evaluation").exists()
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_like_a_whole_one_and_a_stream_takes_all_steps(runner):
     runner.finetune("whole", "cluster.workers=0")
     runner.finetune("part", "train.steps=4")

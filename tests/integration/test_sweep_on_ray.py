@@ -188,7 +188,7 @@ def test_a_killed_sweep_continues_with_what_is_not_done(
     assert json.loads((tmp_path / "s" / "result.json").read_text())["counts"]["done"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inner_runs_that_are_stopped_leave_nothing_reserved(
     tiny_prepared: PreparedSet, tmp_path: Path
 ) -> None:
