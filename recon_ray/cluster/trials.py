@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ Report = Callable[[Mapping[str, float]], None]
 
 #: What a driver of an inner run reserves; Tune refuses a trial that reserves nothing.
 DRIVER_CPUS = 0.01
+#: How long the dashboard of a cluster may take to answer.
+DASHBOARD_SECONDS = 45.0
 
 
 @dataclass(frozen=True)
@@ -202,16 +205,26 @@ def _wanted(job: TrialJob, count: int) -> int:
 def _check_dashboard(job: TrialJob) -> None:
     """Refuse a cluster without dashboard: Ray Train asks it which workers are to be cleaned up.
 
-    Without it the workers of a stopped trial stay reserved, and the next trials wait for ever.
+    Without it the workers of a stopped trial stay reserved, and the next trials wait for ever. One
+    that has just been started takes some seconds to answer.
     """
-    try:
-        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=20)
-    except Exception as error:
+    deadline = time.monotonic() + DASHBOARD_SECONDS
+    while (error := _dashboard_error()) is not None and time.monotonic() < deadline:
+        time.sleep(1)
+    if error is not None:
         raise ConfigError(
             f"{job.section}.scheduler: stopping trials that have several workers needs the "
             "cluster's dashboard, which does not answer; start the cluster with it, or set "
             f"{job.section}.scheduler=none"
         ) from error
+
+
+def _dashboard_error() -> Exception | None:
+    try:
+        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=20)
+    except Exception as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True)
