@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recon_ray.data.files import read_json, remove_temporaries, write_file, write_json, write_table
 from recon_ray.data.manifest import make_manifest
 from recon_ray.data.plan import Plan, PrepareOptions, ShardTask, differences, make_plan
+from recon_ray.data.progress import ShardProgress
 from recon_ray.data.runners import run_processes, run_serial
 from recon_ray.data.schema import KINDS, MANIFEST
 from recon_ray.data.shards import RECORDS, build_shard, finished
@@ -47,7 +47,6 @@ QUARANTINE = "_quarantine.jsonl"
 PLAN = "plan.json"
 FOLDERS = (*KINDS, RECORDS)
 TOLERATED_ANYWAY = 3  # a handful of bad files must not stop a small set; never more than half of it
-PROGRESS_SECONDS = 5.0
 SHOWN = 10
 
 
@@ -102,7 +101,8 @@ def prepare(
 
 def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
     """Build the shards; gives their records as they come, and ends what builds when it is left."""
-    progress = _Progress(len(todo))
+    samples = sum(len(task.items) for task in todo)
+    progress = ShardProgress("prepare", shards=len(todo), units=samples, unit="samples")
     tasks = {task.key: task for task in todo}
     records = run(build_shard, todo)
     try:
@@ -113,7 +113,7 @@ def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
                     f"{task.root}: shard {task.split}/{task.name} was built, but is not there; the "
                     "output has to be a folder that all nodes share"
                 )
-            progress.add(record)
+            progress.add(record["planned"])
             yield record
     finally:
         if hasattr(records, "close"):
@@ -163,26 +163,6 @@ def _remove_leftovers(root: Path, plan: Plan) -> None:
 
 
 # The whole set
-
-
-class _Progress:
-    """Logs how far the job is, every few seconds."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.shards = 0
-        self.samples = 0
-        self.start = self.last = time.monotonic()
-
-    def add(self, record: Record) -> None:
-        self.shards += 1
-        self.samples += record["rows"]
-        now = time.monotonic()
-        if now - self.last < PROGRESS_SECONDS and self.shards < self.total:
-            return
-        self.last = now
-        rate = self.samples / max(now - self.start, 1e-9)
-        logger.info("prepare: %d/%d shards, %.0f samples/s", self.shards, self.total, rate)
 
 
 def _check_quarantine(root: Path, plan: Plan, records: dict[str, Record]) -> None:

@@ -9,7 +9,6 @@ manifest comes last.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from recon_ray.data.batches import prefetch
 from recon_ray.data.files import read_json, remove_temporaries, write_json, write_table
 from recon_ray.data.images import ImageTransform, load_images
 from recon_ray.data.prepared import PreparedSet, Split
+from recon_ray.data.progress import ShardProgress
 from recon_ray.data.schema import MANIFEST, tensor_column
 from recon_ray.data.teacher_cache import (
     CACHE_VERSION,
@@ -41,7 +41,6 @@ from recon_ray.models.teachers import ImageTeacher
 logger = logging.getLogger(__name__)
 
 RECORDS = "_records"
-PROGRESS_SECONDS = 5.0
 
 Record = dict[str, Any]
 
@@ -178,10 +177,11 @@ def build_cache(
     )
     if todo:
         (plan.root / MANIFEST).unlink(missing_ok=True)  # an incomplete cache must not look complete
-    progress = _Progress(todo)
+    images = sum(task.images for task in todo)
+    progress = ShardProgress("cache_teachers", shards=len(todo), units=images, unit="images")
     try:
         for record in run(todo) if todo else ():
-            progress.add(record)
+            progress.add(record["images"])
     finally:
         remove_temporaries(plan.root, (RECORDS, *plan.tasks))
     copies = plan.identity["choices"]["copies"]
@@ -316,27 +316,3 @@ def _write_manifest(root: Path, identity: Identity, **content: Any) -> dict[str,
     manifest = {"version": CACHE_VERSION, "identity": dict(identity), **content}
     write_json(root / MANIFEST, manifest)
     return manifest
-
-
-class _Progress:
-    """Logs how far the job is, with the rate and what is left, every few seconds."""
-
-    def __init__(self, tasks: Sequence[EncodeTask]) -> None:
-        self.shards = len(tasks)
-        self.images = sum(task.images for task in tasks)
-        self.done_shards = self.done_images = 0
-        self.start = self.last = time.monotonic()
-
-    def add(self, record: Record) -> None:
-        self.done_shards += 1
-        self.done_images += record["images"]
-        now = time.monotonic()
-        if now - self.last < PROGRESS_SECONDS and self.done_shards < self.shards:
-            return
-        self.last = now
-        rate = self.done_images / max(now - self.start, 1e-9)
-        left = (self.images - self.done_images) / max(rate, 1e-9)
-        logger.info(
-            "cache_teachers: %d/%d shards, %.0f images/s, about %.0f s left",
-            self.done_shards, self.shards, rate, left,
-        )  # fmt: skip

@@ -67,8 +67,7 @@ def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
     image = None if config.teacher.image.name is None else _plan_images(config, prepared)
     if job.dry_run:
         return _dry_run(config, image, texts)
-    if config.cluster.workers == 0:
-        check_here(config)
+    check_here(config)
     run = start_run("cache_teachers", config, label=_label(config))
     started = time.monotonic()
     todo = 0 if image is None else sum(task.images for task in image.plan.unfinished())

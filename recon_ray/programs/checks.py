@@ -15,6 +15,7 @@ from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.presets import PRESETS
 from recon_ray.models.recon import Recon
+from recon_ray.points import ops
 from recon_ray.programs.run import Run
 from recon_ray.tasks.teachers import SOURCE
 from recon_ray.train.checkpoint import check_model_state
@@ -163,13 +164,25 @@ def check_start(run: Run, task: Task) -> None:
         raise ConfigError(str(error)) from error
 
 
+def use_ops(config: JobConfig) -> None:
+    """Take the configured point operations in this process, and say which they are.
+
+    Raises:
+        OpsError: If those that are asked for are not installed.
+    """
+    ops.set_backend(config.runtime.ops_backend)
+    ops.announce()
+
+
 def check_here(config: JobConfig) -> None:
-    """Refuse what this process cannot do without Ray.
+    """Refuse what this process cannot do where the job runs without Ray.
 
     Raises:
         ConfigError: If a GPU is asked for and there is none.
     """
-    if config.runtime.device == "cuda" and not torch.cuda.is_available():
+    if config.cluster.workers != 0 or config.runtime.device != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise ConfigError(
             "runtime.device=cuda: torch finds no usable GPU in this process (cluster.workers=0); "
             "set runtime.device=auto"

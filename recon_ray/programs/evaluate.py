@@ -14,8 +14,7 @@ from recon_ray.config.schema import EvaluateConfig
 from recon_ray.data.batches import BatchOptions
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
-from recon_ray.points import ops
-from recon_ray.programs.checks import check_here, find_set
+from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import (
     check_labels,
     check_names,
@@ -47,10 +46,8 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
     make, weights, pipeline = _plan(config, prepared)
     if config.data.verify:
         prepared.verify_hashes()
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
-    if config.cluster.workers == 0:
-        check_here(config)
+    use_ops(config)
+    check_here(config)
     if job.dry_run:
         return _dry_run(config, prepared, weights)
     run = open_run("evaluate", config, label=config.data.split, resume=config.resume)

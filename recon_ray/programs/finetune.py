@@ -20,8 +20,7 @@ from recon_ray.cluster.trainer import TrainingJob
 from recon_ray.config.schema import FinetuneConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
-from recon_ray.points import ops
-from recon_ray.programs.checks import check_start, find_set
+from recon_ray.programs.checks import check_start, find_set, use_ops
 from recon_ray.programs.classifiers import (
     check_classes,
     check_labels,
@@ -210,8 +209,7 @@ def _train(
     run: Run, config: FinetuneConfig, prepared: PreparedSet, *, measure: bool = True
 ) -> Outcome:
     """Check everything, begin the run, train, measure."""
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
+    use_ops(config)
     make, report = make_task(config, prepared)
     check_start(run, replace_config(make(), init_from=None))
     job = training_job(run, config, prepared, make)

@@ -12,8 +12,7 @@ from recon_ray.config.schema import LinearProbeConfig
 from recon_ray.data.batches import BatchOptions
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
-from recon_ray.points import ops
-from recon_ray.programs.checks import check_here, find_set
+from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import check_classes, check_labels, check_points, load_start
 from recon_ray.programs.run import Run, open_run
 from recon_ray.tasks.clouds import pipeline_of
@@ -40,10 +39,8 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     make = _evaluation(config, prepared, place)
     if config.data.verify:
         prepared.verify_hashes()
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
-    if config.cluster.workers == 0:
-        check_here(config)
+    use_ops(config)
+    check_here(config)
     if job.dry_run:
         return JobResult("dry run: weights and set fit, nothing was probed")
     run = open_run("linear_probe", config, label=prepared.path.name)

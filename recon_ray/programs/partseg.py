@@ -19,8 +19,7 @@ from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.partseg import PartSegmenter
 from recon_ray.models.presets import preset_sizes
-from recon_ray.points import ops
-from recon_ray.programs.checks import check_here, find_set
+from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.part_table import read_part_table
 from recon_ray.programs.run import Run, open_run
@@ -44,8 +43,7 @@ logger = logging.getLogger(__name__)
 def partseg(job: Job[PartsegConfig]) -> JobResult:
     """Train and score, or only score, and write ``result.json``."""
     config = job.config
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
+    use_ops(config)
     if job.dry_run and config.test == "after":
         return _dry_run(config)
     prepared, table = open_parts(config)
@@ -297,8 +295,7 @@ def _score_only(
     if dry_run:
         return JobResult("dry run: the weights fit the set, nothing was scored")
     run = open_run("partseg", config, label=f"test-{prepared.path.name}", resume=config.resume)
-    if config.cluster.workers == 0:
-        check_here(config)
+    check_here(config)
     run.begin()
     found = _score(run, config, prepared, scoring_of(config, prepared, table), place, given)
     selection = f"the weights of init_from ({weights.source}) as they are"

@@ -16,7 +16,6 @@ from recon_ray.cluster.trainer import TrainingJob
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
-from recon_ray.points import ops
 from recon_ray.programs.checks import (
     check_labels,
     check_model,
@@ -25,6 +24,7 @@ from recon_ray.programs.checks import (
     check_texts,
     find_set,
     texts_of,
+    use_ops,
 )
 from recon_ray.programs.run import Run, open_run
 from recon_ray.programs.training import fit_settings, train
@@ -93,8 +93,7 @@ def _make_synthetic(config: PretrainConfig, path: Path) -> None:
 
 def _train(run: Run, config: PretrainConfig, prepared: PreparedSet) -> dict[str, float]:
     """Check everything, begin the run, train; a refused configuration leaves nothing behind."""
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
+    use_ops(config)
     task = make_task(config, prepared)
     check_start(run, task)
     _check_teachers(run, task)

@@ -59,8 +59,8 @@ def train(
         ReconError: What a worker met that the user can act on.
     """
     job.check(config.cluster.allowed_workers)
+    check_here(config)
     if config.cluster.workers == 0:
-        check_here(config)
         begin()
         return then(train_here(job))
     with ray_session(config.cluster):

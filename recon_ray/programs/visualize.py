@@ -14,9 +14,8 @@ from recon_ray.config.schema import VisualizeConfig
 from recon_ray.errors import ConfigError
 from recon_ray.models.attention import encoders_with_tokens
 from recon_ray.models.cloud import CloudModel
-from recon_ray.points import ops
 from recon_ray.points.random import SampleGenerator
-from recon_ray.programs.checks import check_here
+from recon_ray.programs.checks import check_here, use_ops
 from recon_ray.programs.chosen_shapes import ChosenShape, choose_shapes
 from recon_ray.programs.figures import write_meshes, writing_figures
 from recon_ray.programs.run import start_run
@@ -42,8 +41,7 @@ def visualize(job: Job[VisualizeConfig]) -> JobResult:
     """
     config = job.config
     check_here(config)
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
+    use_ops(config)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     model, source = open_model(config)

@@ -21,8 +21,7 @@ from recon_ray.data.teacher_cache import StoredBank
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.teachers import text_bank
 from recon_ray.models.teachers.table import TableTextTeacher
-from recon_ray.points import ops
-from recon_ray.programs.checks import check_here, find_set, texts_of
+from recon_ray.programs.checks import check_here, find_set, texts_of, use_ops
 from recon_ray.programs.classifiers import (
     check_classes,
     check_labels,
@@ -56,10 +55,8 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     choice = _choice(config, prepared)
     if config.data.verify:
         prepared.verify_hashes()
-    ops.set_backend(config.runtime.ops_backend)
-    ops.announce()
-    if config.cluster.workers == 0:
-        check_here(config)
+    use_ops(config)
+    check_here(config)
     if job.dry_run:
         return _dry_run(config, prepared, candidates, identity)
     run = open_run("zeroshot", config, label=prepared.path.name)
