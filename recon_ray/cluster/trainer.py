@@ -38,8 +38,10 @@ from recon_ray.errors import ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import FitSettings, fit
-from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder
+from recon_ray.train.loop import fit
+from recon_ray.train.residency import Residency, indexed_feed
+from recon_ray.train.runtime import LocalRuntime, RunFolder
+from recon_ray.train.settings import FitSettings
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class TrainingJob:
         folder: The run's folder.
         evaluation_splits: Splits that the task evaluates on, besides ``train``.
         mode: Ingest mode.
+        residency: Where the training rows lie, if they are not streamed.
         limit: Most training rows.
         shuffle_buffer: Rows mixed in memory when streaming.
         keep_checkpoints: Newest checkpoints that are kept.
@@ -78,6 +81,7 @@ class TrainingJob:
     folder: RunFolder
     evaluation_splits: tuple[str, ...]
     mode: Mode
+    residency: Residency
     limit: int | None
     shuffle_buffer: int
     keep_checkpoints: int
@@ -153,13 +157,20 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     views = [train.select(["sample_id", "views"])] if job.uses_views else None
     features = [[read_features(one).slice(0, job.train_rows)] for one in job.features]
     tables = {split.name: IndexedTable([train.select(columns)], views, features)}
-    train_feed = IndexedFeed(tables[split.name], options, seed=job.settings.seed)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    train_feed = indexed_feed(
+        tables[split.name],
+        options,
+        seed=job.settings.seed,
+        residency=job.residency,
+        device=device,
+    )
     tables |= read_tables(job.evaluation_tables, columns)
     runtime = LocalRuntime(
         job.folder,
         tables=tables,
         train_feed=train_feed,
-        device=torch.device("cuda" if on_gpu else "cpu"),
+        device=device,
         keep_checkpoints=job.keep_checkpoints,
     )
     settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
@@ -233,6 +244,7 @@ def run_workers(
         cluster: Where.
         plan: Resources of the workers.
         mode: Ingest mode.
+        residency: Where the training rows lie, if they are not streamed.
 
     Raises:
         ReconError: What a worker met that the user can act on.
@@ -295,6 +307,7 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         train_rows=train.rows if streamed else 0,
         shuffle_buffer=job.shuffle_buffer,
         keep_checkpoints=job.keep_checkpoints,
+        residency=job.residency,
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
         threads=job.runtime.threads or max(1, cores // plan.max_workers),

@@ -18,8 +18,10 @@ from recon_ray.errors import ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import FitSettings, fit, records
-from recon_ray.train.runtime import IndexedFeed, RunFolder, TrainFeed
+from recon_ray.train.loop import fit, records
+from recon_ray.train.residency import Residency, indexed_feed
+from recon_ray.train.runtime import RunFolder, TrainFeed
+from recon_ray.train.settings import FitSettings
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class WorkerPayload:
         train_rows: Its rows, when it is streamed.
         shuffle_buffer: Rows mixed in memory, when it is streamed.
         keep_checkpoints: Newest checkpoints that are kept.
+        residency: Where the training rows lie, if they are not streamed.
         ops_backend: Implementation of the point operations, as configured.
         driver_ops: The one that the driver has found for that.
         threads: Threads of torch.
@@ -56,6 +59,7 @@ class WorkerPayload:
     train_rows: int
     shuffle_buffer: int
     keep_checkpoints: int
+    residency: Residency
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
@@ -85,6 +89,10 @@ class StreamFeed:
         for rows in buffer.mix(tables_of(shard)):
             yield make_batch(rows, self.options, epoch=epoch)
 
+    def complete(self, batch: Batch) -> Batch:
+        """Nothing was left out."""
+        return batch
+
 
 class RayRuntime:
     """The outside of the training loop in a Ray Train worker.
@@ -113,8 +121,13 @@ class RayRuntime:
                 capacity=payload.shuffle_buffer,
                 seed=payload.settings.seed,
             )
-        table = self.table(payload.train_split)
-        return IndexedFeed(table, payload.options, seed=payload.settings.seed)
+        return indexed_feed(
+            self.table(payload.train_split),
+            payload.options,
+            seed=payload.settings.seed,
+            residency=payload.residency,
+            device=self.device,
+        )
 
     def table(self, split: str) -> IndexedTable:
         """Give all rows of a split for evaluation."""

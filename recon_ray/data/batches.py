@@ -26,7 +26,7 @@ from recon_ray.errors import DataError
 
 GEOMETRY_COLUMNS = ("sample_id", "points", "label", "caption")
 Batch = dict[str, Tensor]
-#: Which of a sample's K stored features an epoch takes, see :func:`draw_features`.
+#: Which of a sample's K stored features an epoch takes, see :func:`choose_features`.
 Draw: TypeAlias = Literal["copy", "view", "row"]
 T = TypeVar("T")
 
@@ -77,12 +77,8 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
         "sample_id": torch.from_numpy(np.array(rows["sample_id"], dtype=np.int64)),
         "points": torch.from_numpy(np.asarray(rows["points"]).astype(np.float32, copy=False)),
         "label": torch.from_numpy(np.array(rows["label"], dtype=np.int64)),
+        "text_index": torch.from_numpy(text_numbers(rows, options)),
     }
-    if options.text == "caption":
-        number = {text: i for i, text in enumerate(options.captions)}
-        batch["text_index"] = torch.tensor([number[text] for text in rows["caption"]])
-    else:
-        batch["text_index"] = batch["label"]
     if options.images is not None:
         batch["images"] = load_images(
             rows["views"],
@@ -92,26 +88,48 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
             transform=options.images,
         )
     for name, draw in options.features.items():
-        random = partial(sample_rng, options.seed, epoch, use=int(name == "text_features"))
-        drawn = draw_features(rows[name], rows["sample_id"], draw, epoch=epoch, random=random)
+        random = feature_random(name, options, epoch)
+        features, ids = rows[name], rows["sample_id"]
+        chosen = choose_features(filled(features), ids, draw, epoch=epoch, random=random)
+        drawn = features[np.arange(len(features)), chosen]
         batch[name] = torch.from_numpy(drawn.astype(np.float32))
     for name in options.beside:
         batch[name] = torch.from_numpy(np.array(rows[name]))
     return batch
 
 
-def draw_features(
-    features: np.ndarray,
+def text_numbers(rows: Mapping[str, Any], options: BatchOptions) -> np.ndarray:
+    """Row of the text bank of each sample: its label, or the number of its caption."""
+    if options.text != "caption":
+        return np.array(rows["label"], dtype=np.int64)
+    number = {text: i for i, text in enumerate(options.captions)}
+    return np.array([number[text] for text in rows["caption"]], dtype=np.int64)
+
+
+def feature_random(
+    name: str, options: BatchOptions, epoch: int
+) -> Callable[[int], np.random.Generator]:
+    """Give the maker of a sample's generator, from which one of its stored features is drawn."""
+    return partial(sample_rng, options.seed, epoch, use=int(name == "text_features"))
+
+
+def filled(features: np.ndarray) -> np.ndarray:
+    """Which of the stored features (B, K, D) are not all zeros: (B, K) bool."""
+    return np.asarray((features != 0).any(axis=2))
+
+
+def choose_features(
+    filled: np.ndarray,
     sample_ids: Sequence[int],
     draw: Draw,
     *,
     epoch: int,
     random: Callable[[int], np.random.Generator],
 ) -> np.ndarray:
-    """Take one of the K stored features of each sample.
+    """Choose one of the K stored features of each sample.
 
     Args:
-        features: (B, K, D) as stored.
+        filled: (B, K) bool, which features are not all zeros.
         sample_ids: B numbers that name the samples over the whole data set.
         draw: ``copy`` takes number ``epoch`` mod K: copy k was augmented as in epoch k, so that
             the first K epochs are those of a teacher that runs online, and all copies are used
@@ -121,20 +139,19 @@ def draw_features(
         random: Makes the generator of a sample in this epoch.
 
     Returns:
-        (B, D) in the stored type.
+        (B,) int64.
     """
-    batch, count = features.shape[:2]
+    batch, count = filled.shape
     if draw == "copy":
-        return features[:, epoch % count]
-    allowed = np.ones((batch, count), dtype=bool)
+        return np.full(batch, epoch % count)
+    allowed = np.ones_like(filled)
     if draw == "row":
-        allowed = (features != 0).any(axis=2)
-        allowed |= ~allowed.any(axis=1, keepdims=True)  # nothing but zeros: any of them
+        allowed = filled | ~filled.any(axis=1, keepdims=True)  # nothing but zeros: any of them
     chosen = np.empty(batch, dtype=np.int64)
     for i, sample_id in enumerate(sample_ids):
         rows = np.flatnonzero(allowed[i])
         chosen[i] = rows[random(int(sample_id)).integers(len(rows))]
-    return features[np.arange(batch), chosen]
+    return chosen
 
 
 class IndexedTable:

@@ -76,6 +76,16 @@ class _Normalize(torch.autograd.Function):
         return x_grad, weight_grad, bias_grad, None, None, None
 
 
+def _normalize_traced(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, keep: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what :class:`_Normalize` does in operations that a compiler fuses with others."""
+    variance, mean = torch.var_mean(x, dim=0, correction=0)
+    count = torch.full((), x.shape[0], dtype=torch.float64, device=x.device)
+    y = (x[:keep] - mean) * ((variance + eps).rsqrt() * weight) + bias
+    return y, mean.detach(), variance.detach(), count
+
+
 class BatchNorm(nn.Module):
     """Batch normalization of (..., C) tensors.
 
@@ -130,9 +140,11 @@ class BatchNorm(nn.Module):
             raise ValueError("batch norm needs more than one row in training; use a larger batch")
         rows = rows.float() if x.dtype in (torch.float16, torch.bfloat16) else rows
         kept_rows = keep * (rows.shape[0] // max(x.shape[0], 1))
-        y, mean, variance, count = _Normalize.apply(
-            rows, self.weight, self.bias, self.eps, kept_rows, sync
-        )
+        arguments = (rows, self.weight, self.bias, self.eps, kept_rows)
+        if torch.compiler.is_compiling() and not sync:
+            y, mean, variance, count = _normalize_traced(*arguments)
+        else:
+            y, mean, variance, count = _Normalize.apply(*arguments, sync)
         self._track(mean, variance, count)
         return y.to(x.dtype).view(keep, *x.shape[1:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,32 @@ def index_patches(
     _, centers = ops.furthest_point_sample(points, num_groups, min_sq_norm=min_sq_norm)
     patches, idx = ops.group_knn(points, centers, group_size)
     return patches, centers, idx
+
+
+class _MaxOverPoints(torch.autograd.Function):
+    """Maximum over dim 1; the gradient goes to the first of equal values, as with ``x.max``.
+
+    Written so that a compiler fuses the gradient into what reads it, where that of ``x.max`` is
+    filled with zeros and scattered into.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        values, idx = x.max(dim=1)
+        ctx.save_for_backward(idx)
+        ctx.size = x.shape[1]
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        (idx,) = ctx.saved_tensors
+        positions = torch.arange(ctx.size, device=idx.device)[None, :, None]
+        return torch.where(positions == idx[:, None], grads[0][:, None], 0.0)
+
+
+def max_over_points(x: Tensor) -> Tensor:
+    """Give the maximum (P, C) over the points of (P, K, C) patches."""
+    return _MaxOverPoints.apply(x) if torch.compiler.is_compiling() else x.max(dim=1).values
 
 
 class PatchEmbed(nn.Module):
@@ -82,11 +109,11 @@ class PatchEmbed(nn.Module):
         if context is not None and self.training:
             flat = torch.cat([flat, context.reshape(-1, group_size, channels)])  # (B (V + M), K, 3)
         x = self.fc2(F.relu(self.norm1(self.fc1(flat)), inplace=True))
-        pooled = x.max(dim=1).values
+        pooled = max_over_points(x)
         global_weight, point_weight = self.fc3.weight.split(pooled.shape[-1], dim=1)
         x = F.linear(x, point_weight) + F.linear(pooled, global_weight, self.fc3.bias)[:, None]
         x = self.fc4(F.relu(self.norm2(x, keep), inplace=True))  # (B V, K, D)
-        return x.max(dim=1).values.view(batch, num_patches, -1)
+        return max_over_points(x).view(batch, num_patches, -1)
 
 
 class PositionEmbed(nn.Module):

@@ -57,20 +57,27 @@ class SampleGenerator:
         seed: Seed of the run.
         sample_ids: (B,) int64 identities of the samples of this batch; the numbers are made on
             their device.
-        epoch: Pass over the data.
+        epoch: Pass over the data; a () int64 tensor on the device of ``sample_ids`` gives the same
+            numbers, and lets a captured or compiled step run in every epoch.
         stream: Separates independent uses for the same sample (augmentation, masking, ...).
 
     Raises:
         ValueError: If ``sample_ids`` is not a one-dimensional integer tensor.
     """
 
-    def __init__(self, seed: int, sample_ids: Tensor, epoch: int = 0, *, stream: int = 0) -> None:
+    def __init__(
+        self, seed: int, sample_ids: Tensor, epoch: int | Tensor = 0, *, stream: int = 0
+    ) -> None:
         if sample_ids.ndim != 1 or sample_ids.is_floating_point():
             raise ValueError(
                 "sample_ids must be a one-dimensional integer tensor, found "
                 f"shape {tuple(sample_ids.shape)} of {sample_ids.dtype}"
             )
-        run_key = _mix_int(_mix_int(_mix_int(seed) + epoch) + stream)
+        run_key: int | Tensor
+        if isinstance(epoch, Tensor):
+            run_key = _mix(_mix(_mix_int(seed) + epoch) + stream)
+        else:
+            run_key = _mix_int(_mix_int(_mix_int(seed) + epoch) + stream)
         self._keys = _mix(_mix(sample_ids.to(torch.int64) + _GOLDEN_GAMMA) ^ run_key)  # (B,)
         self._calls = 0
 

@@ -32,7 +32,7 @@ from recon_ray.programs.classifiers import (
 )
 from recon_ray.programs.episode_sets import open_episode
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, train
+from recon_ray.programs.training import fit_settings, placement, train
 from recon_ray.tasks.classification import (
     AccuracyEvaluation,
     ClassificationTask,
@@ -184,6 +184,7 @@ def training_job(
     """Translate the configuration for the trainer."""
     data = config.data
     watched = validation_split(config)
+    mode, residency = placement(config.data)
     return TrainingJob(
         make_task=make,
         settings=fit_settings(
@@ -196,7 +197,8 @@ def training_job(
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=() if watched is None else (watched,),
-        mode=data.mode,
+        mode=mode,
+        residency=residency,
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
         keep_checkpoints=config.train.keep_checkpoints,

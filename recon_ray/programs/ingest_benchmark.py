@@ -34,8 +34,8 @@ from recon_ray.data.sources.custom import CustomSource
 from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.errors import DataError
 from recon_ray.programs.memory import watch_memory
-from recon_ray.train.loop import FitSettings
 from recon_ray.train.runtime import RunFolder
+from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def _feed(
             folder=RunFolder(storage),
             evaluation_splits=(),
             mode=mode,
+            residency="host",
             limit=None,
             shuffle_buffer=2048,
             keep_checkpoints=1,

@@ -23,7 +23,7 @@ from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.part_table import read_part_table
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, train
+from recon_ray.programs.training import fit_settings, placement, train
 from recon_ray.tasks.features import REFERENCE_SKIP
 from recon_ray.tasks.iou import PartTable, category_lines
 from recon_ray.tasks.part_segmentation import (
@@ -199,6 +199,7 @@ def training_job(
     data = config.data
     selects = config.selection_split is not None
     held_out = dict.fromkeys((data.test_split, config.selection_split or data.test_split))
+    mode, residency = placement(config.data)
     return TrainingJob(
         make_task=partial(
             PartSegmentationTask,
@@ -218,7 +219,8 @@ def training_job(
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=tuple(held_out),
-        mode=data.mode,
+        mode=mode,
+        residency=residency,
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
         keep_checkpoints=config.train.keep_checkpoints,

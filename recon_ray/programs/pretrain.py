@@ -27,7 +27,7 @@ from recon_ray.programs.checks import (
     use_ops,
 )
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, train
+from recon_ray.programs.training import fit_settings, placement, train
 from recon_ray.programs.validation import (
     best_kept,
     validated_set,
@@ -129,6 +129,7 @@ def training_job(
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
     data = config.data
+    mode, residency = placement(config.data)
     return TrainingJob(
         make_task=partial(
             PretrainTask,
@@ -147,7 +148,8 @@ def training_job(
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
-        mode=data.mode,
+        mode=mode,
+        residency=residency,
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
         keep_checkpoints=config.train.keep_checkpoints,

@@ -43,7 +43,8 @@ PACKAGES = (
 )
 #: Options that may differ when a run is continued: they do not change what is computed.
 MAY_CHANGE = (
-    "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend", "train.steps",
+    "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend",
+    "runtime.compile", "runtime.cuda_graph", "train.bucket_megabytes", "train.steps",
     "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints", "data.verify",
     "eval.votes", "eval.batch_size", "eval.save_every_seconds",
     # of a sweep: which trials there are besides those that stay, and how they are compared and run

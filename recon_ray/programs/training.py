@@ -6,12 +6,22 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from recon_ray.cluster.context import plan_workers, ray_session
-from recon_ray.cluster.trainer import TrainingJob, resolve_mode, train_here, train_on_ray
-from recon_ray.config.schema import TrainingConfig
+from recon_ray.cluster.trainer import Mode, TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.config.schema import SetSection, TrainingConfig
 from recon_ray.programs.checks import check_here
-from recon_ray.train.loop import FitSettings
+from recon_ray.train.residency import Residency
+from recon_ray.train.settings import FitSettings
 
 T = TypeVar("T")
+
+
+def placement(data: SetSection) -> tuple[Mode, Residency]:
+    """How rows reach the workers, and where these keep them."""
+    if data.residency == "stream":
+        return ("stream" if data.mode == "auto" else data.mode), "host"
+    if data.residency == "auto":
+        return data.mode, "auto"
+    return "shared", "device" if data.residency == "device" else "host"
 
 
 def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: ANN401
@@ -32,6 +42,10 @@ def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: A
         min_lr=optim.min_lr,
         protocol=config.protocol,
         clip_norm=train.clip_norm,
+        compile=config.runtime.compile,
+        cuda_graph=config.runtime.cuda_graph == "auto",
+        gradient_precision=train.gradient_precision,
+        bucket_megabytes=train.bucket_megabytes,
         sync_batch_norm=train.sync_batch_norm,
         log_every_steps=train.log_every_steps,
         commit_every_seconds=train.commit_every_seconds,

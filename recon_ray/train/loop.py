@@ -8,110 +8,46 @@ the same steps as one that was never interrupted.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from recon_ray.data.batches import Batch, prefetch
 from recon_ray.errors import CheckpointError, ReconError
 from recon_ray.models.batch_norm import set_sync_batch_norm
-from recon_ray.points.random import SampleGenerator
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import Checkpoint, load_model_state
-from recon_ray.train.metrics import Mean, is_distributed
-from recon_ray.train.optim import CosineSchedule
+from recon_ray.train.clock import Lap, StepClock
+from recon_ray.train.metrics import Mean, Reading, is_distributed
+from recon_ray.train.optim import CosineSchedule, load_optimizer, stored_optimizer
 from recon_ray.train.recorder import Recorder
 from recon_ray.train.runtime import Runtime
+from recon_ray.train.settings import FitSettings
+from recon_ray.train.step import Step, wants_graph
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
 #: One line a record; a job that shows a progress bar instead turns it off.
 records = logging.getLogger(f"{__name__}.records")
 
-#: What DistributedDataParallel calls its exchange of batch-norm statistics (renamed in torch 2.14).
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
-#: Which independent random numbers of a step: see ``SampleGenerator(stream=...)``.
-AUGMENT_STREAM, MODEL_STREAM = 0, 1
-
 
 @dataclass(frozen=True)
-class FitSettings:
-    """Plain settings of a fit.
+class _Interval:
+    """The steps between two records, whose losses may still be on their way to the host."""
 
-    Args:
-        epochs: Epochs of the schedule.
-        max_steps: Stop after this many optimizer steps, None for the whole schedule.
-        global_batch_size: Samples an optimizer step over all workers.
-        micro_batch_size: Most samples a worker holds at once.
-        seed: Seed of weights and all sample-wise random numbers.
-        warmup_epochs: Epochs of warm-up.
-        min_lr: Learning rate at the ends of the schedule.
-        protocol: ``reference`` trains epochs 0..epochs with the rate of the epoch before, as the
-            published code; ``sound`` trains exactly ``epochs`` with a rate per step.
-        extra_epoch: Whether ``reference`` trains that last epoch; segmentation does not.
-        clip_norm: Largest L2 norm of the gradient, None for no clipping.
-        double_step: Step, clip, and step again with the same gradient, as the published part
-            segmentation does.
-        precision: ``fp32`` or ``bf16`` (autocast of the transformer).
-        sync_batch_norm: Reduce batch-norm statistics over the workers.
-        log_every_steps: Steps between two records.
-        commit_every_seconds: Seconds between two checkpoints, as rank 0 counts them.
-        validate_every_epochs: Epochs between two validations, None for none; the last epoch is
-            always validated.
-        validate_from_epoch: First epoch (from 0) that is validated.
-        select: Value of the validation whose highest one marks the best checkpoint.
-    """
-
-    epochs: int
-    global_batch_size: int
-    max_steps: int | None = None
-    micro_batch_size: int | None = None
-    seed: int = 0
-    warmup_epochs: float = 10.0
-    min_lr: float = 1e-6
-    protocol: Literal["sound", "reference"] = "sound"
-    extra_epoch: bool = True
-    clip_norm: float | None = None
-    double_step: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
-    sync_batch_norm: bool = True
-    log_every_steps: int = 20
-    commit_every_seconds: float = 60.0
-    validate_every_epochs: int | None = None
-    validate_from_epoch: int = 0
-    select: str | None = None
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs that are trained."""
-        return self.epochs + (1 if self.protocol == "reference" and self.extra_epoch else 0)
-
-    def validates(self, epoch: int) -> bool:
-        """Whether there is a validation at the end of an epoch, counted from 0.
-
-        The published code validates after epochs 0, n, 2n, ...; ``sound`` after n, 2n, ... epochs.
-        """
-        every = self.validate_every_epochs
-        if every is None or epoch < self.validate_from_epoch:
-            return False
-        number = epoch if self.protocol == "reference" else epoch + 1
-        return number % every == 0 or epoch + 1 == self.total_epochs
+    step: int
+    epoch: int
+    lr: float
+    reading: Reading
+    lap: Lap
 
 
 @dataclass
@@ -179,8 +115,14 @@ class Trainer:
         )
         self.progress = Progress()
         torch.manual_seed(settings.seed)
-        self.module = task.build()
-        self.optimizer = torch.optim.AdamW(task.parameter_groups(self.module), fused=True)
+        self.module = task.build().to(runtime.device)
+        self.optimizer = torch.optim.AdamW(
+            task.parameter_groups(self.module),
+            fused=True,
+            capturable=wants_graph(settings, runtime.device),
+        )
+        self._lr: list[float] = []
+        self._unwritten: _Interval | None = None
         self.base_lr = [float(group["base_lr"]) for group in self.optimizer.param_groups]
         self.recorder: Recorder | None = None
         self._since_commit = time.monotonic()
@@ -199,7 +141,6 @@ class Trainer:
             ReconError: If a loss is not finite.
         """
         self._restore()
-        self.module.to(self.runtime.device)
         self.task.on_device(self.runtime.device)
         set_sync_batch_norm(self.module, self.settings.sync_batch_norm)
         if self.runtime.rank == 0:
@@ -207,7 +148,7 @@ class Trainer:
             self.recorder = Recorder(self.runtime.folder.local, start_step=self.progress.step)
         if self.progress.step == 0:
             self._evaluate("before")
-        self._train(self._wrapped())
+        self._train()
         self._commit()
         self._evaluate("after")
         _agree(self._end_records())
@@ -215,25 +156,37 @@ class Trainer:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def _train(self, module: nn.Module) -> None:
-        meter = Mean()
-        clock = _Clock()
+    def _train(self) -> None:
+        step = Step(
+            self.task,
+            self.module,
+            self.optimizer,
+            settings=self.settings,
+            plan=self.plan,
+            feed=self.feed,
+            device=self.runtime.device,
+            rank=self.runtime.rank,
+        )
+        clock = StepClock(self.runtime.device)
         while True:
             if self._epoch_is_over():
                 with clock.paused():
                     self._end_epoch()
             if self.progress.step >= self.max_steps:
+                self._write_record()
                 return
             for batch in clock.waiting(self._batches()):
-                self._step(module, batch, meter)
-                self.progress.advance(self.settings.global_batch_size)
+                progress, self._lr = self.progress, self._rates()
+                step(batch, epoch=progress.epoch, step=progress.step, lr=self._lr)
+                clock.stepped()
+                progress.advance(self.settings.global_batch_size)
                 if self._at_record():
-                    self._record(meter, clock)
+                    self._record(step.meter, clock)
                     # The end of the epoch comes first: what it validates belongs to the commit.
                     if not self._epoch_is_over() and self._commit_due():
                         with clock.paused():
                             self._commit()
-                if self.progress.step >= self.max_steps:
+                if progress.step >= self.max_steps:
                     break
 
     def _epoch_is_over(self) -> bool:
@@ -254,71 +207,12 @@ class Trainer:
                 self.progress.mark(batch["sample_id"])
             yield batch
 
-    def _step(self, module: nn.Module, batch: Batch, meter: Mean) -> None:
-        self._set_lr()
-        self._set_seed()
-        module.train()
-        slices = self.plan.micro_slices()
-        for i, part in enumerate(slices):
-            micro = {
-                name: value[part].to(self.runtime.device, non_blocking=True)
-                for name, value in batch.items()
-            }
-            last = i == len(slices) - 1
-            with self._no_sync(module, enabled=not last):
-                losses = self._losses(module, micro)
-                count = part.stop - part.start
-                (losses["loss"] * (count / self.plan.per_worker)).backward()
-            meter.update(losses, weight=count)
-        if self.settings.double_step:
-            self.optimizer.step()
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _losses(self, module: nn.Module, micro: Batch) -> dict[str, Tensor]:
-        ids, seed, epoch = micro["sample_id"], self.settings.seed, self.progress.epoch
-        with torch.no_grad():
-            enriched = self.task.enrich(
-                micro, SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM)
-            )
-        with self._autocast():
-            return module(enriched, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.settings.precision == "bf16"
-        return torch.autocast(self.runtime.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    @staticmethod
-    def _no_sync(module: nn.Module, *, enabled: bool) -> AbstractContextManager[Any]:
-        if enabled and isinstance(module, DistributedDataParallel):
-            return module.no_sync()
-        return nullcontext()
-
-    def _set_lr(self) -> None:
+    def _rates(self) -> list[float]:
+        """Learning rate of every parameter group in this step."""
         epoch: float = self.progress.epoch
         if self.settings.protocol == "sound":
             epoch = self.progress.step / self.steps_per_epoch
-        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
-            group["lr"] = self.schedule.lr(base, epoch)
-
-    def _set_seed(self) -> None:
-        """Derive torch's generator (dropout) from the step, so that no state needs storing."""
-        words = [self.settings.seed, self.progress.step, self.runtime.rank]
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
-
-    def _wrapped(self) -> nn.Module:
-        if not is_distributed():
-            return self.module
-        sync: dict[str, Any] = {_SYNC_BUFFERS: not self.settings.sync_batch_norm}
-        return DistributedDataParallel(
-            self.module,
-            device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
-            find_unused_parameters=self.task.has_unused_parameters,
-            gradient_as_bucket_view=True,
-            **sync,  # synchronized statistics are equal already
-        )
+        return [self.schedule.lr(base, epoch) for base in self.base_lr]
 
     # -- records ---------------------------------------------------------------------------------
 
@@ -326,35 +220,50 @@ class Trainer:
         step = self.progress.step
         return step % self.settings.log_every_steps == 0 or step >= self.max_steps
 
-    def _record(self, meter: Mean, clock: _Clock) -> None:
-        means = meter.compute()
+    def _record(self, meter: Mean, clock: StepClock) -> None:
+        """Begin to read the losses of the interval, and write those of the one before.
+
+        The device goes on meanwhile. On the CPU there is nothing to wait for.
+        """
+        self._write_record()
+        progress = self.progress
+        self._unwritten = _Interval(
+            progress.step, progress.epoch, self._lr[-1], meter.read(), clock.lap()
+        )
+        if self.runtime.device.type == "cpu" or progress.step >= self.max_steps:
+            self._write_record()
+
+    def _write_record(self) -> None:
+        interval, self._unwritten = self._unwritten, None
+        if interval is None:
+            return
+        means = interval.reading.means()
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
             raise ReconError(
-                f"step {self.progress.step}: the loss is not finite ({', '.join(bad)}); lower "
+                f"step {interval.step}: the loss is not finite ({', '.join(bad)}); lower "
                 "optim.lr, set runtime.precision=fp32 or train.clip_norm, and start the run again: "
                 "it continues from the last checkpoint"
             )
-        progress = self.progress
+        progress, lap = self.progress, interval.lap
         if math.isnan(progress.loss_first):
             progress.loss_first = means["loss"]
         progress.loss_last = means["loss"]
-        seconds, waited, steps = clock.lap()
-        progress.train_seconds += seconds
+        progress.train_seconds += lap.seconds
         if self.recorder is None:
             return
-        rate = steps * self.settings.global_batch_size / seconds
-        lr = self.optimizer.param_groups[-1]["lr"]
+        rate = lap.steps * self.settings.global_batch_size / lap.seconds
+        waited = lap.waited / lap.seconds
         values = {"train/loss": means.pop("loss")}
         values |= {f"train/loss_{name}": value for name, value in means.items()}
-        values |= {"train/lr": lr, "perf/samples_per_second": rate}
-        values |= {"perf/data_wait_fraction": waited / seconds, **self._memory()}
-        self.recorder.write(progress.step, progress.epoch, values)
+        values |= {"train/lr": interval.lr, "perf/samples_per_second": rate}
+        values |= {"perf/data_wait_fraction": waited, **self._memory()}
+        self.recorder.write(interval.step, interval.epoch, values)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         records.info(
             "epoch %d/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%%",
-            progress.epoch, self.last_epoch, progress.step, self.max_steps, values["train/loss"],
-            parts, lr, rate, 100 * waited / seconds,
+            interval.epoch, self.last_epoch, interval.step, self.max_steps, values["train/loss"],
+            parts, interval.lr, rate, 100 * waited,
         )  # fmt: skip
 
     def _memory(self) -> dict[str, float]:
@@ -374,6 +283,7 @@ class Trainer:
 
     def _validate(self, epoch: int) -> bool:
         """Validate after an epoch; whether it is the best one so far, on every rank."""
+        self._write_record()
         self.module.eval()
         with torch.no_grad():
             box = [self.task.validate(self.module, self.runtime)]
@@ -421,6 +331,7 @@ class Trainer:
 
     def _commit(self) -> None:
         """Store everything that continues the run; every rank takes part."""
+        self._write_record()
         progress = self.progress
         if is_distributed() and progress.seen is not None:
             progress.seen = _union(progress.seen, self.runtime.device)
@@ -451,7 +362,7 @@ class Trainer:
     def _save(self) -> None:
         progress = self.progress
         train = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": stored_optimizer(self.optimizer),
             "progress": {k: v for k, v in vars(progress).items() if v is not None},
             "seed": self.settings.seed,
             "global_batch_size": self.settings.global_batch_size,
@@ -473,7 +384,7 @@ class Trainer:
             return
         source = f"{self.runtime.store.uri}/{found.name}"
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
-        self.optimizer.load_state_dict(found.train["optimizer"])
+        load_optimizer(self.optimizer, found.train["optimizer"])
         self.progress = progress = Progress(**found.train["progress"])
         if progress.best is not None and progress.best["name"] not in self.runtime.store.names():
             progress.best = None  # of the run that this one was started from
@@ -491,40 +402,6 @@ class Trainer:
         if box[0] is None or self.runtime.rank == 0:
             return found
         return store.load(box[0])
-
-
-class _Clock:
-    """Wall time of the steps and how much of it was waiting for data."""
-
-    def __init__(self) -> None:
-        self._lap = time.monotonic()
-        self._waited = 0.0
-        self._steps = 0
-
-    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on and count the time spent waiting for each."""
-        while True:
-            asked = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self._waited += time.monotonic() - asked
-            self._steps += 1
-            yield batch
-
-    def lap(self) -> tuple[float, float, int]:
-        """Seconds, seconds waited and steps since the last lap."""
-        now = time.monotonic()
-        result = (max(now - self._lap, 1e-9), self._waited, self._steps)
-        self._lap, self._waited, self._steps = now, 0.0, 0
-        return result
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time of a commit or a validation out of the lap."""
-        began = time.monotonic()
-        yield
-        self._lap += time.monotonic() - began
 
 
 def peak_memory_bytes(device: torch.device) -> int:

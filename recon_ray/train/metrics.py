@@ -5,7 +5,7 @@ Values are summed on the device and read once a logging interval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,42 +17,65 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+class Reading:
+    """Sums on their way from the device to the host.
+
+    Args:
+        names: Names of the values.
+        sums: (names + 1,) sums and, last, the number of samples.
+    """
+
+    def __init__(self, names: Sequence[str], sums: Tensor) -> None:
+        self._names = list(names)
+        on_gpu = sums.device.type == "cuda"
+        self._host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=on_gpu)
+        self._host.copy_(sums, non_blocking=True)
+        self._event = torch.cuda.Event() if on_gpu else None
+        if self._event is not None:
+            self._event.record()
+
+    def means(self) -> dict[str, float]:
+        """Wait for the sums and give the means."""
+        if self._event is not None:
+            self._event.synchronize()
+        *sums, weight = self._host.tolist()
+        return {name: value / weight for name, value in zip(self._names, sums, strict=True)}
+
+
 class Mean:
     """Sample-weighted means of named values over an interval and over all workers."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weight = 0.0
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
 
     def update(self, values: Mapping[str, Tensor], *, weight: int) -> None:
-        """Add the means of ``weight`` samples; tensors stay where they are.
+        """Add the means of ``weight`` samples; nothing leaves the device.
+
+        A captured call adds again at every replay.
 
         Args:
-            values: Name to () tensor.
+            values: Name to () tensor; the names are the same at every call.
             weight: Samples behind them.
         """
-        for name, value in values.items():
-            term = value.detach().float() * weight
-            self._sums[name] = self._sums[name] + term if name in self._sums else term
-        self._weight += weight
+        rows = [value.detach().double() for value in values.values()]
+        added = torch.stack([*rows, torch.ones_like(rows[0])]) * weight
+        if self._sums is None:
+            self._names, self._sums = list(values), torch.zeros_like(added)
+        self._sums.add_(added)
 
-    def compute(self) -> dict[str, float]:
-        """Means over all workers; every worker calls it equally often. Resets."""
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        first = self._sums[names[0]]
-        packed = torch.stack(
-            [
-                *(self._sums[name].double() for name in names),
-                first.new_tensor(self._weight).double(),
-            ]
-        )
+    def read(self) -> Reading:
+        """Start to read the means over all workers, and begin again at 0.
+
+        Every worker calls it equally often.
+        """
+        if self._sums is None:
+            raise RuntimeError("there is nothing to read before the first update")
+        sums = self._sums.clone()
+        self._sums.zero_()
         if is_distributed():
-            dist.all_reduce(packed)
-        numbers = packed.tolist()
-        self._sums, self._weight = {}, 0.0
-        return {name: numbers[i] / numbers[-1] for i, name in enumerate(names)}
+            dist.all_reduce(sums)
+        return Reading(self._names, sums)
 
 
 def gather_rows(values: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 HEAD_LR_FACTOR = 10.0
 """The head of a fine-tuned model learns this much faster (reference)."""
@@ -60,6 +61,29 @@ def _group_of(name: str, parameter: nn.Parameter, head: Callable[[str], bool] | 
     if parameter.ndim == 1 or name.endswith(".bias") or "token" in name:
         return "no_decay"
     return "decay"
+
+
+def stored_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Give an optimizer's state as plain data that fits any device: rates are numbers."""
+    state = optimizer.state_dict()
+    groups = [
+        {k: float(v) if isinstance(v, Tensor) else v for k, v in group.items()}
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments of :func:`stored_optimizer`; the options of the groups stay ours.
+
+    A checkpoint of a run on a CPU so continues on a GPU with a captured step, and back.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    groups = [
+        {**mine, "params": theirs["params"]}
+        for mine, theirs in zip(ours, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,10 @@ class TrainFeed(Protocol):
         """Give the worker's share of every global batch from ``start_step`` on."""
         ...
 
+    def complete(self, batch: Batch) -> Batch:
+        """Add on the device what :meth:`epoch` has left out; part of the step."""
+        ...
+
 
 class IndexedFeed:
     """Exact global order from rows in memory: the same for any number of workers.
@@ -165,6 +169,10 @@ class IndexedFeed:
             rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
             taken = self.table.take(rows, self.options.needs)
             yield make_batch(taken, self.options, epoch=epoch)
+
+    def complete(self, batch: Batch) -> Batch:
+        """Nothing was left out."""
+        return batch
 
 
 def evaluation_batches(

@@ -55,6 +55,16 @@ class RuntimeSection(Section):
         "auto",
         description="Implementation of the point operations; auto takes the fastest there is.",
     )
+    compile: Literal["off", "default", "max"] = Field(
+        "off",
+        description="Compile the training step (minutes at the first start, cached after that); "
+        "max also times several kernels for each product.",
+    )
+    cuda_graph: Literal["auto", "off"] = Field(
+        "auto",
+        description="Replay the training step as one CUDA graph; auto does so with one worker on a "
+        "GPU.",
+    )
     threads: Count | None = Field(
         None,
         description="Threads of torch in a worker; by default the cores divided by the workers.",

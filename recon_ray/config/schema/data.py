@@ -97,6 +97,11 @@ class SetSection(Section):
         description="Ingest: shared (exact global order, blocks in the object store), cached "
         "(materialized stream), stream (read again each epoch); auto takes shared if it fits.",
     )
+    residency: Literal["auto", "stream", "object_store", "device"] = Field(
+        "auto",
+        description="Where the training rows lie: device (on the worker's GPU; the fastest, images "
+        "are not kept there), object_store, or stream; auto is the device where they fit.",
+    )
     limit: Count | None = Field(None, description="Use at most this many training shapes.")
     shuffle_buffer: Count = Field(
         2048, description="Rows mixed in memory a worker in the modes stream and cached."

@@ -130,6 +130,14 @@ class TrainSection(Section):
         True,
         description="Batch-norm statistics over all workers, so that their number has no effect.",
     )
+    gradient_precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Precision in which several workers add up their gradients; bf16 halves the "
+        "messages.",
+    )
+    bucket_megabytes: Positive = Field(
+        25.0, description="Gradients that several workers exchange at once."
+    )
     log_every_steps: Count = Field(20, description="Steps between two records of the metrics.")
     commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
     keep_checkpoints: Count = Field(3, description="Checkpoints kept besides the best.")
@@ -158,11 +166,24 @@ class TrainingConfig(ProtocolConfig):
 
     @model_validator(mode="after")
     def _limits_what_is_indexed(self) -> TrainingConfig:
-        streamed = self.data.mode in ("stream", "cached") and self.cluster.max_workers > 0
+        mode = "stream" if self.data.residency == "stream" else self.data.mode
+        streamed = mode in ("stream", "cached") and self.cluster.max_workers > 0
         if streamed and self.data.limit is not None:
             raise ValueError(
-                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode="
-                f"{self.data.mode}; leave one of the two out"
+                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode={mode}; "
+                "leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lies_in_one_place(self) -> TrainingConfig:
+        """``data.mode`` says how rows reach a worker, ``data.residency`` where it keeps them."""
+        residency, mode = self.data.residency, self.data.mode
+        fits = {"stream": ("auto", "stream", "cached")}.get(residency, ("auto", "shared"))
+        if residency != "auto" and mode not in fits:
+            raise ValueError(
+                f"data.residency={residency} does not go with data.mode={mode}; leave one of the "
+                "two out"
             )
         return self
 

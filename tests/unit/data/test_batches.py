@@ -10,7 +10,8 @@ from recon_ray.data.batches import (
     BatchOptions,
     IndexedTable,
     ShuffleBuffer,
-    draw_features,
+    choose_features,
+    filled,
     make_batch,
     prefetch,
 )
@@ -149,10 +150,9 @@ def test_features_of_other_samples_are_refused():
 
 
 def test_epochs_take_the_copies_in_turn():
-    features = np.arange(12).reshape(2, 3, 2)
-    draw = partial(draw_features, features, [7, 8], "copy", random=None)
-    assert draw(epoch=1).tolist() == features[:, 1].tolist()
-    assert draw(epoch=5).tolist() == features[:, 2].tolist()
+    draw = partial(choose_features, np.ones((2, 3), bool), [7, 8], "copy", random=None)
+    assert draw(epoch=1).tolist() == [1, 1]
+    assert draw(epoch=5).tolist() == [2, 2]
 
 
 def test_the_drawn_view_is_the_one_that_would_be_loaded(tiny_prepared):
@@ -167,20 +167,18 @@ def test_the_drawn_view_is_the_one_that_would_be_loaded(tiny_prepared):
     for epoch in range(3):
         loaded = load_images(views, ids, epoch=epoch, seed=9, transform=transform)
         random = partial(sample_rng, 9, epoch)
-        drawn = draw_features(stored, ids, "view", epoch=epoch, random=random)
-        assert np.array_equal(drawn, loaded.flatten(1).numpy())
+        chosen = choose_features(filled(stored), ids, "view", epoch=epoch, random=random)
+        assert np.array_equal(stored[np.arange(len(ids)), chosen], loaded.flatten(1).numpy())
 
 
 def test_rows_that_a_source_filled_up_with_zeros_are_never_drawn():
     features = np.zeros((2, 4, 3), np.float16)
     features[0, 1], features[0, 3] = 1, 3
     seen = {
-        float(
-            draw_features(features, [0, 1], "row", epoch=e, random=partial(sample_rng, 0, e))[0, 0]
-        )
-        for e in range(40)
+        int(choose_features(filled(features), [0, 1], "row", epoch=e, random=random)[0])
+        for e, random in ((e, partial(sample_rng, 0, e)) for e in range(40))
     }
-    assert seen == {1.0, 3.0}
+    assert seen == {1, 3}
 
 
 def test_a_batch_holds_one_stored_feature_a_sample():

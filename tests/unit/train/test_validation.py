@@ -15,8 +15,9 @@ from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import FitSettings, fit
+from recon_ray.train.loop import fit
 from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder
+from recon_ray.train.settings import FitSettings
 
 #: Steps of an epoch: 24 samples in batches of 8.
 STEPS = 3
