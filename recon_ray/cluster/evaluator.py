@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
-from recon_ray.cluster.trainer import put_tables, read_tables, scaling
+from recon_ray.cluster.trainer import put_tables, read_tables, resolve_precision, scaling
 from recon_ray.cluster.worker import set_up_worker_log, use_ops
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
@@ -28,6 +28,7 @@ from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.stream import SplitBlocks
 from recon_ray.errors import ReconError
 from recon_ray.points import ops
+from recon_ray.train.inference import Inference
 from recon_ray.train.runtime import EvaluationRuntime, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class WorkerRuntime:
         folder: The run's folder.
         tables: Splits that have been read, by name.
         blocks: Splits in the object store, by name.
+        inference: How models are evaluated.
     """
 
     rank: int
@@ -63,6 +65,7 @@ class WorkerRuntime:
     folder: RunFolder
     tables: dict[str, IndexedTable]
     blocks: Mapping[str, SplitBlocks]
+    inference: Inference
 
     def table(self, split: str) -> IndexedTable:
         """Give all rows of a split."""
@@ -103,7 +106,8 @@ def evaluate(
         on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
         tables = read_tables(named, options.columns)
-        return _run(make_evaluation, WorkerRuntime(0, 1, device, folder, tables, {}))
+        how = _inference(runtime, on_gpu=on_gpu)
+        return _run(make_evaluation, WorkerRuntime(0, 1, device, folder, tables, {}, how))
     with _session(cluster):
         plan = plan_workers(cluster, reads_during_training=False, device=runtime.device)
         cores = (os.cpu_count() or 1) * plan.nodes
@@ -111,6 +115,7 @@ def evaluate(
             make_evaluation=make_evaluation,
             blocks=put_tables(named, options.columns),
             folder=_uri(folder),
+            inference=_inference(runtime, on_gpu=plan.gpus_per_worker > 0),
             ops_backend=runtime.ops_backend,
             driver_ops=ops.backend(),
             threads=runtime.threads or max(1, cores // plan.max_workers),
@@ -131,6 +136,7 @@ class _Payload:
     make_evaluation: Callable[[], Evaluation]
     blocks: Mapping[str, SplitBlocks]
     folder: str
+    inference: Inference
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
@@ -183,6 +189,7 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
         RunFolder(payload.folder),
         {},
         payload.blocks,
+        payload.inference,
     )
     try:
         use_ops(payload.ops_backend, payload.driver_ops)
@@ -194,6 +201,11 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
 def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) -> dict[str, Any]:
     with torch.inference_mode():
         return make_evaluation().run(runtime)
+
+
+def _inference(runtime: RuntimeSection, *, on_gpu: bool) -> Inference:
+    precision = resolve_precision(runtime.precision, on_gpu=on_gpu)
+    return Inference(precision, runtime.compile, runtime.cuda_graph == "auto")
 
 
 def _uri(folder: RunFolder) -> str:

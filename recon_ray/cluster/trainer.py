@@ -38,6 +38,7 @@ from recon_ray.errors import ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import LocalRuntime, RunFolder
@@ -137,10 +138,15 @@ class TrainingJob:
 
 
 def with_precision(settings: FitSettings, precision: str, *, on_gpu: bool) -> FitSettings:
+    """Resolve the precision of a training."""
+    return replace(settings, precision=resolve_precision(precision, on_gpu=on_gpu))
+
+
+def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"]:
     """Resolve ``auto``: bf16 on GPUs, fp32 on CPUs."""
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"
-    return replace(settings, precision="bf16" if precision == "bf16" else "fp32")
+    return "bf16" if precision == "bf16" else "fp32"
 
 
 def train_here(job: TrainingJob) -> dict[str, float]:
@@ -166,14 +172,15 @@ def train_here(job: TrainingJob) -> dict[str, float]:
         device=device,
     )
     tables |= read_tables(job.evaluation_tables, columns)
+    settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
     runtime = LocalRuntime(
         job.folder,
         tables=tables,
         train_feed=train_feed,
         device=device,
         keep_checkpoints=job.keep_checkpoints,
+        inference=Inference(settings.precision),
     )
-    settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
     with progress_bar(job.folder, job.total_steps):
         return fit(job.make_task(), runtime, settings)
 

@@ -18,6 +18,7 @@ from recon_ray.errors import ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit, records
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import RunFolder, TrainFeed
@@ -107,6 +108,7 @@ class RayRuntime:
         self.world_size = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self.folder = RunFolder(payload.folder)
+        self.inference = Inference(payload.settings.precision)
         self.store = CheckpointStore(self.folder.checkpoints, keep=payload.keep_checkpoints)
         self._payload = payload
         self._tables: dict[str, IndexedTable] = {}

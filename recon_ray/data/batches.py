@@ -230,6 +230,8 @@ class _Rows:
 
     def _gather(self, blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
         block = np.searchsorted(self._offsets, rows, side="right") - 1
+        if len(rows) and (block == block[0]).all():
+            return blocks[block[0]][rows - self._offsets[block[0]]]
         gathered = np.empty((len(rows), *blocks[0].shape[1:]), dtype=blocks[0].dtype)
         for number in np.unique(block):
             chosen = block == number
@@ -241,6 +243,24 @@ def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Cut tables where their chunks end, so that no column has to be copied to be one array."""
     for table in tables:
         yield from (pa.Table.from_batches([rows]) for rows in table.to_batches() if len(rows))
+
+
+def prefetch_batches(
+    batches: Callable[[], Iterator[Batch]], device: torch.device
+) -> Iterator[Batch]:
+    """Prepare batches ahead, for a GPU in memory that it copies from while the host goes on.
+
+    Args:
+        batches: Makes the iterator, inside a thread.
+        device: Where the batches are brought.
+    """
+    if device.type != "cuda":
+        return prefetch(batches)
+    return prefetch(lambda: map(_pinned, batches()))
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: value.pin_memory() for name, value in batch.items()}
 
 
 def _is_tensor(kind: pa.DataType) -> bool:

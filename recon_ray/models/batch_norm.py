@@ -148,9 +148,14 @@ class BatchNorm(nn.Module):
         self._track(mean, variance, count)
         return y.to(x.dtype).view(keep, *x.shape[1:])
 
-    def _normalize_by_running(self, x: Tensor) -> Tensor:
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale (C,) and shift (C,) that the layer comes down to in evaluation."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return torch.addcmul(self.bias - self.running_mean * scale, x, scale).to(x.dtype)
+        return scale, self.bias - self.running_mean * scale
+
+    def _normalize_by_running(self, x: Tensor) -> Tensor:
+        scale, shift = self.affine()
+        return torch.addcmul(shift, x, scale).to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

@@ -105,8 +105,10 @@ class PatchEmbed(nn.Module):
         """
         batch, num_patches, group_size, channels = patches.shape
         flat = patches.reshape(-1, group_size, channels)  # (B V, K, 3)
+        if not self.training:
+            return self._by_running(flat).view(batch, num_patches, -1)
         keep = flat.shape[0]
-        if context is not None and self.training:
+        if context is not None:
             flat = torch.cat([flat, context.reshape(-1, group_size, channels)])  # (B (V + M), K, 3)
         x = self.fc2(F.relu(self.norm1(self.fc1(flat)), inplace=True))
         pooled = max_over_points(x)
@@ -114,6 +116,18 @@ class PatchEmbed(nn.Module):
         x = F.linear(x, point_weight) + F.linear(pooled, global_weight, self.fc3.bias)[:, None]
         x = self.fc4(F.relu(self.norm2(x, keep), inplace=True))  # (B V, K, D)
         return max_over_points(x).view(batch, num_patches, -1)
+
+    def _by_running(self, flat: Tensor) -> Tensor:
+        """Embed (P, K, 3) patches with the running statistics, folded into the layers before."""
+        scale, shift = self.norm1.affine()
+        weight, bias = self.fc1.weight * scale[:, None], self.fc1.bias * scale + shift
+        x = self.fc2(F.relu(F.linear(flat, weight, bias), inplace=True))
+        pooled = max_over_points(x)
+        scale, shift = self.norm2.affine()
+        weight, bias = self.fc3.weight * scale[:, None], self.fc3.bias * scale + shift
+        global_weight, point_weight = weight.split(pooled.shape[-1], dim=1)
+        x = F.linear(x, point_weight) + F.linear(pooled, global_weight, bias)[:, None]
+        return max_over_points(self.fc4(F.relu(x, inplace=True)))
 
 
 class PositionEmbed(nn.Module):

@@ -27,13 +27,13 @@ BUILD_COMMAND = "pip install --no-build-isolation ./ops"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int32, torch.int64)
 _forced: BackendName = "auto"
+_found: dict[str, ModuleType | None] = {}
 
 
-@cache
-def _compiled() -> ModuleType | None:
+def _import_compiled() -> ModuleType | None:
     """Import the compiled distribution, or None where it is not installed."""
     try:
-        import recon_ops  # a statement, which torch.compile can trace
+        import recon_ops
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "recon_ops":
             return None
@@ -42,6 +42,13 @@ def _compiled() -> ModuleType | None:
         ) from error
     module: ModuleType = recon_ops
     return module
+
+
+def _compiled() -> ModuleType | None:
+    """Give the compiled distribution; looked for once, in a way that torch.compile can trace."""
+    if "recon_ops" not in _found:
+        _found["recon_ops"] = _import_compiled()
+    return _found["recon_ops"]
 
 
 @cache

@@ -96,8 +96,12 @@ class SampleGenerator:
         self._calls += 1
         key = _mix(self._keys + _wrap(self._calls * _MIX_1))  # (B,)
         count = math.prod(shape)
-        position = torch.arange(1, count + 1, device=self.device) * _GOLDEN_GAMMA  # (count,)
-        return _mix(key[:, None] + position).view(self.batch_size, *shape)
+        position = torch.arange(1, count + 1, device=self.device)  # (count,)
+        if torch.compiler.is_compiling():
+            # Inductor would take the product for a 32-bit index; adding what it must load (a zero)
+            # makes it a 64-bit number.
+            position = position + (key[:, None] & 0)
+        return _mix(key[:, None] + position * _GOLDEN_GAMMA).view(self.batch_size, *shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Give (B, *shape) float32 numbers, uniform in [0, 1)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.batches import Batch, BatchOptions, prefetch_batches
 from recon_ray.models.recon import Embedder
 from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator
@@ -125,13 +125,23 @@ def extract_features(
     table = runtime.table(split)
     world = {"rank": runtime.rank, "world_size": runtime.world_size}
 
-    def features_of(batch: Batch) -> dict[str, Tensor]:
-        ids = batch["sample_id"].to(runtime.device)
-        features = encode(choice(batch["points"].to(runtime.device), ids))
-        return {"sample_id": ids, "label": batch["label"].to(runtime.device), **features}
+    features = runtime.inference.prepare(
+        lambda points, ids: encode(choice(points, ids)), runtime.device
+    )
 
-    batches = evaluation_batches(table, BatchOptions(), batch_size=batch_size, limit=limit, **world)
-    rows = [features_of(batch) for batch in batches]
+    def features_of(batch: Batch) -> dict[str, Tensor]:
+        ids, label, points = (
+            batch[name].to(runtime.device, non_blocking=True)
+            for name in ("sample_id", "label", "points")
+        )
+        return {"sample_id": ids, "label": label, **features(points, ids)}
+
+    def batches() -> Iterator[Batch]:
+        return evaluation_batches(
+            table, BatchOptions(), batch_size=batch_size, limit=limit, **world
+        )
+
+    rows = [features_of(batch) for batch in prefetch_batches(batches, runtime.device)]
     if not rows:  # more workers than clouds: this one gives none, of the same widths
         first = next(iter(evaluation_batches(table, BatchOptions(), batch_size=1, **ALONE)))
         rows = [{name: value[:0] for name, value in features_of(first).items()}]

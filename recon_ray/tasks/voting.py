@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon_ray.data.batches import BatchOptions
+from recon_ray.data.batches import Batch, BatchOptions, prefetch_batches
 from recon_ray.errors import CheckpointError
 from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator
@@ -96,7 +97,7 @@ class VotingEvaluation:
         model = model.to(runtime.device).eval()
         shapes = self._read(runtime)
         clouds, sampled = _sums(runtime, len(shapes.ids), shapes.sampled)
-        matrix = self._plain(model, shapes)
+        matrix = self._plain(model, shapes, runtime)
         rounds = self._rounds(model, shapes, runtime, clouds, weights.source)
         return {
             "confusion": matrix.tolist(),
@@ -109,12 +110,20 @@ class VotingEvaluation:
         }
 
     def _read(self, runtime: EvaluationRuntime) -> _Shapes:
-        table, world = runtime.table(self.split), (runtime.rank, runtime.world_size)
+        table = runtime.table(self.split)
         parts: dict[str, list[Tensor]] = {"ids": [], "labels": [], "plain": [], "candidates": []}
         sampled = 0
-        for batch in evaluation_batches(
-            table, BatchOptions(), batch_size=self.batch_size, rank=world[0], world_size=world[1]
-        ):
+
+        def batches() -> Iterator[Batch]:
+            return evaluation_batches(
+                table,
+                BatchOptions(),
+                batch_size=self.batch_size,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+            )
+
+        for batch in prefetch_batches(batches, runtime.device):
             labeled = batch["label"] >= 0
             points = batch["points"][labeled].to(runtime.device)
             plain, candidates = self._thin(points)
@@ -145,10 +154,12 @@ class VotingEvaluation:
             plain = transforms.normalize(plain)
         return plain, candidates
 
-    def _plain(self, model: nn.Module, shapes: _Shapes) -> np.ndarray:
-        predicted = [
-            model(shapes.plain[part]).argmax(dim=-1) for part in shapes.batches(self.batch_size)
-        ]
+    def _plain(self, model: nn.Module, shapes: _Shapes, runtime: EvaluationRuntime) -> np.ndarray:
+        classify = runtime.inference.prepare(
+            lambda points: {"class": model(points).argmax(dim=-1)}, runtime.device
+        )
+        batches = shapes.batches(self.batch_size)
+        predicted = [classify(shapes.plain[part])["class"] for part in batches]
         whole = gather_rows(torch.cat(predicted) if predicted else shapes.labels)
         labels = gather_rows(shapes.labels)
         return confusion_matrix(labels.numpy(), whole.numpy(), self.num_classes)
@@ -166,12 +177,14 @@ class VotingEvaluation:
         Records of other weights do not count: a run that went on has another best checkpoint.
         """
         rounds = self._recorded(runtime, source)[: self.votes]
+        vote = runtime.inference.prepare(partial(self._vote, model), runtime.device)
         saved = time.monotonic()
         for number in range(len(rounds), self.votes):
-            right = sum(
-                (self._vote(model, shapes, part, number) == shapes.labels[part]).sum()
-                for part in shapes.batches(max(1, self.batch_size // self.repeats))
-            )
+            right = torch.zeros((), dtype=torch.int64, device=runtime.device)
+            for part in shapes.batches(max(1, self.batch_size // self.repeats)):
+                ids = shapes.ids[part]
+                predicted = vote(shapes.candidates[part], ids, torch.full_like(ids[0], number))
+                right += (predicted["class"] == shapes.labels[part]).sum()
             rounds.append(_sums(runtime, int(right))[0] / clouds)
             due = time.monotonic() - saved > self.save_every_seconds or len(rounds) == self.votes
             if runtime.rank == 0 and due:
@@ -181,14 +194,17 @@ class VotingEvaluation:
                 saved = time.monotonic()
         return rounds
 
-    def _vote(self, model: nn.Module, shapes: _Shapes, part: slice, number: int) -> Tensor:
+    def _vote(
+        self, model: nn.Module, candidates: Tensor, ids: Tensor, number: Tensor
+    ) -> dict[str, Tensor]:
         """Classes that the mean logits of one round choose, all repeats in one batch."""
         subsets = []
         for repeat in range(self.repeats):
-            source = SampleGenerator(self.seed, shapes.ids[part], number, stream=repeat)
-            subsets.append(self.pipeline.vote(shapes.candidates[part], source))
+            source = SampleGenerator(self.seed, ids, number, stream=repeat)
+            subsets.append(self.pipeline.vote(candidates, source))
         logits: Tensor = model(torch.cat(subsets))
-        return logits.unflatten(0, (self.repeats, -1)).mean(dim=0).argmax(dim=-1)
+        logits = logits.float().unflatten(0, (self.repeats, -1))
+        return {"class": logits.mean(dim=0).argmax(dim=-1)}
 
     def _recorded(self, runtime: EvaluationRuntime, source: str) -> list[float]:
         """The rounds that rank 0 finds in the run's folder, on every rank."""

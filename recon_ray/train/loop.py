@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recon_ray.data.batches import Batch, prefetch
+from recon_ray.data.batches import Batch, prefetch_batches
 from recon_ray.errors import CheckpointError, ReconError
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
@@ -202,7 +202,10 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         start, epoch = self.progress.step_in_epoch, self.progress.epoch
-        for batch in prefetch(lambda: self.feed.epoch(epoch, start, self.plan, self.runtime.rank)):
+        device = self.runtime.device
+        for batch in prefetch_batches(
+            lambda: self.feed.epoch(epoch, start, self.plan, self.runtime.rank), device
+        ):
             if self.feed.tracks_samples:
                 self.progress.mark(batch["sample_id"])
             yield batch

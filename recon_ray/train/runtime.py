@@ -22,6 +22,7 @@ from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, make_batch
 from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
+from recon_ray.train.inference import Inference
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -207,6 +208,7 @@ class EvaluationRuntime(Protocol):
     world_size: int
     device: torch.device
     folder: RunFolder
+    inference: Inference
 
     def table(self, split: str) -> IndexedTable:
         """Give all rows of a split for evaluation."""
@@ -236,6 +238,7 @@ class LocalRuntime:
         train_feed: Training samples.
         device: Where the model runs.
         keep_checkpoints: Newest checkpoints that are kept.
+        inference: How models are evaluated.
     """
 
     rank = 0
@@ -249,9 +252,11 @@ class LocalRuntime:
         train_feed: TrainFeed,
         device: torch.device,
         keep_checkpoints: int = 3,
+        inference: Inference = Inference(),  # noqa: B008 - frozen
     ) -> None:
         self.folder = folder
         self.device = device
+        self.inference = inference
         self.store = CheckpointStore(folder.checkpoints, keep=keep_checkpoints)
         self._tables = dict(tables)
         self._feed = train_feed

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from recon_ray.data.batches import Batch
 from recon_ray.points.random import SampleGenerator
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.graph import StepGraph
+from recon_ray.train.half_weights import HalfWeights
+from recon_ray.train.inference import COMPILE_MODES
 from recon_ray.train.metrics import Mean, is_distributed
 from recon_ray.train.runtime import TrainFeed
 from recon_ray.train.settings import FitSettings
@@ -29,8 +33,6 @@ _SYNC_BUFFERS = (
 )
 #: Which independent random numbers of a step: see ``SampleGenerator(stream=...)``.
 AUGMENT_STREAM, MODEL_STREAM = 0, 1
-#: What ``torch.compile`` is asked for; "max" also times several kernels for each product.
-_COMPILE_MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 
 
 class Step:
@@ -71,11 +73,22 @@ class Step:
         self._device = device
         self._rank = rank
         self._enrich = task.enrich
+        self._module = module
+        self._half: HalfWeights | None = None
+        self._forward: Callable[[Batch, SampleGenerator], dict[str, Tensor]]
+        if is_distributed():
+            self._forward = self._module = self._wrapped(module, task)
+        elif settings.compile != "off" and settings.precision == "bf16":
+            self._forward = self._half = HalfWeights(module)
+        else:
+            self._forward = module
         if settings.compile != "off":
-            mode = _COMPILE_MODES[settings.compile]
-            module.compile(mode=mode, dynamic=False)
-            self._enrich = torch.compile(task.enrich, mode=mode, dynamic=False)
-        self._module = self._wrapped(module, task)
+            compiled = partial(torch.compile, mode=COMPILE_MODES[settings.compile], dynamic=False)
+            self._enrich = compiled(task.enrich)
+            if is_distributed():
+                module.compile(mode=COMPILE_MODES[settings.compile], dynamic=False)
+            else:
+                self._forward = compiled(self._forward)
         self.uses_graph = wants_graph(settings, device)
         self._graph = StepGraph(self._run, device) if self.uses_graph else None
         self._lr = torch.zeros(len(optimizer.param_groups), device=device)
@@ -105,6 +118,8 @@ class Step:
 
     def _run(self, batch: Batch, epoch: int | Tensor) -> None:
         self._module.train()
+        if self._half is not None:
+            self._half.refresh()
         slices = self._plan.micro_slices()
         for i, part in enumerate(slices):
             micro = {
@@ -115,6 +130,8 @@ class Step:
                 losses = self._losses(micro, epoch)
                 count = part.stop - part.start
                 (losses["loss"] * (count / self._plan.per_worker)).backward()
+            if self._half is not None:
+                self._half.take_gradients()
             self.meter.update(losses, weight=count)
         if self.settings.double_step:
             self._optimizer.step()
@@ -129,7 +146,7 @@ class Step:
             whole = self._feed.complete(micro)
             enriched = self._enrich(whole, SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM))
         with self._autocast():
-            return self._module(enriched, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
+            return self._forward(enriched, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.settings.precision == "bf16"

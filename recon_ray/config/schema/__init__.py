@@ -15,6 +15,7 @@ from recon_ray.config.schema.base import (
 from recon_ray.config.schema.benchmark import (
     BenchmarkConfig,
     IngestBenchmarkSection,
+    StepBenchmarkSection,
 )
 from recon_ray.config.schema.data import (
     DataSection,
@@ -130,6 +131,7 @@ __all__ = [
     "Section",
     "SetSection",
     "ShownDataSection",
+    "StepBenchmarkSection",
     "SweepConfig",
     "SweepSection",
     "TeacherSection",

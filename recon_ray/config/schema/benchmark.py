@@ -30,10 +30,41 @@ class IngestBenchmarkSection(Section):
     meshes: Count = Field(60, description="Meshes whose views are rendered by one process.")
 
 
+Workload = Literal[
+    "pretrain", "pretrain_contrast", "pretrain_online", "finetune_scan", "finetune_modelnet8k",
+    "partseg", "vote_scan", "vote_modelnet8k", "svm",
+]  # fmt: skip
+Variant = Literal["fp32", "tf32", "bf16", "graph", "compile", "compile+graph", "device", "max"]
+
+
+class StepBenchmarkSection(Section):
+    """Steps of training and evaluation, each faster way beside the plain eager step."""
+
+    workloads: tuple[Workload, ...] = Field(
+        (
+            "pretrain", "pretrain_contrast", "pretrain_online", "finetune_scan",
+            "finetune_modelnet8k", "partseg", "vote_scan", "vote_modelnet8k", "svm",
+        ),
+        description="What is measured, at the published sizes.",
+    )  # fmt: skip
+    variants: tuple[Variant, ...] = Field(
+        ("fp32", "tf32", "bf16", "graph", "compile", "compile+graph", "device"),
+        description="How: the plain eager step (fp32, tf32), bf16 autocast, one CUDA graph of it, "
+        "compiled, both, and both with the rows on the device; max tunes the compiled kernels.",
+    )
+    preset: Literal["nano", "tiny", "small", "base"] = Field("base", description="Architecture.")
+    batch_size: Count | None = Field(
+        None, description="Shapes a step; by default the published number of each workload."
+    )
+    samples: Count = Field(8192, description="Random clouds that are read.")
+    steps: Count = Field(30, description="Steps that are timed.")
+    profile: bool = Field(False, description="Write a trace of the last variant's steps.")
+
+
 class BenchmarkConfig(JobConfig):
     """jobs/benchmark.py: measure, each figure beside a named alternative in one run."""
 
-    what: Literal["ingest"] = Field("ingest", description="What is measured.")
+    what: Literal["ingest", "step", "ops", "all"] = Field("ingest", description="What is measured.")
     cluster: ClusterSection = Field(
         ClusterSection(object_store_bytes=4_000_000_000),
         description="Where and on how many workers.",
@@ -41,3 +72,4 @@ class BenchmarkConfig(JobConfig):
     ingest: IngestBenchmarkSection = Field(
         IngestBenchmarkSection(), description="Reading prepared sets."
     )
+    step: StepBenchmarkSection = Field(StepBenchmarkSection(), description="Steps.")

@@ -18,6 +18,7 @@ from recon_ray.points import ops
 from recon_ray.tasks.clouds import CloudPipeline
 from recon_ray.tasks.voting import ROUNDS, VotingEvaluation, vote_summary
 from recon_ray.tasks.weights import find_weights
+from recon_ray.train.inference import Inference
 from recon_ray.train.runtime import RunFolder
 from recon_ray.weights.files import save_weights
 
@@ -48,7 +49,7 @@ def runtime_of(prepared: PreparedSet, folder: Path) -> WorkerRuntime:
     table = IndexedTable([prepared.read("test", columns=["points", "label"])])
     folder.mkdir(exist_ok=True)
     where = RunFolder(str(folder))
-    return WorkerRuntime(0, 1, torch.device("cpu"), where, {"test": table}, {})
+    return WorkerRuntime(0, 1, torch.device("cpu"), where, {"test": table}, {}, Inference())
 
 
 def run(evaluation: VotingEvaluation, prepared: PreparedSet, folder: Path):

@@ -1,0 +1,156 @@
+"""What the step benchmark trains: published sizes, random clouds, random teachers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import timm
+import torch
+
+from recon_ray.config.schema import FinetuneConfig, PartsegConfig, PretrainConfig
+from recon_ray.data.batches import BatchOptions, IndexedTable
+from recon_ray.data.schema import tensor_column
+from recon_ray.data.teacher_cache import StoredFeatures
+from recon_ray.tasks.classification import ClassificationTask, classifier_of
+from recon_ray.tasks.clouds import Augmentation, CloudPipeline
+from recon_ray.tasks.iou import PartTable
+from recon_ray.tasks.part_segmentation import PartSegmentationTask, Scoring, part_options
+from recon_ray.tasks.pretrain import PretrainTask
+from recon_ray.tasks.teachers import StoredTeachers
+from recon_ray.train.task import Task
+
+#: Classes of ShapeNet-55, and the image teacher's width (ViT-B).
+CLASSES, IMAGE_DIM = 55, 768
+#: Published settings of the classifiers: points a stored cloud, points seen, patches, classes.
+CLASSIFIERS = {"finetune_scan": (2048, 2048, 128, 15), "finetune_modelnet8k": (8192, 8192, 512, 40)}
+ONLINE_TEACHER = "vit_base_patch16_224"
+
+
+@dataclass(frozen=True)
+class TrainingWorkload:
+    """One training step at published sizes.
+
+    Attributes:
+        task: What is trained.
+        table: Random training rows.
+        options: What a batch holds.
+        batch_size: Published batch.
+        clip_norm: Largest L2 norm of the gradient.
+    """
+
+    task: Task
+    table: IndexedTable
+    options: BatchOptions
+    batch_size: int
+    clip_norm: float | None = None
+
+
+def training_workload(name: str, preset: str, samples: int, folder: Path) -> TrainingWorkload:
+    """Make a workload of the step benchmark.
+
+    Args:
+        name: A training workload.
+        preset: Architecture.
+        samples: Random clouds.
+        folder: Where the random weights of an image teacher are put.
+    """
+    if name == "partseg":
+        return _partseg(preset, samples)
+    if name in CLASSIFIERS:
+        return _classifier(name, preset, samples)
+    teacher: dict[str, Any] = {"text": {"name": "descriptor:512"}, "image": {"name": None}}
+    stored = StoredTeachers()
+    if name == "pretrain_online":
+        weights = folder / f"{ONLINE_TEACHER}.pt"
+        torch.save(timm.create_model(ONLINE_TEACHER).state_dict(), weights)
+        teacher["image"] = {"name": f"timm:{ONLINE_TEACHER}:{weights}"}
+    else:
+        image = StoredFeatures("image_features", (), (1, IMAGE_DIM), "copy", {"name": "random"})
+        stored = StoredTeachers(image=image)
+    config = PretrainConfig.model_validate(
+        {
+            "model": {"preset": preset},
+            "teacher": teacher,
+            "data": {"num_points": 1024},
+            "loss": {"self_contrast": name == "pretrain_contrast"},
+        }
+    )
+    classes = [f"class {number}" for number in range(CLASSES)]
+    task = PretrainTask(config, texts=classes, num_classes=CLASSES, stored=stored)
+    columns = {"image_features": (1, IMAGE_DIM)} if stored.image is not None else {}
+    table = random_table(samples, 1024, CLASSES, features=columns)
+    return TrainingWorkload(task, table, task.batch_options(), 128)
+
+
+def _classifier(name: str, preset: str, samples: int) -> TrainingWorkload:
+    stored, points, groups, classes = CLASSIFIERS[name]
+    config = FinetuneConfig.model_validate(
+        {"model": {"preset": preset, "num_groups": groups}, "data": {"num_points": points}}
+    )
+    kind, architecture = classifier_of(config, None, classes)
+    augment: Augmentation = "rotate" if name == "finetune_scan" else "scale_translate"
+    task = ClassificationTask(
+        config,
+        kind=kind,
+        architecture=architecture,
+        pipeline=CloudPipeline(points, "whole", augment),
+        classes=[f"class{number}" for number in range(classes)],
+    )
+    table = random_table(samples, stored, classes)
+    return TrainingWorkload(task, table, task.batch_options(), 32, config.train.clip_norm)
+
+
+def _partseg(preset: str, samples: int) -> TrainingWorkload:
+    table = PartTable(
+        tuple(f"category{number}" for number in range(16)),
+        tuple((3 * number, 3 * number + 1, 3 * number + 2) for number in range(16)),
+    )
+    config = PartsegConfig.model_validate({"model": {"preset": preset}})
+    scoring = Scoring(table, 2048, 64, "own", has_valid_points=False)
+    from recon_ray.models.presets import preset_sizes
+
+    sizes = {
+        **preset_sizes(preset, "partseg"),
+        "num_parts": table.num_parts,
+        "num_categories": 16,
+        "num_groups": 128,
+    }
+    task = PartSegmentationTask(config, sizes=sizes, scoring=scoring)
+    rows = random_table(samples, 2500, 16, parts=table.num_parts)
+    return TrainingWorkload(task, rows, part_options(has_valid_points=False), 32)
+
+
+def random_table(
+    samples: int,
+    num_points: int,
+    classes: int,
+    *,
+    features: dict[str, tuple[int, int]] | None = None,
+    parts: int = 0,
+) -> IndexedTable:
+    """Make labeled clouds near the unit sphere, as a prepared set has them, in memory."""
+    random = np.random.default_rng(0)
+    points = random.standard_normal((samples, num_points, 3), dtype=np.float32)
+    points /= np.linalg.norm(points, axis=2, keepdims=True)
+    ids = pa.array(np.arange(samples))
+    columns = {
+        "sample_id": ids,
+        "points": tensor_column(points),
+        "label": pa.array(random.integers(classes, size=samples, dtype=np.int32)),
+    }
+    if parts:
+        numbers = random.integers(parts, size=(samples, num_points)).astype(np.uint8)
+        columns["part_labels"] = tensor_column(numbers)
+    groups = [
+        [pa.table({"sample_id": ids, name: tensor_column(_features(random, samples, shape))})]
+        for name, shape in (features or {}).items()
+    ]
+    return IndexedTable([pa.table(columns)], None, groups)
+
+
+def _features(random: np.random.Generator, samples: int, shape: tuple[int, int]) -> np.ndarray:
+    return random.standard_normal((samples, *shape), dtype=np.float32).astype(np.float16)

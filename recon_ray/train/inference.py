@@ -1,0 +1,90 @@
+"""Functions of tensors without gradient, as fast as the device allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+#: From tensors whose first axis is the batch to named results.
+Function: TypeAlias = Callable[..., Mapping[str, Tensor]]
+
+#: What ``torch.compile`` is asked for; "max" also times several kernels for each product.
+COMPILE_MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How models are evaluated.
+
+    Attributes:
+        precision: ``fp32`` or ``bf16`` (autocast of the transformer; geometry stays float32).
+        compile: ``default`` or ``max`` compiles what is computed for a whole batch.
+        cuda_graph: Replay whole batches as one CUDA graph, on GPUs.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["off", "default", "max"] = "off"
+    cuda_graph: bool = True
+
+    def prepare(self, function: Function, device: torch.device) -> Function:
+        """Give a function that computes the same; call it without gradient.
+
+        Args:
+            function: Called with tensors on the device. Captured once, so everything that varies
+                from call to call must come in as a tensor.
+            device: Where it computes.
+        """
+        return _Prepared(function, device, self)
+
+
+class _Prepared:
+    """Compiles and captures a function for the shapes of its first call; others run eagerly."""
+
+    def __init__(self, function: Function, device: torch.device, how: Inference) -> None:
+        self._eager = function
+        self._whole = function
+        if how.compile != "off":
+            self._whole = torch.compile(function, mode=COMPILE_MODES[how.compile], dynamic=False)
+        self._device = device
+        self._half = how.precision == "bf16"
+        self._captures = how.cuda_graph and device.type == "cuda"
+        self._shapes: list[torch.Size] | None = None
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._outputs: Mapping[str, Tensor] = {}
+
+    def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
+        shapes = [tensor.shape for tensor in tensors]
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:  # the last, incomplete batch
+            return self._run(self._eager, tensors)
+        self._calls += 1
+        if not self._captures or self._calls == 1:
+            return self._run(self._whole, tensors)
+        if self._graph is None:
+            self._capture(tensors)
+        assert self._graph is not None
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        return {name: value.clone() for name, value in self._outputs.items()}
+
+    def _run(self, function: Function, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
+            return dict(function(*tensors))
+
+    def _capture(self, tensors: tuple[Tensor, ...]) -> None:
+        self._inputs = [tensor.clone() for tensor in tensors]
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):  # once more here: libraries set up a stream at first use
+            self._run(self._whole, tuple(self._inputs))
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            self._outputs = self._run(self._whole, tuple(self._inputs))
