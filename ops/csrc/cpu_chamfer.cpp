@@ -45,7 +45,7 @@ template <typename T>
 struct Matcher {
   using Int = typename Bits<T>::Int;
   Cloud<T> second;
-  std::vector<Int> bits, best, best_row;
+  Aligned<Int> bits, best, best_row;
 
   // Fills i_ab (n) and i_ba (m).
   void match(const T* a, int64_t n, const T* b, int64_t m, int64_t* i_ab, int64_t* i_ba) {
