@@ -5,7 +5,7 @@
 
 namespace recon_ops {
 
-// Pairs of tiny sets a block, as many as fit into its shared memory.
+// Pairs of tiny sets a block; their tables and points fit into 48 KiB.
 template <int RA, int RB>
 constexpr int kPairWarps = RA * RB == 1 ? 8 : 4;
 // Blocks that run at once on a multiprocessor with enough shared memory: all those of a usual batch.
@@ -85,10 +85,6 @@ __device__ __forceinline__ void share(const Side<R>& side, float4* points, int l
   unrolled<R>([&](auto r) {
     points[r * 32 + lane] = make_float4(side.x[r], side.y[r], side.z[r], 0.0f);
   });
-}
-
-__device__ __forceinline__ unsigned key_between(float x, float y, float z, const float4& p) {
-  return distance_key(squared_distance(x, y, z, p.x, p.y, p.z));
 }
 
 // The smallest of 32 keys, taken four at a time: only the group that holds it is noted, and which
