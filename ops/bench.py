@@ -152,6 +152,22 @@ def chamfer(batch: int, n: int, m: int, target: str) -> Maker:
     return make
 
 
+def chamfer_forward(batch: int, n: int, m: int, target: str) -> Maker:
+    """The operator behind the loss alone: its gradients are there before they are asked for."""
+
+    def make(device: torch.device) -> Case:
+        a, b = (cloud(batch, count, device) for count in (n, m))
+        operator = torch.ops.recon_ops.chamfer_loss_forward
+        return Case(
+            f"chamfer operator, loss + gradients ({batch}, {n} x {m})",
+            lambda: operator(a, b, True, True, True),
+            {},
+            target,
+        )
+
+    return make
+
+
 def picking(batch: int, count: int, shape: tuple[int, ...], channels: int, target: str) -> Maker:
     """Gather (S,) or group (S, K) features, forward."""
     name = "gather" if len(shape) == 1 else "group"
@@ -265,6 +281,7 @@ CUDA_CASES: list[Maker] = [
     grouping(32, 128, 2048, 32, "30"),
     grouping(32, 512, 8192, 32, "180"),
     chamfer(4864, 32, 32, "9"),
+    chamfer_forward(4864, 32, 32, "9"),
     chamfer(32, 2048, 2048, "200"),
     chamfer(32, 8192, 8192, "1500"),
     picking(32, 2048, (512, 32), 64, "110"),
@@ -366,7 +383,7 @@ def show_cuda(row: dict[str, Any]) -> None:
     replay = "-" if row["graph_us"] is None else f"{row['graph_us']:.1f}"
     peers = ", ".join(f"{name} {value:.0f}" for name, value in row["peers_us"].items())
     print(
-        f"{row['name']:<48} event {row['event_us']:9.1f}  graph {replay:>9}  "
+        f"{row['name']:<56} event {row['event_us']:9.1f}  graph {replay:>9}  "
         f"target {row['target_us']:>5}  | {peers}",
         flush=True,
     )
@@ -378,7 +395,7 @@ def show_cpu(row: dict[str, Any]) -> None:
         f"{name} {value:.2f} ms ({value / row['ms']:.1f}x)"
         for name, value in row["peers_ms"].items()
     )
-    print(f"{row['name']:<48} {row['ms']:9.2f} ms  | {peers}", flush=True)
+    print(f"{row['name']:<56} {row['ms']:9.2f} ms  | {peers}", flush=True)
 
 
 def cpu_name() -> str:

@@ -45,7 +45,7 @@ template <typename T>
 struct Matcher {
   using Int = typename Bits<T>::Int;
   Cloud<T> second;
-  std::vector<Int> bits, best, best_row;
+  Aligned<Int> bits, best, best_row;
 
   // Fills i_ab (n) and i_ba (m).
   void match(const T* a, int64_t n, const T* b, int64_t m, int64_t* i_ab, int64_t* i_ba) {
@@ -67,15 +67,21 @@ T distance(const T* p, const T* q) {
   return squared_norm(p[0] - q[0], p[1] - q[1], p[2] - q[2]);
 }
 
-// d_p += scale * (p - q) and d_q -= the same.
+// d_p += scale * (p - q) and d_q -= the same, where there is a place for them.
 template <typename T>
 void pull(const T* p, const T* q, T scale, T* d_p, T* d_q) {
   if (scale == T(0)) return; // also where a coordinate is not finite
   for (int axis = 0; axis < 3; ++axis) {
     const T along = scale * (p[axis] - q[axis]);
-    d_p[axis] += along;
-    d_q[axis] -= along;
+    if (d_p != nullptr) d_p[axis] += along;
+    if (d_q != nullptr) d_q[axis] -= along;
   }
+}
+
+// The place of a row of three numbers, if there are rows.
+template <typename T>
+T* row_of(T* rows, int64_t row) {
+  return rows == nullptr ? nullptr : rows + 3 * row;
 }
 
 void check_pair(const char* first, const Tensor& a, const char* second, const Tensor& b) {
@@ -173,22 +179,27 @@ double add_terms(
     const T d = distance(from, to), root = std::sqrt(d);
     total += squared ? d : root;
     const T slope = squared ? 2 * share : (d > 0 ? share / root : T(0));
-    pull(from, to, slope, d_p + 3 * i, d_q + 3 * nearest[i]);
+    pull(from, to, slope, row_of(d_p, i), row_of(d_q, nearest[i]));
   }
   return total;
 }
 
-std::tuple<Tensor, Tensor, Tensor> chamfer_loss_forward(
-    const Tensor& pred, const Tensor& target, bool squared) {
+std::tuple<Tensor, Tensor> chamfer_loss_forward(
+    const Tensor& pred, const Tensor& target, bool squared, bool with_grad_pred,
+    bool with_grad_target) {
   check_pair("pred", pred, "target", target);
   const int64_t batch = pred.size(0), n = pred.size(1), m = target.size(1);
   const Tensor first = as_contiguous(pred), second = as_contiguous(target);
   Tensor loss = new_floats(pred, {});
-  Tensor d_pred = new_floats(pred, {batch, n, 3}), d_target = new_floats(target, {batch, m, 3});
+  const int64_t numbers_pred = with_grad_pred ? 3 * batch * n : 0;
+  const int64_t numbers_target = with_grad_target ? 3 * batch * m : 0;
+  Tensor grads = new_floats(pred, {numbers_pred + numbers_target});
   dispatch_geometry("pred", pred, [&](auto zero) {
     using T = decltype(zero);
     const T *pa = first.const_data_ptr<T>(), *pb = second.const_data_ptr<T>();
-    T *out_a = d_pred.mutable_data_ptr<T>(), *out_b = d_target.mutable_data_ptr<T>();
+    T* out = grads.mutable_data_ptr<T>();
+    T* out_a = with_grad_pred ? out : nullptr;
+    T* out_b = with_grad_target ? out + numbers_pred : nullptr;
     const double half = squared ? 1.0 : 0.5;
     const T share_a = static_cast<T>(half / static_cast<double>(batch * n));
     const T share_b = static_cast<T>(half / static_cast<double>(batch * m));
@@ -197,11 +208,11 @@ std::tuple<Tensor, Tensor, Tensor> chamfer_loss_forward(
     torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
       Matcher<T> matcher;
       std::vector<int64_t> to_b(n), to_a(m);
-      std::fill(out_a + 3 * n * begin, out_a + 3 * n * end, T(0));
-      std::fill(out_b + 3 * m * begin, out_b + 3 * m * end, T(0));
+      if (out_a != nullptr) std::fill(out_a + 3 * n * begin, out_a + 3 * n * end, T(0));
+      if (out_b != nullptr) std::fill(out_b + 3 * m * begin, out_b + 3 * m * end, T(0));
       for (int64_t s = begin; s < end; ++s) {
         const T *p = pa + 3 * n * s, *q = pb + 3 * m * s;
-        T *d_p = out_a + 3 * n * s, *d_q = out_b + 3 * m * s;
+        T *d_p = row_of(out_a, n * s), *d_q = row_of(out_b, m * s);
         matcher.match(p, n, q, m, to_b.data(), to_a.data());
         const double there = add_terms(p, q, to_b.data(), n, squared, share_a, d_p, d_q);
         const double back = add_terms(q, p, to_a.data(), m, squared, share_b, d_q, d_p);
@@ -212,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> chamfer_loss_forward(
     for (const double term : terms) total += term;
     *loss.mutable_data_ptr<T>() = static_cast<T>(total / static_cast<double>(batch));
   });
-  return {loss, d_pred, d_target};
+  return {loss, grads};
 }
 
 } // namespace

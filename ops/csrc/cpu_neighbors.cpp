@@ -123,7 +123,7 @@ class Search {
 
   int64_t k_, groups_, found_ = 0;
   Cloud<T> cloud_;
-  std::vector<Int> bits_, minima_;
+  Aligned<Int> bits_, minima_;
   std::vector<int32_t> hits_;
   std::vector<Key> keys_;
 };

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -106,11 +107,30 @@ inline int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
 }
 
+// Starts arrays on a cache line, which a load of a whole line then touches alone.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <typename U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* data, size_t) { ::operator delete(data, kLine); }
+  template <typename U>
+  bool operator==(const LineAllocator<U>&) const { return true; }
+  template <typename U>
+  bool operator!=(const LineAllocator<U>&) const { return false; }
+};
+
+template <typename T>
+using Aligned = std::vector<T, LineAllocator<T>>;
+
 // A cloud with one row an axis, padded with NaN, which is further away than everything.
 template <typename T>
 struct Cloud {
   int64_t size = 0, padded = 0;
-  std::vector<T> data;
+  Aligned<T> data;
 
   void load(const T* points, int64_t n, int64_t step) {
     size = n;

@@ -29,21 +29,26 @@ ChamferArguments pair_arguments(const Tensor& a, const Tensor& b) {
   return args;
 }
 
-template <bool Loss>
-void launch_pairs(const ChamferArguments& args, unsigned blocks, cudaStream_t stream) {
-  constexpr int kThreads = kPairWarps * 32;
-  if (args.n == 32 && args.m == 32) {
-    chamfer_pair_kernel<1, 1, Loss, true><<<blocks, kThreads, 0, stream>>>(args);
-  } else if (args.n <= 32 && args.m <= 32) {
-    chamfer_pair_kernel<1, 1, Loss, false><<<blocks, kThreads, 0, stream>>>(args);
-  } else if (args.n <= 32) {
-    chamfer_pair_kernel<1, 2, Loss, false><<<blocks, kThreads, 0, stream>>>(args);
-  } else if (args.m <= 32) {
-    chamfer_pair_kernel<2, 1, Loss, false><<<blocks, kThreads, 0, stream>>>(args);
-  } else {
-    chamfer_pair_kernel<2, 2, Loss, false><<<blocks, kThreads, 0, stream>>>(args);
-  }
+int64_t pair_blocks(int64_t pairs, int64_t n, int64_t m) {
+  return ceil_div(pairs, n <= 32 && m <= 32 ? kPairWarps<1, 1> : kPairWarps<2, 2>);
+}
+
+template <int RA, int RB, bool Loss, bool Squared, bool Full>
+void launch_pair_kernel(const ChamferArguments& args, cudaStream_t stream) {
+  constexpr int kThreads = kPairWarps<RA, RB> * 32;
+  const unsigned blocks = grid_size(pair_blocks(args.pairs, args.n, args.m), "chamfer");
+  chamfer_pair_kernel<RA, RB, Loss, Squared, Full><<<blocks, kThreads, 0, stream>>>(args);
   check_launch("chamfer");
+}
+
+template <bool Loss, bool Squared>
+void launch_pairs(const ChamferArguments& args, cudaStream_t stream) {
+  const bool small_a = args.n <= 32, small_b = args.m <= 32;
+  if (args.n == 32 && args.m == 32) launch_pair_kernel<1, 1, Loss, Squared, true>(args, stream);
+  else if (small_a && small_b) launch_pair_kernel<1, 1, Loss, Squared, false>(args, stream);
+  else if (small_a) launch_pair_kernel<1, 2, Loss, Squared, false>(args, stream);
+  else if (small_b) launch_pair_kernel<2, 1, Loss, Squared, false>(args, stream);
+  else launch_pair_kernel<2, 2, Loss, Squared, false>(args, stream);
 }
 
 // On sm_90 and later the launch overlaps with the end of the kernel before it.
@@ -134,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a_in, 
       args.d_ba = data<float>(found.d_ba);
       args.i_ab = data<int64_t>(found.i_ab);
       args.i_ba = data<int64_t>(found.i_ba);
-      launch_pairs<false>(args, grid_size(ceil_div(a.size(0), kPairWarps), "chamfer"), stream);
+      launch_pairs<false, true>(args, stream);
     } else {
       find_nearest(a, b, found, stream);
     }
@@ -142,25 +147,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a_in, 
   return {found.d_ab, found.d_ba, found.i_ab, found.i_ba};
 }
 
+// Writes the gradients of the sides that have a place for them.
 void write_gradients(
     const Tensor& a, const Tensor& b, const Tensor& scale_ab, const Tensor& scale_ba,
-    const Tensor& i_ab, const Tensor& i_ba, float factor, Tensor& grad_a, Tensor& grad_b,
+    const Tensor& i_ab, const Tensor& i_ba, float factor, float* grad_a, float* grad_b,
     cudaStream_t stream) {
   const int64_t batch = a.size(0), n = a.size(1), m = b.size(1);
-  const Segments into_a = build_segments(i_ba, batch, m, n);
-  const Segments into_b = build_segments(i_ab, batch, n, m);
-  const GradientSide side_a{
-      data<const float>(a), data<const float>(b), data<const int64_t>(i_ab),
-      data<const float>(scale_ab), data<const float>(scale_ba), data<const int>(into_a.offsets),
-      data<const int>(into_a.order), data<float>(grad_a), static_cast<int>(n),
-      static_cast<int>(m)};
-  const GradientSide side_b{
-      data<const float>(b), data<const float>(a), data<const int64_t>(i_ba),
-      data<const float>(scale_ba), data<const float>(scale_ab), data<const int>(into_b.offsets),
-      data<const int>(into_b.order), data<float>(grad_b), static_cast<int>(m),
-      static_cast<int>(n)};
-  const unsigned blocks = grid_size(ceil_div(batch * (n + m), 256), "chamfer gradient");
-  gradient_kernel<<<blocks, 256, 0, stream>>>(side_a, side_b, batch * n, batch * m, factor);
+  const auto side = [&](const Tensor& points, const Tensor& other, const Tensor& idx,
+                        const Tensor& scale, const Tensor& other_scale, const Segments& into,
+                        float* grad) {
+    return GradientSide{
+        data<const float>(points), data<const float>(other), data<const int64_t>(idx),
+        data<const float>(scale), data<const float>(other_scale), data<const int>(into.offsets),
+        data<const int>(into.order), grad, static_cast<int>(points.size(1)),
+        static_cast<int>(other.size(1))};
+  };
+  Segments into_a, into_b;
+  GradientSide side_a{}, side_b{};
+  if (grad_a != nullptr) {
+    into_a = build_segments(i_ba, batch, m, n);
+    side_a = side(a, b, i_ab, scale_ab, scale_ba, into_a, grad_a);
+  }
+  if (grad_b != nullptr) {
+    into_b = build_segments(i_ab, batch, n, m);
+    side_b = side(b, a, i_ba, scale_ba, scale_ab, into_b, grad_b);
+  }
+  const int64_t rows_a = grad_a != nullptr ? batch * n : 0;
+  const int64_t rows_b = grad_b != nullptr ? batch * m : 0;
+  if (rows_a + rows_b == 0) return;
+  const unsigned blocks = grid_size(ceil_div(rows_a + rows_b, 256), "chamfer gradient");
+  gradient_kernel<<<blocks, 256, 0, stream>>>(side_a, side_b, rows_a, rows_b, factor);
   check_launch("chamfer gradient");
 }
 
@@ -196,24 +212,29 @@ std::tuple<Tensor, Tensor> chamfer_distance_backward(
     const Tensor to_b = torch::stable::to(i_ab, ScalarType::Long);
     const Tensor to_a = torch::stable::to(i_ba, ScalarType::Long);
     write_gradients(
-        a, b, grad_ab, grad_ba, to_b, to_a, 2.0f, grad_a, grad_b, current_stream(a));
+        a, b, grad_ab, grad_ba, to_b, to_a, 2.0f, data<float>(grad_a), data<float>(grad_b),
+        current_stream(a));
   }
   return {grad_a, grad_b};
 }
 
-std::tuple<Tensor, Tensor, Tensor> chamfer_loss_forward(
-    const Tensor& pred_in, const Tensor& target_in, bool squared) {
+std::tuple<Tensor, Tensor> chamfer_loss_forward(
+    const Tensor& pred_in, const Tensor& target_in, bool squared, bool with_grad_pred,
+    bool with_grad_target) {
   const Tensor pred = dense(pred_in);
   const Tensor target = dense(target_in);
   check_pair(pred, "pred", target, "target");
   DeviceGuard guard(pred.get_device_index());
   const int64_t batch = pred.size(0), n = pred.size(1), m = target.size(1);
   Tensor loss = empty(pred, {}, ScalarType::Float);
-  Tensor grad_pred = empty(pred, {batch, n, 3}, ScalarType::Float);
-  Tensor grad_target = empty(pred, {batch, m, 3}, ScalarType::Float);
+  const int64_t numbers_pred = with_grad_pred ? batch * n * 3 : 0;
+  const int64_t numbers_target = with_grad_target ? batch * m * 3 : 0;
+  Tensor grads = empty(pred, {numbers_pred + numbers_target}, ScalarType::Float);
+  float* grad_pred = with_grad_pred ? data<float>(grads) : nullptr;
+  float* grad_target = with_grad_target ? data<float>(grads) + numbers_pred : nullptr;
   if (batch == 0) {
     torch::stable::fill_(loss, std::nan(""));  // the mean of nothing
-    return {loss, grad_pred, grad_target};
+    return {loss, grads};
   }
   const cudaStream_t stream = current_stream(pred);
   const double share = squared ? 1.0 : 0.5;
@@ -222,16 +243,16 @@ std::tuple<Tensor, Tensor, Tensor> chamfer_loss_forward(
   unsigned blocks = 0;
   Tensor partial = loss;
   if (is_tiny(pred, target)) {
-    blocks = grid_size(ceil_div(batch, kPairWarps), "chamfer_loss");
+    blocks = grid_size(pair_blocks(batch, n, m), "chamfer_loss");
     partial = empty(pred, {static_cast<int64_t>(blocks)}, ScalarType::Float);
     ChamferArguments args = pair_arguments(pred, target);
-    args.grad_a = data<float>(grad_pred);
-    args.grad_b = data<float>(grad_target);
+    args.grad_a = grad_pred;
+    args.grad_b = grad_target;
     args.partial = data<float>(partial);
     args.weight_ab = weight_ab;
     args.weight_ba = weight_ba;
-    args.squared = squared;
-    launch_pairs<true>(args, blocks, stream);
+    if (squared) launch_pairs<true, true>(args, stream);
+    else launch_pairs<true, false>(args, stream);
   } else {
     Nearest found = empty_nearest(pred, target);
     find_nearest(pred, target, found, stream);
@@ -249,7 +270,7 @@ std::tuple<Tensor, Tensor, Tensor> chamfer_loss_forward(
         stream);
   }
   launch_sum(data<const float>(partial), static_cast<int>(blocks), data<float>(loss), stream);
-  return {loss, grad_pred, grad_target};
+  return {loss, grads};
 }
 
 }  // namespace

@@ -5,8 +5,15 @@
 
 namespace recon_ops {
 
-constexpr int kPairWarps = 8;  // pairs of tiny sets a block
-constexpr int kBatch = 8;      // points of the other side taken at a time
+// Pairs of tiny sets a block; their tables and points fit into 48 KiB.
+template <int RA, int RB>
+constexpr int kPairWarps = RA * RB == 1 ? 8 : 4;
+// Blocks that run at once on a multiprocessor with enough shared memory: all those of a usual batch.
+#if __CUDA_ARCH__ >= 900
+constexpr int kPairBlocks = 5;
+#else
+constexpr int kPairBlocks = 1;
+#endif
 
 struct ChamferArguments {
   const float* a;  // (B, n, 3)
@@ -15,7 +22,7 @@ struct ChamferArguments {
   float* d_ba;
   int64_t* i_ab;
   int64_t* i_ba;
-  float* grad_a;   // (B, n, 3) and the rest, where the loss is asked for
+  float* grad_a;   // (B, n, 3), where the loss is asked for, or null where it is not needed
   float* grad_b;
   float* partial;  // one sum a block
   int64_t pairs;
@@ -23,7 +30,6 @@ struct ChamferArguments {
   int m;
   float weight_ab;  // of one term in the loss
   float weight_ba;
-  bool squared;
 };
 
 __device__ __forceinline__ unsigned smallest_of_warp(unsigned key) {
@@ -60,185 +66,244 @@ struct Side {
   int match[R];
 };
 
-// Writes for each point of the other side which points of this side chose it, as a mask a round.
-template <int R>
-__device__ __forceinline__ void note_choices(
-    const Side<R>& side, int count, unsigned (*chosen_by)[R], int lane) {
+// Missing points are NaN: their distances sort last, and after those of all points before them.
+template <int R, bool Full>
+__device__ __forceinline__ void load_side(
+    Side<R>& side, const float* points, int count, int lane) {
   unrolled<R>([&](auto r) {
-    const bool valid = r * 32 + lane < count;
-    const unsigned lanes = __ballot_sync(kFullWarp, valid);
-    if (valid) {
-      const unsigned same = __match_any_sync(lanes, side.match[r]);
-      if (lane == __ffs(same) - 1) chosen_by[side.match[r]][r] = same;
+    const int i = r * 32 + lane;
+    const bool valid = Full || i < count;
+    side.x[r] = valid ? points[i * 3] : NAN;
+    side.y[r] = valid ? points[i * 3 + 1] : NAN;
+    side.z[r] = valid ? points[i * 3 + 2] : NAN;
+    side.key[r] = kNoKey;
+  });
+}
+
+template <int R>
+__device__ __forceinline__ void share(const Side<R>& side, float4* points, int lane) {
+  unrolled<R>([&](auto r) {
+    points[r * 32 + lane] = make_float4(side.x[r], side.y[r], side.z[r], 0.0f);
+  });
+}
+
+// The smallest of 32 keys, taken four at a time: only the group that holds it is noted, and which
+// of the four it is comes at the end. A key from before wins ties.
+struct Smallest {
+  unsigned key;
+  int group;
+
+  __device__ __forceinline__ void take(int from, const uint4& keys) {
+    const unsigned low = min(__vimin3_u32(keys.x, keys.y, keys.z), min(keys.w, key));
+    if (low < key) group = from;
+    key = low;
+  }
+
+  __device__ __forceinline__ int place(const uint4& keys) const {
+    int within = 3;
+    if (keys.z == key) within = 2;
+    if (keys.y == key) within = 1;
+    if (keys.x == key) within = 0;
+    return group * 4 + within;
+  }
+};
+
+// A table of keys, a row a lane; rows are set apart so that neither rows nor columns conflict.
+constexpr int kTableRow = 9;  // groups of four
+
+// Compares 32 points of each side, one a lane, and keeps the nearest of either. Every distance is
+// computed once, by the lane of its point of the first side, and comes to the other by the table.
+template <int RA, int RB, int R, int Round>
+__device__ __forceinline__ void compare(
+    Side<RA>& a, Constant<R> r, Side<RB>& b, Constant<Round> round, const float4* points_b,
+    uint4* table, int lane) {
+  Smallest row{a.key[r], Round == 0 ? 0 : -1};
+  uint4* own = table + lane * kTableRow;
+  unrolled<8>([&](auto group) {
+    const auto key = [&](int j) {
+      const float4 p = points_b[round * 32 + group * 4 + j];
+      return distance_key(squared_distance(a.x[r], a.y[r], a.z[r], p.x, p.y, p.z));
+    };
+    const uint4 four = make_uint4(key(0), key(1), key(2), key(3));
+    own[group] = four;
+    row.take(group, four);
+  });
+  a.key[r] = row.key;
+  if (Round == 0 || row.group >= 0) a.match[r] = round * 32 + row.place(own[row.group]);
+  __syncwarp();
+
+  Smallest column{b.key[round], R == 0 ? 0 : -1};
+  const unsigned* words = reinterpret_cast<const unsigned*>(table) + lane;
+  const auto four_rows = [&](int group) {
+    const unsigned* first = words + group * 16 * kTableRow;
+    return make_uint4(
+        first[0], first[4 * kTableRow], first[8 * kTableRow], first[12 * kTableRow]);
+  };
+  unrolled<8>([&](auto group) { column.take(group, four_rows(group)); });
+  b.key[round] = column.key;
+  if (R == 0 || column.group >= 0) {
+    b.match[round] = r * 32 + column.place(four_rows(column.group));
+  }
+  __syncwarp();  // the table is overwritten
+}
+
+// For each point of a lane, the points of the other side that chose it: a mask a round of theirs.
+template <int R, int Other, bool Full>
+__device__ __forceinline__ void find_choosers(
+    const Side<Other>& other, int others, int lane, unsigned (&choosers)[R][Other]) {
+  unrolled<Other>([&](auto round) {
+    unsigned same = Full ? kFullWarp : __ballot_sync(kFullWarp, round * 32 + lane < others);
+    const auto agree = [&](int bit, bool set) {
+      const unsigned votes = __ballot_sync(kFullWarp, other.match[round] & (1 << bit));
+      return votes ^ (set ? 0u : kFullWarp);
+    };
+    unrolled<5>([&](auto bit) { same &= agree(bit, (lane & (1 << bit)) != 0); });
+    if constexpr (R == 1) {
+      choosers[0][round] = same;
+    } else {
+      choosers[0][round] = same & agree(5, false);
+      choosers[1][round] = same & agree(5, true);
     }
   });
 }
 
 // The gradient of one side: its own terms, then those of the other side's points that chose it, in
-// index order.
-template <int R, int Other>
-__device__ __forceinline__ void write_gradient(
-    const Side<R>& side, const float4* own, const float4* other,
-    const unsigned (*chosen_by)[Other], float* grad, int count, int lane) {
-  unrolled<R>([&](auto r) {
-    const int i = r * 32 + lane;
-    if (i >= count) return;
-    const float4 match = other[side.match[r]];
-    const float scale = own[i].w;
-    float gx = scale * (side.x[r] - match.x);
-    float gy = scale * (side.y[r] - match.y);
-    float gz = scale * (side.z[r] - match.z);
-    for (int round = 0; round < Other; ++round) {
-      for (unsigned mask = chosen_by[i][round]; mask != 0; mask &= mask - 1) {
-        const float4 p = other[round * 32 + __ffs(mask) - 1];
-        gx += p.w * (side.x[r] - p.x);
-        gy += p.w * (side.y[r] - p.y);
-        gz += p.w * (side.z[r] - p.z);
-      }
-    }
-    grad[i * 3] = gx;
-    grad[i * 3 + 1] = gy;
-    grad[i * 3 + 2] = gz;
-  });
+// a fixed order.
+template <int R, int Other, bool Squared, bool Full>
+struct Gradient {
+  float x[R], y[R], z[R];
+
+  __device__ __forceinline__ void compute(
+      const Side<R>& side, const Side<Other>& chosen, const float4* own, const float4* other,
+      int others, float weight, float other_weight, int lane) {
+    unsigned choosers[R][Other];
+    find_choosers<R, Other, Full>(chosen, others, lane, choosers);
+    unrolled<R>([&](auto r) {
+      const float4 match = other[side.match[r]];
+      const float scale = Squared ? 2.0f * weight : own[r * 32 + lane].w;
+      x[r] = scale * (side.x[r] - match.x);
+      y[r] = scale * (side.y[r] - match.y);
+      z[r] = scale * (side.z[r] - match.z);
+      unrolled<Other>([&](auto round) {
+        for (unsigned mask = choosers[r][round]; mask != 0;) {
+          const int last = 31 - __clz(mask);
+          mask ^= 1u << last;
+          const float4 p = other[round * 32 + last];
+          const float pull = Squared ? 2.0f * other_weight : p.w;
+          x[r] += pull * (side.x[r] - p.x);
+          y[r] += pull * (side.y[r] - p.y);
+          z[r] += pull * (side.z[r] - p.z);
+        }
+      });
+    });
+  }
+
+  __device__ __forceinline__ void stage(float4* place, int lane) const {
+    float* out = reinterpret_cast<float*>(place) + lane * 3;
+    unrolled<R>([&](auto r) {
+      out[r * 96] = x[r];
+      out[r * 96 + 1] = y[r];
+      out[r * 96 + 2] = z[r];
+    });
+  }
+};
+
+template <bool Full>
+__device__ __forceinline__ void write_out(
+    const float4* staged, float* grad, int count, int lane) {
+  if constexpr (Full) {  // 96 numbers; a multiple of 16 bytes lies before them
+    if (lane < 24) reinterpret_cast<float4*>(grad)[lane] = staged[lane];
+  } else {
+    const float* numbers = reinterpret_cast<const float*>(staged);
+    for (int i = lane; i < count * 3; i += 32) grad[i] = numbers[i];
+  }
 }
 
-template <int R>
-__device__ __forceinline__ void load_side(
-    Side<R>& side, float4* own, const float* points, int count, int lane) {
-  unrolled<R>([&](auto r) {
-    const int i = r * 32 + lane;
-    const bool valid = i < count;
-    side.x[r] = valid ? points[i * 3] : 0.0f;
-    side.y[r] = valid ? points[i * 3 + 1] : 0.0f;
-    side.z[r] = valid ? points[i * 3 + 2] : 0.0f;
-    own[i] = make_float4(side.x[r], side.y[r], side.z[r], 0.0f);
-    side.key[r] = kNoKey;
-    side.match[r] = 0;
-  });
-}
-
-// Up to 32 * RA by 32 * RB points a pair, just as many if Full. Every distance is computed once: each lane keeps the
-// nearest of its own points while a reduction over the warp finds the nearest to the other side's.
-template <int RA, int RB, bool Loss, bool Full>
-__global__ void __launch_bounds__(kPairWarps * 32) chamfer_pair_kernel(const ChamferArguments args) {
-  __shared__ float4 points_a[kPairWarps][32 * RA];
-  __shared__ float4 points_b[kPairWarps][32 * RB];
-  __shared__ unsigned chose_a[kPairWarps][32 * RA][RB];
-  __shared__ unsigned chose_b[kPairWarps][32 * RB][RA];
-  __shared__ float sums[kPairWarps];
+// Up to 32 * RA by 32 * RB points a pair, just as many if Full: a warp a pair.
+template <int RA, int RB, bool Loss, bool Squared, bool Full>
+__global__ void __launch_bounds__(kPairWarps<RA, RB> * 32, RA * RB == 1 ? kPairBlocks : 1)
+    chamfer_pair_kernel(const ChamferArguments args) {
+  constexpr int kWarps = kPairWarps<RA, RB>;
+  __shared__ uint4 tables[kWarps][32 * kTableRow];
+  __shared__ float4 all_points_b[kWarps][32 * RB];
+  __shared__ float sums[kWarps][32];
 #if __CUDA_ARCH__ >= 900
   if constexpr (Loss) cudaTriggerProgrammaticLaunchCompletion();  // sum_kernel may be set up
 #endif
 
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
-  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kPairWarps + warp;
-  const int n = args.n, m = args.m;
+  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  const int n = Full ? 32 * RA : args.n, m = Full ? 32 * RB : args.m;
   float sum = 0.0f;
   if (pair < args.pairs) {
     Side<RA> a;
     Side<RB> b;
-    load_side(a, points_a[warp], args.a + pair * n * 3, n, lane);
-    load_side(b, points_b[warp], args.b + pair * m * 3, m, lane);
-    unsigned outside[RA];  // makes the keys of missing points sort last
-    unrolled<RA>([&](auto r) { outside[r] = r * 32 + lane < n ? 0u : 0x80000000u; });
-    __syncwarp();
-    // The masks of lanes with the nearest point to a point of b wait where chose_b comes later.
-    unrolled<RB>([&](auto round) {
-      const int count = Full ? 32 : min(32, m - round * 32);
-      // In batches, so that the latencies of loads, reductions and votes overlap.
-      for (int batch = 0; batch < count; batch += kBatch) {
-        unsigned key[kBatch][RA];
-        unsigned smallest[kBatch];
-        unrolled<kBatch>([&](auto u) {
-          const int j = round * 32 + batch + u;
-          const float4 p = points_b[warp][j];
-          smallest[u] = kNoKey;
-          unrolled<RA>([&](auto r) {
-            key[u][r] = distance_key(squared_distance(a.x[r], a.y[r], a.z[r], p.x, p.y, p.z));
-            if (key[u][r] < a.key[r] && (Full || batch + u < count)) {
-              a.key[r] = key[u][r];
-              a.match[r] = j;
-            }
-            if constexpr (!Full) key[u][r] |= outside[r];
-            smallest[u] = min(smallest[u], key[u][r]);
-          });
-        });
-        unrolled<kBatch>([&](auto u) { smallest[u] = smallest_of_warp(smallest[u]); });
-        unrolled<kBatch>([&](auto u) {
-          unrolled<RA>([&](auto r) {
-            key[u][r] = __ballot_sync(kFullWarp, key[u][r] == smallest[u]);
-          });
-        });
-        unrolled<kBatch>([&](auto u) {  // all lanes store the same
-          unrolled<RA>([&](auto r) { chose_b[warp][round * 32 + batch + u][r] = key[u][r]; });
-        });
-      }
-    });
+    load_side<RA, Full>(a, args.a + pair * n * 3, n, lane);
+    load_side<RB, Full>(b, args.b + pair * m * 3, m, lane);
+    float4* points_b = all_points_b[warp];
+    share(b, points_b, lane);
     __syncwarp();
     unrolled<RB>([&](auto round) {
-      const int j = round * 32 + lane;
-      if (j >= m) return;
-      unrolled_until<RA>([&](auto r) {  // the lowest index of those at the smallest distance
-        const unsigned holders = chose_b[warp][j][r];
-        b.match[round] = r * 32 + __ffs(holders) - 1;
-        return holders != 0;
-      });
-      const float4 p = points_a[warp][b.match[round]];
-      b.key[round] = distance_key(
-          squared_distance(b.x[round], b.y[round], b.z[round], p.x, p.y, p.z));
+      unrolled<RA>([&](auto r) { compare(a, r, b, round, points_b, tables[warp], lane); });
     });
-    __syncwarp();
 
     if constexpr (!Loss) {
       unrolled<RA>([&](auto r) {
         const int i = r * 32 + lane;
-        if (i >= n) return;
+        if (!Full && i >= n) return;
         args.d_ab[pair * n + i] = __uint_as_float(a.key[r]);
         args.i_ab[pair * n + i] = a.match[r];
       });
       unrolled<RB>([&](auto r) {
         const int i = r * 32 + lane;
-        if (i >= m) return;
+        if (!Full && i >= m) return;
         args.d_ba[pair * m + i] = __uint_as_float(b.key[r]);
         args.i_ba[pair * m + i] = b.match[r];
       });
       return;
     }
 
+    float4* points_a = reinterpret_cast<float4*>(tables[warp]);  // the table has been used
+    share(a, points_a, lane);
+    const auto add_term = [&](unsigned key, float weight, float4& point) {
+      const float d = __uint_as_float(key);
+      if constexpr (!Squared) point.w = term_scale(d, weight, false);
+      sum += weight * term(d, Squared);
+    };
     unrolled<RA>([&](auto r) {
       const int i = r * 32 + lane;
-      const float d = __uint_as_float(a.key[r]);
-      unrolled<RB>([&](auto round) { chose_a[warp][i][round] = 0; });
-      if (i >= n) return;
-      points_a[warp][i].w = term_scale(d, args.weight_ab, args.squared);
-      sum += args.weight_ab * term(d, args.squared);
+      if (Full || i < n) add_term(a.key[r], args.weight_ab, points_a[i]);
     });
     unrolled<RB>([&](auto r) {
       const int i = r * 32 + lane;
-      const float d = __uint_as_float(b.key[r]);
-      unrolled<RA>([&](auto round) { chose_b[warp][i][round] = 0; });
-      if (i >= m) return;
-      points_b[warp][i].w = term_scale(d, args.weight_ba, args.squared);
-      sum += args.weight_ba * term(d, args.squared);
+      if (Full || i < m) add_term(b.key[r], args.weight_ba, points_b[i]);
     });
     __syncwarp();
-    note_choices(a, n, chose_b[warp], lane);
-    note_choices(b, m, chose_a[warp], lane);
+    const bool with_a = args.grad_a != nullptr, with_b = args.grad_b != nullptr;
+    Gradient<RA, RB, Squared, Full> of_a;
+    Gradient<RB, RA, Squared, Full> of_b;
+    if (with_a) {
+      of_a.compute(a, b, points_a, points_b, m, args.weight_ab, args.weight_ba, lane);
+    }
+    if (with_b) {
+      of_b.compute(b, a, points_b, points_a, n, args.weight_ba, args.weight_ab, lane);
+    }
+    __syncwarp();  // the gradients take the place of the points, and go out from there
+    if (with_a) of_a.stage(points_a, lane);
+    if (with_b) of_b.stage(points_b, lane);
     __syncwarp();
-    write_gradient(
-        a, points_a[warp], points_b[warp], chose_a[warp], args.grad_a + pair * n * 3, n, lane);
-    write_gradient(
-        b, points_b[warp], points_a[warp], chose_b[warp], args.grad_b + pair * m * 3, m, lane);
-    sum = warp_sum(sum);
+    if (with_a) write_out<Full>(points_a, args.grad_a + pair * n * 3, n, lane);
+    if (with_b) write_out<Full>(points_b, args.grad_b + pair * m * 3, m, lane);
   }
   if constexpr (Loss) {
-    if (lane == 0) sums[warp] = sum;
+    sums[warp][lane] = sum;
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (warp == 0) {
       float total = 0.0f;
-      for (int w = 0; w < kPairWarps; ++w) total += sums[w];
-      args.partial[blockIdx.x] = total;
+      unrolled<kWarps>([&](auto w) { total += sums[w][lane]; });
+      total = warp_sum(total);
+      if (lane == 0) args.partial[blockIdx.x] = total;
     }
   }
 }

@@ -16,6 +16,7 @@ STABLE_TORCH_LIBRARY(recon_ops, m) {
   m.def("three_interpolate_backward(Tensor grad, Tensor features, Tensor idx, Tensor weight) -> (Tensor, Tensor)");
   m.def("chamfer_distance(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("chamfer_distance_backward(Tensor a, Tensor b, Tensor grad_ab, Tensor grad_ba, Tensor i_ab, Tensor i_ba) -> (Tensor, Tensor)");
-  m.def("chamfer_loss_forward(Tensor pred, Tensor target, bool squared) -> (Tensor loss, Tensor grad_pred, Tensor grad_target)");
+  // The gradients that are asked for lie in one row, that of `pred` first.
+  m.def("chamfer_loss_forward(Tensor pred, Tensor target, bool squared, bool with_grad_pred, bool with_grad_target) -> (Tensor loss, Tensor grads)");
   m.def("cpu_instructions() -> int"); // 0 baseline, 1 AVX2, 2 AVX-512
 }

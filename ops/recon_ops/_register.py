@@ -103,9 +103,10 @@ def chamfer_distance_backward(
 
 @_fake
 def chamfer_loss_forward(
-    pred: Tensor, target: Tensor, squared: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return pred.new_empty(()), pred.new_empty(pred.shape), target.new_empty(target.shape)
+    pred: Tensor, target: Tensor, squared: bool, with_grad_pred: bool, with_grad_target: bool
+) -> tuple[Tensor, Tensor]:
+    numbers = pred.numel() * with_grad_pred + target.numel() * with_grad_target
+    return pred.new_empty(()), pred.new_empty((numbers,))
 
 
 class _Refuse(torch.autograd.Function):
@@ -242,16 +243,26 @@ def _chamfer_backward(ctx: _Context, grad_ab: Tensor, grad_ba: Tensor, *_: None)
     )
 
 
-def _setup_loss(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.save_for_backward(output[1], output[2])
+def _setup_loss(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    pred, target, _, with_grad_pred, with_grad_target = inputs
+    if (_needs(ctx, 0) and not with_grad_pred) or (_needs(ctx, 1) and not with_grad_target):
+        raise RuntimeError("chamfer_loss_forward was not asked for a gradient that is needed")
+    ctx.mark_non_differentiable(output[1])
+    ctx.shapes = [pred.shape, target.shape]
+    ctx.given = [with_grad_pred, with_grad_target]
+    ctx.save_for_backward(output[1])
 
 
 @_once
-def _loss_backward(ctx: _Context, grad: Tensor, *_: None) -> tuple[Any, ...]:
-    d_pred, d_target = ctx.saved_tensors
-    first = grad * d_pred if _needs(ctx, 0) else None
-    return first, grad * d_target if _needs(ctx, 1) else None, None
+def _loss_backward(ctx: _Context, grad: Tensor, _grads: None) -> tuple[Any, ...]:
+    (grads,) = ctx.saved_tensors
+    grads = grad * grads  # of both inputs at once
+    sizes = [shape.numel() * given for shape, given in zip(ctx.shapes, ctx.given, strict=True)]
+    d_pred, d_target = (
+        part.view(shape) if _needs(ctx, index) else None
+        for index, (part, shape) in enumerate(zip(grads.split(sizes), ctx.shapes, strict=True))
+    )
+    return d_pred, d_target, None, None, None
 
 
 _FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {

@@ -318,7 +318,8 @@ def chamfer_distance(
 def chamfer_loss(pred: Tensor, target: Tensor, *, norm: str = "l2") -> Tensor:
     """Average the symmetric Chamfer distance over a batch of point sets.
 
-    The forward pass computes the gradients too, so that the backward pass is one multiplication.
+    The forward pass computes the gradients of the inputs that require one too, so that the backward
+    pass is one multiplication.
 
     Args:
         pred: (B, n, 3) points.
@@ -336,4 +337,6 @@ def chamfer_loss(pred: Tensor, target: Tensor, *, norm: str = "l2") -> Tensor:
     _check_pair("pred", pred, "target", target)
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm must be 'l1' or 'l2', found {norm!r}")
-    return _ops.chamfer_loss_forward(*_geometry(pred, target), norm == "l2")[0]
+    points = _geometry(pred, target)
+    needs = (torch.is_grad_enabled() and value.requires_grad for value in points)
+    return _ops.chamfer_loss_forward(*points, norm == "l2", *needs)[0]

@@ -178,6 +178,28 @@ def test_chamfer_gradient_is_zero_where_points_coincide(device: torch.device) ->
     assert recon_ops.chamfer_loss(same_place, same_place, norm="l1").item() == 0
 
 
+@pytest.mark.parametrize(("n", "m"), [(32, 32), (20, 50), (700, 90)])
+def test_chamfer_loss_computes_the_gradients_that_are_needed(
+    n: int, m: int, device: torch.device
+) -> None:
+    """Those of one input are the same with and without the other's, also from odd addresses."""
+    batch = 40
+    a = shell(1, batch * n + 1).to(device).view(-1)[1:-2].view(batch, n, 3)
+    b = shell(1, batch * m + 1).to(device).view(-1)[1:-2].view(batch, m, 3)
+    for norm in ("l1", "l2"):
+        both = gradients(lambda p, q, k=norm: recon_ops.chamfer_loss(p, q, norm=k), [a, b])
+        (first,) = gradients(lambda p, k=norm: recon_ops.chamfer_loss(p, b, norm=k), [a])
+        (second,) = gradients(lambda q, k=norm: recon_ops.chamfer_loss(a, q, norm=k), [b])
+        assert torch.equal(first, both[0])
+        assert torch.equal(second, both[1])
+        forward = torch.ops.recon_ops.chamfer_loss_forward
+        loss, grads = forward(a, b, norm == "l2", False, False)
+        assert torch.equal(loss, recon_ops.chamfer_loss(a.clone().requires_grad_(), b, norm=norm))
+        assert grads.numel() == 0
+    with pytest.raises(RuntimeError, match="was not asked for a gradient"):
+        forward(a, b.clone().requires_grad_(), True, True, False)
+
+
 def test_chamfer_ties_go_to_the_lowest_index(device: torch.device) -> None:
     a = torch.tensor([[[0.0, 0, 0], [0, 0, 0], [5, 0, 0]]], device=device)
     b = torch.tensor([[[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [9, 0, 0]]], device=device)

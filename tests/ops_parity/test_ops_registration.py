@@ -68,7 +68,7 @@ def arguments(name: str, device: torch.device) -> tuple[object, ...]:
             query, points, weight[..., 0].contiguous(), points[..., 0].contiguous(), to_points,
             to_query,
         ),
-        "chamfer_loss_forward": (query, points, False),
+        "chamfer_loss_forward": (query, points, False, True, True),
     }  # fmt: skip
     return given[name]
 
@@ -170,7 +170,7 @@ def test_autocast_keeps_geometry_in_single_precision(device: torch.device) -> No
     half = points.to(torch.bfloat16)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         assert torch.ops.recon_ops.knn(half, half, 3, True)[0].dtype == torch.float32
-        loss = torch.ops.recon_ops.chamfer_loss_forward(half, points, True)[0]
+        loss = torch.ops.recon_ops.chamfer_loss_forward(half, points, True, False, False)[0]
         assert loss.dtype == torch.float32
         assert recon_ops.chamfer_loss(half, points).dtype == torch.float32
         patches, _ = recon_ops.group_knn(points, points[:, :4], 3)
@@ -306,3 +306,28 @@ def test_cpu_and_cuda_agree() -> None:
     on_cpu, on_cuda = differentiate(Pipeline(), points), differentiate(Pipeline(), points.cuda())
     for a, b in zip(on_cpu, on_cuda, strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+def test_graphs_of_tiny_losses_replay_at_once_on_several_streams() -> None:
+    calls = []
+    for _ in range(3):
+        a, b = (shell(4864, 32).cuda().requires_grad_() for _ in range(2))
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            loss = recon_ops.chamfer_loss(a, b)
+            captured = [loss.detach(), *torch.autograd.grad(loss, (a, b))]
+        calls.append((torch.cuda.Stream(), graph, captured, (a, b)))
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for stream, graph, _, _ in calls:
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    for _, _, captured, (a, b) in calls:
+        loss = recon_ops.chamfer_loss(a, b)
+        for found, wanted in zip(
+            captured, [loss.detach(), *torch.autograd.grad(loss, (a, b))], strict=True
+        ):
+            assert torch.equal(found, wanted)
