@@ -49,7 +49,7 @@ class HalfWeights:
                 copy.grad = None
         sums = [weight.grad for weight in weights if weight.grad is not None]
         if sums:  # of an earlier micro batch
-            torch._foreach_add_(sums, gradients)  # type: ignore[arg-type]  # the stub has numbers
+            torch._foreach_add_(sums, gradients)
             return
         sums = [torch.empty_like(weight) for weight in weights]
         torch._foreach_copy_(sums, gradients)
