@@ -1,4 +1,4 @@
-"""Measure this package beside its alternatives: ``python jobs/benchmark.py ingest``."""
+"""Measure this package beside its alternatives: ``python jobs/benchmark.py step``."""
 
 import sys
 from typing import get_args

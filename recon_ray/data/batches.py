@@ -186,16 +186,23 @@ class IndexedTable:
     def __len__(self) -> int:
         return len(self.sample_id)
 
-    def take(self, rows: np.ndarray, columns: Collection[str] | None = None) -> dict[str, Any]:
+    def take(
+        self,
+        rows: np.ndarray,
+        columns: Collection[str] | None = None,
+        *,
+        pinned: bool = False,
+    ) -> dict[str, Any]:
         """Gather rows by position; only these are copied.
 
         Args:
             rows: (B,) positions.
             columns: What is needed of the columns that were given; all of them by default.
+            pinned: Gather tensors into memory that a GPU can copy from by itself.
         """
         taken: dict[str, Any] = {}
         for group in self._groups:
-            taken |= group.take(rows, columns)
+            taken |= group.take(rows, columns, pinned=pinned)
         return taken
 
 
@@ -219,24 +226,38 @@ class _Rows:
             else:
                 self._others[name] = column
 
-    def take(self, rows: np.ndarray, columns: Collection[str] | None) -> dict[str, Any]:
+    def take(
+        self, rows: np.ndarray, columns: Collection[str] | None, *, pinned: bool
+    ) -> dict[str, Any]:
         def chosen(kind: Mapping[str, T]) -> list[tuple[str, T]]:
             return [item for item in kind.items() if columns is None or item[0] in columns]
 
         taken: dict[str, Any] = {name: column[rows] for name, column in chosen(self.numbers)}
-        taken |= {name: self._gather(blocks, rows) for name, blocks in chosen(self._tensors)}
+        taken |= {
+            name: _gather(blocks, self._offsets, rows, pinned)
+            for name, blocks in chosen(self._tensors)
+        }
         where = pa.array(rows)
         return taken | {name: col.take(where).to_pylist() for name, col in chosen(self._others)}
 
-    def _gather(self, blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-        block = np.searchsorted(self._offsets, rows, side="right") - 1
-        if len(rows) and (block == block[0]).all():
-            return blocks[block[0]][rows - self._offsets[block[0]]]
-        gathered = np.empty((len(rows), *blocks[0].shape[1:]), dtype=blocks[0].dtype)
-        for number in np.unique(block):
-            chosen = block == number
-            gathered[chosen] = blocks[number][rows[chosen] - self._offsets[number]]
-        return gathered
+
+def _gather(
+    blocks: Sequence[np.ndarray], offsets: np.ndarray, rows: np.ndarray, pinned: bool
+) -> np.ndarray:
+    """Copy rows of blocks that follow each other, block by block."""
+    shape = (len(rows), *blocks[0].shape[1:])
+    # Pinned memory is kept by torch for the next batch; fresh memory costs a fault a page.
+    like = torch.from_numpy(np.empty(0, blocks[0].dtype))
+    gathered = torch.empty(shape, dtype=like.dtype, pin_memory=pinned).numpy()
+    block = np.searchsorted(offsets, rows, side="right") - 1
+    for number in np.unique(block):
+        chosen = block == number
+        local = rows[chosen] - offsets[number]
+        if chosen.all():
+            np.take(blocks[number], local, axis=0, out=gathered, mode="clip")  # not buffered
+        else:
+            gathered[chosen] = blocks[number][local]
+    return gathered
 
 
 def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

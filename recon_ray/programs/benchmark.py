@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.config.schema import BenchmarkConfig
-from recon_ray.programs.ingest_benchmark import describe, measure_ingest
+from recon_ray.programs.checks import use_ops
+from recon_ray.programs.ops_benchmark import measure_ops
 from recon_ray.programs.run import start_run
+
+PARTS = ("ops", "step", "ingest")
 
 
 def benchmark(job: Job[BenchmarkConfig]) -> JobResult:
@@ -13,11 +16,30 @@ def benchmark(job: Job[BenchmarkConfig]) -> JobResult:
     config = job.config
     if job.dry_run:
         return JobResult(f"dry run: would measure {config.what}; nothing was run")
+    use_ops(config)
     run = start_run("benchmark", config, label=config.what)
-    metrics = measure_ingest(config, run.folder)
+    metrics: dict[str, float] = {}
+    tables = []
+    for part in PARTS if config.what == "all" else (config.what,):
+        # Each part brings its own libraries.
+        if part == "ops":
+            found, table = measure_ops()
+            tables.append(table)
+        elif part == "step":
+            from recon_ray.programs.step_benchmark import describe_steps, measure_steps
+
+            found = measure_steps(config, run.folder)
+            tables.append(describe_steps(found, config.step))
+        else:
+            from recon_ray.programs.ingest_benchmark import describe, measure_ingest
+
+            found = measure_ingest(config, run.folder)
+            tables.append(describe(found, config.ingest))
+        metrics |= found if config.what != "all" else {f"{part}/{k}": v for k, v in found.items()}
     return run.finish(
         metrics,
-        table=describe(metrics, config.ingest),
-        selection="fastest of the passes, every part once, in one run",
+        table="\n\n".join(tables),
+        selection="every part once, in one run; of repeated passes the fastest or the median, as "
+        "the table says",
         counts={"samples": config.ingest.samples, "epochs": config.ingest.epochs},
     )

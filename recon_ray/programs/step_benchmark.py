@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,12 +17,20 @@ import torch
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from recon_ray.config.schema import BenchmarkConfig, StepBenchmarkSection
+from recon_ray.cluster.evaluator import WorkerRuntime
+from recon_ray.config.schema import BenchmarkConfig, StepBenchmarkSection, Variant
 from recon_ray.data.batches import Batch, prefetch_batches
 from recon_ray.models.batch_norm import set_sync_batch_norm
-from recon_ray.programs.step_workloads import TrainingWorkload, training_workload
+from recon_ray.programs.step_workloads import (
+    REPEATS,
+    TrainingWorkload,
+    evaluation_workload,
+    training_workload,
+)
+from recon_ray.tasks.voting import ROUNDS
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.clock import StepClock
+from recon_ray.train.inference import Inference
 from recon_ray.train.loop import peak_memory_bytes
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import RunFolder, TrainFeed
@@ -32,6 +42,10 @@ logger = logging.getLogger(__name__)
 #: Steps before the timed ones: they compile, tune and capture.
 WARMUP = 6
 MATMUL_SIZE = 8192
+#: Rate of the trainings whose losses are compared.
+CURVE_LR = 5e-4
+#: Evaluations, and how many clouds they encode at once.
+EVALUATIONS = {"svm": 128, "vote_scan": 320, "vote_modelnet8k": 320}
 
 
 @dataclass(frozen=True)
@@ -76,18 +90,103 @@ def measure_steps(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics = matmul_rates(device)
     for name in options.workloads:
-        workload = training_workload(name, options.preset, options.samples, folder.local)
-        metrics[f"{name}/flops"] = flops = count_flops(workload, options, device)
-        for variant in options.variants:
-            trace = folder.local / f"{name}-{variant}.json.gz" if options.profile else None
-            found = _measure(workload, WAYS[variant], options, device, config.run.seed, trace)
-            first = metrics.get(f"{name}/{options.variants[0]}/milliseconds", math.nan)
-            found["speedup"] = first / found["milliseconds"] if math.isfinite(first) else 1.0
-            rate = flops / (found["milliseconds"] / 1e3)
+        measured = _trained if name not in EVALUATIONS else _evaluated
+        first = math.nan
+        for variant, found in measured(name, options, device, folder, config.run.seed):
+            first = found["milliseconds"] if math.isnan(first) else first
+            found["speedup"] = first / found["milliseconds"]
+            rate = found.pop("flops") / (found["milliseconds"] / 1e3)
             found["matmul_fraction"] = rate / metrics["matmul_bf16_flops_per_second"]
             metrics |= {f"{name}/{variant}/{key}": value for key, value in found.items()}
             logger.info("%s %s: %s", name, variant, _line(found))
     return metrics
+
+
+def _trained(
+    name: str, options: StepBenchmarkSection, device: torch.device, folder: RunFolder, seed: int
+) -> Iterator[tuple[Variant, dict[str, float]]]:
+    workload = training_workload(name, options.preset, options.samples, folder.local)
+    flops = count_flops(workload, options, device)
+    for variant in options.variants:
+        trace = folder.local / f"{name}-{variant}.json.gz" if options.profile else None
+        found = _measure(workload, WAYS[variant], options, device, seed, trace)
+        if options.curve_steps and name == options.workloads[0]:
+            found["final_loss"] = _final_loss(workload, WAYS[variant], options, device, seed)
+        yield variant, {**found, "flops": flops}
+
+
+def _final_loss(
+    workload: TrainingWorkload,
+    way: Way,
+    options: StepBenchmarkSection,
+    device: torch.device,
+    seed: int,
+) -> float:
+    """Mean loss of the last tenth of a short training at a constant rate after a warm-up."""
+    step, batches = _step(workload, way, options, device, seed)
+    count = options.curve_steps
+    for number in range(count):
+        if number == count - max(1, count // 10):
+            step.meter.read()
+        per_epoch = options.samples // (options.batch_size or workload.batch_size)
+        rate = CURVE_LR * min(1.0, (number + 1) / (0.1 * count))
+        step(next(batches), epoch=number // per_epoch, step=number, lr=[rate] * 3)
+    loss = step.meter.read().means()["loss"]
+    batches.close()
+    return loss
+
+
+def _evaluated(
+    name: str, options: StepBenchmarkSection, device: torch.device, folder: RunFolder, seed: int
+) -> Iterator[tuple[Variant, dict[str, float]]]:
+    size = options.batch_size or EVALUATIONS[name]
+    torch.manual_seed(seed)
+    workload = evaluation_workload(name, options.preset, size)
+    workload.model.to(device)
+    clouds = torch.randn(2, workload.num_points, 3, device=device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        workload.model(clouds)
+    flops = counter.get_total_flops() / len(clouds)
+    tables = {"test": workload.table}
+    for variant in options.variants:
+        way = WAYS[variant]
+        if way.residency == "device":
+            continue  # every cloud is read once
+        _start(way, device)
+        how = Inference(**way.settings)
+        with tempfile.TemporaryDirectory(dir=folder.local) as place, torch.inference_mode():
+            runtime = WorkerRuntime(0, 1, device, RunFolder(place), tables, {}, how)
+            seconds = []
+            for amount in (workload.amounts[0], *workload.amounts):  # the first one compiles
+                started = time.perf_counter()
+                workload.run(runtime, amount)
+                _wait(device)
+                seconds.append(time.perf_counter() - started)
+                (RunFolder(place).local / ROUNDS).unlink(missing_ok=True)
+        clouds_timed = workload.clouds * (workload.amounts[1] - workload.amounts[0])
+        rate = clouds_timed / (seconds[2] - seconds[1])
+        passes = REPEATS if name != "svm" else 1
+        yield (
+            variant,
+            {
+                "samples_per_second": rate,
+                "milliseconds": 1e3 * size / passes / rate,
+                "peak_memory_bytes": float(peak_memory_bytes(device)),
+                "start_seconds": seconds[0],
+                "flops": flops * size,
+            },
+        )
+
+
+def _start(way: Way, device: torch.device) -> None:
+    """Forget what the way before has compiled, tuned and allocated."""
+    torch._dynamo.reset()
+    torch.backends.cuda.matmul.allow_tf32 = way.tf32
+    torch.backends.cudnn.allow_tf32 = way.tf32
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def matmul_rates(device: torch.device) -> dict[str, float]:
@@ -132,7 +231,6 @@ def _step(
     device: torch.device,
     seed: int,
 ) -> tuple[Step, Any]:
-    torch._dynamo.reset()
     torch.manual_seed(seed)
     task, size = workload.task, options.batch_size or workload.batch_size
     settings = FitSettings(
@@ -172,11 +270,7 @@ def _measure(
     seed: int,
     trace: Path | None,
 ) -> dict[str, float]:
-    torch.backends.cuda.matmul.allow_tf32 = way.tf32
-    torch.backends.cudnn.allow_tf32 = way.tf32
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    _start(way, device)
     started = time.perf_counter()
     step, batches = _step(workload, way, options, device, seed)
     rates = [1e-4] * 3
@@ -216,9 +310,48 @@ def _measure(
 
 
 def _line(found: dict[str, float]) -> str:
-    return (
-        f"{found['samples_per_second']:.0f} samples/s, {found['milliseconds']:.2f} ms, "
-        f"{found['speedup']:.1f}x, data {found['data_wait_fraction']:.1%}, "
-        f"{found['peak_memory_bytes'] / 2**30:.2f} GiB, start {found['start_seconds']:.0f} s, "
-        f"matrix rate {found['matmul_fraction']:.1%}, loss {found['loss']:.4f}"
-    )
+    parts = [
+        f"{found['samples_per_second']:.0f} samples/s",
+        f"{found['milliseconds']:.2f} ms a batch",
+        f"{found['speedup']:.1f}x",
+        f"{found['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"start {found['start_seconds']:.0f} s",
+        f"matrix rate {found['matmul_fraction']:.1%}",
+    ]
+    if "data_wait_fraction" in found:
+        parts.append(f"data wait {found['data_wait_fraction']:.1%}")
+    if "loss" in found:
+        parts.append(f"loss {found['loss']:.4f}")
+    if "final_loss" in found:
+        parts.append(f"final loss {found['final_loss']:.5f}")
+    return ", ".join(parts)
+
+
+def describe_steps(metrics: dict[str, float], options: StepBenchmarkSection) -> str:
+    """Table of the figures."""
+    rate = metrics["matmul_bf16_flops_per_second"]
+    lines = [
+        f"preset {options.preset}; bf16 products of {MATMUL_SIZE}: {rate / 1e12:.0f} TFLOP/s; "
+        f"speed-up over {options.variants[0]}",
+        f"{'':38}{'samples/s':>11}{'ms':>9}{'speed-up':>10}{'data wait':>11}{'GiB':>7}"
+        f"{'start s':>9}{'matrix rate':>13}",
+    ]
+    for name in options.workloads:
+        for variant in options.variants:
+            key = f"{name}/{variant}"
+            if f"{key}/milliseconds" not in metrics:
+                continue
+            wait = metrics.get(f"{key}/data_wait_fraction")
+            lines.append(
+                f"{name:24}{variant:14}{metrics[f'{key}/samples_per_second']:>11.0f}"
+                f"{metrics[f'{key}/milliseconds']:>9.2f}{metrics[f'{key}/speedup']:>9.1f}x"
+                + (f"{'-':>11}" if wait is None else f"{wait:>11.1%}")
+                + f"{metrics[f'{key}/peak_memory_bytes'] / 2**30:>7.2f}"
+                f"{metrics[f'{key}/start_seconds']:>9.0f}"
+                f"{metrics[f'{key}/matmul_fraction']:>13.1%}"
+            )
+    curves = {v: metrics.get(f"{options.workloads[0]}/{v}/final_loss") for v in options.variants}
+    if options.curve_steps:
+        shown = ", ".join(f"{v} {loss:.5f}" for v, loss in curves.items() if loss is not None)
+        lines.append(f"{options.workloads[0]}, loss after {options.curve_steps} steps: {shown}")
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,23 @@ import numpy as np
 import pyarrow as pa
 import timm
 import torch
+from torch import nn
 
 from recon_ray.config.schema import FinetuneConfig, PartsegConfig, PretrainConfig
 from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.schema import tensor_column
 from recon_ray.data.teacher_cache import StoredFeatures
+from recon_ray.models.presets import MODELS, preset_sizes
+from recon_ray.models.recon import Embedder
 from recon_ray.tasks.classification import ClassificationTask, classifier_of
 from recon_ray.tasks.clouds import Augmentation, CloudPipeline
+from recon_ray.tasks.features import PointChoice, extract_features
 from recon_ray.tasks.iou import PartTable
 from recon_ray.tasks.part_segmentation import PartSegmentationTask, Scoring, part_options
 from recon_ray.tasks.pretrain import PretrainTask
 from recon_ray.tasks.teachers import StoredTeachers
+from recon_ray.tasks.voting import VotingEvaluation
+from recon_ray.train.runtime import EvaluationRuntime
 from recon_ray.train.task import Task
 
 #: Classes of ShapeNet-55, and the image teacher's width (ViT-B).
@@ -28,6 +35,10 @@ CLASSES, IMAGE_DIM = 55, 768
 #: Published settings of the classifiers: points a stored cloud, points seen, patches, classes.
 CLASSIFIERS = {"finetune_scan": (2048, 2048, 128, 15), "finetune_modelnet8k": (8192, 8192, 512, 40)}
 ONLINE_TEACHER = "vit_base_patch16_224"
+#: Passes over random subsets whose logits a voting round averages (published).
+REPEATS = 10
+#: Rounds of voting, and batches of encoding, that are timed; batches of clouds in a round.
+VOTES, VOTED_BATCHES, SVM_BATCHES = 4, 6, (4, 44)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,81 @@ def training_workload(name: str, preset: str, samples: int, folder: Path) -> Tra
     return TrainingWorkload(task, table, task.batch_options(), 128)
 
 
+@dataclass(frozen=True)
+class EvaluationWorkload:
+    """One evaluation at published sizes.
+
+    Attributes:
+        model: What is evaluated.
+        table: Random clouds.
+        run: Evaluates so many times over, or so many clouds; the difference of two runs is timed.
+        amounts: Those two numbers.
+        clouds: Clouds of one unit of these.
+        batch_size: Clouds that are encoded at once.
+        num_points: Points of a cloud that the model sees.
+    """
+
+    model: nn.Module
+    table: IndexedTable
+    run: Callable[[EvaluationRuntime, int], object]
+    amounts: tuple[int, int]
+    clouds: int
+    num_points: int
+
+
+def evaluation_workload(name: str, preset: str, batch_size: int) -> EvaluationWorkload:
+    """Make an evaluation of the step benchmark.
+
+    Args:
+        name: ``svm``, ``vote_scan`` or ``vote_modelnet8k``.
+        preset: Architecture.
+        batch_size: Clouds that are encoded at once.
+    """
+    if name == "svm":
+        return _svm(preset, batch_size)
+    stored, points, groups, classes = CLASSIFIERS[name.replace("vote", "finetune")]
+    config = FinetuneConfig.model_validate({"model": {"preset": preset, "num_groups": groups}})
+    kind, architecture = classifier_of(config, None, classes)
+    model = MODELS[kind](**architecture).eval()
+    clouds = VOTED_BATCHES * batch_size // REPEATS
+
+    def vote(runtime: EvaluationRuntime, votes: int) -> object:
+        evaluation = VotingEvaluation(
+            weights="",
+            sizes={},
+            split="test",
+            pipeline=CloudPipeline(points, "whole", transform="scale"),
+            num_classes=classes,
+            votes=votes,
+            repeats=REPEATS,
+            batch_size=batch_size,
+            seed=0,
+        )
+        return evaluation.measure(model, runtime, source="random")
+
+    table = random_table(clouds, stored, classes)
+    return EvaluationWorkload(model, table, vote, (1, 1 + VOTES), clouds, points)
+
+
+def _svm(preset: str, batch_size: int) -> EvaluationWorkload:
+    model = Embedder(**preset_sizes(preset, "embedder")).eval()
+    choice = PointChoice(1024, how="resample")
+
+    def extract(runtime: EvaluationRuntime, batches: int) -> object:
+        return extract_features(
+            lambda points: {"svm": model.svm_features(points)},
+            runtime,
+            "test",
+            choice,
+            batch_size=batch_size,
+            limit=batches * batch_size,
+        )
+
+    few, many = SVM_BATCHES
+    table = random_table(many * batch_size, 8192, 40)
+    return EvaluationWorkload(model, table, extract, (few, many), batch_size, 1024)
+
+
 def _classifier(name: str, preset: str, samples: int) -> TrainingWorkload:
     stored, points, groups, classes = CLASSIFIERS[name]
     config = FinetuneConfig.model_validate(
@@ -111,8 +197,6 @@ def _partseg(preset: str, samples: int) -> TrainingWorkload:
     )
     config = PartsegConfig.model_validate({"model": {"preset": preset}})
     scoring = Scoring(table, 2048, 64, "own", has_valid_points=False)
-    from recon_ray.models.presets import preset_sizes
-
     sizes = {
         **preset_sizes(preset, "partseg"),
         "num_parts": table.num_parts,

@@ -25,8 +25,6 @@ Normalization: TypeAlias = Literal["whole", "subset", "none"]
 
 #: Squared radius around the origin in which the published sampling never picks a point.
 REFERENCE_SKIP = 1e-3
-#: One worker by itself.
-ALONE = {"rank": 0, "world_size": 1}
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,6 @@ def extract_features(
         ``sample_id``, ``label`` and the features, in order of sample id.
     """
     table = runtime.table(split)
-    world = {"rank": runtime.rank, "world_size": runtime.world_size}
 
     features = runtime.inference.prepare(
         lambda points, ids: encode(choice(points, ids)), runtime.device
@@ -138,12 +135,20 @@ def extract_features(
 
     def batches() -> Iterator[Batch]:
         return evaluation_batches(
-            table, BatchOptions(), batch_size=batch_size, limit=limit, **world
+            table,
+            BatchOptions(),
+            batch_size=batch_size,
+            limit=limit,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            pinned=runtime.device.type == "cuda",
         )
 
     rows = [features_of(batch) for batch in prefetch_batches(batches, runtime.device)]
     if not rows:  # more workers than clouds: this one gives none, of the same widths
-        first = next(iter(evaluation_batches(table, BatchOptions(), batch_size=1, **ALONE)))
+        first = next(
+            iter(evaluation_batches(table, BatchOptions(), batch_size=1, rank=0, world_size=1))
+        )
         rows = [{name: value[:0] for name, value in features_of(first).items()}]
     whole = {name: gather_rows(torch.cat([row[name] for row in rows])) for name in rows[0]}
     if tally is not None:

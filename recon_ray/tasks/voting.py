@@ -94,11 +94,25 @@ class VotingEvaluation:
         """
         weights = find_weights(self.weights)
         model, _ = build(weights, **self.sizes)
-        model = model.to(runtime.device).eval()
+        return self.measure(model.to(runtime.device).eval(), runtime, source=weights.source)
+
+    def measure(
+        self, model: nn.Module, runtime: EvaluationRuntime, *, source: str
+    ) -> dict[str, Any]:
+        """Measure a classifier, in evaluation mode on the device, as :meth:`run` does.
+
+        Args:
+            model: The classifier.
+            runtime: The worker's outside.
+            source: Where its weights are from: recorded rounds of others do not count.
+
+        Raises:
+            CheckpointError: If the rounds cannot be recorded.
+        """
         shapes = self._read(runtime)
         clouds, sampled = _sums(runtime, len(shapes.ids), shapes.sampled)
         matrix = self._plain(model, shapes, runtime)
-        rounds = self._rounds(model, shapes, runtime, clouds, weights.source)
+        rounds = self._rounds(model, shapes, runtime, clouds, source)
         return {
             "confusion": matrix.tolist(),
             "rounds": rounds,
@@ -121,6 +135,7 @@ class VotingEvaluation:
                 batch_size=self.batch_size,
                 rank=runtime.rank,
                 world_size=runtime.world_size,
+                pinned=runtime.device.type == "cuda",
             )
 
         for batch in prefetch_batches(batches, runtime.device):

@@ -61,7 +61,7 @@ def indexed_feed(
                 "data.residency=device: pictures are decoded anew in every epoch and cannot stay "
                 "on the device; set teacher.image.mode=cached, or data.residency=auto"
             )
-        return IndexedFeed(table, options, seed=seed)
+        return IndexedFeed(table, options, seed=seed, pinned=device.type == "cuda")
     size = _row_bytes(table, options) * len(table)
     room = _room(device)
     if residency == "device" and size > room:
@@ -73,7 +73,7 @@ def indexed_feed(
     if residency == "device" or (residency == "auto" and fits):
         logger.info("the training rows lie on %s (%.2f GiB)", device, size / 2**30)
         return ResidentFeed(table, options, seed=seed, device=device)
-    return IndexedFeed(table, options, seed=seed)
+    return IndexedFeed(table, options, seed=seed, pinned=device.type == "cuda")
 
 
 class ResidentFeed:

@@ -152,14 +152,18 @@ class IndexedFeed:
         table: The training rows.
         options: What a batch holds.
         seed: Seed of the order.
+        pinned: Make batches in memory that a GPU can copy from by itself.
     """
 
     tracks_samples = False
 
-    def __init__(self, table: IndexedTable, options: BatchOptions, *, seed: int) -> None:
+    def __init__(
+        self, table: IndexedTable, options: BatchOptions, *, seed: int, pinned: bool = False
+    ) -> None:
         self.table = table
         self.options = options
         self.seed = seed
+        self.pinned = pinned
         self.rows = len(table)
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
@@ -168,7 +172,7 @@ class IndexedFeed:
         size = plan.global_batch_size
         for step in range(start_step, steps_per_epoch(self.rows, size)):
             rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
-            taken = self.table.take(rows, self.options.needs)
+            taken = self.table.take(rows, self.options.needs, pinned=self.pinned)
             yield make_batch(taken, self.options, epoch=epoch)
 
     def complete(self, batch: Batch) -> Batch:
@@ -184,6 +188,7 @@ def evaluation_batches(
     rank: int,
     world_size: int,
     limit: int | None = None,
+    pinned: bool = False,
 ) -> Iterator[Batch]:
     """Give this worker's rows of a split, each row on exactly one worker, none dropped.
 
@@ -194,10 +199,11 @@ def evaluation_batches(
         rank: This worker.
         world_size: Number of workers.
         limit: Use the first rows only.
+        pinned: Make batches in memory that a GPU can copy from by itself.
     """
     mine = np.arange(rank, min(len(table), limit or len(table)), world_size)
     for start in range(0, len(mine), batch_size):
-        taken = table.take(mine[start : start + batch_size], options.needs)
+        taken = table.take(mine[start : start + batch_size], options.needs, pinned=pinned)
         yield make_batch(taken, options, epoch=0)
 
 

@@ -16,6 +16,7 @@ from recon_ray.config.schema.benchmark import (
     BenchmarkConfig,
     IngestBenchmarkSection,
     StepBenchmarkSection,
+    Variant,
 )
 from recon_ray.config.schema.data import (
     DataSection,
@@ -141,6 +142,7 @@ __all__ = [
     "TrainingConfig",
     "TrialSection",
     "ValidationSection",
+    "Variant",
     "VisualizeConfig",
     "VisualizeSection",
     "VotingSection",

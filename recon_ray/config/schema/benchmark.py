@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,11 @@ class StepBenchmarkSection(Section):
     )
     samples: Count = Field(8192, description="Random clouds that are read.")
     steps: Count = Field(30, description="Steps that are timed.")
+    curve_steps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Also train the first workload so many steps in every variant, with one seed, "
+        "and compare the losses at the end with those of the first variant.",
+    )
     profile: bool = Field(False, description="Write a trace of the last variant's steps.")
 
 
