@@ -37,7 +37,11 @@ template <int RA, int RB, bool Loss, bool Squared, bool Full>
 void launch_pair_kernel(const ChamferArguments& args, cudaStream_t stream) {
   constexpr int kThreads = kPairWarps<RA, RB> * 32;
   const unsigned blocks = grid_size(pair_blocks(args.pairs, args.n, args.m), "chamfer");
-  chamfer_pair_kernel<RA, RB, Loss, Squared, Full><<<blocks, kThreads, 0, stream>>>(args);
+  // As many blocks as the registers allow need more shared memory than the driver would set apart.
+  auto* kernel = chamfer_pair_kernel<RA, RB, Loss, Squared, Full>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "chamfer");
+  kernel<<<blocks, kThreads, 0, stream>>>(args);
   check_launch("chamfer");
 }
 

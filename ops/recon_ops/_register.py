@@ -105,7 +105,7 @@ def chamfer_distance_backward(
 def chamfer_loss_forward(
     pred: Tensor, target: Tensor, squared: bool, with_grad_pred: bool, with_grad_target: bool
 ) -> tuple[Tensor, Tensor]:
-    numbers = pred.numel() * with_grad_pred + target.numel() * with_grad_target
+    numbers = (pred.numel() if with_grad_pred else 0) + (target.numel() if with_grad_target else 0)
     return pred.new_empty(()), pred.new_empty((numbers,))
 
 

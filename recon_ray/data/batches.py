@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -215,7 +216,7 @@ class _Rows:
         schema = filled[0].schema
         tensors = [name for name in schema.names if _is_tensor(schema.field(name).type)]
         self._tensors = {
-            name: [points_to_numpy(table[name]) for table in filled] for name in tensors
+            name: [_as_tensor(points_to_numpy(table[name])) for table in filled] for name in tensors
         }
         self.numbers: dict[str, np.ndarray] = {}
         self._others: dict[str, pa.ChunkedArray] = {}
@@ -242,22 +243,28 @@ class _Rows:
 
 
 def _gather(
-    blocks: Sequence[np.ndarray], offsets: np.ndarray, rows: np.ndarray, pinned: bool
+    blocks: Sequence[Tensor], offsets: np.ndarray, rows: np.ndarray, pinned: bool
 ) -> np.ndarray:
-    """Copy rows of blocks that follow each other, block by block."""
+    """Copy rows of blocks that follow each other, with all threads of torch."""
     shape = (len(rows), *blocks[0].shape[1:])
     # Pinned memory is kept by torch for the next batch; fresh memory costs a fault a page.
-    like = torch.from_numpy(np.empty(0, blocks[0].dtype))
-    gathered = torch.empty(shape, dtype=like.dtype, pin_memory=pinned).numpy()
+    gathered = torch.empty(shape, dtype=blocks[0].dtype, pin_memory=pinned)
     block = np.searchsorted(offsets, rows, side="right") - 1
     for number in np.unique(block):
-        chosen = block == number
-        local = rows[chosen] - offsets[number]
-        if chosen.all():
-            np.take(blocks[number], local, axis=0, out=gathered, mode="clip")  # not buffered
+        chosen = np.flatnonzero(block == number)
+        local = torch.from_numpy(rows[chosen] - offsets[number])
+        if len(chosen) == len(rows):
+            torch.index_select(blocks[number], 0, local, out=gathered)
         else:
-            gathered[chosen] = blocks[number][local]
-    return gathered
+            gathered[torch.from_numpy(chosen)] = blocks[number].index_select(0, local)
+    return gathered.numpy()
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    """View an array that is only read: Arrow's memory must not be written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not writable
+        return torch.from_numpy(values)
 
 
 def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -273,11 +280,41 @@ def prefetch_batches(
 
     Args:
         batches: Makes the iterator, inside a thread.
-        device: Where the batches are brought.
+        device: Where the batches will be brought.
     """
     if device.type != "cuda":
         return prefetch(batches)
     return prefetch(lambda: map(_pinned, batches()))
+
+
+def batches_on(batches: Callable[[], Iterator[Batch]], device: torch.device) -> Iterator[Batch]:
+    """Bring batches to a device; a GPU copies the next one while it computes.
+
+    Args:
+        batches: Makes the iterator, inside a thread.
+        device: Where the batches are brought.
+    """
+    if device.type != "cuda":
+        for batch in prefetch(batches):
+            yield {name: value.to(device) for name, value in batch.items()}
+        return
+    stream = torch.cuda.Stream(device)
+
+    def brought() -> Iterator[tuple[Batch, torch.cuda.Event]]:
+        for batch in batches():
+            with torch.cuda.stream(stream):
+                moved = {
+                    name: value.pin_memory().to(device, non_blocking=True)
+                    for name, value in batch.items()
+                }
+            yield moved, stream.record_event()
+
+    for moved, event in prefetch(brought):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(event)
+        for value in moved.values():
+            value.record_stream(current)
+        yield moved
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon_ray.data.batches import Batch, BatchOptions, prefetch_batches
+from recon_ray.data.batches import Batch, BatchOptions, batches_on
 from recon_ray.models.recon import Embedder
 from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator
@@ -127,11 +127,8 @@ def extract_features(
     )
 
     def features_of(batch: Batch) -> dict[str, Tensor]:
-        ids, label, points = (
-            batch[name].to(runtime.device, non_blocking=True)
-            for name in ("sample_id", "label", "points")
-        )
-        return {"sample_id": ids, "label": label, **features(points, ids)}
+        numbers = {name: batch[name] for name in ("sample_id", "label")}
+        return {**numbers, **features(batch["points"], batch["sample_id"])}
 
     def batches() -> Iterator[Batch]:
         return evaluation_batches(
@@ -144,11 +141,10 @@ def extract_features(
             pinned=runtime.device.type == "cuda",
         )
 
-    rows = [features_of(batch) for batch in prefetch_batches(batches, runtime.device)]
+    rows = [features_of(batch) for batch in batches_on(batches, runtime.device)]
     if not rows:  # more workers than clouds: this one gives none, of the same widths
-        first = next(
-            iter(evaluation_batches(table, BatchOptions(), batch_size=1, rank=0, world_size=1))
-        )
+        one = evaluation_batches(table, BatchOptions(), batch_size=1, rank=0, world_size=1)
+        first = {name: value.to(runtime.device) for name, value in next(iter(one)).items()}
         rows = [{name: value[:0] for name, value in features_of(first).items()}]
     whole = {name: gather_rows(torch.cat([row[name] for row in rows])) for name in rows[0]}
     if tally is not None:

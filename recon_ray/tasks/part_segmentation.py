@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.config.schema import PartsegConfig
-from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.batches import Batch, BatchOptions, batches_on
 from recon_ray.losses.downstream import segmentation_losses
 from recon_ray.models.partseg import PartSegmenter, is_part_head_parameter
 from recon_ray.points import ops, random, transforms
@@ -119,32 +119,39 @@ class Scoring:
         """What a batch holds."""
         return part_options(self.has_valid_points)
 
-    def predict(self, model: PartSegmenter, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(
+        self, model: PartSegmenter, batch: Batch, allowed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Parts that are predicted, true ones, and which points count: each (B, N).
 
         Args:
             model: The model, in evaluation mode.
             batch: Batch on the model's device.
+            allowed: (C, P) parts of every category, there too.
         """
         valid, parts = _valid(batch), batch["part_labels"].long()
         points = normalize_valid(batch["points"], valid)
         source = SampleGenerator(self.seed, batch["sample_id"], stream=EVALUATION_STREAM)
-        allowed = self.table.allowed().to(points.device)[batch["label"]]
+        mine = allowed[batch["label"]]
         if self.draw == "replacement":
             chosen = draw_with_replacement(valid, self.num_points, source)
             log_probs = model(ops.gather_points(points, chosen), batch["label"])
             true, counts = parts.gather(1, chosen), torch.ones_like(chosen, dtype=torch.bool)
-            return predict_parts(log_probs, allowed), true, counts
+            return predict_parts(log_probs, mine), true, counts
         chosen = draw_distinct(valid, points.shape[1], self.num_points, source)
         features = model.encode_parts(ops.gather_points(points, chosen))
         log_probs = model.forward_head(features, points, batch["label"])
-        return predict_parts(log_probs, allowed), parts, _is_own(points, valid)
+        return predict_parts(log_probs, mine), parts, _is_own(points, valid)
 
 
 def part_options(has_valid_points: bool) -> BatchOptions:
     """What a batch of part segmentation holds."""
     counts = ("valid_points",) if has_valid_points else ()
     return BatchOptions(beside=("part_labels", *counts))
+
+
+def _columns(has_valid_points: bool) -> tuple[str, ...]:
+    return ("sample_id", "points", "label", *part_options(has_valid_points).beside)
 
 
 def score_split(
@@ -162,19 +169,30 @@ def score_split(
     ious = [torch.zeros(0, dtype=torch.float64, device=device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=device)]
     totals = torch.zeros(1, table.num_parts, 3, dtype=torch.int64, device=device)
-    for batch in evaluation_batches(
-        runtime.table(split),
-        scoring.options,
-        batch_size=scoring.batch_size,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        limit=scoring.limit,
-    ):
-        moved = {name: value.to(device) for name, value in batch.items()}
-        counts = count_parts(*scoring.predict(model, moved), table.num_parts)
-        ious.append(shape_ious(counts, table.allowed().to(device)[moved["label"]]))
-        labels.append(moved["label"])
-        totals += counts.sum(dim=0)
+
+    def batches() -> Iterator[Batch]:
+        return evaluation_batches(
+            runtime.table(split),
+            scoring.options,
+            batch_size=scoring.batch_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            limit=scoring.limit,
+            pinned=device.type == "cuda",
+        )
+
+    def score(*values: Tensor) -> dict[str, Tensor]:
+        batch = dict(zip(names, values, strict=True))
+        counts = count_parts(*scoring.predict(model, batch, allowed), table.num_parts)
+        return {"counts": counts, "ious": shape_ious(counts, allowed[batch["label"]])}
+
+    allowed, names = table.allowed().to(device), _columns(scoring.has_valid_points)
+    scored = runtime.inference.prepare(score, device)
+    for batch in batches_on(batches, device):
+        found = scored(*(batch[name] for name in names))
+        ious.append(found["ious"])
+        labels.append(batch["label"])
+        totals += found["counts"].sum(dim=0)
     return summarize(
         gather_rows(torch.cat(ious)),
         gather_rows(torch.cat(labels)),

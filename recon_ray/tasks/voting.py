@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon_ray.data.batches import Batch, BatchOptions, prefetch_batches
+from recon_ray.data.batches import Batch, BatchOptions, batches_on
 from recon_ray.errors import CheckpointError
 from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator
@@ -138,13 +138,13 @@ class VotingEvaluation:
                 pinned=runtime.device.type == "cuda",
             )
 
-        for batch in prefetch_batches(batches, runtime.device):
+        for batch in batches_on(batches, runtime.device):
             labeled = batch["label"] >= 0
-            points = batch["points"][labeled].to(runtime.device)
+            points = batch["points"][labeled]
             plain, candidates = self._thin(points)
             sampled += len(points) if points.shape[1] > self.pipeline.num_points else 0
-            parts["ids"].append(batch["sample_id"][labeled].to(runtime.device))
-            parts["labels"].append(batch["label"][labeled].to(runtime.device))
+            parts["ids"].append(batch["sample_id"][labeled])
+            parts["labels"].append(batch["label"][labeled])
             parts["plain"].append(plain)
             parts["candidates"].append(candidates)
         if not parts["ids"]:  # more workers than clouds

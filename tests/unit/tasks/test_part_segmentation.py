@@ -138,7 +138,7 @@ def test_a_model_that_knows_the_parts_scores_one(draw):
         "valid_points": valid,
     }
     scoring = Scoring(table, num_points=16, batch_size=3, draw=draw)
-    predicted, true, counted = scoring.predict(model, batch)
+    predicted, true, counted = scoring.predict(model, batch, table.allowed())
     assert torch.equal(predicted[counted], true[counted])
     assert counted.sum(dim=1).tolist() == ([16] * 3 if draw == "replacement" else [40, 30, 25])
 
