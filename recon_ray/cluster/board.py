@@ -82,7 +82,7 @@ class Board:
         here = self.finished - self._at_start
         if here > 0 and self.finished < self.total:
             left = (time.monotonic() - self._began) / here * (self.total - self.finished)
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         return ", ".join(parts)
 
     def show(self, *, now: bool = False) -> None:
@@ -124,7 +124,8 @@ def _columns() -> int:
     return shutil.get_terminal_size((110, 24)).columns - 1
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time in a unit that suits it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -44,7 +44,8 @@ class SweepStory:
         config: The resolved configuration as YAML.
         rows: All trials.
         groups: Configurations, the best first.
-        beside: Further columns of the summary: heading, and a text for each group.
+        summary: Heading and rows of the summary where it is not that of the groups.
+        notes: What belongs to its lines.
     """
 
     title: str
@@ -55,7 +56,8 @@ class SweepStory:
     config: str
     rows: Sequence[TrialRow]
     groups: Sequence[Spread]
-    beside: tuple[str, Sequence[str]] | None = None
+    summary: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    notes: Sequence[str] = ()
 
 
 def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> Path:
@@ -82,19 +84,21 @@ def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> Path:
 
 
 def _add_summary(report: Report, story: SweepStory) -> None:
-    if not story.groups:
+    if story.summary is None and not story.groups:
         return
-    percent = is_fraction(story.metric, story.rows)
-    head, cells = summary_cells(story.groups, story.metric, percent=percent)
-    if story.beside is not None:
-        head.append(story.beside[0])
-        cells = [[*row, text] for row, text in zip(cells, story.beside[1], strict=True)]
     report.heading("Summary")
-    report.table(head, cells, marked=(0,) if story.beside is None else ())
+    if story.summary is None:
+        percent = is_fraction(story.metric, story.rows)
+        head, cells = summary_cells(story.groups, story.metric, percent=percent)
+        report.table(head, cells, marked=(0,))
+    else:
+        report.table(*story.summary)
     note = f"std: {DEVIATION}."
     if any(row.status == "stopped" for row in story.rows):
         note += " Trials that were stopped early are left out here and in the plots of parameters."
     report.text(note, kind="note")
+    for text in story.notes:
+        report.text(text, kind="note")
 
 
 def _add_figures(report: Report, heading: str, figures: Sequence[tuple[str, Path]]) -> None:

@@ -56,6 +56,13 @@ from recon_ray.config.schema.probes import (
     ZeroshotConfig,
     ZeroshotSection,
 )
+from recon_ray.config.schema.reproduce import (
+    PublishedSetSection,
+    ReproduceConfig,
+    ReproduceSection,
+    RowsSection,
+    SetsSection,
+)
 from recon_ray.config.schema.sweep import (
     SweepConfig,
     SweepSection,
@@ -125,10 +132,15 @@ __all__ = [
     "PretrainEvalSection",
     "ProbeSection",
     "ProtocolConfig",
+    "PublishedSetSection",
+    "ReproduceConfig",
+    "ReproduceSection",
+    "RowsSection",
     "RunSection",
     "RuntimeSection",
     "Section",
     "SetSection",
+    "SetsSection",
     "ShownDataSection",
     "SweepConfig",
     "SweepSection",
