@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recon_ray.config.schema import JobConfig, ReproduceSection
+from recon_ray.config.schema import FewshotConfig, JobConfig, ReproduceSection
 from recon_ray.programs.paper import FOLDS, SEEDS
 
 #: Part of the published length that ``smoke`` takes, points of a cloud, shapes, and repeats.
@@ -79,7 +79,7 @@ def _smallest(config: JobConfig) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     if (getattr(data, "num_points", None) or 0) > POINTS:
         changed["data.num_points"] = POINTS
-    if hasattr(data, "limit"):
+    if hasattr(data, "limit") and not isinstance(config, FewshotConfig):
         changed["data.limit"] = min(SHAPES, getattr(data, "limit", None) or SHAPES)
     for name in SIZES:
         if getattr(model, name, None) is not None:

@@ -25,28 +25,31 @@ from recon_ray.programs.report import SweepStory, write_report
 from recon_ray.programs.reproduce_checks import (
     check_row,
     hashes_of,
-    pretraining_note,
+    pretraining_notes,
     read_episodes_of,
     set_notes,
     verify_sets,
-    weights_note,
+    weights_notes,
 )
 from recon_ray.programs.reproduce_estimates import plan_text
 from recon_ray.programs.reproduce_plan import PRETRAIN, RowPlan, TablePlan, plan_table
 from recon_ray.programs.reproduce_table import (
     HEAD,
     SCORE,
+    TEXTS,
     TableLine,
     lines_of,
     markdown_of,
     metric_of,
+    numbered,
     table_of,
     text_of,
 )
-from recon_ray.programs.run import Run, open_run, with_name
+from recon_ray.programs.run import Run, open_run, refuse_other_config, with_name
 from recon_ray.programs.sweep import finish_trials
 from recon_ray.programs.trial_runs import TrialWork, run_trials
 from recon_ray.programs.trial_tables import DEVIATION, TrialRow, read_rows, spreads
+from recon_ray.visualize.trials import draw_beside
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,7 @@ def reproduce(job: Job[ReproduceConfig]) -> JobResult:
         return JobResult(f"dry run: nothing was run\n{text}")
     logger.info("the plan:\n%s", text)
     table = replace(table, rows=tuple(verify_sets(table.rows)))
-    _keep_hashes(run, ledger, table)
+    _begin(run, ledger, table)
     if table.pretrain is not None and not has_weights:
         _pretrain(run, table.pretrain)
         table = _checked(table, has_weights=True)
@@ -108,15 +111,23 @@ def _is_own(table: TablePlan, plan: RowPlan) -> bool:
     return start is not None and option(plan.config, "init_from") == start
 
 
-def _keep_hashes(run: Run, ledger: Ledger, table: TablePlan) -> None:
+def _begin(run: Run, ledger: Ledger, table: TablePlan) -> None:
     """Begin the run and note which sets it is measured on.
 
     Raises:
-        ConfigError: If a set was prepared again since: finished runs would be of another one.
+        ConfigError: If finished runs are of another configuration, or a set was prepared again
+            since.
     """
     now = hashes_of(table.rows)
     text = None if run.resume == "never" else run.folder.read(SETS_FILE)
     before: dict[str, str] = {} if text is None else json.loads(text)
+    works = _works(ledger, table.rows)
+    for plan in table.rows:
+        for trial in plan.trials:
+            if plan.is_run and _is_done(run, ledger, trial.name):
+                refuse_other_config(
+                    ledger.folder(trial.name), works[plan.row.name].config_of(trial)
+                )
     changed = [name for name, value in now.items() if before.get(name, value) != value]
     if changed:
         raise ConfigError(
@@ -184,17 +195,10 @@ def _trial_job(
     plans: Sequence[RowPlan],
     shared: SharedClouds | None,
 ) -> TrialJob:
-    works = {
-        plan.row.name: TrialWork(
-            plan.row.job,
-            plan.config,
-            ledger.storage,
-            "val/instance_miou" if plan.row.job == "partseg" else "val/accuracy",
-        )
-        for plan in plans
-    }
     return TrialJob(
-        run=TableWork(works, {t.name: plan.row.name for plan in plans for t in plan.trials}),
+        run=TableWork(
+            _works(ledger, plans), {t.name: plan.row.name for plan in plans for t in plan.trials}
+        ),
         folder=ledger.uri,
         section="reproduce",
         options=config.reproduce,
@@ -204,6 +208,18 @@ def _trial_job(
         shared=shared,
         shared_bytes=0 if shared is None else shared.nbytes,
     )
+
+
+def _works(ledger: Ledger, plans: Sequence[RowPlan]) -> dict[str, TrialWork]:
+    return {
+        plan.row.name: TrialWork(
+            plan.row.job,
+            plan.config,
+            ledger.storage,
+            "val/instance_miou" if plan.row.job == "partseg" else "val/accuracy",
+        )
+        for plan in plans
+    }
 
 
 # --- What came out --------------------------------------------------------------------------------
@@ -218,6 +234,7 @@ def _finish(run: Run, ledger: Ledger, table: TablePlan) -> JobResult:
     lines = [line for plan in table.rows for line in lines_of(plan, found, _notes(table, plan))]
     rows = _scored(table, found)
     text = text_of(lines)
+    cells, remarks = numbered(lines)
     title = f"The published table: {run.config.run.name}"
     story = SweepStory(
         title=title,
@@ -228,8 +245,10 @@ def _finish(run: Run, ledger: Ledger, table: TablePlan) -> JobResult:
         config=dump_yaml(run.config),
         rows=rows,
         groups=spreads(rows, SCORE, over=OVER),
-        summary=(HEAD, [line.cells() for line in lines]),
-        notes=[f"{line.line.title}: {line.details()}" for line in lines if line.details()],
+        summary=(HEAD, cells),
+        texts=TEXTS,
+        figures=[("ours beside published", _draw(run, lines))],
+        notes=remarks,
     )
     write_file(run.folder.local / TABLE_FILE, parquet_bytes(table_of(lines)))
     run.folder.write(MARKDOWN_FILE, markdown_of(lines, title, DEVIATION))
@@ -241,7 +260,7 @@ def _finish(run: Run, ledger: Ledger, table: TablePlan) -> JobResult:
         report=write_report(run.folder, ledger, story),
         table=text,
         metrics=_metrics(lines),
-        more={"table": [line.record() for line in lines], "budget": table.config.reproduce.budget},
+        more={"lines": [line.record() for line in lines], "budget": table.config.reproduce.budget},
     )
     return JobResult(result.table, result.result_path, _failure(table, result.failure))
 
@@ -273,13 +292,24 @@ def _scored(table: TablePlan, found: Mapping[str, TrialRow]) -> list[TrialRow]:
 def _notes(table: TablePlan, plan: RowPlan) -> list[str]:
     """What is not as published about the set and the weights of a row."""
     notes = set_notes(plan)
+    if plan.row.follows is not None:
+        (before,) = (one for one in table.rows if one.row.name == plan.row.follows)
+        short = f"scaled down: {', '.join(before.scaled)}"
+        return [*_notes(table, before), *([short] if before.scaled else [])]
     if _is_own(table, plan) and table.pretrain is not None:
-        note = pretraining_note(table.pretrain.data.path)
-        short = ", ".join(table.scaled)
-        notes += [note or "pre-trained shorter"] if note or short else []
-        return [*notes[:-1], f"{notes[-1]} ({short})"] if short else notes
-    note = weights_note(str(option(plan.config, "init_from")))
-    return [*notes, note] if note else notes
+        config = table.pretrain
+        names = (config.teacher.image.name, config.teacher.text.name)
+        return [*notes, *pretraining_notes(config.data.path, names, table.scaled)]
+    return [*notes, *weights_notes(str(option(plan.config, "init_from")))]
+
+
+def _draw(run: Run, lines: Sequence[TableLine]) -> Path:
+    return draw_beside(
+        run.folder.local / "figures" / "beside_published.png",
+        [line.line.title for line in lines],
+        [[100 * value for value in line.spread.numbers] for line in lines],
+        [line.line.published for line in lines],
+    )
 
 
 def _metrics(lines: Sequence[TableLine]) -> dict[str, float]:

@@ -22,10 +22,12 @@ from recon_ray.programs import finetune, linear_probe, partseg, zeroshot
 from recon_ray.programs.checks import find_set
 from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.episode_sets import SharedClouds, read_clouds
-from recon_ray.programs.inner_jobs import option
 from recon_ray.programs.paper import PRETRAINED_ON
 from recon_ray.programs.reproduce_plan import RowPlan
 from recon_ray.weights.catalog import CATALOG
+
+#: Teachers without weights, which stand in for real ones.
+STAND_IN_TEACHER = "descriptor"
 
 
 def check_row(plan: RowPlan, *, has_weights: bool) -> RowPlan:
@@ -132,31 +134,40 @@ def set_notes(plan: RowPlan) -> list[str]:
     return [f"part of the set: {', '.join(partial)}"] if partial else []
 
 
-def weights_note(spec: str) -> str:
-    """Say on what weights were pre-trained if it is not what was published; empty if it is.
+def weights_notes(spec: str) -> list[str]:
+    """Say how weights were pre-trained otherwise than the published ones.
 
     Args:
         spec: ``init_from`` of a row.
     """
     if spec in CATALOG:
-        return ""
-    record = Path(spec) / "result.json"
+        return []
     try:
-        path = str(json.loads(record.read_text())["data"])
-        return pretraining_note(path)
-    except (OSError, ValueError, KeyError, DataError):
-        return f"pre-trained on an unknown set ({spec})"
+        result = json.loads((Path(spec) / "result.json").read_text())
+        names = [teacher["name"] for teacher in result["teachers"].values() if teacher]
+        return pretraining_notes(str(result["data"]), names)
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return [f"unknown pre-training: {spec} does not tell"]
 
 
-def pretraining_note(path: str) -> str:
-    """Say what a set for pre-training is if it is not the published one; empty if it is."""
-    if not Path(path).is_dir():
-        return f"pre-trained on {path}"
+def pretraining_notes(
+    path: str, teachers: Sequence[str | None], scaled: Sequence[str] = ()
+) -> list[str]:
+    """Say what is not as published about a pre-training.
+
+    Args:
+        path: Its set.
+        teachers: Names of its teachers.
+        scaled: What was scaled down.
+    """
+    parts = list(scaled)
+    if any(str(name).startswith(STAND_IN_TEACHER) for name in teachers):
+        parts.insert(0, "descriptor teachers")
     manifest = PreparedSet.open(path).manifest
     card = manifest.get("card") or {}
-    if card.get("name") == PRETRAINED_ON:
-        return ""
-    return f"pre-trained on {card.get('title') or manifest['source']}"
+    if card.get("name") != PRETRAINED_ON:
+        parts.insert(0, str(card.get("title") or manifest["source"]))
+    return [f"other pre-training: {', '.join(parts)}"] if parts else []
 
 
 def verify_sets(plans: Sequence[RowPlan]) -> list[RowPlan]:
@@ -182,8 +193,3 @@ def hashes_of(plans: Sequence[RowPlan]) -> dict[str, str]:
         for plan in plans
         if plan.is_run
     }
-
-
-def starts_of(plans: Sequence[RowPlan]) -> list[str]:
-    """The weights that rows start from."""
-    return list(dict.fromkeys(str(option(plan.config, "init_from")) for plan in plans))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,14 @@ from recon_ray.programs.trial_tables import (
     text_table,
 )
 
-HEAD = ("", "ours, mean ± std", "best", "runs", "published", "measured")
-GENUINE = "as published"
+HEAD = ("", "ours, mean ± std", "best", "runs", "published", "measured on", "notes")
+#: Columns of texts.
+TEXTS = (0, 5, 6)
+GENUINE = "published set, full length"
 #: What the number of every run is called in the records of all runs.
 SCORE = "accuracy or mIoU"
+#: Number of an epoch, which differs from run to run.
+_NUMBER = re.compile(r" \(\d+\)")
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,13 @@ class TableLine:
         """In few words, whether the number can be compared with the published one."""
         if not self.spread.numbers:
             return self.absent.partition(":")[0] or "not run"
-        words = [note.partition(":")[0] for note in self.notes]
-        kinds = ("stand-in", "part of the set", "pre-trained")
-        marks = [kind for kind in kinds if any(word.startswith(kind) for word in words)]
-        marks = ["other pre-training" if mark == "pre-trained" else mark for mark in marks]
-        if any(not word.startswith(kinds) for word in words):
-            marks.append("scaled down")
+        marks = [note.partition(":")[0] for note in self.notes]
         if len(self.spread.numbers) < self.runs:
             marks.append("incomplete")
-        return ", ".join(marks) or GENUINE
+        return ", ".join(dict.fromkeys(marks)) or GENUINE
 
     def cells(self) -> list[str]:
-        """The line's cells, as :data:`HEAD` names them."""
+        """The line's cells, as :data:`HEAD` names them, but for the last one."""
         numbers = self.spread.numbers
         best = max(numbers, default=math.nan)
         return [
@@ -82,10 +82,9 @@ class TableLine:
             self.measured,
         ]
 
-    def details(self) -> str:
-        """What else belongs to the numbers, in a sentence."""
-        parts = [self.selection, *self.notes, self.absent]
-        return "; ".join(part for part in parts if part)
+    def remarks(self) -> list[str]:
+        """What belongs to the numbers."""
+        return [text for text in (self.selection, *self.notes, self.absent) if text]
 
     def record(self) -> dict[str, Any]:
         """Give it as JSON: numbers are fractions of 1."""
@@ -124,7 +123,12 @@ def lines_of(plan: RowPlan, rows: Mapping[str, TrialRow], notes: Sequence[str]) 
             tuple(row.metrics[metric] for row in done),
             tuple(row.name for row in done),
         )
-        selection = "; ".join(dict.fromkeys(row.selection for row in done if row.selection))
+        told = [_NUMBER.sub("", row.selection) for row in done if row.selection]
+        selection = line.selection if done and line.selection else "; ".join(dict.fromkeys(told))
+        protocol = str(getattr(plan.config, "protocol", ""))
+        more = [] if protocol == "reference" else [f"protocol {protocol}"]
+        if plan.scaled:
+            more.append(f"scaled down: {', '.join(plan.scaled)}")
         found.append(
             TableLine(
                 line,
@@ -133,8 +137,8 @@ def lines_of(plan: RowPlan, rows: Mapping[str, TrialRow], notes: Sequence[str]) 
                 spread,
                 len(own),
                 selection,
-                str(getattr(plan.config, "protocol", "")),
-                (*notes, *plan.scaled),
+                protocol,
+                (*notes, *more),
                 _absent(plan, own),
             )
         )
@@ -161,19 +165,28 @@ def _absent(plan: RowPlan, rows: Sequence[TrialRow]) -> str:
     return f"not run: {len(waiting)} of {len(rows)} runs" if waiting else ""
 
 
+def numbered(lines: Sequence[TableLine]) -> tuple[list[list[str]], list[str]]:
+    """Give the cells of all lines, and the remarks that the numbers in the last cell name."""
+    remarks = list(dict.fromkeys(text for line in lines for text in line.remarks()))
+    cells = [
+        [*line.cells(), " ".join(str(remarks.index(text) + 1) for text in line.remarks())]
+        for line in lines
+    ]
+    return cells, [f"[{number}] {text}" for number, text in enumerate(remarks, 1)]
+
+
 def text_of(lines: Sequence[TableLine]) -> str:
     """The table for the terminal, and what belongs to its lines."""
-    details = [f"  {line.line.title}: {line.details()}" for line in lines if line.details()]
-    return "\n".join(
-        [text_table(HEAD, [line.cells() for line in lines], left=(0, 5)), "", *details]
-    )
+    cells, remarks = numbered(lines)
+    return "\n".join([text_table(HEAD, cells, left=TEXTS), "", *remarks])
 
 
 def markdown_of(lines: Sequence[TableLine], title: str, deviation: str) -> str:
     """The same as a page of Markdown."""
-    details = [f"- {line.line.title}: {line.details()}" for line in lines if line.details()]
-    table = markdown_table(HEAD, [line.cells() for line in lines])
-    return "\n".join([f"# {title}", "", table, "", f"std: {deviation}.", "", *details, ""])
+    cells, remarks = numbered(lines)
+    table = markdown_table(HEAD, cells, left=TEXTS)
+    listed = [f"- {remark}" for remark in remarks]
+    return "\n".join([f"# {title}", "", table, "", f"std: {deviation}.", "", *listed, ""])
 
 
 def table_of(lines: Sequence[TableLine]) -> pa.Table:

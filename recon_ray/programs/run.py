@@ -52,9 +52,8 @@ MAY_CHANGE = (
     "config.cluster.", "config.resume", "config.run.storage", "config.runtime.threads",
     "sweep.samples", "sweep.metric", "sweep.mode", "sweep.max_concurrent", "sweep.cpus_per_trial",
     "sweep.gpus_per_trial", "fewshot.",
-    # of the table
-    "reproduce.seeds", "reproduce.folds", "reproduce.rows", "reproduce.measure",
-    "reproduce.max_concurrent", "reproduce.cpus_per_trial", "reproduce.gpus_per_trial",
+    # of the table, whose finished runs are compared one by one
+    "reproduce.", "rows.", "sets.",
 )  # fmt: skip
 
 
@@ -162,7 +161,7 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
     config = with_name(job, config, label=label)
     folder = _find_folder(config.run.storage, str(config.run.name))
     if resume != "never":
-        _refuse_other_config(folder, config)
+        refuse_other_config(folder, config)
     elif not folder.is_local and folder.read("config.yaml") is not None:
         raise ConfigError(
             f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
@@ -243,7 +242,17 @@ def _git_state() -> str | None:
     return done.stdout.strip() or None
 
 
-def _refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
+def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
+    """Refuse to take what a run has computed for what another configuration would.
+
+    Args:
+        folder: The run's folder; without a ``config.yaml`` nothing is refused.
+        config: The configuration.
+
+    Raises:
+        ConfigError: Naming what differs.
+        CheckpointError: If the ``config.yaml`` of the run is damaged.
+    """
     text = folder.read("config.yaml")
     if text is None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from recon_ray.points.random import SampleGenerator
 from recon_ray.train.task import Task
 
 #: Shapes of the timed batch, and times that it is timed after a first one.
-SHAPES, REPEATS = 8, 2
+SHAPES, REPEATS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,14 @@ def time_encoder(
 
 
 def _time(run: Callable[[], None], device: torch.device) -> float:
-    """Seconds a shape, after one run that is not counted."""
-    run()
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(REPEATS):
+    """Seconds a shape: median of some runs after one that is not counted."""
+    times = []
+    for _ in range(1 + REPEATS):
+        began = time.perf_counter()
         run()
-    _wait(device)
-    return (time.perf_counter() - began) / REPEATS / SHAPES
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:]) / SHAPES
 
 
 def _wait(device: torch.device) -> None:

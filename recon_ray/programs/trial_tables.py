@@ -277,8 +277,10 @@ def text_table(
     return "\n".join(lines)
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a table in Markdown; numbers are aligned at the right."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
+) -> str:
+    """The same in Markdown."""
+    marks = ["---" if column in left else "---:" for column in range(len(head))]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
     return "\n".join(lines)
