@@ -15,9 +15,9 @@ from recon_ray.cluster.trials import Report, Trial, TrialJob
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.schema import PretrainConfig, ReproduceConfig
 from recon_ray.data.files import parquet_bytes, write_file
-from recon_ray.errors import ConfigError
+from recon_ray.errors import ConfigError, ReconError
 from recon_ray.programs import pretrain
-from recon_ray.programs.checks import find_set
+from recon_ray.programs.checks import check_model
 from recon_ray.programs.episode_sets import SharedClouds
 from recon_ray.programs.fewshot import with_episode
 from recon_ray.programs.inner_jobs import option
@@ -68,10 +68,17 @@ def reproduce(job: Job[ReproduceConfig]) -> JobResult:
     table = plan_table(named, job.origins, ledger.storage)
     run = open_run("reproduce", table.config, label="table", resume=table.config.resume)
     has_weights = table.pretrain is None or _is_done(run, ledger, PRETRAIN)
-    if table.pretrain is not None:
-        find_set("pretrain.data.path", Path(table.pretrain.data.path))
+    fault = None if has_weights else _pretraining_fault(table)
+    if fault is not None and not job.dry_run:
+        raise fault
     table = _checked(table, has_weights=has_weights)
-    text = plan_text(table, ledger, fresh=run.resume == "never", has_weights=has_weights)
+    text = plan_text(
+        table,
+        ledger,
+        fresh=run.resume == "never",
+        has_weights=has_weights,
+        fault="" if fault is None else str(fault),
+    )
     if job.dry_run:
         return JobResult(f"dry run: nothing was run\n{text}")
     logger.info("the plan:\n%s", text)
@@ -90,6 +97,18 @@ def _ledger(uri: str) -> Ledger:
 
 def _is_done(run: Run, ledger: Ledger, name: str) -> bool:
     return run.resume != "never" and ledger.status(name) == "done"
+
+
+def _pretraining_fault(table: TablePlan) -> ReconError | None:
+    """What is missing for the pre-training, without which there is nothing to start from."""
+    config = table.pretrain
+    assert config is not None
+    try:
+        check_model(config)
+        pretrain.make_task(config, pretrain.open_set(config))
+    except ReconError as error:
+        return type(error)(f"{PRETRAIN}.{error}")
+    return None
 
 
 def _checked(table: TablePlan, *, has_weights: bool) -> TablePlan:

@@ -155,8 +155,11 @@ class Estimator:
         if pretraining is None or self._has_weights:
             return config
         if isinstance(config, FinetuneConfig | PartsegConfig):
-            preset = pretraining.model.preset
-            return override(config, {"init_from": None, "model.preset": preset})
+            sizes = {"preset": pretraining.model.preset, **pretraining.model.overrides()}
+            own = config.model.model_dump()
+            kept = {key: value for key, value in sizes.items() if own.get(key, "") is None}
+            values = {f"model.{key}": value for key, value in kept.items()}
+            return override(config, {"init_from": None, **values})
         return config
 
     def _embedder(self, config: ZeroshotConfig | LinearProbeConfig) -> Embedder:
@@ -167,7 +170,7 @@ class Estimator:
             return load_embedder(place, trained=False, **config.model.model_dump())
         given: dict[str, Any] = pretraining.model.overrides()
         known = {name: given[name] for name in arguments_of("embedder") & given.keys()}
-        return Embedder(**preset_sizes(pretraining.model.preset, "embedder"), **known)
+        return Embedder(**{**preset_sizes(pretraining.model.preset, "embedder"), **known})
 
 
 def work_of(plan: RowPlan) -> Work:
@@ -221,7 +224,9 @@ def _seconds(work: Work, pace: Pace) -> float:
 # --- The plan as text -----------------------------------------------------------------------------
 
 
-def plan_text(table: TablePlan, ledger: Ledger, *, fresh: bool, has_weights: bool) -> str:
+def plan_text(
+    table: TablePlan, ledger: Ledger, *, fresh: bool, has_weights: bool, fault: str = ""
+) -> str:
     """The steps in the order in which they run, with what they need, take and lack.
 
     Args:
@@ -229,12 +234,14 @@ def plan_text(table: TablePlan, ledger: Ledger, *, fresh: bool, has_weights: boo
         ledger: What is finished.
         fresh: Whether what is finished is about to be set aside.
         has_weights: Whether the pre-training is done, if there is one.
+        fault: Why the pre-training cannot be done.
     """
     estimator = Estimator(table, None if fresh else ledger, has_weights=has_weights)
     steps: list[_Step] = []
     if table.pretrain is not None:
-        estimate = estimator.of_pretraining(table.pretrain)
-        steps.append(_Step(PRETRAIN, 1, int(has_weights), estimate, ", ".join(table.scaled)))
+        estimate = Estimate(None, "") if fault else estimator.of_pretraining(table.pretrain)
+        short, why = ", ".join(table.scaled), f"cannot run: {fault}" if fault else ""
+        steps.append(_Step(PRETRAIN, 1, int(has_weights), estimate, short, why))
     for plan in table.rows:
         names = [trial.name for trial in plan.trials]
         done = 0 if fresh else sum(ledger.status(name) == "done" for name in names)

@@ -162,6 +162,19 @@ def _inner(config: ReproduceConfig, name: str, origins: Mapping[str, str]) -> In
     return InnerJob.read(SCHEMAS.get(name, FinetuneConfig), options, f"rows.{name}", origins)
 
 
+def _built(job: InnerJob, row: Row, values: Mapping[str, Any]) -> JobConfig:
+    """Make the configuration of a row; messages name the row.
+
+    Raises:
+        ConfigError: One line each problem.
+    """
+    try:
+        return job.build(values)
+    except ConfigError as error:
+        lines = [f"rows.{_option(row)}.{line}" for line in str(error).splitlines()]
+        raise ConfigError("\n".join(lines)) from None
+
+
 def _runtime(config: ReproduceConfig) -> dict[str, Any]:
     return {f"runtime.{name}": value for name, value in config.runtime.model_dump().items()}
 
@@ -192,7 +205,7 @@ def _row_plan(
     config: ReproduceConfig, row: Row, job: InnerJob, budget: Budget, storage: str
 ) -> RowPlan:
     section = _set_of(config, row)
-    full = job.build(_fixed(config, row, storage))
+    full = _built(job, row, _fixed(config, row, storage))
     if option(full, "cluster.workers") not in (0, 1):
         raise ConfigError(
             f"rows.{_option(row)}.cluster.workers: every run of the table is one process; leave it "

@@ -22,6 +22,9 @@ from recon_ray.train.task import Task
 
 #: Shapes of the timed batch, and times that it is timed after a first one.
 SHAPES, REPEATS = 8, 3
+#: Threads meanwhile, as of one of many runs on a machine; several would wait for each other where
+#: other work is going on.
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,16 @@ def time_encoder(
 def _time(run: Callable[[], None], device: torch.device) -> float:
     """Seconds a shape: median of some runs after one that is not counted."""
     times = []
-    for _ in range(1 + REPEATS):
-        began = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(time.perf_counter() - began)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        for _ in range(1 + REPEATS):
+            began = time.perf_counter()
+            run()
+            _wait(device)
+            times.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
     return statistics.median(times[1:]) / SHAPES
 
 
@@ -135,4 +143,4 @@ def device_of(config: JobConfig) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """What a device is called in a table."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "one CPU core"
