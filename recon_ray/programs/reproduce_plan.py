@@ -110,7 +110,8 @@ def plan_table(config: ReproduceConfig, origins: Mapping[str, str], storage: str
     pretrain: PretrainConfig | None = None
     scaled: tuple[str, ...] = ()
     if config.init_from is None:
-        full = InnerJob.read(PretrainConfig, config.pretrain or {}, PRETRAIN, origins).build({})
+        inner = InnerJob.read(PretrainConfig, config.pretrain or {}, PRETRAIN, origins)
+        full = _built(inner, PRETRAIN, {})
         pretrain, scaled = _scaled_pretraining(config, full, budget, storage)
         resolved[PRETRAIN] = as_mapping(full)
     jobs = {name: _inner(config, name, origins) for name in _wanted(config)}
@@ -162,8 +163,8 @@ def _inner(config: ReproduceConfig, name: str, origins: Mapping[str, str]) -> In
     return InnerJob.read(SCHEMAS.get(name, FinetuneConfig), options, f"rows.{name}", origins)
 
 
-def _built(job: InnerJob, row: Row, values: Mapping[str, Any]) -> JobConfig:
-    """Make the configuration of a row; messages name the row.
+def _built(job: InnerJob, key: str, values: Mapping[str, Any]) -> JobConfig:
+    """Make the configuration of a job; messages name the option that holds it.
 
     Raises:
         ConfigError: One line each problem.
@@ -171,7 +172,7 @@ def _built(job: InnerJob, row: Row, values: Mapping[str, Any]) -> JobConfig:
     try:
         return job.build(values)
     except ConfigError as error:
-        lines = [f"rows.{_option(row)}.{line}" for line in str(error).splitlines()]
+        lines = [f"{key}.{line}" for line in str(error).splitlines()]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -205,7 +206,7 @@ def _row_plan(
     config: ReproduceConfig, row: Row, job: InnerJob, budget: Budget, storage: str
 ) -> RowPlan:
     section = _set_of(config, row)
-    full = _built(job, row, _fixed(config, row, storage))
+    full = _built(job, f"rows.{_option(row)}", _fixed(config, row, storage))
     if option(full, "cluster.workers") not in (0, 1):
         raise ConfigError(
             f"rows.{_option(row)}.cluster.workers: every run of the table is one process; leave it "

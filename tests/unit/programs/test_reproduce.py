@@ -24,8 +24,11 @@ from recon_ray.config.schema import (
     ReproduceConfig,
     ReproduceSection,
 )
-from recon_ray.data.files import write_json
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.episodes import draw_episodes
+from recon_ray.data.files import write_json, write_table
+from recon_ray.data.prepare import PrepareOptions, prepare
+from recon_ray.data.prepared import EPISODES_RECORD, PreparedSet
+from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError
 from recon_ray.programs.budget import Budget, describe
 from recon_ray.programs.paper import ROWS
@@ -199,6 +202,43 @@ def test_weights_that_are_missing_skip_their_rows(
     assert "svm skipped: recon_pretrain: these weights are published" in text
     assert "obj_bg_vote skipped: recon_pretrain" in text
     assert "0 runs are left" in text
+
+
+def test_few_shot_folds_fill_the_lines_of_their_setting(
+    make: Callable[..., ReproduceConfig], tmp_path: Path
+) -> None:
+    names = ("chair", "lamp", "mug", "table", "bottle")
+    source = SyntheticSource(train_per_class=10, test_per_class=4, categories=names)
+    prepare(source, tmp_path / "five", PrepareOptions(num_points=64, samples_per_shard=70))
+    few = PreparedSet.open(tmp_path / "five")
+    columns = [
+        few.read(split, ["object_id", "label"])[name].to_pylist()
+        for split in ("train", "test")
+        for name in ("object_id", "label")
+    ]
+    options = {"ways": (5,), "shots": (10,), "folds": 2, "test_per_class": 4, "seed": 0}
+    folder = tmp_path / "episodes"
+    folder.mkdir()
+    entry = write_table(folder, "episodes.parquet", draw_episodes(*columns, **options))
+    write_json(folder / EPISODES_RECORD, {"manifest_sha256": few.manifest_hash, **entry})
+    row = {**TRAIN, "data.num_points": 64, "fewshot": {"way": 5, "shot": 10}}
+    result = run(
+        make(
+            {"fewshot": row},
+            sets={"fewshot": {"path": str(few.path)}, "episodes": str(folder)},
+            reproduce={"rows": ["fewshot"], "folds": 2},
+        )
+    )
+    assert result.failure is None
+    record = json.loads(_read(tmp_path / "runs" / "t"))
+    lines = {line["title"]: line for line in record["lines"]}
+    folds = [f"fewshot_5way_10shot_0{fold}" for fold in (0, 1)]
+    found = [_metric(tmp_path / "runs" / "t", fold, "accuracy") for fold in folds]
+    assert lines["5-way 10-shot"]["trials"] == folds
+    assert lines["5-way 10-shot"]["mean"] == pytest.approx(sum(found) / 2, abs=1e-12)
+    assert lines["5-way 10-shot"]["published_percent"] == 97.3
+    assert lines["10-way 20-shot"]["count"] == 0
+    assert "stand-in: synthetic (train 50, test 20)" in result.table
 
 
 # --- The budget -----------------------------------------------------------------------------------
