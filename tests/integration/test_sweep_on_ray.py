@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from ray import cloudpickle
 from ray.util import placement_group_table
 
 from recon_ray.cli import Job
+from recon_ray.cluster import board as board_module
 from recon_ray.cluster.board import Board
 from recon_ray.cluster.context import ray_session
 from recon_ray.cluster.ledger import Ledger
@@ -146,6 +150,70 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
     statuses = {t.name: job.ledger.status(t.name) for t in trials}
     assert statuses == {"t5": "done", "t4": "stopped", "t3": "stopped", "t9": "done"}
     assert job.ledger.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
+
+
+def test_median_stopping_stops_what_is_below_the_others(
+    cluster: ClusterSection, tmp_path: Path
+) -> None:
+    """Nothing is compared before three trials have told a number."""
+    stopping = EarlyStopping("median", "val/accuracy", "max", 3, 1, 2)
+    options = TrialSection(gpus_per_trial=0, max_concurrent=1)
+    job = tracked_job(tmp_path, options, stopping=stopping)
+    trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
+    run(job, cluster, trials)
+    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    expected = {"t5": "done", "t4": "done", "t6": "done", "t1": "stopped", "t9": "done"}
+    assert statuses == expected
+    assert job.ledger.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
+
+
+def test_a_terminal_shows_a_table_that_is_drawn_over_itself(
+    cluster: ClusterSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver writes to a real pseudo-terminal, of whose text the screen is made again."""
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr(board_module, "TABLE_SECONDS", 0.0)
+    job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0, max_concurrent=1), fails=True)
+    trials = [Trial(f"t{x}", {"x": x}) for x in (1, 2, 3)]
+    master, slave = pty.openpty()
+    text: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(master, text))
+    reader.start()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        run(job, cluster, trials)
+        monkeypatch.undo()
+    reader.join()
+    os.close(master)
+    written = b"".join(text).decode()
+    assert "t1  epoch 2 val/accuracy 0.1" in written  # while it ran
+    assert written.count("\x1b[J") > 3  # drawn again and again
+    assert _screen(written) == [
+        "  t1  accuracy 0.6",
+        "  t2  failed: ValueError: no trial like that",
+        "  t3  accuracy 0.8",
+        "3/3 trials ended, 0 running, 1 failed, best accur",
+    ]
+
+
+def _read_all(master: int, text: list[bytes]) -> None:
+    try:
+        while chunk := os.read(master, 4096):
+            text.append(chunk)
+    except OSError:  # the other end is closed
+        return
+
+
+def _screen(written: str) -> list[str]:
+    """What a terminal shows in the end: lines, and the one escape that goes up and clears."""
+    lines: list[str] = []
+    for part in re.split(r"(\x1b\[\d+F\x1b\[J)", written):
+        up = re.fullmatch(r"\x1b\[(\d+)F\x1b\[J", part)
+        if up is not None:
+            del lines[len(lines) - int(up[1]) :]
+        else:
+            lines += part.replace("\r", "").splitlines()
+    return lines
 
 
 def command(config: Path, *arguments: str) -> list[str]:
