@@ -1558,6 +1558,32 @@ def test_part_segmentation_refuses_other_sets_splits_and_weights(
     assert jobs.left_behind() == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("data.validation_fraction=1",), r"data\.validation_fraction .* found 1"),
+        (("data.validation_fraction=0.1",), r"needs a name for what is held out"),
+        (
+            ("data.validation_fraction=0.1", "data.validation_split=val", "cluster.workers=1"),
+            r"is held out in one process; set cluster\.workers=0",
+        ),
+        (
+            ("data.validation_fraction=0.1", "data.validation_split=v", "data.train_splits=[a,b]"),
+            r"divides one training split",
+        ),
+        (
+            ("data.validation_fraction=0.1", "data.validation_split=test", "data.test_split=val"),
+            r"data\.validation_split=test: .* has a split of this name already",
+        ),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(
+    jobs: Jobs, tiny_prepared: PreparedSet, options: tuple[str, ...], message: str
+) -> None:
+    jobs.finetune(f"data.path={tiny_prepared.path}", *options).refused(2, message)
+    assert jobs.left_behind() == []
+
+
 # --- Sweeps and few-shot runs ---------------------------------------------------------------------
 
 WRONG_SWEEPS: list[tuple[str, str]] = [

@@ -119,6 +119,27 @@ def test_tensorboard_knows_values_and_results_of_a_trial(
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
+def test_a_search_selects_on_shapes_held_out_of_the_training_split(
+    make_sweep: Callable[..., SweepConfig], tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    data = {
+        "path": str(tiny_prepared.path), "num_points": 64, "validation_split": "val",
+        "validation_fraction": 0.25,
+    }  # fmt: skip
+    options = {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "metric": "validation_accuracy_best"}
+    result = run(make_sweep(options, data=data, cluster={"workers": 0}))
+    assert result.failure is None
+    for file in (tmp_path / "s" / "trials").glob("*/result.json"):
+        record = json.loads(file.read_text())
+        assert record["counts"]["samples"] == {"train": 18, "test": 12, "val": 6}
+        assert record["counts"]["steps"] == 4  # two epochs of two whole batches of eight
+        assert re.match(r"best epoch \(\d\) on 'val', measured on 'test'", record["selection"])
+        right = 6 * record["metrics"]["validation_accuracy_best"]  # of six shapes
+        assert right == pytest.approx(round(right), abs=1e-9)
+    selection = json.loads((tmp_path / "s" / "result.json").read_text())["selection"]
+    assert "optimistic" not in selection
+
+
 def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConfig]) -> None:
     varied = {"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}}
     with pytest.raises(ReconError, match=r"sweep\.metric=acuracy: .* did you mean accuracy\?"):
