@@ -12,52 +12,28 @@ from typing import Any
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.cluster.trials import Report, Trial, TrialJob
-from recon_ray.config.help import dump_yaml
 from recon_ray.config.schema import PretrainConfig, ReproduceConfig
-from recon_ray.data.files import parquet_bytes, write_file
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.programs import pretrain
 from recon_ray.programs.checks import check_model
 from recon_ray.programs.episode_sets import SharedClouds
-from recon_ray.programs.fewshot import with_episode
-from recon_ray.programs.inner_jobs import option
-from recon_ray.programs.report import SweepStory, write_report
 from recon_ray.programs.reproduce_checks import (
     check_row,
     hashes_of,
-    pretraining_notes,
     read_episodes_of,
-    set_notes,
     verify_sets,
-    weights_notes,
 )
 from recon_ray.programs.reproduce_estimates import plan_text
 from recon_ray.programs.reproduce_plan import PRETRAIN, RowPlan, TablePlan, plan_table
-from recon_ray.programs.reproduce_table import (
-    HEAD,
-    SCORE,
-    TEXTS,
-    TableLine,
-    lines_of,
-    markdown_of,
-    metric_of,
-    numbered,
-    table_of,
-    text_of,
-)
+from recon_ray.programs.reproduce_results import finish_table
+from recon_ray.programs.reproduce_table import SCORE
 from recon_ray.programs.run import Run, open_run, refuse_other_config, with_name
-from recon_ray.programs.sweep import finish_trials
 from recon_ray.programs.trial_runs import TrialWork, run_trials
-from recon_ray.programs.trial_tables import DEVIATION, TrialRow, read_rows, spreads
-from recon_ray.visualize.trials import draw_beside
 
 logger = logging.getLogger(__name__)
 
-TABLE_FILE, MARKDOWN_FILE, SETS_FILE = "table.parquet", "table.md", "sets.json"
-SELECTION = (
-    "Every line is the mean over its runs, none left out, and the best of them; how each run's own "
-    "number was chosen stands with the line."
-)
+#: Hashes of the sets that the runs are measured on.
+SETS_FILE = "sets.json"
 
 
 def reproduce(job: Job[ReproduceConfig]) -> JobResult:
@@ -88,7 +64,7 @@ def reproduce(job: Job[ReproduceConfig]) -> JobResult:
         _pretrain(run, table.pretrain)
         table = _checked(table, has_weights=True)
     _run_rows(run, ledger, table)
-    return _finish(run, ledger, table)
+    return finish_table(run, ledger, table)
 
 
 def _ledger(uri: str) -> Ledger:
@@ -115,19 +91,12 @@ def _checked(table: TablePlan, *, has_weights: bool) -> TablePlan:
     """See which rows can be run; those by voting need the ones that they follow."""
     plans: dict[str, RowPlan] = {}
     for plan in table.rows:
-        checked = check_row(plan, has_weights=has_weights or not _is_own(table, plan))
+        checked = check_row(plan, has_weights=has_weights or not table.starts_itself(plan))
         if plan.row.follows is not None and checked.is_run:
             before = plans[plan.row.follows]
             checked = replace(checked, missing=before.missing, broken=before.broken)
         plans[plan.row.name] = checked
     return replace(table, rows=tuple(plans.values()))
-
-
-def _is_own(table: TablePlan, plan: RowPlan) -> bool:
-    """Whether a row starts from the pre-training of this table."""
-    own = table.pretrain
-    start = f"{own.run.storage}/{own.run.name}" if own is not None else None
-    return start is not None and option(plan.config, "init_from") == start
 
 
 def _begin(run: Run, ledger: Ledger, table: TablePlan) -> None:
@@ -239,110 +208,3 @@ def _works(ledger: Ledger, plans: Sequence[RowPlan]) -> dict[str, TrialWork]:
         )
         for plan in plans
     }
-
-
-# --- What came out --------------------------------------------------------------------------------
-
-
-def _finish(run: Run, ledger: Ledger, table: TablePlan) -> JobResult:
-    found = {
-        row.name: row
-        for plan in table.rows
-        for row in (read_rows(ledger, plan.trials) if plan.is_run else _not_run(plan))
-    }
-    lines = [line for plan in table.rows for line in lines_of(plan, found, _notes(table, plan))]
-    rows = _scored(table, found)
-    text = text_of(lines)
-    cells, remarks = numbered(lines)
-    title = f"The published table: {run.config.run.name}"
-    story = SweepStory(
-        title=title,
-        job="reproduce",
-        metric=SCORE,
-        mode="max",
-        selection=SELECTION,
-        config=dump_yaml(run.config),
-        rows=rows,
-        groups=spreads(rows, SCORE, over=OVER),
-        summary=(HEAD, cells),
-        texts=TEXTS,
-        figures=[("ours beside published", _draw(run, lines))],
-        notes=remarks,
-    )
-    write_file(run.folder.local / TABLE_FILE, parquet_bytes(table_of(lines)))
-    run.folder.write(MARKDOWN_FILE, markdown_of(lines, title, DEVIATION))
-    result = finish_trials(
-        run,
-        rows,
-        story.groups,
-        story,
-        report=write_report(run.folder, ledger, story),
-        table=text,
-        metrics=_metrics(lines),
-        more={"lines": [line.record() for line in lines], "budget": table.config.reproduce.budget},
-    )
-    return JobResult(result.table, result.result_path, _failure(table, result.failure))
-
-
-#: Values that make no other group of runs.
-OVER = ("run.seed", "init_from", "fold", "train.global_batch_size")
-
-
-def _not_run(plan: RowPlan) -> list[TrialRow]:
-    return [TrialRow(trial.name, trial.values, "waiting") for trial in plan.trials]
-
-
-def _scored(table: TablePlan, found: Mapping[str, TrialRow]) -> list[TrialRow]:
-    """The runs that were to be done, each with its row and with its number under one name."""
-    scored = []
-    for plan in table.rows:
-        if not plan.is_run:
-            continue
-        metric = metric_of(plan, plan.row.lines[0])
-        for trial in plan.trials:
-            row = with_episode(found[trial.name])
-            number = {SCORE: row.metrics[metric]} if metric in row.metrics else {}
-            values = {"row": plan.row.name, **row.values}
-            values.pop("init_from", None)
-            scored.append(replace(row, values=values, metrics={**number, **row.metrics}))
-    return scored
-
-
-def _notes(table: TablePlan, plan: RowPlan) -> list[str]:
-    """What is not as published about the set and the weights of a row."""
-    notes = set_notes(plan)
-    if plan.row.follows is not None:
-        (before,) = (one for one in table.rows if one.row.name == plan.row.follows)
-        short = f"scaled down: {', '.join(before.scaled)}"
-        return [*_notes(table, before), *([short] if before.scaled else [])]
-    if _is_own(table, plan) and table.pretrain is not None:
-        config = table.pretrain
-        names = (config.teacher.image.name, config.teacher.text.name)
-        return [*notes, *pretraining_notes(config.data.path, names, table.scaled)]
-    return [*notes, *weights_notes(str(option(plan.config, "init_from")))]
-
-
-def _draw(run: Run, lines: Sequence[TableLine]) -> Path:
-    return draw_beside(
-        run.folder.local / "figures" / "beside_published.png",
-        [line.line.title for line in lines],
-        [[100 * value for value in line.spread.numbers] for line in lines],
-        [line.line.published for line in lines],
-    )
-
-
-def _metrics(lines: Sequence[TableLine]) -> dict[str, float]:
-    """Mean and deviation of every line that has numbers."""
-    found: dict[str, float] = {}
-    for line in lines:
-        only = "".join(f"_{value}{key}" for key, value in line.line.only.items())
-        name = f"{line.row}{only}_{line.metric}"
-        pairs = ((name, line.spread.mean), (f"{name}_std", line.spread.deviation))
-        found |= {key: value for key, value in pairs if value == value}
-    return found
-
-
-def _failure(table: TablePlan, runs: str | None) -> str | None:
-    broken = [f"{plan.row.name}: {plan.broken}" for plan in table.rows if plan.broken]
-    parts = [*broken, *([runs] if runs else [])]
-    return "\n".join(parts) or None

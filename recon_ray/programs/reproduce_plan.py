@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from recon_ray.cluster.trials import Trial
@@ -92,6 +91,12 @@ class TablePlan:
     pretrain: PretrainConfig | None
     scaled: tuple[str, ...]
     rows: tuple[RowPlan, ...]
+
+    def starts_itself(self, plan: RowPlan) -> bool:
+        """Whether a row starts from the pre-training of this table."""
+        own = self.pretrain
+        start = None if own is None else f"{own.run.storage}/{own.run.name}"
+        return start is not None and option(plan.config, "init_from") == start
 
 
 def plan_table(config: ReproduceConfig, origins: Mapping[str, str], storage: str) -> TablePlan:
@@ -249,20 +254,3 @@ def _trials(
 def seed_name(row: str, seed: int) -> str:
     """Name of the run of a row with one seed."""
     return f"{row}_seed-{seed}"
-
-
-def names_of(plans: Sequence[RowPlan]) -> dict[str, str]:
-    """Row of every trial."""
-    return {trial.name: plan.row.name for plan in plans for trial in plan.trials}
-
-
-def check_path(plan: RowPlan) -> str:
-    """Say that the set of a row is not there; empty if it is."""
-    if plan.path is None:
-        return f"sets.{plan.row.set}.path is null: no prepared set of {plan.row.source} is named"
-    if not Path(plan.path).is_dir():
-        return (
-            f"sets.{plan.row.set}.path={plan.path}: no such folder; make it with jobs/prepare.py "
-            f"source={plan.row.source}"
-        )
-    return ""

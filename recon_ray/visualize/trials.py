@@ -167,8 +167,9 @@ def draw_beside(
     style_axes(axes, "accuracy or mIoU beside the published number")
     axes.grid(color=GRID_COLOR, linewidth=0.8)
     axes.set_xlabel("%", color=TEXT_COLOR, fontsize=10)
-    axes.legend(frameon=False, fontsize=8, labelcolor=TEXT_COLOR, loc="lower right", ncols=2,
-                bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+    if ours or theirs:
+        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT_COLOR, loc="lower right", ncols=2,
+                    bbox_to_anchor=(1.0, 1.0))  # fmt: skip
     figure.tight_layout()
     return save_figure(figure, path)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from killed_driver import finished, kill_in_mid_run, run_again
 
 from recon_ray.config import dump_yaml
 from recon_ray.config.schema import ReproduceConfig
@@ -57,24 +54,14 @@ def test_a_killed_table_continues_with_what_is_not_done(
     file = tmp_path / "table.yaml"
     file.write_text(dump_yaml(table(tiny_prepared, tmp_path)))
     command = [sys.executable, str(ROOT / "jobs" / "reproduce.py"), str(file)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     trials = tmp_path / "t" / "trials"
-    deadline = time.monotonic() + 240
-    while len(list(trials.glob("*/result.json"))) < 2:  # the pre-training, and a run
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3)  # for the runs to notice
-    done = {path: path.stat().st_mtime_ns for path in trials.glob("*/result.json")}
+    done = kill_in_mid_run(command, trials, 2)  # the pre-training, and a run
     assert len(done) < 6
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list(trials.glob("*/result.json"))) == 6
-    assert "pre-training first" not in again.stderr
+    logged = run_again(command)
+    after = finished(trials)
+    assert {path: after[path] for path in done} == done
+    assert len(after) == 6
+    assert "pre-training first" not in logged
     result = json.loads((tmp_path / "t" / "result.json").read_text())
     assert result["counts"]["done"] == 5
     assert [line["count"] for line in result["lines"]] == [2, 2, 1, 1]

@@ -6,8 +6,6 @@ import json
 import os
 import pty
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+from killed_driver import finished, kill_in_mid_run, run_again
 from ray import cloudpickle
 from ray.util import placement_group_table
 
@@ -231,26 +230,13 @@ def test_a_killed_sweep_continues_with_what_is_not_done(
     )
     file = tmp_path / "sweep.yaml"
     file.write_text(dump_yaml(config))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    process = subprocess.Popen(command(file), env=environment, stderr=subprocess.PIPE, text=True)
     trials = tmp_path / "s" / "trials"
-    deadline = time.monotonic() + 240
-    while len(list(trials.glob("*/result.json"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3)  # for the trials to notice
-    done = {path: path.stat().st_mtime_ns for path in trials.glob("*/result.json")}
+    done = kill_in_mid_run(command(file), trials, 2)
     assert len(done) < 6
-    again = subprocess.run(
-        command(file), env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert f"6 trials, {len(done)} of them are done" in again.stderr
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list(trials.glob("*/result.json"))) == 6
+    assert f"6 trials, {len(done)} of them are done" in run_again(command(file))
+    after = finished(trials)
+    assert {path: after[path] for path in done} == done
+    assert len(after) == 6
     table = pq.read_table(tmp_path / "s" / "trials.parquet")
     assert table["status"].to_pylist() == ["done"] * 6
     assert json.loads((tmp_path / "s" / "result.json").read_text())["counts"]["done"] == 6
@@ -261,6 +247,7 @@ def test_inner_runs_that_are_stopped_leave_nothing_reserved(
     tiny_prepared: PreparedSet, tmp_path: Path
 ) -> None:
     """Each trial has two workers; the second one is stopped after its first epoch."""
+    ray.shutdown()  # the other tests' cluster, which has no dashboard
     inner = finetuning(tiny_prepared) | {"cluster": {"workers": 2, "cpus_per_worker": 0.5}}
     inner["train"] = {**inner["train"], "epochs": 30}
     config = SweepConfig(
