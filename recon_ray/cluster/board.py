@@ -27,12 +27,14 @@ class Board:
         metric: What compares them.
         highest: Whether more of it is better.
         finished: Trials that were done before.
+        is_alone: Whether nothing else writes to the terminal: a table is drawn over itself.
     """
 
     total: int
     metric: str
     highest: bool = True
     finished: int = 0
+    is_alone: bool = True
 
     def __post_init__(self) -> None:
         self.running: dict[str, str] = {}
@@ -69,7 +71,7 @@ class Board:
         """A trial has failed."""
         self._end(name, f"failed: {sentence}")
         self.failed.append(name)
-        if not sys.stderr.isatty():
+        if not self.is_alone or not sys.stderr.isatty():
             logger.warning("trial %s failed: %s", name, sentence)
 
     def summary(self) -> str:
@@ -82,7 +84,7 @@ class Board:
         here = self.finished - self._at_start
         if here > 0 and self.finished < self.total:
             left = (time.monotonic() - self._began) / here * (self.total - self.finished)
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         return ", ".join(parts)
 
     def show(self, *, now: bool = False) -> None:
@@ -91,7 +93,7 @@ class Board:
         Args:
             now: Do not wait for that.
         """
-        is_table = sys.stderr.isatty()
+        is_table = self.is_alone and sys.stderr.isatty()
         interval = TABLE_SECONDS if is_table else LINE_SECONDS
         if not now and time.monotonic() - self._shown < interval:
             return
@@ -112,7 +114,7 @@ class Board:
         rows = [*recent, *self.running.items()]
         width = max((len(name) for name, _ in rows), default=0)
         lines = [f"  {name:{width}}  {text}"[: _columns()] for name, text in rows]
-        return [*lines, self.summary()]
+        return [*lines, self.summary()[: _columns()]]
 
     def _end(self, name: str, text: str) -> None:
         self.running.pop(name, None)
@@ -124,7 +126,8 @@ def _columns() -> int:
     return shutil.get_terminal_size((110, 24)).columns - 1
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time in a unit that suits it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

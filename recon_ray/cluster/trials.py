@@ -50,6 +50,13 @@ class Trial:
     values: Mapping[str, Any]
 
 
+class _MedianStopping(MedianStoppingRule):
+    """Tune's rule on what trials tell while they run: their last report has no epoch to go by."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
+        pass
+
+
 @dataclass(frozen=True)
 class EarlyStopping:
     """When trials that lag behind are stopped.
@@ -74,7 +81,10 @@ class EarlyStopping:
         """Make Tune's scheduler."""
         common = {"time_attr": "epoch", "metric": self.watch, "mode": self.mode}
         if self.kind == "median":
-            return MedianStoppingRule(**common, grace_period=self.grace_epochs)
+            # A trial that was paused would begin its epoch again.
+            return _MedianStopping(
+                **common, grace_period=self.grace_epochs, min_time_slice=math.inf
+            )
         return AsyncHyperBandScheduler(
             **common,
             max_t=max(self.epochs, self.grace_epochs),
@@ -153,7 +163,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def run_here(job: TrialJob, trials: Sequence[Trial], board: Board) -> None:
-    """Run the trials one after another, without Ray."""
+    """Run the trials one after another, without Ray; what they log themselves is shown too."""
+    board.is_alone = False
     for trial in trials:
         board.started(trial.name)
         board.show()

@@ -26,10 +26,12 @@ from recon_ray.programs.trial_tables import (
     DEVIATION,
     Spread,
     TrialRow,
+    is_fraction,
     mean,
     mean_and_deviation,
     read_rows,
     spreads,
+    summary_cells,
     text_table,
 )
 
@@ -129,8 +131,10 @@ def _dry_run(trials: Sequence[Trial], shared: SharedClouds) -> JobResult:
 
 
 def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow]) -> JobResult:
-    rows = [_with_episode(row) for row in rows]
+    rows = [with_episode(row) for row in rows]
     groups = spreads(rows, METRIC, over=("fold", "train.global_batch_size"))
+    head, cells = summary_cells(groups, METRIC, percent=is_fraction(METRIC, rows))
+    beside = [[*line, _published(group)] for line, group in zip(cells, groups, strict=True)]
     own = sorted({row.selection for row in rows if row.selection})
     story = SweepStory(
         title=f"Few-shot {run.config.run.name}",
@@ -141,7 +145,7 @@ def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow
         config=dump_yaml(run.config),
         rows=rows,
         groups=groups,
-        beside=("published, mean ± std in %", [_published(group) for group in groups]),
+        summary=([*head, "published, mean ± std in %"], beside),
     )
     return finish_trials(
         run,
@@ -154,8 +158,10 @@ def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow
     )
 
 
-def _with_episode(row: TrialRow) -> TrialRow:
-    """The same row with way, shot and fold as values of their own."""
+def with_episode(row: TrialRow) -> TrialRow:
+    """The same row with way, shot and fold of its episode, if any, as values of their own."""
+    if "data.episode" not in row.values:
+        return row
     way, shot, fold = row.values["data.episode"]
     more = {key: value for key, value in row.values.items() if key != "data.episode"}
     return replace(row, values={"way": way, "shot": shot, "fold": fold, **more})

@@ -18,6 +18,7 @@ from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluator import evaluate
 from recon_ray.cluster.trainer import TrainingJob
 from recon_ray.config.schema import FinetuneConfig
+from recon_ray.data.held_out import hold_out
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.programs.checks import check_start, find_set, use_ops
@@ -89,6 +90,8 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
     """
     data = config.data
     prepared = open_episode(config, find_set("data.path", Path(data.path)))
+    if data.validation_fraction is not None:
+        prepared = _hold_out(config, prepared)
     check_classes(prepared)
     is_reference = config.protocol == "reference"
     check_points(prepared, data.num_points, follows_reference=is_reference)
@@ -101,6 +104,24 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
     if data.verify:
         prepared.verify_hashes()
     return prepared
+
+
+def _hold_out(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
+    """Divide the training split.
+
+    Raises:
+        ConfigError: If the name of what is held out is taken.
+        DataError: If nothing can be held out.
+    """
+    name, fraction = config.data.validation_split, config.data.validation_fraction
+    assert name is not None
+    assert fraction is not None
+    if name in prepared.splits:
+        raise ConfigError(
+            f"data.validation_split={name}: {prepared.path} has a split of this name already; "
+            "leave out data.validation_fraction to use it, or choose another name"
+        )
+    return hold_out(prepared, config.data.train_splits[0], name, fraction)
 
 
 def make_task(

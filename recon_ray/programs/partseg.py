@@ -154,16 +154,30 @@ def _open(
     config: PartsegConfig, prepared: PreparedSet, table: PartTable
 ) -> tuple[Run, PartSegmentationTask]:
     """Check everything; a refused configuration leaves nothing behind."""
-    place, weights = load_start(config.init_from, **_foreign(config))
-    sizes = model_sizes(config, table, weights)
+    task = make_task(config, prepared, table)
     run = open_run("partseg", config, label=prepared.path.name, resume=config.resume)
     if run.start is not None:
         try:
-            check_model_state(_meta_model(sizes), run.start.model, source=f"resume={config.resume}")
+            model = _meta_model(task.sizes)
+            check_model_state(model, run.start.model, source=f"resume={config.resume}")
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
+    return run, task
+
+
+def make_task(
+    config: PartsegConfig, prepared: PreparedSet, table: PartTable
+) -> PartSegmentationTask:
+    """Decide the model and compare it with the weights that it starts from.
+
+    Raises:
+        CheckpointError: If the weights cannot be read or do not fit.
+        ConfigError: If the sizes of the model do not fit each other or the clouds.
+    """
+    place, weights = load_start(config.init_from, **_foreign(config))
+    sizes = model_sizes(config, table, weights)
     scoring = scoring_of(config, prepared, table)
-    return run, PartSegmentationTask(config, sizes=sizes, scoring=scoring, weights=place)
+    return PartSegmentationTask(config, sizes=sizes, scoring=scoring, weights=place)
 
 
 def _train(

@@ -44,7 +44,10 @@ class SweepStory:
         config: The resolved configuration as YAML.
         rows: All trials.
         groups: Configurations, the best first.
-        beside: Further columns of the summary: heading, and a text for each group.
+        summary: Heading and rows of the summary where it is not that of the groups.
+        texts: Columns of that summary that hold text.
+        notes: What belongs to its lines.
+        figures: What each further picture shows, and its file, in place of those of parameters.
     """
 
     title: str
@@ -55,7 +58,10 @@ class SweepStory:
     config: str
     rows: Sequence[TrialRow]
     groups: Sequence[Spread]
-    beside: tuple[str, Sequence[str]] | None = None
+    summary: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    texts: Sequence[int] = ()
+    notes: Sequence[str] = ()
+    figures: Sequence[tuple[str, Path]] = ()
 
 
 def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> Path:
@@ -73,28 +79,33 @@ def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> Path:
         if row.status == "failed":
             report.text(f"{row.name} failed: {row.error}", kind="bad")
     _add_summary(report, story)
-    _add_figures(report, "Parameters", _parameter_figures(folder.local, story))
+    if story.figures:
+        _add_figures(report, "Pictures", story.figures)
+    else:
+        _add_figures(report, "Parameters", _parameter_figures(folder.local, story))
     _add_figures(report, "Curves", _curve_figures(folder.local, ledger, story))
     _add_trials(report, story)
     report.heading("Configuration")
-    report.folded("config.yaml of the sweep; every trial's folder has its own", story.config)
+    report.folded("config.yaml of all of it; every trial's folder has its own", story.config)
     return folder.write(REPORT_FILE, report.render())
 
 
 def _add_summary(report: Report, story: SweepStory) -> None:
-    if not story.groups:
+    if story.summary is None and not story.groups:
         return
-    percent = is_fraction(story.metric, story.rows)
-    head, cells = summary_cells(story.groups, story.metric, percent=percent)
-    if story.beside is not None:
-        head.append(story.beside[0])
-        cells = [[*row, text] for row, text in zip(cells, story.beside[1], strict=True)]
     report.heading("Summary")
-    report.table(head, cells, marked=(0,) if story.beside is None else ())
+    if story.summary is None:
+        percent = is_fraction(story.metric, story.rows)
+        head, cells = summary_cells(story.groups, story.metric, percent=percent)
+        report.table(head, cells, marked=(0,))
+    else:
+        report.table(*story.summary, texts=story.texts)
     note = f"std: {DEVIATION}."
     if any(row.status == "stopped" for row in story.rows):
         note += " Trials that were stopped early are left out here and in the plots of parameters."
     report.text(note, kind="note")
+    for text in story.notes:
+        report.text(text, kind="note")
 
 
 def _add_figures(report: Report, heading: str, figures: Sequence[tuple[str, Path]]) -> None:
@@ -111,7 +122,7 @@ def _add_trials(report: Report, story: SweepStory) -> None:
     for row in story.rows:
         value = row.metrics.get(story.metric, float("nan"))
         seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
-        values = [written(row.values.get(key)) for key in keys]
+        values = [written(row.values[key]) if key in row.values else "" for key in keys]
         number = shown(value, percent=percent)
         cells.append([row.name, row.status, *values, number, seconds])
     report.heading("Trials")
@@ -153,7 +164,9 @@ def _curve_figures(local: Path, ledger: Ledger, story: SweepStory) -> list[tuple
     for name in sorted(curves)[:MOST_CHARTS]:
         if max(len(curve.steps) for curve in curves[name]) > 1:
             path = local / "figures" / f"curves_{name.replace('/', '_')}.png"
-            draw_trial_curves(path, curves[name], name, shown=best[: len(SERIES_COLORS)])
+            drawn = {curve.group for curve in curves[name]}
+            colored = [group for group in best if group in drawn][: len(SERIES_COLORS)]
+            draw_trial_curves(path, curves[name], name, shown=colored)
             figures.append((name, path))
     return figures
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pyarrow import ArrowInvalid
@@ -27,6 +27,8 @@ from recon_ray.config.schema import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
 from recon_ray.train.runtime import AFRESH, RunFolder
+
+ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ MAY_CHANGE = (
     "config.cluster.", "config.resume", "config.run.storage", "config.runtime.threads",
     "sweep.samples", "sweep.metric", "sweep.mode", "sweep.max_concurrent", "sweep.cpus_per_trial",
     "sweep.gpus_per_trial", "fewshot.",
+    # of the table, whose finished runs are compared one by one
+    "reproduce.", "rows.", "sets.",
 )  # fmt: skip
 
 
@@ -73,14 +77,18 @@ class Run:
     resume: str = "never"
     start: Checkpoint | None = None
     started: float = field(default_factory=time.monotonic)
+    has_begun: bool = False
 
     def begin(self) -> None:
-        """Make or continue the folder and record what explains the run.
+        """Make or continue the folder and record what explains the run; once only.
 
         Raises:
             ConfigError: If the folder cannot be made in ``run.storage``.
             CheckpointError: If a file cannot be written, as the disk is full for example.
         """
+        if self.has_begun:
+            return
+        self.has_begun = True
         if self.resume == "never":
             aside = self.folder.set_aside(time.strftime("%Y%m%d-%H%M%S"))
             if aside is not None:
@@ -151,11 +159,10 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
             something else, or ``resume`` names no checkpoint.
         CheckpointError: If that checkpoint, or the existing run's ``config.yaml``, is damaged.
     """
-    name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-    folder = _find_folder(config.run.storage, name)
+    config = with_name(job, config, label=label)
+    folder = _find_folder(config.run.storage, str(config.run.name))
     if resume != "never":
-        _refuse_other_config(folder, config)
+        refuse_other_config(folder, config)
     elif not folder.is_local and folder.read("config.yaml") is not None:
         raise ConfigError(
             f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
@@ -170,6 +177,12 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
     has_own = bool(CheckpointStore(folder.checkpoints).names())
     start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
     return Run(job, config, folder, resume, start)
+
+
+def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
+    """Give the configuration with a name of the run, made of job, label and time if it has none."""
+    name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
 def is_submitted() -> bool:
@@ -230,7 +243,17 @@ def _git_state() -> str | None:
     return done.stdout.strip() or None
 
 
-def _refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
+def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
+    """Refuse to take what a run has computed for what another configuration would.
+
+    Args:
+        folder: The run's folder; without a ``config.yaml`` nothing is refused.
+        config: The configuration.
+
+    Raises:
+        ConfigError: Naming what differs.
+        CheckpointError: If the ``config.yaml`` of the run is damaged.
+    """
     text = folder.read("config.yaml")
     if text is None:
         return

@@ -28,10 +28,11 @@ from recon_ray.config.schema import PretrainConfig, SweepConfig
 from recon_ray.config.search import Domain
 from recon_ray.data.files import parquet_bytes, write_file
 from recon_ray.errors import ReconError
+from recon_ray.programs.inner_jobs import option
 from recon_ray.programs.pretrain import open_set
 from recon_ray.programs.report import REPORT_FILE, SweepStory, write_report
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.sweep_plan import Plan, makes_set, option, plan_sweep
+from recon_ray.programs.sweep_plan import Plan, makes_set, plan_sweep
 from recon_ray.programs.trial_runs import TrialWork, announce, run_trials
 from recon_ray.programs.trial_tables import (
     DEVIATION,
@@ -200,6 +201,7 @@ def finish_trials(
     report: Path,
     table: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> JobResult:
     """Write ``trials.parquet`` and ``result.json``; a failed trial fails the job.
 
@@ -211,6 +213,7 @@ def finish_trials(
         report: Its file.
         table: Table for the terminal; by default the best configurations.
         metrics: Numbers of the whole; by default those of the best configuration.
+        more: Further records of ``result.json``.
     """
     write_file(run.folder.local / TRIALS_FILE, parquet_bytes(trials_table(rows)))
     percent = is_fraction(story.metric, rows)
@@ -231,6 +234,7 @@ def finish_trials(
         deviation=DEVIATION,
         metric=story.metric,
         report=REPORT_FILE,
+        **(more or {}),
     )
     failure = _failure(failed, len(rows), run.folder.uri) if failed else None
     return JobResult(result.table, result.result_path, failure)

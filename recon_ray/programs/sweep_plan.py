@@ -10,7 +10,6 @@ from typing import Any
 from recon_ray.cluster.suggest import check_optuna
 from recon_ray.cluster.trials import Trial
 from recon_ray.config.help import as_mapping
-from recon_ray.config.loader import assemble
 from recon_ray.config.schema import JobConfig, SweepConfig
 from recon_ray.config.schema.sweep import SWEPT_JOBS
 from recon_ray.config.search import (
@@ -24,6 +23,7 @@ from recon_ray.config.search import (
 )
 from recon_ray.errors import ConfigError
 from recon_ray.programs.checks import find_set
+from recon_ray.programs.inner_jobs import InnerJob, option
 
 #: What compares the trials of a job unless another number is named.
 METRICS = {
@@ -75,18 +75,13 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
         DataError: If a data set is damaged.
     """
     schema, options = SWEPT_JOBS[config.job], config.sweep
-    written = dict(config.config)
-    files = _included(written.pop("include", None), origins.get("config.include", ""))
-    inner = {key: origins.get(f"config.{key}", "config") for key in written}
+    inner = InnerJob.read(schema, config.config, "config", origins)
 
     def place(key: str) -> str:
         return origins.get(f"sweep.space.{key}") or origins.get("sweep.space", "sweep.space")
 
     def build(values: Mapping[str, Any]) -> JobConfig:
-        # The values come last, so that they win over the sections of the configuration.
-        kept = {key: value for key, value in written.items() if key not in values}
-        places = {**inner, **{key: place(key) for key in values}}
-        return assemble(schema, files, {**kept, **values}, origins=places).config
+        return inner.build(values, place)
 
     space = parse_space(options.space)
     check_space(schema, space, build, place)
@@ -101,24 +96,6 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
     plan = Plan(resolved, base, space, trials)
     _check_search(plan)
     return plan
-
-
-def option(config: JobConfig, key: str) -> Any:  # noqa: ANN401 - any option's value
-    """Give an option by its dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _included(include: object, origin: str) -> list[Path]:
-    """Files that ``config.include`` names, relative to the file that does."""
-    names = include if isinstance(include, list | tuple) else [] if include is None else [include]
-    if not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"config.include ({origin}): expected a list of YAML files")
-    file, _, line = origin.rpartition(":")
-    folder = Path(file).parent if line.isdigit() else Path()
-    return [folder / str(name) for name in names]
 
 
 def _check_sets(configs: Sequence[JobConfig]) -> None:

@@ -255,9 +255,32 @@ def is_fraction(metric: str, rows: Sequence[TrialRow]) -> bool:
     return any(word in metric for word in words) and all(0 <= value <= 1 for value in numbers)
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a table for the terminal."""
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
+) -> str:
+    """Lines of a table for the terminal.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells.
+        left: Columns whose cells begin at the left.
+    """
     cells = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join(line.rstrip() for line in lines)
+    lines = []
+    for row in cells:
+        aligned = [
+            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
+) -> str:
+    """The same in Markdown."""
+    marks = ["---" if column in left else "---:" for column in range(len(head))]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
+    return "\n".join(lines)

@@ -28,6 +28,7 @@ th, td {{ padding: 6px 12px; text-align: right; border-bottom: 1px solid {GRID_C
   white-space: nowrap; }}
 th {{ background: #eef1f5; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; }}
+th.text, td.text {{ text-align: left; white-space: normal; }}
 tr:last-child td {{ border-bottom: 0; }}
 tr.mark td {{ background: #eef6f0; font-weight: 600; }}
 .figures {{ display: grid; gap: 16px;
@@ -61,7 +62,12 @@ class Report:
         self._parts.append(f'<p class="{html.escape(kind)}">{html.escape(text)}</p>')
 
     def table(
-        self, head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: Sequence[int] = ()
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        marked: Sequence[int] = (),
+        texts: Sequence[int] = (),
     ) -> None:
         """Add a table.
 
@@ -69,12 +75,20 @@ class Report:
             head: Names of the columns.
             rows: Cells.
             marked: Rows that stand out.
+            texts: Columns of text, which may be broken into lines.
         """
-        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
+
+        def line(tag: str, row: Sequence[str]) -> str:
+            kinds = [' class="text"' if column in texts else "" for column in range(len(row))]
+            return "".join(
+                f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
+                for kind, cell in zip(kinds, row, strict=True)
+            )
+
+        lines = [f"<thead><tr>{line('th', head)}</tr></thead><tbody>"]
         for number, row in enumerate(rows):
             mark = ' class="mark"' if number in marked else ""
-            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            cells = line("td", row)
             lines.append(f"<tr{mark}>{cells}</tr>")
         self._parts.append(f'<div class="scroll"><table>{"".join(lines)}</tbody></table></div>')
 

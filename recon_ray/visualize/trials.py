@@ -127,6 +127,53 @@ def draw_parameter(
     return save_figure(figure, path)
 
 
+def draw_beside(
+    path: Path | str,
+    names: Sequence[str],
+    results: Sequence[Sequence[float]],
+    published: Sequence[float | None],
+) -> Path:
+    """Draw what the runs of several measurements gave beside published numbers, a line each.
+
+    Args:
+        path: PNG file to write; its folder is made.
+        names: What is measured, from the top down.
+        results: Percentages of the runs of each; none of those that were not run.
+        published: The published percentage of each, if there is one.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is nothing to draw, or the numbers of arguments differ.
+    """
+    if not names or not len(names) == len(results) == len(published):
+        raise ValueError(f"{len(names)} names, {len(results)} results, {len(published)} published.")
+    figure = new_figure(6.4, 1.0 + 0.2 * len(names))
+    axes = figure.add_subplot()
+    ours = [(value, line) for line, numbers in enumerate(results) for value in numbers]
+    theirs = [(value, line) for line, value in enumerate(published) if value is not None]
+    if theirs:
+        places, heights = zip(*theirs, strict=True)
+        axes.scatter(places, heights, marker="|", s=150, linewidths=2.4, color=SERIES_COLORS[1],
+                     label="published", zorder=3)  # fmt: skip
+    if ours:
+        places, heights = zip(*ours, strict=True)
+        axes.scatter(places, heights, s=26, alpha=0.75, linewidths=0, color=SERIES_COLORS[0],
+                     label="ours, each run", zorder=4)  # fmt: skip
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    style_axes(axes, "accuracy or mIoU beside the published number")
+    axes.grid(color=GRID_COLOR, linewidth=0.8)
+    axes.set_xlabel("%", color=TEXT_COLOR, fontsize=10)
+    if ours or theirs:
+        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT_COLOR, loc="lower right", ncols=2,
+                    bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+    figure.tight_layout()
+    return save_figure(figure, path)
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -43,6 +43,7 @@ from recon_ray.config.schema import (
     PartsegConfig,
     PrepareConfig,
     PretrainConfig,
+    ReproduceConfig,
     SweepConfig,
     VisualizeConfig,
     ZeroshotConfig,
@@ -58,6 +59,7 @@ from recon_ray.programs.linear_probe import linear_probe
 from recon_ray.programs.partseg import partseg
 from recon_ray.programs.prepare import prepare
 from recon_ray.programs.pretrain import pretrain
+from recon_ray.programs.reproduce import reproduce
 from recon_ray.programs.sweep import sweep
 from recon_ray.programs.visualize import visualize
 from recon_ray.programs.zeroshot import zeroshot
@@ -152,6 +154,11 @@ class Jobs:
     def fewshot(self, *arguments: object) -> Outcome:
         given = [f"run.storage={self.runs}", "run.name=few", *map(str, arguments)]
         return self._outcome(run_job("fewshot", FewshotConfig, fewshot, arguments=given))
+
+    def reproduce(self, *arguments: object) -> Outcome:
+        own = f"run.storage={self.runs}", "run.name=table", "cluster.workers=0"
+        given = [*own, *map(str, arguments)]
+        return self._outcome(run_job("reproduce", ReproduceConfig, reproduce, arguments=given))
 
     def _outcome(self, status: int) -> Outcome:
         out, err = self._capsys.readouterr()
@@ -1551,6 +1558,32 @@ def test_part_segmentation_refuses_other_sets_splits_and_weights(
     assert jobs.left_behind() == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("data.validation_fraction=1",), r"data\.validation_fraction .* found 1"),
+        (("data.validation_fraction=0.1",), r"needs a name for what is held out"),
+        (
+            ("data.validation_fraction=0.1", "data.validation_split=val", "cluster.workers=1"),
+            r"is held out in one process; set cluster\.workers=0",
+        ),
+        (
+            ("data.validation_fraction=0.1", "data.validation_split=v", "data.train_splits=[a,b]"),
+            r"divides one training split",
+        ),
+        (
+            ("data.validation_fraction=0.1", "data.validation_split=test", "data.test_split=val"),
+            r"data\.validation_split=test: .* has a split of this name already",
+        ),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(
+    jobs: Jobs, tiny_prepared: PreparedSet, options: tuple[str, ...], message: str
+) -> None:
+    jobs.finetune(f"data.path={tiny_prepared.path}", *options).refused(2, message)
+    assert jobs.left_behind() == []
+
+
 # --- Sweeps and few-shot runs ---------------------------------------------------------------------
 
 WRONG_SWEEPS: list[tuple[str, str]] = [
@@ -1601,3 +1634,57 @@ def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> 
         2, r"way, shot or folds is empty; give numbers"
     )
     assert jobs.left_behind() == []
+
+
+PAPER = ROOT / "configs" / "reproduce" / "paper.yaml"
+WRONG_TABLES: list[tuple[tuple[object, ...], str]] = [
+    ((), r"init_from=<run folder or file of weights> must be given, or a section pretrain"),
+    (("init_from=a",), r"rows\.modelnet40_1k is not configured; start from configs/reproduce/"),
+    ((PAPER, "reproduce.budget=0"), r"reproduce\.budget \(command line\): expected .*found 0"),
+    ((PAPER, "reproduce.budget=tiny"), r"reproduce\.budget .*full, smoke.*found 'tiny'"),
+    ((PAPER, "reproduce.rows=[svn]"), r"reproduce\.rows .*'svn' is no row; the rows are obj_bg"),
+    ((PAPER, "rows.svn.probe.svm_c=1"), r"rows\.svn.*unknown key; did you mean rows\.svm"),
+    ((PAPER, "rows.svm.probe.svm_cc=1"), r"rows\.svm\.probe\.svm_cc .*did you mean probe\.svm_c\?"),
+    ((PAPER, "rows.svm.probe.svm_c=-1"), r"rows\.svm\.probe\.svm_c .*a number > 0, found -1"),
+    ((PAPER, "rows.svm={include: [absent.yaml]}"), r"absent\.yaml: no such file"),
+    (
+        (PAPER, "rows.svm.cluster.workers=2"),
+        r"rows\.svm\.cluster\.workers: every run",
+    ),
+    ((PAPER, "cluster.workers=2"), r"cluster\.workers=2: the trials are the workers here"),
+    (
+        (PAPER, "init_from=null", "pretrain.data.path=absent"),
+        r"pretrain\.data\.path=absent: no",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_TABLES)
+def test_a_wrong_table_is_refused_before_its_first_run(
+    jobs: Jobs, arguments: tuple[object, ...], message: str
+) -> None:
+    jobs.reproduce(*arguments).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+def test_a_table_of_which_everything_is_missing_says_so(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(jobs.folder)
+    outcome = jobs.reproduce(PAPER)
+    outcome.done()
+    assert outcome.out.count("skipped") >= 21
+    assert "sets.modelnet40.path=datasets/modelnet40: no such folder; see jobs/prep" in outcome.out
+
+
+def test_a_damaged_set_fails_its_row_by_name(jobs: Jobs, copy: Path) -> None:
+    shard = next((copy / "geometry" / "train").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\0")
+    tiny = "teacher: {image: {name: descriptor}, text: {name: descriptor}}, train.epochs: 1"
+    outcome = jobs.reproduce(
+        PAPER, "init_from=null", f"pretrain={{data.path: {copy}, {tiny}}}", "svm_from=null",
+        f"sets.modelnet40.path={copy}", "reproduce.rows=[svm]",
+    )  # fmt: skip
+    assert outcome.status == 1
+    assert len(outcome.complaints()) == 1
+    assert shard.name in outcome.complaints()[0]

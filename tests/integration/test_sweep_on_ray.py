@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
+import pty
+import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+from killed_driver import finished, kill_in_mid_run, run_again
 from ray import cloudpickle
 from ray.util import placement_group_table
 
 from recon_ray.cli import Job
+from recon_ray.cluster import board as board_module
 from recon_ray.cluster.board import Board
 from recon_ray.cluster.context import ray_session
 from recon_ray.cluster.ledger import Ledger
@@ -148,6 +151,70 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
     assert job.ledger.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
 
 
+def test_median_stopping_stops_what_is_below_the_others(
+    cluster: ClusterSection, tmp_path: Path
+) -> None:
+    """Nothing is compared before three trials have told a number."""
+    stopping = EarlyStopping("median", "val/accuracy", "max", 3, 1, 2)
+    options = TrialSection(gpus_per_trial=0, max_concurrent=1)
+    job = tracked_job(tmp_path, options, stopping=stopping)
+    trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
+    run(job, cluster, trials)
+    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    expected = {"t5": "done", "t4": "done", "t6": "done", "t1": "stopped", "t9": "done"}
+    assert statuses == expected
+    assert job.ledger.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
+
+
+def test_a_terminal_shows_a_table_that_is_drawn_over_itself(
+    cluster: ClusterSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver writes to a real pseudo-terminal, of whose text the screen is made again."""
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr(board_module, "TABLE_SECONDS", 0.0)
+    job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0, max_concurrent=1), fails=True)
+    trials = [Trial(f"t{x}", {"x": x}) for x in (1, 2, 3)]
+    master, slave = pty.openpty()
+    text: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(master, text))
+    reader.start()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        run(job, cluster, trials)
+        monkeypatch.undo()
+    reader.join()
+    os.close(master)
+    written = b"".join(text).decode()
+    assert "t1  epoch 2 val/accuracy 0.1" in written  # while it ran
+    assert written.count("\x1b[J") > 3  # drawn again and again
+    assert _screen(written) == [
+        "  t1  accuracy 0.6",
+        "  t2  failed: ValueError: no trial like that",
+        "  t3  accuracy 0.8",
+        "3/3 trials ended, 0 running, 1 failed, best accur",
+    ]
+
+
+def _read_all(master: int, text: list[bytes]) -> None:
+    try:
+        while chunk := os.read(master, 4096):
+            text.append(chunk)
+    except OSError:  # the other end is closed
+        return
+
+
+def _screen(written: str) -> list[str]:
+    """What a terminal shows in the end: lines, and the one escape that goes up and clears."""
+    lines: list[str] = []
+    for part in re.split(r"(\x1b\[\d+F\x1b\[J)", written):
+        up = re.fullmatch(r"\x1b\[(\d+)F\x1b\[J", part)
+        if up is not None:
+            del lines[len(lines) - int(up[1]) :]
+        else:
+            lines += part.replace("\r", "").splitlines()
+    return lines
+
+
 def command(config: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "jobs" / "sweep.py"), str(config), *arguments]
 
@@ -163,26 +230,13 @@ def test_a_killed_sweep_continues_with_what_is_not_done(
     )
     file = tmp_path / "sweep.yaml"
     file.write_text(dump_yaml(config))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    process = subprocess.Popen(command(file), env=environment, stderr=subprocess.PIPE, text=True)
     trials = tmp_path / "s" / "trials"
-    deadline = time.monotonic() + 240
-    while len(list(trials.glob("*/result.json"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3)  # for the trials to notice
-    done = {path: path.stat().st_mtime_ns for path in trials.glob("*/result.json")}
+    done = kill_in_mid_run(command(file), trials, 2)
     assert len(done) < 6
-    again = subprocess.run(
-        command(file), env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert f"6 trials, {len(done)} of them are done" in again.stderr
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list(trials.glob("*/result.json"))) == 6
+    assert f"6 trials, {len(done)} of them are done" in run_again(command(file))
+    after = finished(trials)
+    assert {path: after[path] for path in done} == done
+    assert len(after) == 6
     table = pq.read_table(tmp_path / "s" / "trials.parquet")
     assert table["status"].to_pylist() == ["done"] * 6
     assert json.loads((tmp_path / "s" / "result.json").read_text())["counts"]["done"] == 6
@@ -193,6 +247,7 @@ def test_inner_runs_that_are_stopped_leave_nothing_reserved(
     tiny_prepared: PreparedSet, tmp_path: Path
 ) -> None:
     """Each trial has two workers; the second one is stopped after its first epoch."""
+    ray.shutdown()  # the other tests' cluster, which has no dashboard
     inner = finetuning(tiny_prepared) | {"cluster": {"workers": 2, "cpus_per_worker": 0.5}}
     inner["train"] = {**inner["train"], "epochs": 30}
     config = SweepConfig(

@@ -58,6 +58,13 @@ from recon_ray.config.schema.probes import (
     ZeroshotConfig,
     ZeroshotSection,
 )
+from recon_ray.config.schema.reproduce import (
+    PublishedSetSection,
+    ReproduceConfig,
+    ReproduceSection,
+    RowsSection,
+    SetsSection,
+)
 from recon_ray.config.schema.sweep import (
     SweepConfig,
     SweepSection,
@@ -127,10 +134,15 @@ __all__ = [
     "PretrainEvalSection",
     "ProbeSection",
     "ProtocolConfig",
+    "PublishedSetSection",
+    "ReproduceConfig",
+    "ReproduceSection",
+    "RowsSection",
     "RunSection",
     "RuntimeSection",
     "Section",
     "SetSection",
+    "SetsSection",
     "ShownDataSection",
     "StepBenchmarkSection",
     "SweepConfig",

@@ -54,6 +54,11 @@ class ClassificationDataSection(SetSection):
         description="Split that chooses the best epoch under protocol=sound; null takes the last "
         "epoch. protocol=reference chooses on the test split.",
     )
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Hold out this part of every class of the training split, the same shapes in "
+        "every run, as data.validation_split (in one process: cluster.workers=0).",
+    )
     test_split: str = Field("test", description="Split that is measured.")
     normalize: Normalization = Field("auto", description=_NORMALIZE)
     augment: Literal["auto", "rotate", "scale_translate", "none"] = Field(
@@ -135,6 +140,25 @@ class FinetuneConfig(TrainingConfig):
                 f"data.validation_split={self.data.validation_split} is data.test_split; choose "
                 "another split, or null, or protocol=reference, which chooses on the test split"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _holds_out_here(self) -> FinetuneConfig:
+        data = self.data
+        if data.validation_fraction is None:
+            return self
+        given = f"data.validation_fraction={data.validation_fraction}"
+        if data.validation_split is None:
+            raise ValueError(
+                f"{given} needs a name for what is held out: data.validation_split=val"
+            )
+        if len(data.train_splits) > 1 or data.episode is not None:
+            raise ValueError(
+                f"{given} divides one training split; leave it out with several data.train_splits "
+                "or data.episode"
+            )
+        if self.cluster.workers != 0:
+            raise ValueError(f"{given} is held out in one process; set cluster.workers=0")
         return self
 
     @model_validator(mode="after")

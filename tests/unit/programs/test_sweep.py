@@ -19,7 +19,9 @@ from recon_ray.config.loader import load
 from recon_ray.config.schema import FewshotConfig, FinetuneConfig, SweepConfig
 from recon_ray.data.episodes import draw_episodes
 from recon_ray.data.files import write_json, write_table
+from recon_ray.data.prepare import PrepareOptions, prepare
 from recon_ray.data.prepared import EPISODES_RECORD, PreparedSet, read_episodes
+from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError, ReconError
 from recon_ray.programs.episode_sets import open_episode, shared_clouds
 from recon_ray.programs.fewshot import fewshot
@@ -117,6 +119,27 @@ def test_tensorboard_knows_values_and_results_of_a_trial(
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
+def test_a_search_selects_on_shapes_held_out_of_the_training_split(
+    make_sweep: Callable[..., SweepConfig], tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    data = {
+        "path": str(tiny_prepared.path), "num_points": 64, "validation_split": "val",
+        "validation_fraction": 0.25,
+    }  # fmt: skip
+    options = {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "metric": "validation_accuracy_best"}
+    result = run(make_sweep(options, data=data, cluster={"workers": 0}))
+    assert result.failure is None
+    for file in (tmp_path / "s" / "trials").glob("*/result.json"):
+        record = json.loads(file.read_text())
+        assert record["counts"]["samples"] == {"train": 18, "test": 12, "val": 6}
+        assert record["counts"]["steps"] == 4  # two epochs of two whole batches of eight
+        assert re.match(r"best epoch \(\d\) on 'val', measured on 'test'", record["selection"])
+        right = 6 * record["metrics"]["validation_accuracy_best"]  # of six shapes
+        assert right == pytest.approx(round(right), abs=1e-9)
+    selection = json.loads((tmp_path / "s" / "result.json").read_text())["selection"]
+    assert "optimistic" not in selection
+
+
 def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConfig]) -> None:
     varied = {"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}}
     with pytest.raises(ReconError, match=r"sweep\.metric=acuracy: .* did you mean accuracy\?"):
@@ -189,14 +212,19 @@ def test_the_jobs_own_files_are_included(
 @pytest.fixture
 def episodes(tiny_prepared: PreparedSet, tmp_path: Path) -> Path:
     """Two folds of two classes: three training shapes of each, four test shapes."""
+    return draw(tiny_prepared, tmp_path, test_per_class=4)
+
+
+def draw(prepared: PreparedSet, storage: Path, *, test_per_class: int) -> Path:
     columns: list[Any] = []
     for split in ("train", "test"):
-        rows = tiny_prepared.read(split, ["object_id", "label"])
+        rows = prepared.read(split, ["object_id", "label"])
         columns += [rows["object_id"].to_pylist(), rows["label"].to_pylist()]
-    folder = tmp_path / "episodes"
+    folder = storage / "episodes"
     folder.mkdir()
-    table = draw_episodes(*columns, ways=(2,), shots=(3,), folds=2, test_per_class=4, seed=0)
-    record = {"manifest_sha256": tiny_prepared.manifest_hash}
+    options = {"ways": (2,), "shots": (3,), "folds": 2, "test_per_class": test_per_class}
+    table = draw_episodes(*columns, **options, seed=0)
+    record = {"manifest_sha256": prepared.manifest_hash}
     entry = write_table(folder, "episodes.parquet", table)
     write_json(folder / EPISODES_RECORD, {**record, **entry})
     return folder
@@ -204,12 +232,12 @@ def episodes(tiny_prepared: PreparedSet, tmp_path: Path) -> Path:
 
 def few(prepared: PreparedSet, episodes: Path, storage: Path, **more: Any) -> FewshotConfig:
     data = {"path": str(prepared.path), "num_points": 64, "episodes": str(episodes)}
+    options = {"data": data, "fewshot": {"way": 2, "shot": 3, "folds": 2}, **TINY, **more}
     return FewshotConfig(
         run={"name": "f", "storage": str(storage)},
         cluster={"workers": 0},
         runtime={"threads": 1},
-        data=data,
-        **{"fewshot": {"way": 2, "shot": 3, "folds": 2}, **TINY, **more},
+        **options,
     )
 
 
@@ -230,6 +258,41 @@ def test_every_fold_is_averaged_as_by_hand(
     # Six shapes: the largest batch up to eight that leaves none out.
     assert (fold.data.episode, fold.train.global_batch_size) == ((2, 3, 0), 6)
     assert json.loads(files[0].read_text())["counts"]["samples"] == {"test": 8, "train": 6}
+
+
+def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None:
+    """An epoch more than stated, the head of all classes, incomplete batches left out."""
+    source = SyntheticSource(
+        train_per_class=3, test_per_class=2, categories=("chair", "lamp", "mug")
+    )
+    prepare(source, tmp_path / "set", PrepareOptions(num_points=1024, samples_per_shard=15))
+    prepared = PreparedSet.open(tmp_path / "set")
+    episodes = draw(prepared, tmp_path, test_per_class=2)
+    config = few(
+        prepared,
+        episodes,
+        tmp_path / "r",
+        protocol="reference",
+        data={"path": str(prepared.path), "num_points": 1024, "episodes": str(episodes)},
+        train={**TINY["train"], "global_batch_size": 4},
+    )
+    result = fewshot(Job("fewshot", config, {}, ()))
+    assert result.failure is None
+    folder = tmp_path / "r" / "f"
+    for fold in sorted((folder / "trials").iterdir()):
+        record = json.loads((fold / "result.json").read_text())
+        # Six training shapes are one batch of four; epochs 0, 1 and 2.
+        assert (record["counts"]["epochs"], record["counts"]["steps"]) == (3, 3)
+        assert record["counts"]["classes"] == 3  # outputs, of which two are used
+        assert np.array(record["confusion"])[:2].sum() == 4
+        assert record["protocol"] == "reference"
+        assert re.search(
+            r"best epoch \(\d\) on 'test', on which it is measured too", record["selection"]
+        )
+        assert record["metrics"]["accuracy"] == record["metrics"]["accuracy_best"]
+        own = load(FinetuneConfig, [str(fold / "config.yaml")]).config
+        assert own.train.global_batch_size == 4
+    assert "best on test, mean ± std" in (folder / "report.html").read_text()
 
 
 def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from recon_ray.visualize.report import Report
-from recon_ray.visualize.trials import Curve, draw_parameter, draw_trial_curves
+from recon_ray.visualize.trials import Curve, draw_beside, draw_parameter, draw_trial_curves
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH = 1280
@@ -44,6 +44,23 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
         draw_trial_curves(tmp_path / "x.png", [], "loss", shown=[])
     with pytest.raises(ValueError, match="2 values with 1 results"):
         draw_parameter(tmp_path / "x.png", "x", [1, 2], [0.5], "accuracy")
+    with pytest.raises(ValueError, match="2 names, 1 results, 2 published"):
+        draw_beside(tmp_path / "x.png", ["a", "b"], [[1.0]], [None, 2.0])
+
+
+def test_results_are_drawn_beside_published_numbers_where_there_are_any(tmp_path: Path) -> None:
+    def count(results: list[float], published: float | None) -> tuple[int, int]:
+        """Pixels of our dots and of the published mark, legend included."""
+        path = draw_beside(tmp_path / "x.png", ["a", "b"], [results, []], [published, None])
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        red, blue = pixels[..., 0], pixels[..., 2]
+        return int((blue - red > 80).sum()), int((red - blue > 120).sum())
+
+    assert count([], None) == (0, 0)
+    ours, theirs = count([40.0, 60.0], 90.0)
+    assert ours > 100
+    assert theirs > 100
+    assert count([40.0], None)[1] == 0
 
 
 def page(folder: Path) -> str:
@@ -53,6 +70,7 @@ def page(folder: Path) -> str:
     cells = [[f"{i}e-4", "full", "3", "91.20 % ± 0.40 %", "90 %", "92 %"] for i in range(8)]
     head = ["optim.lr", "train.tune", "trials", "accuracy, mean ± std", "min", "max"]
     report.table(head, cells, marked=(0,))
+    report.table(["row", "measured on"], [["a", "stand-in, scaled down"]], texts=(1,))
     drawn = draw_trial_curves(folder / "c.png", curves(4), "train/loss", shown=["lr 0", "lr 1"])
     by = draw_parameter(
         folder / "p.png", "optim.lr", [1e-5, 1e-3, 1e-1], [0.2, 0.9, 0.4], "accuracy"
@@ -68,6 +86,7 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     assert "12 trials &amp; more" in text
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
     assert "<script" not in text
+    assert '<td class="text">stand-in, scaled down</td>' in text
     assert text.count("data:image/png;base64,") == 2
 
 

@@ -1,0 +1,210 @@
+"""The driver of ``jobs/reproduce.py``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.ledger import Ledger
+from recon_ray.cluster.trials import Report, Trial, TrialJob
+from recon_ray.config.schema import PretrainConfig, ReproduceConfig
+from recon_ray.errors import ConfigError, ReconError
+from recon_ray.programs import pretrain
+from recon_ray.programs.checks import check_model
+from recon_ray.programs.episode_sets import SharedClouds
+from recon_ray.programs.reproduce_checks import (
+    check_row,
+    hashes_of,
+    read_episodes_of,
+    verify_sets,
+)
+from recon_ray.programs.reproduce_estimates import plan_text
+from recon_ray.programs.reproduce_plan import PRETRAIN, RowPlan, TablePlan, plan_table
+from recon_ray.programs.reproduce_results import finish_table
+from recon_ray.programs.reproduce_table import SCORE
+from recon_ray.programs.run import Run, open_run, refuse_other_config, with_name
+from recon_ray.programs.trial_runs import TrialWork, run_trials
+
+logger = logging.getLogger(__name__)
+
+#: Hashes of the sets that the runs are measured on.
+SETS_FILE = "sets.json"
+
+
+def reproduce(job: Job[ReproduceConfig]) -> JobResult:
+    """Show the plan, run what is not done, and write the table."""
+    # The runs lie in the run's folder, whose name may still have to be made.
+    named = with_name("reproduce", job.config, label="table")
+    ledger = _ledger(f"{named.run.storage.rstrip('/')}/{named.run.name}")
+    table = plan_table(named, job.origins, ledger.storage)
+    run = open_run("reproduce", table.config, label="table", resume=table.config.resume)
+    has_weights = table.pretrain is None or _is_done(run, ledger, PRETRAIN)
+    fault = None if has_weights else _pretraining_fault(table)
+    if fault is not None and not job.dry_run:
+        raise fault
+    table = _checked(table, has_weights=has_weights)
+    text = plan_text(
+        table,
+        ledger,
+        fresh=run.resume == "never",
+        has_weights=has_weights,
+        fault="" if fault is None else str(fault),
+    )
+    if job.dry_run:
+        return JobResult(f"dry run: nothing was run\n{text}")
+    logger.info("the plan:\n%s", text)
+    table = replace(table, rows=tuple(verify_sets(table.rows)))
+    _begin(run, ledger, table)
+    if table.pretrain is not None and not has_weights:
+        _pretrain(run, table.pretrain)
+        table = _checked(table, has_weights=True)
+    _run_rows(run, ledger, table)
+    return finish_table(run, ledger, table)
+
+
+def _ledger(uri: str) -> Ledger:
+    return Ledger(uri if "://" in uri else str(Path(uri).absolute()))
+
+
+def _is_done(run: Run, ledger: Ledger, name: str) -> bool:
+    return run.resume != "never" and ledger.status(name) == "done"
+
+
+def _pretraining_fault(table: TablePlan) -> ReconError | None:
+    """What is missing for the pre-training, without which there is nothing to start from."""
+    config = table.pretrain
+    assert config is not None
+    try:
+        check_model(config)
+        pretrain.make_task(config, pretrain.open_set(config))
+    except ReconError as error:
+        return type(error)(f"{PRETRAIN}.{error}")
+    return None
+
+
+def _checked(table: TablePlan, *, has_weights: bool) -> TablePlan:
+    """See which rows can be run; those by voting need the ones that they follow."""
+    plans: dict[str, RowPlan] = {}
+    for plan in table.rows:
+        checked = check_row(plan, has_weights=has_weights or not table.starts_itself(plan))
+        if plan.row.follows is not None and checked.is_run:
+            before = plans[plan.row.follows]
+            checked = replace(checked, missing=before.missing, broken=before.broken)
+        plans[plan.row.name] = checked
+    return replace(table, rows=tuple(plans.values()))
+
+
+def _begin(run: Run, ledger: Ledger, table: TablePlan) -> None:
+    """Begin the run and note which sets it is measured on.
+
+    Raises:
+        ConfigError: If finished runs are of another configuration, or a set was prepared again
+            since.
+    """
+    now = hashes_of(table.rows)
+    text = None if run.resume == "never" else run.folder.read(SETS_FILE)
+    before: dict[str, str] = {} if text is None else json.loads(text)
+    works = _works(ledger, table.rows)
+    for plan in table.rows:
+        for trial in plan.trials:
+            if plan.is_run and _is_done(run, ledger, trial.name):
+                refuse_other_config(
+                    ledger.folder(trial.name), works[plan.row.name].config_of(trial)
+                )
+    changed = [name for name, value in now.items() if before.get(name, value) != value]
+    if changed:
+        raise ConfigError(
+            f"sets.{changed[0]}.path: the set was prepared again since {ledger.uri} was begun, "
+            "whose finished runs would not belong to it; choose another run.name, or resume=never"
+        )
+    run.begin()
+    run.folder.write(SETS_FILE, json.dumps({**before, **now}, indent=2) + "\n")
+
+
+# --- Running --------------------------------------------------------------------------------------
+
+
+def _pretrain(run: Run, config: PretrainConfig) -> None:
+    logger.info("pre-training first, in %s/%s", config.run.storage, config.run.name)
+    pretrain.pretrain(Job("pretrain", config, {}, ()))
+
+
+@dataclass(frozen=True)
+class TableWork:
+    """What the runs of all rows do; picklable.
+
+    Attributes:
+        works: What those of a row do.
+        row_of: Row of every run.
+    """
+
+    works: Mapping[str, TrialWork]
+    row_of: Mapping[str, str]
+
+    def __call__(
+        self,
+        trial: Trial,
+        shared: Any,  # noqa: ANN401 - clouds of the episodes, or nothing
+        threads: int,
+        report: Report,
+    ) -> dict[str, float]:
+        """Run the job of the run's row."""
+        return self.works[self.row_of[trial.name]](trial, shared, threads, report)
+
+
+def _run_rows(run: Run, ledger: Ledger, table: TablePlan) -> None:
+    """Run all rows at once, then those that evaluate what the others have trained."""
+    plans = [plan for plan in table.rows if plan.is_run]
+    shared = next((read_episodes_of(plan) for plan in plans if plan.episodes), None)
+    first = [plan for plan in plans if plan.row.follows is None]
+    job = _trial_job(ledger, table.config, plans, shared)
+    run_trials(job, table.config.cluster, [t for plan in first for t in plan.trials], run=run)
+    then = [
+        trial
+        for plan in plans
+        if plan.row.follows is not None
+        for trial in plan.trials
+        if ledger.status(Path(str(trial.values["init_from"])).name) == "done"
+    ]
+    if not then:
+        return
+    job = _trial_job(ledger, table.config, plans, None)
+    run_trials(job, table.config.cluster, then, run=run)
+
+
+def _trial_job(
+    ledger: Ledger,
+    config: ReproduceConfig,
+    plans: Sequence[RowPlan],
+    shared: SharedClouds | None,
+) -> TrialJob:
+    return TrialJob(
+        run=TableWork(
+            _works(ledger, plans), {t.name: plan.row.name for plan in plans for t in plan.trials}
+        ),
+        folder=ledger.uri,
+        section="reproduce",
+        options=config.reproduce,
+        metric=SCORE,
+        mode="max",
+        device=config.runtime.device,
+        shared=shared,
+        shared_bytes=0 if shared is None else shared.nbytes,
+    )
+
+
+def _works(ledger: Ledger, plans: Sequence[RowPlan]) -> dict[str, TrialWork]:
+    return {
+        plan.row.name: TrialWork(
+            plan.row.job,
+            plan.config,
+            ledger.storage,
+            "val/instance_miou" if plan.row.job == "partseg" else "val/accuracy",
+        )
+        for plan in plans
+    }
