@@ -75,6 +75,7 @@ def ray_head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="rr"))  # short: Ray puts sockets below it
     (folder / "ray").mkdir()
     token = folder / "token"
+    token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     port, dashboard, agent = _free_ports(3)
     environment = {
@@ -175,4 +176,8 @@ def runner(ray_head: Head, tiny_config: PretrainConfig, tmp_path: Path) -> JobRu
     }
     config = tmp_path / "tiny.yaml"
     config.write_text(dump_yaml(tiny_config.model_copy(update=update)))
-    return JobRunner(config, storage, ray_head.environment)
+    environment = {k: v for k, v in ray_head.environment.items() if not k.startswith("RAY_AUTH")}
+    # The jobs find out by themselves that the head asks for a token.
+    token = Path(ray_head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    environment |= {"RAY_AUTH_TOKEN": token, "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
+    return JobRunner(config, storage, environment)
