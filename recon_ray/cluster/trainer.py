@@ -15,11 +15,12 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs as pafs
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
+from recon_ray.cluster.notices import messenger
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection, RuntimeSection
@@ -34,12 +35,13 @@ from recon_ray.data.stream import (
     stream_dataset,
 )
 from recon_ray.data.teacher_cache import StoredFeatures
-from recon_ray.errors import ConfigError, ReconError
+from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.journal import Journal, shortened
 from recon_ray.train.loop import FitSettings, fit
-from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder
+from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder, new_attempt
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class TrainingJob:
         limit: Most training rows.
         shuffle_buffer: Rows mixed in memory when streaming.
         keep_checkpoints: Newest checkpoints that are kept.
+        keep_every: Those after every so many steps are kept too.
+        keeps_ledger: Whether the uses of every sample are counted.
         runtime: Device, precision, backend, threads.
         features: Stored features that are read beside the training rows.
         train_splits: Splits that are trained on, together.
@@ -82,6 +86,8 @@ class TrainingJob:
     shuffle_buffer: int
     keep_checkpoints: int
     runtime: RuntimeSection
+    keep_every: int | None = None
+    keeps_ledger: bool = False
     features: tuple[StoredFeatures, ...] = ()
     train_splits: tuple[str, ...] = ("train",)
     other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
@@ -161,6 +167,8 @@ def train_here(job: TrainingJob) -> dict[str, float]:
         train_feed=train_feed,
         device=torch.device("cuda" if on_gpu else "cpu"),
         keep_checkpoints=job.keep_checkpoints,
+        keep_every=job.keep_every,
+        keeps_ledger=job.keeps_ledger,
     )
     settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
     with progress_bar(job.folder, job.total_steps):
@@ -199,11 +207,25 @@ def resolve_mode(job: TrainingJob) -> Mode:
     """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
     if job.mode != "auto":
         return job.mode
+    begun = _mode_of_epoch(job.folder.checkpoints)
+    if begun is not None:
+        return begun
     train, views = job.train_split, job.uses_views
     size = decoded_bytes(job.prepared, train, views=views, features=job.features)
     for prepared, name in job.evaluation_tables.values():
         size += decoded_bytes(prepared, prepared.splits[name], views=False)
     return "shared" if fits_object_store(size) else "stream"
+
+
+def _mode_of_epoch(checkpoints: str) -> Mode | None:
+    """Ingest mode of an epoch that is half done, which has to end as it was begun."""
+    try:
+        found = CheckpointStore(checkpoints).load_latest()
+    except CheckpointError:
+        return None  # the workers say what is damaged
+    if found is None or not found.train["progress"].get("step_in_epoch"):
+        return None
+    return "stream" if found.train.get("tracks_samples") else "shared"
 
 
 def train_on_ray(
@@ -239,15 +261,32 @@ def run_workers(
     """
     job.check(cluster.allowed_workers)
     _forget_snapshot(job.folder)
+    with messenger() as actor:
+        outcome = _trainer(loop, job, cluster, plan, mode, actor).fit().return_value
+    if "error" in outcome:
+        kind = getattr(errors, str(outcome["error"]), ReconError)
+        raise kind(outcome["message"])
+    return dict(outcome["metrics"])
+
+
+def _trainer(
+    loop: Callable[[dict[str, Any]], dict[str, Any]],
+    job: TrainingJob,
+    cluster: ClusterSection,
+    plan: WorkerPlan,
+    mode: Mode,
+    actor: Any,  # noqa: ANN401 - an actor's handle
+) -> TorchTrainer:
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"payload": _payload(job, plan, mode)},
+        train_loop_config={"payload": _payload(job, plan, mode, actor)},
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=scaling(cluster, plan),
         run_config=RunConfig(
             name="checkpoints",  # Ray's folder is <run>/checkpoints, where our store writes
-            storage_path=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
+            storage_path=job.folder.place,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[FailureNotes(job.folder.place)],
         ),
         datasets=_datasets(job, mode),
         dataset_config=ray.train.DataConfig(datasets_to_split=["train", "resume"]),
@@ -257,14 +296,42 @@ def run_workers(
         plan.max_workers if not plan.is_elastic else f"{plan.min_workers} to {plan.max_workers}",
         plan.cpus_per_worker, plan.gpus_per_worker, mode,
     )  # fmt: skip
-    outcome: Mapping[str, Any] = trainer.fit().return_value
-    if "error" in outcome:
-        kind = getattr(errors, str(outcome["error"]), ReconError)
-        raise kind(outcome["message"])
-    return dict(outcome["metrics"])
+    return trainer
 
 
-def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
+class FailureNotes(UserCallback):
+    """Notes in the run's journal what its workers failed with; Ray Train calls it.
+
+    Args:
+        folder: Folder or URI of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ANN401 - of no public class
+        worker_exceptions: Mapping[int, Exception],
+    ) -> None:
+        """Note what has failed, a worker that died before those that missed it."""
+        rank, error = min(worker_exceptions.items(), key=lambda item: (not _died(item[1]), item[0]))
+        reason = "it died" if _died(error) else shortened(str(error))
+        Journal(RunFolder(self._folder)).add("failed", rank=rank, reason=f"rank {rank}: {reason}")
+
+
+def _died(error: Exception) -> bool:
+    """Whether a worker or its node is gone, rather than that its code has raised."""
+    causes = (error, error.__cause__, *vars(error).values())
+    return any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes)
+
+
+def _payload(
+    job: TrainingJob,
+    plan: WorkerPlan,
+    mode: Mode,
+    actor: Any,  # noqa: ANN401 - an actor's handle
+) -> WorkerPayload:
     columns = job.options.columns
     streamed = mode in ("stream", "cached")
     if streamed and job.limit is not None:
@@ -282,7 +349,7 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         make_task=job.make_task,
         settings=settings,
         options=job.options,
-        folder=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
+        folder=job.folder.place,
         blocks=put_blocks(
             splits,
             columns,
@@ -295,6 +362,10 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         train_rows=train.rows if streamed else 0,
         shuffle_buffer=job.shuffle_buffer,
         keep_checkpoints=job.keep_checkpoints,
+        keep_every=job.keep_every,
+        keeps_ledger=job.keeps_ledger,
+        attempt=new_attempt(),
+        messenger=actor,
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
         threads=job.runtime.threads or max(1, cores // plan.max_workers),

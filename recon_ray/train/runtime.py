@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, make_batch
 from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
+from recon_ray.train.notices import Notice, stop_requested
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -49,6 +51,11 @@ class RunFolder:
     def checkpoints(self) -> str:
         """Folder or URI of the run's checkpoints."""
         return f"{self.uri.rstrip('/')}/checkpoints"
+
+    @property
+    def place(self) -> str:
+        """The URI, or the absolute path: what other processes find it by."""
+        return str(self.local) if self.is_local and "://" not in self.uri else self.uri
 
     def read(self, name: str) -> str | None:
         """Text of a file of the run, or None.
@@ -209,9 +216,21 @@ class Runtime(EvaluationRuntime, Protocol):
     """What the loop needs to know of the world."""
 
     store: CheckpointStore
+    #: Name of this submission of the job; the same for all of its restarts.
+    attempt: str
+    #: Whether the uses of every sample are counted.
+    keeps_ledger: bool
 
     def feed(self) -> TrainFeed:
         """Give the training samples."""
+        ...
+
+    def notice(self) -> Notice:
+        """What the outside asks for; only rank 0 is asked, and each notice is given once."""
+        ...
+
+    def reason(self) -> str:
+        """Why there was a notice."""
         ...
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -228,6 +247,8 @@ class LocalRuntime:
         train_feed: Training samples.
         device: Where the model runs.
         keep_checkpoints: Newest checkpoints that are kept.
+        keep_every: Those after every so many steps are kept too.
+        keeps_ledger: Whether the uses of every sample are counted.
     """
 
     rank = 0
@@ -241,10 +262,16 @@ class LocalRuntime:
         train_feed: TrainFeed,
         device: torch.device,
         keep_checkpoints: int = 3,
+        keep_every: int | None = None,
+        keeps_ledger: bool = False,
     ) -> None:
         self.folder = folder
         self.device = device
-        self.store = CheckpointStore(folder.checkpoints, keep=keep_checkpoints)
+        self.keeps_ledger = keeps_ledger
+        self.attempt = new_attempt()
+        self.store = CheckpointStore(
+            folder.checkpoints, keep=keep_checkpoints, keep_every=keep_every
+        )
         self._tables = dict(tables)
         self._feed = train_feed
 
@@ -258,3 +285,16 @@ class LocalRuntime:
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Nobody to tell: the store has it."""
+
+    def notice(self) -> Notice:
+        """Ask to commit and end once this process was told to end."""
+        return Notice.STOP if stop_requested().is_set() else Notice.NONE
+
+    def reason(self) -> str:
+        """The one thing that is noticed here."""
+        return "by SIGTERM"
+
+
+def new_attempt() -> str:
+    """Name of a submission of a job."""
+    return secrets.token_hex(4)
