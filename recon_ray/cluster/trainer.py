@@ -22,6 +22,7 @@ from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
 from recon_ray.cluster.notices import messenger
 from recon_ray.cluster.progress import progress_bar, shows_bar
+from recon_ray.cluster.reservations import free_earlier, note_submission
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
@@ -262,7 +263,10 @@ def run_workers(
     job.check(cluster.allowed_workers)
     _forget_snapshot(job.folder)
     with messenger() as actor:
-        outcome = _trainer(loop, job, cluster, plan, mode, actor).fit().return_value
+        trainer = _trainer(loop, job, cluster, plan, mode, actor)
+        free_earlier(job.folder)
+        note_submission(job.folder, trainer.train_run_context.run_id)
+        outcome: Mapping[str, Any] = trainer.fit().return_value
     if "error" in outcome:
         kind = getattr(errors, str(outcome["error"]), ReconError)
         raise kind(outcome["message"])

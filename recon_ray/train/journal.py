@@ -46,7 +46,7 @@ class Journal:
         """Add one event, with the time in seconds since 1970.
 
         Args:
-            event: ``trains``, ``failed``, ``notice``, ``stopped`` or ``done``.
+            event: ``submitted``, ``trains``, ``failed``, ``notice``, ``stopped`` or ``done``.
             values: What belongs to it.
         """
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values}) + "\n"

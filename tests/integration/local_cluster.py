@@ -107,17 +107,18 @@ class LocalCluster:
         return f"127.0.0.1:{self.port}"
 
     @classmethod
-    def start(
-        cls, *, cpus: int, store_bytes: int = STORE_BYTES, dashboard: bool = False
-    ) -> LocalCluster:
-        """Start the head and wait until it answers."""
+    def start(cls, *, cpus: int, store_bytes: int = STORE_BYTES) -> LocalCluster:
+        """Start the head and wait until it answers.
+
+        With a dashboard, which Ray Train asks before it frees what a killed job had reserved.
+        """
         folder = Path(tempfile.mkdtemp(prefix="rr"))  # short: Ray puts sockets below it
         environment = ray_environment(folder)
         port, dashboard_port, agent = free_ports(3)
         options: dict[str, Any] = {
             "num_cpus": cpus, "object_store_memory": store_bytes, "gcs_server_port": port,
-            "include_dashboard": dashboard, "dashboard_port": dashboard_port,
-            "dashboard_agent_listen_port": agent,
+            "include_dashboard": True, "dashboard_port": dashboard_port,
+            "dashboard_agent_listen_port": agent, "dashboard_host": "127.0.0.1",
         }  # fmt: skip
         host = subprocess.Popen(
             [sys.executable, str(HOST), json.dumps(options)],
