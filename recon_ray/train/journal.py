@@ -12,6 +12,10 @@ from recon_ray.errors import CheckpointError
 from recon_ray.train.runtime import RunFolder
 
 FILE = "events.jsonl"
+#: What gloo and NCCL say in a worker whose peer is gone.
+LOST_CONNECTION = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError",
+)  # fmt: skip
 #: What a failure's text is cut to.
 LONGEST = 300
 
@@ -146,4 +150,6 @@ def shortened(reason: str) -> str:
     """The telling line of an error, which may be a whole traceback, cut to a length."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
+    if any(words in text for words in LOST_CONNECTION):
+        return "it lost the connection to another worker"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

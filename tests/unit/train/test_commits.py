@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,23 +12,25 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
 from test_fit import assert_same_weights, changed, losses, pretrain_here
 
+from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
 from recon_ray.train import checkpoint, commits
 from recon_ray.train.checkpoint import CheckpointStore, expendable, pack
 from recon_ray.train.commits import Commits
-from recon_ray.train.journal import Journal, explain_restart, last_record
+from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
 from recon_ray.train.lease import Holder, Lease
 from recon_ray.train.ledger import SampleLedger, ledger_table
 from recon_ray.train.notices import Notice, catching_sigterm, stop_requested
 from recon_ray.train.recorder import listening
-from recon_ray.train.runtime import RunFolder
+from recon_ray.train.runtime import IndexedFeed, RunFolder
 
 NAMES = [f"step-{step:08d}" for step in (10, 15, 20, 25, 30)]
 
@@ -266,6 +269,13 @@ def test_every_restart_has_a_reason(since, attempt, reason):
     )
 
 
+def test_a_failure_is_told_by_its_last_line():
+    lost = "Traceback\n  x\nRuntimeError: [gloo/pair.cc:561] Connection closed by peer [::1]:2\n"
+    assert shortened(lost) == "it lost the connection to another worker"
+    assert shortened("Traceback\n  File x\nValueError: no\n\n") == "ValueError: no"
+    assert len(shortened("x" * 1000)) == 303
+
+
 def test_a_first_start_needs_no_reason():
     assert explain() is None
 
@@ -411,3 +421,99 @@ def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config,
     tables = [pq.read_table(folder / "ledger.parquet") for folder in (part, whole)]
     assert tables[0].equals(tables[1])
     assert tables[0]["uses"].to_pylist() == [1] * 12 * 8
+
+
+def test_an_epoch_ends_as_it_was_begun(tiny_config, tiny_prepared, monkeypatch):
+    config = changed(tiny_config, eval={"enabled": False}, train={"steps": 4})
+    pretrain_here(config, tiny_prepared)
+    monkeypatch.setattr(IndexedFeed, "tracks_samples", True)
+    with pytest.raises(ConfigError, match=r"data.mode: epoch 2 was begun .* by index .* twice"):
+        pretrain_here(changed(config, train={"steps": 5}), tiny_prepared)
+
+
+@pytest.mark.parametrize(
+    ("progress", "tracks", "mode"),
+    [
+        ({"step_in_epoch": 2}, True, "stream"),
+        ({"step_in_epoch": 2}, False, "shared"),
+        ({"step_in_epoch": 0}, True, None),
+    ],
+)
+def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, tracks, mode):
+    store = CheckpointStore(str(tmp_path))
+    train = {"progress": progress, "tracks_samples": tracks}
+    store.save(1, model={}, train=train, architecture={})
+    assert _mode_of_epoch(str(tmp_path)) == mode
+
+
+def test_a_second_job_of_the_name_is_refused_and_moves_nothing(tmp_path, tiny_config):
+    folder = Path(tiny_config.run.storage) / "run"
+    folder.mkdir(parents=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "taken\n"
+        for resume in ("auto", "never"):
+            with pytest.raises(ConfigError, match="is running it now"):
+                start_run("pretrain", tiny_config, label="x", resume=resume)
+    finally:
+        process.kill()
+        process.wait()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lease.json"]
+
+
+# --- A whole run on an object store that lies in this process's memory ----------------------------
+
+
+class _Filesystems:
+    """pyarrow.fs with one more scheme, ``memory://``, which fsspec keeps."""
+
+    class FileSystem:
+        @staticmethod
+        def from_uri(uri: str):
+            scheme, _, path = uri.partition("://")
+            if scheme != "memory":
+                return pafs.FileSystem.from_uri(uri)
+            handler = pafs.FSSpecHandler(fsspec.filesystem("memory"))
+            return pafs.PyFileSystem(handler), f"/{path}"
+
+    def __getattr__(self, name: str):
+        return getattr(pafs, name)
+
+
+def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
+    tiny_config, tiny_prepared, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "pafs", _Filesystems())
+    memory = fsspec.filesystem("memory")
+    options = {"eval": {"enabled": False}, "train": {"ledger": True, "keep_checkpoints": 1}}
+    config = changed(tiny_config, **options)
+    _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+    there = changed(config, run={"name": "part", "storage": "memory://bucket/runs"})
+
+    def terminate(step: int, *_: object) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with catching_sigterm(), listening(terminate), pytest.raises(StoppedError):
+        pretrain_here(there, tiny_prepared)
+    metrics, _ = pretrain_here(there, tiny_prepared)
+    assert metrics["steps"] == 12
+    root = "/bucket/runs/part"
+    names = {name.removeprefix(root) for name in memory.find(root)}
+    assert names >= {
+        "/metrics.jsonl", "/events.jsonl", "/ledger.parquet", "/config.yaml",
+        "/checkpoints/step-00000012/MANIFEST.json",
+    }  # fmt: skip
+    assert not any("step-00000006" in name for name in names)  # one checkpoint is kept
+    records = map(json.loads, memory.cat(f"{root}/metrics.jsonl").decode().splitlines())
+    assert [r["train/loss"] for r in records if "train/loss" in r] == losses(whole)
+    events = [
+        json.loads(line)["event"]
+        for line in memory.cat(f"{root}/events.jsonl").decode().splitlines()
+    ]
+    assert events == ["trains", "notice", "stopped", "trains", "done"]
+    table = pq.read_table(io.BytesIO(memory.cat(f"{root}/ledger.parquet")))
+    assert table["uses"].to_pylist() == [1] * 12 * 8
