@@ -43,8 +43,9 @@ class _Pending:
 class Commits:
     """One worker's part in deciding on commits and storing them.
 
-    Storing waits where the storage is a folder. An object store is written by a thread while the
-    training goes on, one checkpoint at a time; what becomes of it is known at the next commit.
+    Storing waits where the storage is a folder, and after a notice. Otherwise an object store is
+    written by a thread while the training goes on, one checkpoint at a time; what becomes of it is
+    known at the next commit.
 
     Args:
         runtime: The outside.
@@ -54,6 +55,7 @@ class Commits:
 
     def __init__(self, runtime: Runtime, *, every_seconds: float, journal: Journal) -> None:
         self.stopping = False
+        self._is_urgent = False
         self.restart: Restart | None = None
         self._runtime = runtime
         self._every_seconds = every_seconds
@@ -79,26 +81,27 @@ class Commits:
         kept = every is not None and step % every == 0
         if not (kept or ask or step >= self._next_look):
             return False
-        decision = self._decide(step)
-        self.stopping = self.stopping or decision == Notice.STOP
-        return kept or decision != Notice.NONE
+        notice, overdue = self._decide(step)
+        self.stopping = self.stopping or notice is Notice.STOP
+        self._is_urgent = self._is_urgent or notice is not Notice.NONE
+        return kept or overdue or notice is not Notice.NONE
 
-    def _decide(self, step: int) -> int:
-        """Rank 0's decision and the step of the next one, on every rank."""
-        decision, stride = 0, 1
+    def _decide(self, step: int) -> tuple[Notice, bool]:
+        """What rank 0 is told and whether its clock is up; sets the next step, on every rank."""
+        notice, overdue, stride = Notice.NONE, False, 1
         if self._runtime.rank == 0:
             notice = self._runtime.notice()
             overdue = time.monotonic() - self._last_commit > self._every_seconds
-            decision = max(int(notice), int(overdue))
             stride = self._stride(step)
             if notice is not Notice.NONE:
                 self._journal.add("notice", step=step, reason=self._runtime.reason())
         if is_distributed():
-            told = torch.tensor([decision, stride], device=self._runtime.device)
+            told = torch.tensor([notice, overdue, stride], device=self._runtime.device)
             dist.broadcast(told, src=0)
-            decision, stride = (int(value) for value in told.tolist())
+            values = told.tolist()
+            notice, overdue, stride = Notice(values[0]), bool(values[1]), int(values[2])
         self._next_look = step + stride
-        return decision
+        return notice, overdue
 
     def _stride(self, step: int) -> int:
         """Steps that take about :data:`LOOK_SECONDS`, from the time since the last look."""
@@ -156,8 +159,9 @@ class Commits:
                 failure = str(error)
         agree(failure)
         self._pending = _Pending(name, step, metrics, upload)
-        if self._runtime.store.is_local or self.stopping:
+        if self._runtime.store.is_local or self._is_urgent:
             self.finish()
+        self._is_urgent = False
         self._last_commit = time.monotonic()
 
     def _begin(self, packed: Packed) -> Future[None] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +55,8 @@ class Journal:
             values: What belongs to it.
         """
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values}) + "\n"
-        try:
-            if self._folder.is_local:
-                with (self._folder.local / FILE).open("a") as stream:
-                    stream.write(line)
-            else:
-                self._folder.write(FILE, (self._folder.read(FILE) or "") + line)
-        except (OSError, CheckpointError):
-            pass  # a full disk; the next commit tells
+        with suppress(CheckpointError):  # a full disk; the next commit tells
+            self._folder.append(FILE, line)
 
 
 @dataclass(frozen=True)

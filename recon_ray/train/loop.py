@@ -510,7 +510,7 @@ class Trainer:
         streamed = found.train.get("tracks_samples", self.feed.tracks_samples)
         if self.progress.step_in_epoch and streamed != self.feed.tracks_samples:
             was, now = ("a stream", "by index") if streamed else ("by index", "a stream")
-            way = "data.mode=stream and cluster.workers of 1 or more" if streamed else "shared"
+            way = "data.mode=" + ("stream and cluster.workers=1 or more" if streamed else "shared")
             raise ConfigError(
                 f"data.mode: epoch {self.progress.epoch + 1} was begun with samples read {was} and "
                 f"would go on {now}, with samples used twice; set {way} until it has ended"

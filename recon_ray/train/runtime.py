@@ -95,6 +95,25 @@ class RunFolder:
         self.publish()
         return path
 
+    def append(self, name: str, text: str) -> None:
+        """Add to a file that several processes write, one after the other.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            if self.is_local:
+                with Path(path).open("a") as stream:
+                    stream.write(text)
+                return
+            # No local copy: publishing that of one process would undo what others have added.
+            whole = (self.read(name) or "") + text
+            with self._fs.open_output_stream(path) as output:
+                output.write(whole.encode())
+        except OSError as error:
+            raise self._refused(path, error) from error
+
     def publish(self) -> None:
         """Copy what was written to the object store, if the run lies on one.
 

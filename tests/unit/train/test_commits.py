@@ -197,6 +197,17 @@ def test_training_goes_on_while_an_object_store_is_written(remote):
     assert remote.store.load_latest().step == 2
 
 
+def test_after_a_notice_an_object_store_is_waited_for(remote):
+    committed = made(remote)
+    assert not committed.due(1)
+    remote.told = Notice.COMMIT
+    assert committed.due(2, ask=True)
+    threading.Timer(0.2, remote.store.gate.set).start()
+    store(committed, 2)
+    assert remote.announced == ["step-00000002"]
+    assert remote.store.load_latest().step == 2
+
+
 def test_what_was_packed_does_not_change_while_it_is_written(remote):
     weight = torch.ones(3)
     committed = made(remote)
