@@ -15,11 +15,12 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs as pafs
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
+from recon_ray.cluster.failures import FailureNotes
 from recon_ray.cluster.notices import messenger
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.reservations import free_earlier, note_submission
@@ -40,7 +41,6 @@ from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.journal import Journal, shortened
 from recon_ray.train.loop import FitSettings, fit
 from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder, new_attempt
 from recon_ray.train.task import Task
@@ -301,33 +301,6 @@ def _trainer(
         plan.cpus_per_worker, plan.gpus_per_worker, mode,
     )  # fmt: skip
     return trainer
-
-
-class FailureNotes(UserCallback):
-    """Notes in the run's journal what its workers failed with; Ray Train calls it.
-
-    Args:
-        folder: Folder or URI of the run.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def after_exception(
-        self,
-        run_context: Any,  # noqa: ANN401 - of no public class
-        worker_exceptions: Mapping[int, Exception],
-    ) -> None:
-        """Note what has failed, a worker that died before those that missed it."""
-        rank, error = min(worker_exceptions.items(), key=lambda item: (not _died(item[1]), item[0]))
-        reason = "it died" if _died(error) else shortened(str(error))
-        Journal(RunFolder(self._folder)).add("failed", rank=rank, reason=f"rank {rank}: {reason}")
-
-
-def _died(error: Exception) -> bool:
-    """Whether a worker or its node is gone, rather than that its code has raised."""
-    causes = (error, error.__cause__, *vars(error).values())
-    return any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes)
 
 
 def _payload(

@@ -23,7 +23,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
+from recon_ray.train.packing import FORMAT, Packed, expendable, pack
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
 #: Waits between the attempts to write to an object store.
@@ -48,23 +48,6 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(uri)
         return filesystem, path
     return pafs.LocalFileSystem(), str(Path(uri).absolute())
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A checkpoint as bytes, on its way to the storage.
-
-    Attributes:
-        name: Folder name, ``step-<number>``.
-        files: File name to content.
-        manifest: What ``MANIFEST.json`` says besides the files.
-        best: What ``best.json`` is to say, None to leave it as it is.
-    """
-
-    name: str
-    files: dict[str, bytes]
-    manifest: dict[str, Any]
-    best: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -346,58 +329,6 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
         elif self._exists(path):
             self._fs.delete_dir(path)
-
-
-def pack(
-    step: int,
-    *,
-    model: Mapping[str, torch.Tensor],
-    train: Mapping[str, Any],
-    architecture: Mapping[str, Any],
-    records: Mapping[str, Any] | None = None,
-    best: Mapping[str, Any] | None = None,
-) -> Packed:
-    """Make the files of a checkpoint in memory; what is packed may change afterwards.
-
-    Args:
-        step: Optimizer steps behind it.
-        model: State dict of the model.
-        train: What continues the run.
-        architecture: Constructor arguments of the model.
-        records: Plain data of the task that goes with the model.
-        best: What ``best.json`` is to say, see :meth:`CheckpointStore.save`.
-    """
-    files = {}
-    for file, content in (("model.pt", dict(model)), ("train.pt", dict(train))):
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        files[file] = buffer.getvalue()
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        "architecture": dict(architecture),
-        "records": dict(records or {}),
-    }
-    name = f"step-{step:08d}"
-    return Packed(name, files, manifest, None if best is None else dict(best))
-
-
-def expendable(
-    names: Sequence[str], *, keep: int, every: int | None, best: str | None
-) -> list[str]:
-    """Checkpoints that need not be kept: not among the last, not the best, not after n steps.
-
-    Args:
-        names: Folder names, oldest first.
-        keep: How many of the last are kept.
-        every: Those after every so many steps are kept, None for none.
-        best: Folder name of the best one, None if none was chosen.
-    """
-    return [
-        name
-        for name in names[:-keep]
-        if name != best and (every is None or int(name.removeprefix("step-")) % every)
-    ]
 
 
 def _refused(path: str, error: OSError) -> CheckpointError:

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 
 from recon_ray.errors import CheckpointError
-from recon_ray.train.checkpoint import Packed
 from recon_ray.train.journal import Journal, Restart
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.notices import Notice
+from recon_ray.train.packing import Packed
 from recon_ray.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)

@@ -29,12 +29,13 @@ from recon_ray.errors import CheckpointError, ConfigError, ReconError, StoppedEr
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.points.random import SampleGenerator
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
-from recon_ray.train.checkpoint import Checkpoint, Packed, load_model_state, pack
+from recon_ray.train.checkpoint import Checkpoint, load_model_state
 from recon_ray.train.commits import Commits, agree
 from recon_ray.train.journal import Journal, explain_restart, last_record
 from recon_ray.train.ledger import SampleLedger, write_ledger
 from recon_ray.train.metrics import Mean, is_distributed
 from recon_ray.train.optim import CosineSchedule
+from recon_ray.train.packing import Packed, pack
 from recon_ray.train.recorder import Recorder
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.task import Task

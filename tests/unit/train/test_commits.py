@@ -23,12 +23,13 @@ from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
 from recon_ray.train import checkpoint, commits
-from recon_ray.train.checkpoint import CheckpointStore, expendable, pack
+from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
 from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
 from recon_ray.train.lease import Holder, Lease
 from recon_ray.train.ledger import SampleLedger, ledger_table
 from recon_ray.train.notices import Notice, catching_sigterm, stop_requested
+from recon_ray.train.packing import expendable, pack
 from recon_ray.train.recorder import listening
 from recon_ray.train.runtime import IndexedFeed, RunFolder
 
