@@ -33,6 +33,15 @@ class Access(Enum):
     NO_TOKEN = "it asks for a token, and there is none here"
     WRONG_TOKEN = "it asks for a token, and refuses the one here"
     SILENT = "no answer"
+    OTHER = "it answers in another way"
+
+
+#: What an answer to a request without token says.
+_ANSWERS = {
+    grpc.StatusCode.OK: Access.OPEN,
+    grpc.StatusCode.UNAVAILABLE: Access.SILENT,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Access.SILENT,
+}
 
 
 def default_path() -> Path:
@@ -84,12 +93,14 @@ def join_with_token(address: str) -> Access:
     Ray itself tries for minutes where the token is wrong, and without end where there is none.
 
     Args:
-        address: ``host:port``; another form, such as ``auto``, is left to Ray.
+        address: ``host:port``.
 
     Raises:
         ConfigError: If the cluster asks for another token.
         ConnectionError: If nothing answers.
     """
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return Access.OTHER  # Ray has the certificates, and tells what is wrong with them
     access = ask(address)
     if access is Access.SILENT:
         raise ConnectionError("no answer")
@@ -115,7 +126,7 @@ def ask(address: str, *, with_token: bool = True) -> Access:
     with grpc.insecure_channel(address) as channel:
         state = _state_of(channel, None)
         if state is not grpc.StatusCode.UNAUTHENTICATED:
-            return Access.OPEN if state is grpc.StatusCode.OK else Access.SILENT
+            return _ANSWERS.get(state, Access.OTHER)
         token = _read_token() if with_token else None
         if token is None:
             return Access.NO_TOKEN
