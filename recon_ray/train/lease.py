@@ -82,6 +82,7 @@ class Lease:
         self._fs, root = open_filesystem(uri)
         self._path = f"{root}/{FILE}"
         self._own: Holder | None = None
+        self._silent: Holder | None = None
         self._release: Callable[[], object] = lambda: None
 
     def check(self) -> None:
@@ -91,7 +92,7 @@ class Lease:
             ConfigError: If one does.
         """
         found = self._read()
-        if found is None or found.is_this_process() or found.is_dead():
+        if found is None or found.is_this_process() or found.is_dead() or found == self._silent:
             return
         if found.machine != _machine():
             logger.info(
@@ -99,6 +100,7 @@ class Lease:
                 "still runs", self._name, found.pid, found.host, PATIENCE_SECONDS,
             )  # fmt: skip
             if not self._changes(found):
+                self._silent = found
                 return
         raise ConfigError(
             f"run.name={self._name}: process {found.pid} on {found.host} is running it now, in "

@@ -372,7 +372,14 @@ def _impatient(monkeypatch):
 @pytest.mark.usefixtures("_impatient")
 def test_the_silence_of_another_machine_ends_its_lease_and_a_beat_keeps_it(tmp_path):
     elsewhere(tmp_path)
-    Lease(str(tmp_path), "run").check()
+    lease, started = Lease(str(tmp_path), "run"), time.monotonic()
+    lease.check()
+    waited = time.monotonic() - started
+    assert waited > 0.4
+    lease.take()
+    assert time.monotonic() - started < waited + 0.3  # it is not watched twice
+    lease.release()
+    elsewhere(tmp_path)
     threading.Timer(0.2, elsewhere, (tmp_path,), {"beat": 1}).start()
     with pytest.raises(ConfigError, match=r"process 4711 on node7 is running it now"):
         Lease(str(tmp_path), "run").check()
