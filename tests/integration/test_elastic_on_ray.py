@@ -93,7 +93,6 @@ def test_a_lost_node_is_done_without(cluster, elastic):
     run.until_steps(10)
     cluster.remove_node(node)
     start = run.until_started(2, workers=1)
-    assert start["seconds"] < NODE_LOSS_SECONDS
     assert start["reason"].startswith("a worker failed: rank ")
     run.until_steps(10)
     assert "training on 1 worker instead of 2," in run.log
