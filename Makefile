@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Building CUDA kernels takes minutes: done by hand with `make ops`, and where a GPU will use them.
 WITHOUT_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo RECON_OPS_CUDA=0)
 
-.PHONY: quickstart test test-all lint ops clean
+.PHONY: quickstart test test-all soak lint ops clean
 
 quickstart: $(VENV)/.ops
 	$(BIN)/python jobs/pretrain.py
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev $(VENV)/.ops
 
 test-all: $(VENV)/.installed-dev $(VENV)/.ops
 	$(BIN)/python -m pytest -q -m ''
+
+# Half an hour of killed workers, lost nodes and full disks; `python tests/soak/soak.py --help`.
+soak: $(VENV)/.installed-dev $(VENV)/.ops
+	$(BIN)/python tests/soak/soak.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

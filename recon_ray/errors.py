@@ -27,6 +27,12 @@ class CheckpointError(ReconError):
     """A checkpoint is damaged, foreign, or does not fit the configured model."""
 
 
+class StoppedError(ReconError):
+    """The run was asked to end (SIGTERM), and has committed before."""
+
+    exit_code = 143
+
+
 class OpsError(ReconError):
     """A point-op backend was forced that is not available."""
 

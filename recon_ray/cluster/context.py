@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private import ray_constants
 
+from recon_ray.cluster.access import KNOCK_SECONDS, Access, join_with_token, require_token
 from recon_ray.config.schema import ClusterSection
 from recon_ray.errors import ConfigError
 
@@ -31,8 +33,6 @@ LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on loopback
     "MALLOC_ARENA_MAX": "2",  # saves 50 MB a worker
 }
-#: How long to wait for an answer from a cluster's address.
-KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def ray_session(
         show_workers: Bring what the workers print to this process.
 
     Raises:
-        ConfigError: If the address cannot be joined.
+        ConfigError: If the address cannot be joined, or asks for another token.
     """
     if ray.is_initialized():
         yield
@@ -114,6 +114,9 @@ def ray_session(
     else:
         for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # Ray read the variable when it was imported; its processes read it when they start.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        require_token()
         reserved = options.max_workers * options.cpus_per_worker
         cpus = max(os.cpu_count() or 1, math.ceil(reserved) + 1)
         ray.init(
@@ -137,6 +140,7 @@ def _knock(address: str) -> None:
     """Connect to a ``host:port`` once: Ray itself would try for minutes where nothing listens.
 
     Raises:
+        ConfigError: If a cluster answers there that asks for another token.
         ConnectionError: If nothing listens there.
     """
     host, _, port = address.rpartition(":")
@@ -146,6 +150,11 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
     except OSError as error:
         raise ConnectionError(error.strerror or "no answer") from error
+    if join_with_token(address) is Access.OPEN:
+        logger.warning(
+            "the cluster at %s asks for no token: whoever reaches it can run code there; start it "
+            "with RAY_AUTH_MODE=token", address,
+        )  # fmt: skip
 
 
 def _quiet_cleaner() -> None:

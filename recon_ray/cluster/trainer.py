@@ -20,7 +20,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
+from recon_ray.cluster.failures import FailureNotes
+from recon_ray.cluster.notices import messenger
 from recon_ray.cluster.progress import progress_bar, shows_bar
+from recon_ray.cluster.reservations import free_earlier, note_submission
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
@@ -34,14 +37,14 @@ from recon_ray.data.stream import (
     stream_dataset,
 )
 from recon_ray.data.teacher_cache import StoredFeatures
-from recon_ray.errors import ConfigError, ReconError
+from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
 from recon_ray.train.residency import Residency, indexed_feed
-from recon_ray.train.runtime import LocalRuntime, RunFolder
+from recon_ray.train.runtime import LocalRuntime, RunFolder, new_attempt
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.task import Task
 
@@ -69,6 +72,8 @@ class TrainingJob:
         limit: Most training rows.
         shuffle_buffer: Rows mixed in memory when streaming.
         keep_checkpoints: Newest checkpoints that are kept.
+        keep_every: Those after every so many steps are kept too.
+        keeps_ledger: Whether the uses of every sample are counted.
         runtime: Device, precision, backend, threads.
         features: Stored features that are read beside the training rows.
         train_splits: Splits that are trained on, together.
@@ -87,6 +92,8 @@ class TrainingJob:
     shuffle_buffer: int
     keep_checkpoints: int
     runtime: RuntimeSection
+    keep_every: int | None = None
+    keeps_ledger: bool = False
     features: tuple[StoredFeatures, ...] = ()
     train_splits: tuple[str, ...] = ("train",)
     other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
@@ -180,6 +187,8 @@ def train_here(job: TrainingJob) -> dict[str, float]:
         device=device,
         keep_checkpoints=job.keep_checkpoints,
         inference=Inference(settings.precision),
+        keep_every=job.keep_every,
+        keeps_ledger=job.keeps_ledger,
     )
     with progress_bar(job.folder, job.total_steps):
         return fit(job.make_task(), runtime, settings)
@@ -217,11 +226,25 @@ def resolve_mode(job: TrainingJob) -> Mode:
     """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
     if job.mode != "auto":
         return job.mode
+    begun = _mode_of_epoch(job.folder.checkpoints)
+    if begun is not None:
+        return begun
     train, views = job.train_split, job.uses_views
     size = decoded_bytes(job.prepared, train, views=views, features=job.features)
     for prepared, name in job.evaluation_tables.values():
         size += decoded_bytes(prepared, prepared.splits[name], views=False)
     return "shared" if fits_object_store(size) else "stream"
+
+
+def _mode_of_epoch(checkpoints: str) -> Mode | None:
+    """Ingest mode of an epoch that is half done, which has to end as it was begun."""
+    try:
+        found = CheckpointStore(checkpoints).load_latest()
+    except CheckpointError:
+        return None  # the workers say what is damaged
+    if found is None or not found.train["progress"].get("step_in_epoch"):
+        return None
+    return "stream" if found.train.get("tracks_samples") else "shared"
 
 
 def train_on_ray(
@@ -258,15 +281,35 @@ def run_workers(
     """
     job.check(cluster.allowed_workers)
     _forget_snapshot(job.folder)
+    with messenger() as actor:
+        trainer = _trainer(loop, job, cluster, plan, mode, actor)
+        free_earlier(job.folder)
+        note_submission(job.folder, trainer.train_run_context.run_id)
+        outcome: Mapping[str, Any] = trainer.fit().return_value
+    if "error" in outcome:
+        kind = getattr(errors, str(outcome["error"]), ReconError)
+        raise kind(outcome["message"])
+    return dict(outcome["metrics"])
+
+
+def _trainer(
+    loop: Callable[[dict[str, Any]], dict[str, Any]],
+    job: TrainingJob,
+    cluster: ClusterSection,
+    plan: WorkerPlan,
+    mode: Mode,
+    actor: Any,  # noqa: ANN401 - an actor's handle
+) -> TorchTrainer:
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"payload": _payload(job, plan, mode)},
+        train_loop_config={"payload": _payload(job, plan, mode, actor)},
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=scaling(cluster, plan),
         run_config=RunConfig(
             name="checkpoints",  # Ray's folder is <run>/checkpoints, where our store writes
-            storage_path=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
+            storage_path=job.folder.place,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[FailureNotes(job.folder.place)],
         ),
         datasets=_datasets(job, mode),
         dataset_config=ray.train.DataConfig(datasets_to_split=["train", "resume"]),
@@ -276,14 +319,15 @@ def run_workers(
         plan.max_workers if not plan.is_elastic else f"{plan.min_workers} to {plan.max_workers}",
         plan.cpus_per_worker, plan.gpus_per_worker, mode,
     )  # fmt: skip
-    outcome: Mapping[str, Any] = trainer.fit().return_value
-    if "error" in outcome:
-        kind = getattr(errors, str(outcome["error"]), ReconError)
-        raise kind(outcome["message"])
-    return dict(outcome["metrics"])
+    return trainer
 
 
-def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
+def _payload(
+    job: TrainingJob,
+    plan: WorkerPlan,
+    mode: Mode,
+    actor: Any,  # noqa: ANN401 - an actor's handle
+) -> WorkerPayload:
     columns = job.options.columns
     streamed = mode in ("stream", "cached")
     if streamed and job.limit is not None:
@@ -301,7 +345,7 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         make_task=job.make_task,
         settings=settings,
         options=job.options,
-        folder=job.folder.uri if "://" in job.folder.uri else str(job.folder.local),
+        folder=job.folder.place,
         blocks=put_blocks(
             splits,
             columns,
@@ -315,6 +359,10 @@ def _payload(job: TrainingJob, plan: WorkerPlan, mode: Mode) -> WorkerPayload:
         shuffle_buffer=job.shuffle_buffer,
         keep_checkpoints=job.keep_checkpoints,
         residency=job.residency,
+        keep_every=job.keep_every,
+        keeps_ledger=job.keeps_ledger,
+        attempt=new_attempt(),
+        messenger=actor,
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
         threads=job.runtime.threads or max(1, cores // plan.max_workers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
+from recon_ray.cluster.notices import Watch
+from recon_ray.cluster.prometheus import RunMetrics
 from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, ShuffleBuffer, make_batch
 from recon_ray.data.stream import SplitBlocks, tables_of
 from recon_ray.errors import ReconError
@@ -19,7 +22,10 @@ from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.inference import Inference
+from recon_ray.train.journal import Journal
 from recon_ray.train.loop import fit, records
+from recon_ray.train.notices import Notice
+from recon_ray.train.recorder import listening
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import RunFolder, TrainFeed
 from recon_ray.train.settings import FitSettings
@@ -44,6 +50,10 @@ class WorkerPayload:
         shuffle_buffer: Rows mixed in memory, when it is streamed.
         keep_checkpoints: Newest checkpoints that are kept.
         residency: Where the training rows lie, if they are not streamed.
+        keep_every: Those after every so many steps are kept too.
+        keeps_ledger: Whether the uses of every sample are counted.
+        attempt: Name of this submission of the job.
+        messenger: Actor that says when the run is to end.
         ops_backend: Implementation of the point operations, as configured.
         driver_ops: The one that the driver has found for that.
         threads: Threads of torch.
@@ -61,6 +71,10 @@ class WorkerPayload:
     shuffle_buffer: int
     keep_checkpoints: int
     residency: Residency
+    keep_every: int | None
+    keeps_ledger: bool
+    attempt: str
+    messenger: Any
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
@@ -109,7 +123,12 @@ class RayRuntime:
         self.device: torch.device = ray.train.torch.get_device()
         self.folder = RunFolder(payload.folder)
         self.inference = Inference(payload.settings.precision)
-        self.store = CheckpointStore(self.folder.checkpoints, keep=payload.keep_checkpoints)
+        self.store = CheckpointStore(
+            self.folder.checkpoints, keep=payload.keep_checkpoints, keep_every=payload.keep_every
+        )
+        self.attempt = payload.attempt
+        self.keeps_ledger = payload.keeps_ledger
+        self._watch = Watch(payload.messenger, rank=self.rank)
         self._payload = payload
         self._tables: dict[str, IndexedTable] = {}
 
@@ -137,6 +156,14 @@ class RayRuntime:
             limit = self._payload.limits.get(split)
             self._tables[split] = self._payload.blocks[split].fetch(limit=limit)
         return self._tables[split]
+
+    def notice(self) -> Notice:
+        """What the driver, or a node that will leave, asks for."""
+        return self._watch.take()
+
+    def reason(self) -> str:
+        """Why there was a notice."""
+        return self._watch.reason
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Register with Ray Train a checkpoint that rank 0 has stored."""
@@ -167,9 +194,23 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(payload.threads)
     try:
         use_ops(payload.ops_backend, payload.driver_ops)
-        return {"metrics": fit(payload.make_task(), RayRuntime(payload), payload.settings)}
+        runtime = RayRuntime(payload)
+        with exported_metrics(runtime):
+            return {"metrics": fit(payload.make_task(), runtime, payload.settings)}
     except ReconError as error:
         return {"error": type(error).__name__, "message": str(error)}
+
+
+@contextmanager
+def exported_metrics(runtime: RayRuntime) -> Iterator[None]:
+    """Give the records of rank 0 to Ray's metrics meanwhile."""
+    if runtime.rank != 0:
+        yield
+        return
+    starts = [e for e in Journal(runtime.folder).events() if e["event"] == "trains"]
+    name = runtime.folder.uri.rstrip("/").rpartition("/")[2]
+    with listening(RunMetrics(name, workers=runtime.world_size, restarts=len(starts))):
+        yield
 
 
 def use_ops(configured: ops.BackendName, driver_has: str) -> None:

@@ -153,6 +153,8 @@ def training_job(
         limit=data.limit,
         shuffle_buffer=data.shuffle_buffer,
         keep_checkpoints=config.train.keep_checkpoints,
+        keep_every=config.train.keep_every_steps,
+        keeps_ledger=config.train.ledger,
         runtime=config.runtime,
         features=task.stored.features,
         train_splits=data.train_splits,

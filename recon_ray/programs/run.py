@@ -26,6 +26,7 @@ from recon_ray.config.help import dump_yaml
 from recon_ray.config.schema import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
+from recon_ray.train.lease import Lease
 from recon_ray.train.runtime import AFRESH, RunFolder
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -47,7 +48,8 @@ PACKAGES = (
 MAY_CHANGE = (
     "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend",
     "runtime.compile", "runtime.cuda_graph", "train.bucket_megabytes", "train.steps",
-    "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints", "data.verify",
+    "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
+    "train.keep_every_steps", "data.verify",
     "eval.votes", "eval.batch_size", "eval.save_every_seconds",
     # of a sweep: which trials there are besides those that stay, and how they are compared and run
     "config.cluster.", "config.resume", "config.run.storage", "config.runtime.threads",
@@ -78,22 +80,27 @@ class Run:
     start: Checkpoint | None = None
     started: float = field(default_factory=time.monotonic)
     has_begun: bool = False
+    lease: Lease | None = None
 
     def begin(self) -> None:
         """Make or continue the folder and record what explains the run; once only.
 
         Raises:
-            ConfigError: If the folder cannot be made in ``run.storage``.
+            ConfigError: If the folder cannot be made in ``run.storage``, or another job is running
+                there now.
             CheckpointError: If a file cannot be written, as the disk is full for example.
         """
         if self.has_begun:
             return
         self.has_begun = True
+        self.lease = Lease(self.folder.uri, self.config.run.name)
+        self.lease.check()
         if self.resume == "never":
             aside = self.folder.set_aside(time.strftime("%Y%m%d-%H%M%S"))
             if aside is not None:
                 logger.info("the earlier run of this name is kept in %s", aside)
         _make_folder(self.folder, self.config.run.storage)
+        self.lease.take()
         if self.start is not None:
             _adopt_checkpoint(self.folder, self.start)
         elif self.resume not in ("auto", "never"):
@@ -134,6 +141,8 @@ class Run:
             **more,
         }
         path = self.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+        if self.lease is not None:
+            self.lease.release()
         shown = str(path) if self.folder.is_local else f"{self.folder.uri}/result.json"
         return JobResult(table=table, result_path=shown)
 

@@ -9,6 +9,7 @@ from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.trainer import Mode, TrainingJob, resolve_mode, train_here, train_on_ray
 from recon_ray.config.schema import SetSection, TrainingConfig
 from recon_ray.programs.checks import check_here
+from recon_ray.train.notices import catching_sigterm
 from recon_ray.train.residency import Residency
 from recon_ray.train.settings import FitSettings
 
@@ -70,17 +71,22 @@ def train(
 
     Raises:
         ConfigError: If the job does not fit the data, the machine or the cluster.
+        StoppedError: After a commit, if the process was told to end.
         ReconError: What a worker met that the user can act on.
     """
     job.check(config.cluster.allowed_workers)
     check_here(config)
     if config.cluster.workers == 0:
         begin()
-        return then(train_here(job))
+        with catching_sigterm():
+            metrics = train_here(job)
+        return then(metrics)
     with ray_session(config.cluster):
         mode = resolve_mode(job)
         plan = plan_workers(
             config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
         )
         begin()
-        return then(train_on_ray(job, config.cluster, plan, mode))
+        with catching_sigterm():
+            metrics = train_on_ray(job, config.cluster, plan, mode)
+        return then(metrics)

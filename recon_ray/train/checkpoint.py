@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,14 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
+from recon_ray.train.packing import FORMAT, Packed, expendable, pack
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
+#: Waits between the attempts to write to an object store.
+RETRY_SECONDS = (1.0, 4.0)
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -74,13 +77,16 @@ class CheckpointStore:
     Args:
         uri: The run's ``checkpoints`` folder.
         keep: Newest checkpoints that :meth:`save` keeps, besides the best one.
+        keep_every: Those after every so many steps are kept too, None for none.
     """
 
-    def __init__(self, uri: str, *, keep: int = 3) -> None:
+    def __init__(self, uri: str, *, keep: int = 3, keep_every: int | None = None) -> None:
         self.uri = uri
         self.keep = keep
+        self.keep_every = keep_every
         self._fs, self._root = open_filesystem(uri)
-        self._is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        #: Whether it is a folder; on an object store nothing is renamed and writing is repeated.
+        self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
 
     def path(self, name: str) -> str:
         """Path of a checkpoint inside the store's file system."""
@@ -101,7 +107,7 @@ class CheckpointStore:
         records: Mapping[str, Any] | None = None,
         best: Mapping[str, Any] | None = None,
     ) -> str:
-        """Write one checkpoint and delete the ones beyond ``keep``.
+        """Write one checkpoint and delete those that need not be kept any more.
 
         Args:
             step: Optimizer steps behind it.
@@ -118,21 +124,49 @@ class CheckpointStore:
         Raises:
             CheckpointError: If the storage refuses, a full disk for example; older ones stay.
         """
-        name = f"step-{step:08d}"
-        if name not in self.names():
-            manifest = {
-                "format": FORMAT,
-                "step": step,
-                "architecture": dict(architecture),
-                "records": dict(records or {}),
-            }
-            self._save(name, model, train, manifest)
-        if best is not None:
-            self._mark(best)
-        for old in self.names()[: -self.keep]:
-            if best is None or old != best["name"]:
-                self._remove(self.path(old))
-        return name
+        packed = pack(
+            step, model=model, train=train, architecture=architecture, records=records, best=best
+        )
+        self.write(packed)
+        return packed.name
+
+    def write(self, packed: Packed) -> None:
+        """Write what :func:`pack` has made, and delete what need not be kept any more.
+
+        Raises:
+            CheckpointError: If the storage refuses, a full disk for example; older ones stay.
+        """
+        if packed.name not in self.names():
+            for waited in RETRY_SECONDS[: None if not self.is_local else 0]:
+                try:
+                    self._save(packed)
+                    break
+                except CheckpointError as error:
+                    logger.warning("%s; trying again in %g s", error, waited)
+                    time.sleep(waited)
+            else:
+                self._save(packed)
+        if packed.best is not None:
+            self._mark(packed.best)
+        best = None if packed.best is None else packed.best["name"]
+        for old in expendable(self.names(), keep=self.keep, every=self.keep_every, best=best):
+            self._remove(self.path(old))
+
+    def clean(self) -> list[str]:
+        """Remove what interrupted commits have left behind, and give its names.
+
+        To be called when nobody else writes: at the start of a run.
+        """
+        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
+        whole = set(self.names())
+        left = [
+            info.base_name
+            for info in infos
+            if info.base_name.startswith((".tmp-step-", "step-")) and info.base_name not in whole
+        ]
+        for name in left:
+            self._remove(self.path(name))
+        return left
 
     def best(self) -> dict[str, Any] | None:
         """``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint, if any.
@@ -161,18 +195,13 @@ class CheckpointStore:
         best = self.best()
         return self.load_latest() if best is None else self.load(best["name"])
 
-    def _save(
-        self,
-        name: str,
-        model: Mapping[str, torch.Tensor],
-        train: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-    ) -> None:
-        target = f"{self._root}/.tmp-{name}" if self._is_local else self.path(name)
+    def _save(self, packed: Packed) -> None:
+        name = packed.name
+        target = f"{self._root}/.tmp-{name}" if self.is_local else self.path(name)
         try:
             self._remove(target)
-            self._write_all(target, model, train, manifest)
-            if self._is_local:
+            self._write_all(target, packed)
+            if self.is_local:
                 self._remove(self.path(name))
                 Path(target).rename(self.path(name))
         except BaseException as error:  # Ctrl-C too leaves no half checkpoint
@@ -183,10 +212,10 @@ class CheckpointStore:
 
     def _mark(self, best: Mapping[str, Any]) -> None:
         path = f"{self._root}/{BEST}"
-        partial = f"{self._root}/.tmp-{BEST}" if self._is_local else path
+        partial = f"{self._root}/.tmp-{BEST}" if self.is_local else path
         try:
             self._write(partial, (json.dumps(dict(best)) + "\n").encode())
-            if self._is_local:
+            if self.is_local:
                 Path(partial).replace(path)
         except OSError as error:
             raise _refused(path, error) from error
@@ -244,26 +273,17 @@ class CheckpointStore:
             )
         return None
 
-    def _write_all(
-        self,
-        target: str,
-        model: Mapping[str, torch.Tensor],
-        train: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-    ) -> None:
+    def _write_all(self, target: str, packed: Packed) -> None:
         self._fs.create_dir(target, recursive=True)
         files: dict[str, dict[str, Any]] = {}
-        for file, content in (("model.pt", dict(model)), ("train.pt", dict(train))):
-            buffer = io.BytesIO()
-            torch.save(content, buffer)
-            blob = buffer.getvalue()
+        for file, blob in packed.files.items():
             self._write(f"{target}/{file}", blob)
             files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-        text = json.dumps({**manifest, "files": files}, indent=1)
+        text = json.dumps({**packed.manifest, "files": files}, indent=1)
         self._write(f"{target}/{MANIFEST}", text.encode())
 
     def _write(self, path: str, blob: bytes) -> None:
-        if self._is_local:
+        if self.is_local:
             with Path(path).open("wb") as stream:
                 stream.write(blob)
                 stream.flush()
@@ -305,7 +325,7 @@ class CheckpointStore:
         return self._fs.get_file_info(path).type != pafs.FileType.NotFound
 
     def _remove(self, path: str) -> None:
-        if self._is_local:
+        if self.is_local:
             shutil.rmtree(path, ignore_errors=True)
         elif self._exists(path):
             self._fs.delete_dir(path)

@@ -21,13 +21,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recon_ray.data.batches import Batch, prefetch_batches
-from recon_ray.errors import CheckpointError, ReconError
+from recon_ray.errors import CheckpointError, ConfigError, ReconError, StoppedError
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import Checkpoint, load_model_state
 from recon_ray.train.clock import Lap, StepClock
+from recon_ray.train.commits import Commits, agree
+from recon_ray.train.journal import Journal, explain_restart, last_record
+from recon_ray.train.ledger import SampleLedger, write_ledger
 from recon_ray.train.metrics import Mean, Reading, is_distributed
 from recon_ray.train.optim import CosineSchedule, load_optimizer, stored_optimizer
+from recon_ray.train.packing import Packed, pack
 from recon_ray.train.recorder import Recorder
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.settings import FitSettings
@@ -59,6 +63,7 @@ class Progress:
     step: int = 0
     samples: int = 0
     train_seconds: float = 0.0
+    commit_seconds: float = 0.0
     loss_first: float = math.nan
     loss_last: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
@@ -125,7 +130,12 @@ class Trainer:
         self._unwritten: _Interval | None = None
         self.base_lr = [float(group["base_lr"]) for group in self.optimizer.param_groups]
         self.recorder: Recorder | None = None
-        self._since_commit = time.monotonic()
+        self.ledger = SampleLedger() if runtime.keeps_ledger else None
+        self._committed: int | None = None
+        self._journal = Journal(runtime.folder)
+        self.commits = Commits(
+            runtime, every_seconds=settings.commit_every_seconds, journal=self._journal
+        )
 
     @property
     def max_steps(self) -> int:
@@ -145,13 +155,18 @@ class Trainer:
         set_sync_batch_norm(self.module, self.settings.sync_batch_norm)
         if self.runtime.rank == 0:
             self.runtime.folder.fetch("metrics.jsonl")
+            self._explain_restart()
             self.recorder = Recorder(self.runtime.folder.local, start_step=self.progress.step)
         if self.progress.step == 0:
             self._evaluate("before")
         self._train()
         self._commit()
+        self.commits.finish()
+        if self.commits.stopping:
+            raise self._stopped()
         self._evaluate("after")
-        _agree(self._end_records())
+        self.commits.note("done", self.progress.step)
+        agree(self._end_records())
         return self._result()
 
     # -- the steps -------------------------------------------------------------------------------
@@ -172,7 +187,7 @@ class Trainer:
             if self._epoch_is_over():
                 with clock.paused():
                     self._end_epoch()
-            if self.progress.step >= self.max_steps:
+            if self.progress.step >= self.max_steps or self.commits.stopping:
                 self._write_record()
                 return
             for batch in clock.waiting(self._batches()):
@@ -182,11 +197,11 @@ class Trainer:
                 progress.advance(self.settings.global_batch_size)
                 if self._at_record():
                     self._record(step.meter, clock)
-                    # The end of the epoch comes first: what it validates belongs to the commit.
-                    if not self._epoch_is_over() and self._commit_due():
-                        with clock.paused():
-                            self._commit()
-                if progress.step >= self.max_steps:
+                # The end of the epoch comes first: what it validates belongs to the commit.
+                if not self._epoch_is_over() and self.commits.due(progress.step):
+                    with clock.paused():
+                        self._commit()
+                if progress.step >= self.max_steps or self.commits.stopping:
                     break
 
     def _epoch_is_over(self) -> bool:
@@ -197,7 +212,7 @@ class Trainer:
         epoch = self.progress.epoch
         is_better = self.settings.validates(epoch) and self._validate(epoch)
         self.progress.finish_epoch()
-        if is_better or self._commit_due():
+        if is_better or self.commits.due(self.progress.step, ask=True):
             self._commit()
 
     def _batches(self) -> Iterator[Batch]:
@@ -208,6 +223,8 @@ class Trainer:
         ):
             if self.feed.tracks_samples:
                 self.progress.mark(batch["sample_id"])
+            if self.ledger is not None:
+                self.ledger.mark(epoch, batch["sample_id"])
             yield batch
 
     def _rates(self) -> list[float]:
@@ -319,34 +336,32 @@ class Trainer:
             result |= {"loss_first": progress.loss_first, "loss_last": progress.loss_last}
         if progress.train_seconds > 0:
             result["samples_per_second"] = progress.samples / progress.train_seconds
+            result["commit_fraction"] = progress.commit_seconds / progress.train_seconds
         result["peak_memory_bytes"] = float(peak_memory_bytes(self.runtime.device))
         return result | {"steps": float(progress.step), "epochs": float(progress.epoch)}
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _commit_due(self) -> bool:
-        due = time.monotonic() - self._since_commit > self.settings.commit_every_seconds
-        if not is_distributed():
-            return due
-        flag = torch.tensor([int(due)], device=self.runtime.device)
-        dist.broadcast(flag, src=0)  # the clock of rank 0 decides, so that all report equally often
-        return bool(flag.item())
-
     def _commit(self) -> None:
         """Store everything that continues the run; every rank takes part."""
         self._write_record()
+        began = time.monotonic()
         progress = self.progress
+        if progress.step == self._committed:
+            return
         if is_distributed() and progress.seen is not None:
             progress.seen = _union(progress.seen, self.runtime.device)
-        name, failure = f"step-{progress.step:08d}", self._record_failure()
-        if self.runtime.rank == 0 and not failure:
-            try:
-                self._save()
-            except CheckpointError as error:
-                failure = str(error)
-        _agree(failure)
-        self.runtime.committed(name, progress.step, progress.metrics)
-        self._since_commit = time.monotonic()
+        if self.ledger is not None:
+            self.ledger.merge(self.runtime.device)
+        self.commits.store(
+            self._packed,
+            name=f"step-{progress.step:08d}",
+            step=progress.step,
+            metrics=progress.metrics,
+            failure=self._record_failure(),
+        )
+        self._committed = progress.step
+        progress.commit_seconds += time.monotonic() - began
 
     def _record_failure(self) -> str:
         return "" if self.recorder is None else self.recorder.failure
@@ -357,21 +372,26 @@ class Trainer:
             return ""
         self.recorder.close()
         try:
+            if self.ledger is not None:
+                write_ledger(self.runtime.folder, self.ledger.merged)
             self.runtime.folder.publish()
         except CheckpointError as error:
             return self.recorder.failure or str(error)
         return self.recorder.failure
 
-    def _save(self) -> None:
+    def _packed(self) -> Packed:
         progress = self.progress
-        train = {
+        train: dict[str, Any] = {
             "optimizer": stored_optimizer(self.optimizer),
             "progress": {k: v for k, v in vars(progress).items() if v is not None},
             "seed": self.settings.seed,
             "global_batch_size": self.settings.global_batch_size,
             "world_size": self.runtime.world_size,
+            "tracks_samples": self.feed.tracks_samples,
         }
-        self.runtime.store.save(
+        if self.ledger is not None:
+            train["ledger"] = self.ledger.merged
+        return pack(
             progress.step,
             model=self.task.stored_model(self.module).state_dict(),
             train=train,
@@ -379,9 +399,12 @@ class Trainer:
             records=self.task.records(),
             best=progress.best,
         )
-        self.runtime.folder.publish()
 
     def _restore(self) -> None:
+        if self.runtime.rank == 0:
+            left = self.runtime.store.clean()
+            if left:
+                logger.info("removed %s, which were not committed", ", ".join(left))
         found = self._newest()
         if found is None:
             return
@@ -389,10 +412,42 @@ class Trainer:
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
         load_optimizer(self.optimizer, found.train["optimizer"])
         self.progress = progress = Progress(**found.train["progress"])
+        self._check_feed(found)
+        if self.ledger is not None:
+            self.ledger = SampleLedger(found.train.get("ledger"))
         if progress.best is not None and progress.best["name"] not in self.runtime.store.names():
             progress.best = None  # of the run that this one was started from
         if self.runtime.rank == 0:
             logger.info("continuing from %s (step %d)", source, self.progress.step)
+
+    def _check_feed(self, found: Checkpoint) -> None:
+        """Refuse to end an epoch in another order than it was begun in: samples would repeat."""
+        streamed = found.train.get("tracks_samples", self.feed.tracks_samples)
+        if self.progress.step_in_epoch and streamed != self.feed.tracks_samples:
+            was, now = ("a stream", "by index") if streamed else ("by index", "a stream")
+            way = "data.mode=" + ("stream and cluster.workers=1 or more" if streamed else "shared")
+            raise ConfigError(
+                f"data.mode: epoch {self.progress.epoch + 1} was begun with samples read {was} and "
+                f"would go on {now}, with samples used twice; set {way} until it has ended"
+            )
+
+    def _explain_restart(self) -> None:
+        last, idle = last_record(self.runtime.folder)
+        self.commits.restart = explain_restart(
+            self._journal.events(),
+            attempt=self.runtime.attempt,
+            step=self.progress.step,
+            last_step=last,
+            idle_since=idle,
+        )
+
+    def _stopped(self) -> StoppedError:
+        self.commits.note("stopped", self.progress.step)
+        agree(self._end_records())
+        return StoppedError(
+            f"stopped {self.runtime.reason()} after a commit at step {self.progress.step}; the "
+            "same command with the same run.name goes on from there"
+        )
 
     def _newest(self) -> Checkpoint | None:
         """The checkpoint that rank 0 finds valid, on every rank."""
@@ -422,16 +477,6 @@ def _union(seen: Tensor, device: torch.device) -> Tensor:
     padded[: len(seen)] = seen.to(device)
     dist.all_reduce(padded, op=dist.ReduceOp.MAX)
     return padded.cpu()
-
-
-def _agree(failure: str) -> None:
-    """Raise on every rank what rank 0 failed with."""
-    if is_distributed():
-        box = [failure]
-        dist.broadcast_object_list(box, src=0)
-        failure = box[0]
-    if failure:
-        raise CheckpointError(failure)
 
 
 def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
 from recon_ray.train.inference import Inference
+from recon_ray.train.notices import Notice, stop_requested
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -50,6 +52,11 @@ class RunFolder:
     def checkpoints(self) -> str:
         """Folder or URI of the run's checkpoints."""
         return f"{self.uri.rstrip('/')}/checkpoints"
+
+    @property
+    def place(self) -> str:
+        """The URI, or the absolute path: what other processes find it by."""
+        return str(self.local) if self.is_local and "://" not in self.uri else self.uri
 
     def read(self, name: str) -> str | None:
         """Text of a file of the run, or None.
@@ -88,6 +95,25 @@ class RunFolder:
             raise self._refused(path, error) from error
         self.publish()
         return path
+
+    def append(self, name: str, text: str) -> None:
+        """Add to a file that several processes write, one after the other.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            if self.is_local:
+                with Path(path).open("a") as stream:
+                    stream.write(text)
+                return
+            # No local copy: publishing that of one process would undo what others have added.
+            whole = (self.read(name) or "") + text
+            with self._fs.open_output_stream(path) as output:
+                output.write(whole.encode())
+        except OSError as error:
+            raise self._refused(path, error) from error
 
     def publish(self) -> None:
         """Copy what was written to the object store, if the run lies on one.
@@ -225,9 +251,21 @@ class Runtime(EvaluationRuntime, Protocol):
     """What the loop needs to know of the world."""
 
     store: CheckpointStore
+    #: Name of this submission of the job; the same for all of its restarts.
+    attempt: str
+    #: Whether the uses of every sample are counted.
+    keeps_ledger: bool
 
     def feed(self) -> TrainFeed:
         """Give the training samples."""
+        ...
+
+    def notice(self) -> Notice:
+        """What the outside asks for; only rank 0 is asked, and each notice is given once."""
+        ...
+
+    def reason(self) -> str:
+        """Why there was a notice."""
         ...
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -245,6 +283,8 @@ class LocalRuntime:
         device: Where the model runs.
         keep_checkpoints: Newest checkpoints that are kept.
         inference: How models are evaluated.
+        keep_every: Those after every so many steps are kept too.
+        keeps_ledger: Whether the uses of every sample are counted.
     """
 
     rank = 0
@@ -258,12 +298,18 @@ class LocalRuntime:
         train_feed: TrainFeed,
         device: torch.device,
         keep_checkpoints: int = 3,
+        keep_every: int | None = None,
+        keeps_ledger: bool = False,
         inference: Inference = Inference(),  # noqa: B008 - frozen
     ) -> None:
         self.folder = folder
         self.device = device
+        self.keeps_ledger = keeps_ledger
         self.inference = inference
-        self.store = CheckpointStore(folder.checkpoints, keep=keep_checkpoints)
+        self.attempt = new_attempt()
+        self.store = CheckpointStore(
+            folder.checkpoints, keep=keep_checkpoints, keep_every=keep_every
+        )
         self._tables = dict(tables)
         self._feed = train_feed
 
@@ -277,3 +323,16 @@ class LocalRuntime:
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Nobody to tell: the store has it."""
+
+    def notice(self) -> Notice:
+        """Ask to commit and end once this process was told to end."""
+        return Notice.STOP if stop_requested().is_set() else Notice.NONE
+
+    def reason(self) -> str:
+        """The one thing that is noticed here."""
+        return "by SIGTERM"
+
+
+def new_attempt() -> str:
+    """Name of a submission of a job."""
+    return secrets.token_hex(4)

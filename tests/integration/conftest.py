@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from local_cluster import descendants, free_ports, ray_environment
 
 from recon_ray.config import dump_yaml
 from recon_ray.config.schema import PretrainConfig
@@ -36,57 +37,14 @@ class Head:
 
     def descendants(self, name: str) -> list[int]:
         """Process ids below the head whose title starts with a name."""
-        parents = {pid: parent for pid, parent, _ in _processes()}
-        found = []
-        for pid, _, title in _processes():
-            ancestor = pid
-            while ancestor in parents and ancestor != self.process.pid:
-                ancestor = parents[ancestor]
-            if ancestor == self.process.pid and title.startswith(name):
-                found.append(pid)
-        return found
-
-
-def _processes() -> list[tuple[int, int, str]]:
-    result = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                title = (entry / "cmdline").read_text().replace("\0", " ")
-            except (OSError, ValueError):
-                continue
-            result.append((int(entry.name), parent, title))
-    return result
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for item in sockets:
-        item.bind(("127.0.0.1", 0))
-    ports = [item.getsockname()[1] for item in sockets]
-    for item in sockets:
-        item.close()
-    return ports
+        return descendants(self.process.pid, name)
 
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="rr"))  # short: Ray puts sockets below it
-    (folder / "ray").mkdir()
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    port, dashboard, agent = _free_ports(3)
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = ray_environment(folder)
+    port, dashboard, agent = free_ports(3)
     command = [
         "ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats",
@@ -175,4 +133,8 @@ def runner(ray_head: Head, tiny_config: PretrainConfig, tmp_path: Path) -> JobRu
     }
     config = tmp_path / "tiny.yaml"
     config.write_text(dump_yaml(tiny_config.model_copy(update=update)))
-    return JobRunner(config, storage, ray_head.environment)
+    environment = {k: v for k, v in ray_head.environment.items() if not k.startswith("RAY_AUTH")}
+    # The jobs find out by themselves that the head asks for a token.
+    token = Path(ray_head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    environment |= {"RAY_AUTH_TOKEN": token, "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
+    return JobRunner(config, storage, environment)

@@ -62,6 +62,15 @@ def test_two_ray_workers_compute_what_one_process_computes(runner):
         "metrics"
     ].keys()
     assert (runner.folder("workers") / "figures" / "reconstructions.png").stat().st_size > 10_000
+    assert_no_secrets(runner.folder("workers"), runner.environment)
+
+
+def assert_no_secrets(folder: Path, environment: dict[str, str]) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "environment.json", "result.json"} <= {path.name for path in files}
+    for name in ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        secret = environment[name].encode()
+        assert [path for path in files if secret in path.read_bytes()] == []
 
 
 def test_a_cached_stream_takes_all_steps(runner):

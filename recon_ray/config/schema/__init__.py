@@ -24,6 +24,10 @@ from recon_ray.config.schema.data import (
     PrepareSection,
     SetSection,
 )
+from recon_ray.config.schema.doctor import (
+    DoctorConfig,
+    DoctorSection,
+)
 from recon_ray.config.schema.downstream import (
     ClassificationDataSection,
     ClassificationEvalSection,
@@ -107,6 +111,8 @@ __all__ = [
     "ClassifierSection",
     "ClusterSection",
     "DataSection",
+    "DoctorConfig",
+    "DoctorSection",
     "EncodersSection",
     "EvaluateConfig",
     "EvaluatedDataSection",

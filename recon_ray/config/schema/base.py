@@ -86,13 +86,15 @@ class ClusterSection(Section):
         None, description="GPUs that a worker reserves; by default 1 if the cluster has enough."
     )
     max_failures: int = Field(
-        3, ge=-1, description="Worker failures that are survived by restarting; -1 is no limit."
+        10, ge=-1, description="Worker failures that are survived by restarting; -1 is no limit."
     )
     resize_interval_seconds: Positive = Field(
         300.0, description="How often an elastic run looks for added or lost resources."
     )
     start_timeout_seconds: Positive = Field(
-        60.0, description="How long to wait for workers to start before trying again."
+        20.0,
+        description="How long to wait for the workers' resources before trying again with what is "
+        "left; 60 or more where environments are installed at the start.",
     )
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = Field(
         500_000_000, description="Object store of a Ray that the job starts itself."

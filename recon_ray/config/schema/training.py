@@ -140,7 +140,15 @@ class TrainSection(Section):
     )
     log_every_steps: Count = Field(20, description="Steps between two records of the metrics.")
     commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
-    keep_checkpoints: Count = Field(3, description="Checkpoints kept besides the best.")
+    keep_checkpoints: Count = Field(3, description="Newest checkpoints kept, besides the best.")
+    keep_every_steps: Count | None = Field(
+        None, description="Commit and keep the checkpoint after every so many steps too."
+    )
+    ledger: bool = Field(
+        False,
+        description="Count how often each sample is used in each epoch, through all restarts, and "
+        "write ledger.parquet.",
+    )
 
 
 class OptimSection(Section):

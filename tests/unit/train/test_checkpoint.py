@@ -107,7 +107,7 @@ def test_a_full_disk_keeps_the_older_checkpoints_and_leaves_nothing_half_written
 
 def test_a_store_on_a_file_system_that_cannot_rename_works_too(tmp_path):
     remote = CheckpointStore(f"file://{tmp_path}/remote")
-    remote._is_local = False  # object stores: the manifest comes last, there is no rename
+    remote.is_local = False  # object stores: the manifest comes last, there is no rename
     _save(remote, 1)
     shutil.rmtree(tmp_path / "remote" / "step-00000001")
     _save(remote, 2)

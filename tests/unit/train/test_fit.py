@@ -18,7 +18,7 @@ from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.models.batch_norm import BatchNorm
 from recon_ray.programs.pretrain import make_task, training_job
-from recon_ray.programs.run import start_run
+from recon_ray.programs.run import open_run, start_run
 from recon_ray.tasks.pretrain import PretrainModule
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.loop import fit
@@ -127,7 +127,8 @@ def _worker(rank: int, world_size: int, rendezvous: str, config: PretrainConfig)
     )
     prepared = PreparedSet.open(config.data.path)
     task = make_task(config, prepared)
-    run = start_run("pretrain", config, label="test", resume="auto")
+    run = open_run("pretrain", config, label="test", resume="auto")
+    run.folder.local.mkdir(parents=True, exist_ok=True)
     job = training_job(run, config, prepared, task)
     columns = list(job.options.columns)
     train = prepared.read("train", columns=columns, views=True)

@@ -1,0 +1,127 @@
+"""How a run on Ray hears that it should commit: the driver was told to end, or a node leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray._private import state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from recon_ray.train.metrics import is_distributed
+from recon_ray.train.notices import Notice, stop_requested
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+class _Messenger:
+    """Carries the driver's wish to end to the workers; an actor on the driver's node."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+
+    async def ask(self) -> None:
+        """Ask the run to end."""
+        self._asked.set()
+
+    async def asked(self) -> bool:
+        """Return once the run was asked to end."""
+        return await self._asked.wait()
+
+
+@contextmanager
+def messenger() -> Iterator[Any]:
+    """Give the handle of an actor that tells the workers when this process is asked to end."""
+    here = ray.get_runtime_context().get_node_id()
+    # On the driver's own node: it would not survive without that one anyway.
+    affinity = NodeAffinitySchedulingStrategy(here, soft=False)
+    actor = ray.remote(_Messenger).options(num_cpus=0, scheduling_strategy=affinity).remote()
+    ended = threading.Event()
+
+    def forward() -> None:
+        while not ended.wait(POLL_SECONDS):
+            if stop_requested().is_set():
+                with suppress(ray.exceptions.RayError):
+                    ray.get(actor.ask.remote())
+                return
+
+    thread = threading.Thread(target=forward, daemon=True, name="stop-request")
+    thread.start()
+    try:
+        yield actor
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(actor)
+
+
+class Watch:
+    """Watches, on rank 0, for the driver's wish to end and for nodes that will leave.
+
+    Args:
+        actor: Handle that :func:`messenger` gave.
+        rank: This worker.
+    """
+
+    def __init__(self, actor: Any, *, rank: int) -> None:  # noqa: ANN401 - an actor's handle
+        self.reason = ""
+        self._nodes = nodes_of_workers()
+        self._leaving: set[str] = set()
+        self._notice = Notice.NONE
+        self._lock = threading.Lock()
+        if rank == 0:
+            threading.Thread(target=self._watch, args=(actor,), daemon=True, name="notices").start()
+
+    def take(self) -> Notice:
+        """Give what is asked for; a wish to commit is given once, that to end for good."""
+        with self._lock:
+            notice = self._notice
+            if notice is Notice.COMMIT:
+                self._notice = Notice.NONE
+            return notice
+
+    def _watch(self, actor: Any) -> None:  # noqa: ANN401 - an actor's handle
+        try:
+            asked = actor.asked.remote()
+            while True:
+                done, _ = ray.wait([asked], timeout=POLL_SECONDS)
+                if done:
+                    ray.get(asked)
+                    self._give(Notice.STOP, "by SIGTERM to the driver")
+                    return
+                leaving = draining_nodes() & self._nodes
+                if leaving - self._leaving:
+                    self._leaving |= leaving
+                    self._give(Notice.COMMIT, f"{len(leaving)} of its nodes will leave")
+        except ray.exceptions.RayError:
+            logger.debug("no notices any more", exc_info=True)  # the driver is gone
+
+    def _give(self, notice: Notice, reason: str) -> None:
+        with self._lock:
+            self._notice, self.reason = max(self._notice, notice), reason
+        if notice is Notice.COMMIT:
+            logger.warning("%s: committing before that", reason)
+
+
+def nodes_of_workers() -> set[str]:
+    """Ids of the nodes on which the workers of this run are; every rank takes part."""
+    own = ray.get_runtime_context().get_node_id()
+    if not is_distributed():
+        return {own}
+    nodes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, own)
+    return set(nodes)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes whose end was announced; none where this Ray cannot say."""
+    ask = getattr(state.state, "get_draining_nodes", None)
+    return set() if ask is None else set(ask())

@@ -1,0 +1,215 @@
+"""When a run commits, and how a commit gets into the storage without keeping the workers waiting.
+
+Rank 0 decides by its clock and by what it is told from outside; all ranks learn the decision at the
+same step, and the next step at which they ask again. Nothing is exchanged in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recon_ray.errors import CheckpointError
+from recon_ray.train.journal import Journal, Restart
+from recon_ray.train.metrics import is_distributed
+from recon_ray.train.notices import Notice
+from recon_ray.train.packing import Packed
+from recon_ray.train.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+#: How often rank 0's clock and the notices are looked at.
+LOOK_SECONDS = 1.0
+MOST_STEPS_BETWEEN_LOOKS = 1000
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint on its way to the storage."""
+
+    name: str
+    step: int
+    metrics: Mapping[str, float]
+    upload: Future[None] | None
+
+
+class Commits:
+    """One worker's part in deciding on commits and storing them.
+
+    Storing waits where the storage is a folder, and after a notice. Otherwise an object store is
+    written by a thread while the training goes on, one checkpoint at a time; what becomes of it is
+    known at the next commit.
+
+    Args:
+        runtime: The outside.
+        every_seconds: Seconds between two commits.
+        journal: Where rank 0 notes what happens.
+    """
+
+    def __init__(self, runtime: Runtime, *, every_seconds: float, journal: Journal) -> None:
+        self.stopping = False
+        self._is_urgent = False
+        self.restart: Restart | None = None
+        self._runtime = runtime
+        self._every_seconds = every_seconds
+        self._journal = journal
+        self._next_look = 0
+        self._looked: tuple[int, float] | None = None
+        self._last_commit = time.monotonic()
+        self._pending: _Pending | None = None
+        self._uploader: ThreadPoolExecutor | None = None
+
+    # -- when ------------------------------------------------------------------------------------
+
+    def due(self, step: int, *, ask: bool = False) -> bool:
+        """Whether to commit after this step; every rank asks after every step, with equal answers.
+
+        Args:
+            step: Optimizer steps done.
+            ask: Ask rank 0 now, though it is not the time.
+        """
+        if self._looked is None:
+            self._trains(step)
+        every = self._runtime.store.keep_every
+        kept = every is not None and step % every == 0
+        if not (kept or ask or step >= self._next_look):
+            return False
+        notice, overdue = self._decide(step)
+        self.stopping = self.stopping or notice is Notice.STOP
+        self._is_urgent = self._is_urgent or notice is not Notice.NONE
+        return kept or overdue or notice is not Notice.NONE
+
+    def _decide(self, step: int) -> tuple[Notice, bool]:
+        """What rank 0 is told and whether its clock is up; sets the next step, on every rank."""
+        notice, overdue, stride = Notice.NONE, False, 1
+        if self._runtime.rank == 0:
+            notice = self._runtime.notice()
+            overdue = time.monotonic() - self._last_commit > self._every_seconds
+            stride = self._stride(step)
+            if notice is not Notice.NONE:
+                self._journal.add("notice", step=step, reason=self._runtime.reason())
+        if is_distributed():
+            told = torch.tensor([notice, overdue, stride], device=self._runtime.device)
+            dist.broadcast(told, src=0)
+            values = told.tolist()
+            notice, overdue, stride = Notice(values[0]), bool(values[1]), int(values[2])
+        self._next_look = step + stride
+        return notice, overdue
+
+    def _stride(self, step: int) -> int:
+        """Steps that take about :data:`LOOK_SECONDS`, from the time since the last look."""
+        now = time.monotonic()
+        before, self._looked = self._looked, (step, now)
+        if before is None or step <= before[0]:
+            return 1
+        seconds = (now - before[1]) / (step - before[0])
+        return min(max(int(LOOK_SECONDS / max(seconds, 1e-6)), 1), MOST_STEPS_BETWEEN_LOOKS)
+
+    def _trains(self, step: int) -> None:
+        """Note that the training goes, and how it came to that."""
+        self._looked = (step, time.monotonic())
+        if self._runtime.rank != 0:
+            return
+        values: dict[str, Any] = {"step": step, "workers": self._runtime.world_size}
+        restart = self.restart
+        if restart is not None:
+            logger.info("step %d: %s", step, restart.describe(self._runtime.world_size))
+            values |= {"reason": restart.reason, "repeated": restart.repeated}
+            if restart.idle_since is not None:
+                values["seconds"] = round(time.time() - restart.idle_since, 3)
+        self._journal.add("trains", attempt=self._runtime.attempt, **values)
+
+    # -- how -------------------------------------------------------------------------------------
+
+    def store(
+        self,
+        pack: Callable[[], Packed],
+        *,
+        name: str,
+        step: int,
+        metrics: Mapping[str, float],
+        failure: str,
+    ) -> None:
+        """Store a checkpoint; every rank takes part.
+
+        Args:
+            pack: Makes the checkpoint's files in memory; called on rank 0.
+            name: Its folder name.
+            step: Optimizer steps behind it.
+            metrics: What is announced with it.
+            failure: What rank 0 could not do before.
+
+        Raises:
+            CheckpointError: On every rank, if this checkpoint or the one before it could not be
+                written.
+        """
+        self.finish()
+        upload = None
+        if self._runtime.rank == 0 and not failure:
+            try:
+                upload = self._begin(pack())
+            except CheckpointError as error:
+                failure = str(error)
+        agree(failure)
+        self._pending = _Pending(name, step, metrics, upload)
+        if self._runtime.store.is_local or self._is_urgent:
+            self.finish()
+        self._is_urgent = False
+        self._last_commit = time.monotonic()
+
+    def _begin(self, packed: Packed) -> Future[None] | None:
+        store, folder = self._runtime.store, self._runtime.folder
+        if store.is_local:
+            store.write(packed)
+            folder.publish()
+            return None
+        if self._uploader is None:
+            self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
+
+        def send() -> None:
+            store.write(packed)
+            folder.publish()
+
+        return self._uploader.submit(send)
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is on its way, and announce it; every rank takes part.
+
+        Raises:
+            CheckpointError: On every rank, if it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        failure = ""
+        if pending.upload is not None:
+            try:
+                pending.upload.result()
+            except CheckpointError as error:
+                failure = str(error)
+        if not self._runtime.store.is_local:
+            agree(failure)
+        self._runtime.committed(pending.name, pending.step, pending.metrics)
+
+    def note(self, event: str, step: int) -> None:
+        """Note on rank 0 how the run ends."""
+        if self._runtime.rank == 0:
+            reason = {"reason": self._runtime.reason()} if event == "stopped" else {}
+            self._journal.add(event, step=step, **reason)
+
+
+def agree(failure: str) -> None:
+    """Raise on every rank what rank 0 failed with."""
+    if is_distributed():
+        box = [failure]
+        dist.broadcast_object_list(box, src=0)
+        failure = box[0]
+    if failure:
+        raise CheckpointError(failure)

@@ -1,0 +1,229 @@
+"""One job at a time in a run's folder: ``lease.json`` says who has it, and that he still lives.
+
+The holder counts a number up. Whoever finds the file of another machine watches whether it changes,
+so that clocks need not agree; on the same machine the process itself is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from recon_ray.errors import ConfigError
+from recon_ray.train.checkpoint import open_filesystem
+
+logger = logging.getLogger(__name__)
+
+FILE = "lease.json"
+#: How often the holder counts up, and how long another machine's silence has to last.
+BEAT_SECONDS = 5.0
+PATIENCE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has a lease.
+
+    Attributes:
+        key: Random name of this taking.
+        host: Name of the machine, for people.
+        machine: What tells machines and containers apart.
+        pid: Process id there.
+        born: When that process was started, in the machine's own count.
+        beat: How often it has said that it lives.
+    """
+
+    key: str
+    host: str
+    machine: str
+    pid: int
+    born: str
+    beat: int = 0
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process."""
+        pid = os.getpid()
+        return cls(secrets.token_hex(8), socket.gethostname(), _machine(), pid, _born(pid))
+
+    def is_dead(self) -> bool:
+        """Whether it ran on this machine and has ended."""
+        return self.machine == _machine() and _born(self.pid) != self.born
+
+    def is_this_process(self) -> bool:
+        """Whether it is this process, which runs one job after the other."""
+        here = (_machine(), os.getpid(), _born(os.getpid()))
+        return (self.machine, self.pid, self.born) == here
+
+
+class Lease:
+    """The right to write into a run's folder, until it is released or the process ends.
+
+    Args:
+        uri: Folder or URI of the run.
+        name: ``run.name``, for the message.
+    """
+
+    def __init__(self, uri: str, name: str | None) -> None:
+        self._uri = uri
+        self._name = name
+        self._fs, root = open_filesystem(uri)
+        self._path = f"{root}/{FILE}"
+        self._own: Holder | None = None
+        self._silent: Holder | None = None
+        self._release: Callable[[], object] = lambda: None
+
+    def check(self) -> None:
+        """Wait until it is clear whether another job holds it.
+
+        Raises:
+            ConfigError: If one does.
+        """
+        found = self._read()
+        if found is None or found.is_this_process() or found.is_dead() or found == self._silent:
+            return
+        if found.machine != _machine():
+            logger.info(
+                "run.name=%s was last used by process %d on %s: waiting %g s to see whether it "
+                "still runs", self._name, found.pid, found.host, PATIENCE_SECONDS,
+            )  # fmt: skip
+            if not self._changes(found):
+                self._silent = found
+                return
+        raise ConfigError(
+            f"run.name={self._name}: process {found.pid} on {found.host} is running it now, in "
+            f"{self._uri}; wait for its end, stop it, or choose another run.name"
+        )
+
+    def take(self) -> None:
+        """Take it; the folder is there.
+
+        Raises:
+            ConfigError: If another job has just done so.
+        """
+        self.check()
+        self._own = Holder.here()
+        self._write(self._own)
+        found = self._read()
+        if found is None or found.key != self._own.key:
+            raise ConfigError(
+                f"run.name={self._name}: another job has begun it in the same moment, in "
+                f"{self._uri}; choose another run.name"
+            )
+        stopped = threading.Event()
+        thread = threading.Thread(
+            target=_beat, args=(weakref.ref(self), stopped), daemon=True, name="lease"
+        )
+        thread.start()
+        # At the end of the process too, and when a failed job's run is forgotten.
+        self._release = weakref.finalize(self, _end, self._fs, self._path, self._own.key, stopped)
+
+    def release(self) -> None:
+        """Let another job have it."""
+        self._release()
+
+    def renew(self) -> Holder | None:
+        """Count up, or give who has taken it since."""
+        found = self._read()
+        if self._own is None or (found is not None and found.key != self._own.key):
+            return found
+        self._own = replace(self._own, beat=self._own.beat + 1)
+        self._write(self._own)
+        return None
+
+    def _changes(self, found: Holder) -> bool:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < until:
+            time.sleep(min(1.0, PATIENCE_SECONDS / 10))
+            now = self._read()
+            if now is None:
+                return False  # it has just ended
+            if now != found:
+                return True
+        return False
+
+    def _read(self) -> Holder | None:
+        return _read(self._fs, self._path)
+
+    def _write(self, holder: Holder) -> None:
+        """Write the file at once; what a full disk refuses is left to whoever writes next."""
+        partial = f"{self._path}.{holder.key}"
+        try:
+            if not isinstance(self._fs, pafs.LocalFileSystem):
+                with self._fs.open_output_stream(self._path) as stream:
+                    stream.write(json.dumps(asdict(holder)).encode())
+                return
+            Path(partial).write_text(json.dumps(asdict(holder)))
+            Path(partial).replace(self._path)
+        except OSError as error:
+            Path(partial).unlink(missing_ok=True)
+            logger.debug("%s: %s", self._path, error)
+
+
+def _beat(lease: weakref.ref[Lease], stopped: threading.Event) -> None:
+    """Count up until the lease is released; end the job where another one has taken it."""
+    while not stopped.wait(BEAT_SECONDS):
+        held = lease()
+        if held is None:
+            return
+        other = held.renew()
+        if other is not None:
+            if not (other.is_this_process() or stopped.is_set()):
+                logger.error("%s has taken over the folder of this run: it ends", other.host)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return
+        del held
+
+
+def _end(fs: pafs.FileSystem, path: str, key: str, stopped: threading.Event) -> None:
+    stopped.set()
+    found = _read(fs, path)
+    if found is not None and found.key == key:
+        try:
+            fs.delete_file(path)
+        except OSError as error:
+            logger.debug("%s: %s", path, error)
+
+
+def _read(fs: pafs.FileSystem, path: str) -> Holder | None:
+    try:
+        if fs.get_file_info(path).type == pafs.FileType.NotFound:
+            return None
+        with fs.open_input_stream(path) as stream:
+            return Holder(**json.loads(stream.read()))
+    except (OSError, ValueError, TypeError):
+        return None  # half written, or foreign: nobody's
+
+
+def _machine() -> str:
+    """What tells machines, and containers on one of them, apart."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: str(Path("/proc/self/ns/pid").readlink()),
+    ):
+        try:
+            parts.append(read())
+        except OSError:
+            continue
+    return " ".join(parts)
+
+
+def _born(pid: int) -> str:
+    """When a process was started, empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,146 @@
+"""What the doctor says of a machine and of a storage, without Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from recon_ray.doctor import machine, storage
+from recon_ray.doctor.findings import Finding, count, format_table, gather
+from recon_ray.doctor.machine import MachineRequest, inspect_machine, versions
+from recon_ray.doctor.storage import Probe, inspect_data, inspect_storage
+from recon_ray.points import ops
+
+
+def request(**changes: object) -> MachineRequest:
+    return MachineRequest(**{"versions": {}, "ops_backend": "auto", "driver_ops": "", **changes})
+
+
+def found(check: str, **changes: object) -> Finding:
+    return next(f for f in inspect_machine(request(**changes)) if f.check == check)
+
+
+def test_this_machine_has_no_errors():
+    assert [f for f in inspect_machine(request()) if f.level == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "level"),
+    [("torch", "error"), ("ray", "error"), ("recon_ray", "error"), ("numpy", "warning")],
+)
+def test_another_version_than_the_drivers_is_named(package, level):
+    finding = found("versions", versions={**versions(), package: "0.0.1"})
+    assert finding.level == level
+    assert finding.found == f"{package} {versions()[package]} (driver: 0.0.1)"
+
+
+def test_another_patch_level_of_python_is_only_a_warning():
+    major, minor, _ = versions()["python"].split(".")
+    assert found("versions", versions={**versions(), "python": f"{major}.{minor}.99"}).level == (
+        "warning"
+    )
+    assert found("versions", versions={**versions(), "python": f"{major}.1.0"}).level == "error"
+
+
+def test_operations_that_compute_something_else_are_an_error(monkeypatch):
+    knn = ops.knn
+
+    def wrong(*arguments, **options):
+        distances, indices = knn(*arguments, **options)
+        return distances, torch.roll(indices, 1, dims=-1)
+
+    monkeypatch.setattr(ops, "knn", wrong)
+    finding = found("ops")
+    assert finding.level == "error"
+    assert "gives another knn than the reference" in finding.found
+
+
+def test_gpus_that_ray_counts_and_nobody_lists_are_an_error(monkeypatch):
+    monkeypatch.setattr(machine, "list_gpus", list)
+    assert found("gpus", gpus=2.0).level == "error"
+    assert found("gpus", gpus=0.0) == Finding("gpus", "ok", "none")
+
+
+def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch):
+    monkeypatch.setattr(machine, "list_gpus", lambda: ["NVIDIA X, 1 MiB, 1.0"] * 2)
+    monkeypatch.setattr(machine, "CUDA_CHECK", "raise RuntimeError('no CUDA here')")
+    finding = found("gpus", gpus=2.0)
+    assert finding.level == "error"
+    assert "RuntimeError: no CUDA here" in finding.found
+    assert found("gpus", gpus=1.0).found.endswith("Ray counts 1")
+
+
+def test_a_store_larger_than_the_shared_memory_is_a_warning():
+    assert found("shared memory", store_bytes=1 << 50).level == "warning"
+    assert found("shared memory", store_bytes=1 << 20).level == "ok"
+
+
+def test_a_full_temporary_disk_is_an_error(monkeypatch):
+    usage = type("Usage", (), {"total": 1000, "free": 20, "used": 980})
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
+    assert found("temporary disk").level == "error"
+
+
+def test_a_probe_leaves_nothing_behind(tmp_path):
+    with Probe(str(tmp_path / "runs")) as probe:
+        assert probe.write().level == "ok"
+        assert inspect_storage(probe.storage, probe.written) == [
+            Finding("storage", "ok", f"{tmp_path}/runs: written and read")
+        ]
+        assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storage_of_its_own_on_a_node_is_an_error(tmp_path):
+    with Probe(str(tmp_path)) as probe:
+        probe.write()
+        (tmp_path / "elsewhere").mkdir()
+        (finding,) = inspect_storage(str(tmp_path / "elsewhere"), probe.written)
+    assert finding.level == "error"
+    assert "not the driver's" in finding.found
+
+
+def test_a_storage_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with Probe(str(tmp_path / "file" / "runs")) as probe:
+        finding = probe.write()
+    assert (finding.check, finding.level, probe.written) == ("storage", "error", "")
+    (finding,) = inspect_storage("s4://bucket/runs", "")
+    assert finding.level == "error"
+
+
+def test_a_storage_that_gives_other_bytes_back_is_an_error(tmp_path, monkeypatch):
+    blocks = iter([b"a" * 8, b"b" * 8])
+    monkeypatch.setattr(storage.secrets, "token_bytes", lambda _: next(blocks))
+    assert storage.write_trial(str(tmp_path), "x").level == "ok"
+    (tmp_path / "x").unlink()
+    (tmp_path / "x").symlink_to(os.devnull)
+    assert storage.write_trial(str(tmp_path), "x").level == "error"
+
+
+def test_a_prepared_set_is_named_with_its_rows_and_hash(tiny_prepared):
+    (finding,) = inspect_data(str(tiny_prepared.path))
+    assert finding.level == "ok"
+    assert "train 24, test 12 (manifest " in finding.found
+    (finding,) = inspect_data(str(Path(tiny_prepared.path) / "geometry"))
+    assert finding.level == "error"
+
+
+def test_equal_findings_share_a_row_and_the_worst_come_first():
+    good, bad = Finding("clock", "ok", "right"), Finding("clock", "error", "late", "set it")
+    rows = gather({"driver": [Finding("ops", "ok", "x")], "a": [good], "b": [bad], "c": [good]})
+    assert [(row.finding.found, row.places) for row in rows] == [
+        ("x", ("driver",)), ("late", ("b",)), ("right", ("a", "c")),
+    ]  # fmt: skip
+    assert count(rows, "error") == 1
+    table = format_table(rows, 4)
+    assert [line.split() for line in table.splitlines()] == [
+        ["check", "where", "found"],
+        ["ops", "ok", "driver", "x"],
+        ["clock", "ERROR", "b", "late"],
+        ["->", "set", "it"],
+        ["clock", "ok", "a,", "c", "right"],
+    ]

@@ -1,0 +1,538 @@
+"""When a run commits, what is kept, and what is left when it is disturbed; all without Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_fit import assert_same_weights, changed, losses, pretrain_here
+
+from recon_ray.cluster.trainer import _mode_of_epoch
+from recon_ray.errors import CheckpointError, ConfigError, StoppedError
+from recon_ray.programs.run import start_run
+from recon_ray.train import checkpoint, commits
+from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.commits import Commits
+from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
+from recon_ray.train.lease import Holder, Lease
+from recon_ray.train.ledger import SampleLedger, ledger_table
+from recon_ray.train.notices import Notice, catching_sigterm, stop_requested
+from recon_ray.train.packing import expendable, pack
+from recon_ray.train.recorder import listening
+from recon_ray.train.runtime import IndexedFeed, RunFolder
+
+NAMES = [f"step-{step:08d}" for step in (10, 15, 20, 25, 30)]
+
+
+class Alone:
+    """A runtime of one worker that is told what the test says."""
+
+    rank, world_size, attempt, keeps_ledger = 0, 1, "a", False
+
+    def __init__(self, folder: Path, **options) -> None:
+        self.folder = RunFolder(str(folder))
+        self.folder.local.mkdir(parents=True, exist_ok=True)
+        self.store = CheckpointStore(self.folder.checkpoints, **options)
+        self.device = torch.device("cpu")
+        self.told = Notice.NONE
+        self.announced: list[str] = []
+
+    def notice(self) -> Notice:
+        told, self.told = self.told, Notice.NONE
+        return told
+
+    def reason(self) -> str:
+        return "for a test"
+
+    def committed(self, name, step, metrics) -> None:
+        self.announced.append(name)
+
+
+def made(runtime: Alone, seconds: float = 1000.0) -> Commits:
+    return Commits(runtime, every_seconds=seconds, journal=Journal(runtime.folder))
+
+
+def store(committed: Commits, step: int, failure: str = "") -> None:
+    def packed():
+        return pack(
+            step, model={"w": torch.ones(2)}, train={"progress": {"step": step}}, architecture={}
+        )
+
+    name = f"step-{step:08d}"
+    committed.store(packed, name=name, step=step, metrics={}, failure=failure)
+
+
+# --- What is kept --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"),
+    [
+        ({"keep": 2, "every": None, "best": None}, NAMES[:3]),
+        ({"keep": 1, "every": 10, "best": None}, ["step-00000015", "step-00000025"]),
+        ({"keep": 1, "every": 20, "best": "step-00000015"}, ["step-00000010", "step-00000025"]),
+        ({"keep": 9, "every": None, "best": None}, []),
+    ],
+)
+def test_the_last_the_best_and_every_nth_are_kept(options, gone):
+    assert expendable(NAMES, **options) == gone
+
+
+def test_a_run_keeps_the_checkpoint_after_every_n_steps(tmp_path):
+    runtime = Alone(tmp_path / "run", keep=1, keep_every=4)
+    committed = made(runtime)
+    for step in range(1, 11):
+        if committed.due(step):
+            store(committed, step)
+    store(committed, 10)
+    assert runtime.store.names() == ["step-00000004", "step-00000008", "step-00000010"]
+    assert runtime.announced == ["step-00000004", "step-00000008", "step-00000010"]
+
+
+def test_what_interrupted_commits_left_is_removed_and_named(tmp_path):
+    runtime = Alone(tmp_path / "run")
+    store(made(runtime), 3)
+    root = tmp_path / "run" / "checkpoints"
+    for name in (".tmp-step-00000005", "step-00000006"):
+        (root / name).mkdir()
+        (root / name / "model.pt").write_text("half")
+    (root / "validation_manager_snapshot.json").write_text("{}")
+    assert sorted(runtime.store.clean()) == [".tmp-step-00000005", "step-00000006"]
+    assert sorted(path.name for path in root.iterdir()) == [
+        "step-00000003", "validation_manager_snapshot.json",
+    ]  # fmt: skip
+
+
+# --- When ----------------------------------------------------------------------------------------
+
+
+def test_the_clock_decides_and_is_not_asked_after_every_step(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(commits.time, "monotonic", lambda: now[0])
+    committed = made(Alone(tmp_path / "run"), seconds=60.0)
+    asked, decided = [], committed._decide
+    monkeypatch.setattr(committed, "_decide", lambda step: asked.append(step) or decided(step))
+    due = []
+    for step in range(1, 1001):
+        now[0] += 0.1
+        if committed.due(step):
+            due.append(step)
+            store(committed, step)
+    assert len(asked) < 130  # about one look a second, not one a step
+    assert [round(step / 600) for step in due] == [1]
+    assert 600 <= due[0] <= 620
+
+
+def test_a_notice_commits_at_the_next_look_and_is_noted(tmp_path):
+    runtime = Alone(tmp_path / "run")
+    committed = made(runtime)
+    assert not committed.due(1)
+    runtime.told = Notice.COMMIT
+    assert committed.due(2, ask=True)
+    assert not committed.stopping
+    runtime.told = Notice.STOP
+    assert committed.due(3, ask=True)
+    assert committed.stopping
+    kinds = [(event["event"], event["step"]) for event in Journal(runtime.folder).events()]
+    assert kinds == [("trains", 1), ("notice", 2), ("notice", 3)]
+
+
+def test_an_earlier_failure_is_raised_and_nothing_is_stored(tmp_path):
+    runtime = Alone(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="no space"):
+        store(made(runtime), 3, failure="no space")
+    assert runtime.store.names() == []
+
+
+# --- Object stores -------------------------------------------------------------------------------
+
+
+class SlowStore(CheckpointStore):
+    """An object store, as far as one can be had on a disk: no rename, and it takes its time."""
+
+    def __init__(self, uri: str, **options) -> None:
+        super().__init__(uri, **options)
+        self._fs = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())
+        self.is_local = False
+        self.gate = threading.Event()
+        self.failures = 0
+
+    def _write(self, path: str, blob: bytes) -> None:
+        assert self.gate.wait(30)
+        if self.failures:
+            self.failures -= 1
+            raise OSError(5, "the bucket does not answer")
+        super()._write(path, blob)
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0))
+    runtime = Alone(tmp_path / "run")
+    runtime.store = SlowStore(runtime.folder.checkpoints, keep=2)
+    return runtime
+
+
+def test_training_goes_on_while_an_object_store_is_written(remote):
+    committed = made(remote)
+    store(committed, 1)  # returns although the gate is shut
+    assert remote.announced == []
+    assert remote.store.names() == []
+    remote.store.gate.set()
+    store(committed, 2)
+    assert remote.announced == ["step-00000001"]
+    committed.finish()
+    assert remote.announced == ["step-00000001", "step-00000002"]
+    assert remote.store.load_latest().step == 2
+
+
+def test_after_a_notice_an_object_store_is_waited_for(remote):
+    committed = made(remote)
+    assert not committed.due(1)
+    remote.told = Notice.COMMIT
+    assert committed.due(2, ask=True)
+    threading.Timer(0.2, remote.store.gate.set).start()
+    store(committed, 2)
+    assert remote.announced == ["step-00000002"]
+    assert remote.store.load_latest().step == 2
+
+
+def test_what_was_packed_does_not_change_while_it_is_written(remote):
+    weight = torch.ones(3)
+    committed = made(remote)
+    committed.store(
+        lambda: pack(1, model={"w": weight}, train={}, architecture={}),
+        name="step-00000001", step=1, metrics={}, failure="",
+    )  # fmt: skip
+    weight.fill_(7)
+    remote.store.gate.set()
+    committed.finish()
+    assert remote.store.load_latest().model["w"].tolist() == [1, 1, 1]
+
+
+def test_an_object_store_that_fails_for_a_moment_is_tried_again(remote, caplog):
+    remote.store.gate.set()
+    remote.store.failures = 2
+    committed = made(remote)
+    store(committed, 1)
+    committed.finish()
+    assert remote.store.load_latest().step == 1
+    assert caplog.text.count("trying again") == 2
+
+
+def test_an_object_store_that_stays_away_is_told_at_the_next_commit(remote):
+    remote.store.gate.set()
+    committed = made(remote)
+    store(committed, 1)
+    committed.finish()
+    remote.store.failures = 3
+    store(committed, 2)
+    with pytest.raises(CheckpointError, match="the bucket does not answer"):
+        store(committed, 3)
+    assert remote.store.load_latest().step == 1  # the older one stays
+
+
+# --- The journal ---------------------------------------------------------------------------------
+
+
+def explain(*events: dict, attempt: str = "a", step: int = 5, last: int = 9):
+    return explain_restart(events, attempt=attempt, step=step, last_step=last, idle_since=None)
+
+
+TRAINS = {"event": "trains", "workers": 2, "attempt": "a"}
+
+
+@pytest.mark.parametrize(
+    ("since", "attempt", "reason"),
+    [
+        ([], "a", "the cluster has other resources"),
+        (
+            [{"event": "failed", "reason": "rank 1: it died"}],
+            "a",
+            "a worker failed: rank 1: it died",
+        ),
+        (
+            [{"event": "notice", "reason": "1 of its nodes will leave"}, {"event": "failed"}],
+            "a",
+            "1 of its nodes will leave",
+        ),
+        ([], "b", "the job was submitted again"),
+        ([{"event": "stopped", "reason": "by SIGTERM"}], "b", "it was stopped, by SIGTERM"),
+        ([{"event": "done"}], "b", "it had ended, and has more to do"),
+    ],
+)
+def test_every_restart_has_a_reason(since, attempt, reason):
+    found = explain(TRAINS, *since, attempt=attempt)
+    assert (found.reason, found.workers_before, found.repeated) == (reason, 2, 4)
+    assert found.describe(1) == (
+        f"training on 1 worker instead of 2, 4 steps are done again ({reason})"
+    )
+
+
+def test_a_failure_is_told_by_its_last_line():
+    lost = "Traceback\n  x\nRuntimeError: [gloo/pair.cc:561] Connection closed by peer [::1]:2\n"
+    assert shortened(lost) == "it lost the connection to another worker"
+    assert shortened("Traceback\n  File x\nValueError: no\n\n") == "ValueError: no"
+    assert len(shortened("x" * 1000)) == 303
+
+
+def test_a_first_start_needs_no_reason():
+    assert explain() is None
+
+
+def test_half_a_line_of_the_journal_is_left_out(tmp_path):
+    journal = Journal(RunFolder(str(tmp_path)))
+    journal.add("trains", step=1)
+    with (tmp_path / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "fai')
+    assert [event["event"] for event in journal.events()] == ["trains"]
+
+
+def test_the_last_record_is_found_behind_a_line_that_was_cut_off(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    assert last_record(folder) == (0, None)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"ste')
+    step, written = last_record(folder)
+    assert step == 4
+    assert abs(written - time.time()) < 60
+
+
+# --- The ledger ----------------------------------------------------------------------------------
+
+
+def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
+    ledger = SampleLedger()
+    ledger.mark(0, torch.tensor([0, 5, 2]))
+    ledger.merge(torch.device("cpu"))
+    ledger.mark(0, torch.tensor([9, 5]))
+    ledger.mark(1, torch.tensor([1]))
+    ledger.merge(torch.device("cpu"))
+    again = SampleLedger(ledger.merged)
+    again.mark(1, torch.tensor([2]))  # is lost: nobody commits it
+    rows = ledger_table(again.merged).to_pylist()
+    found = [(row["epoch"], row["sample_id"], row["uses"]) for row in rows]
+    assert found == [(0, 0, 1), (0, 2, 1), (0, 5, 2), (0, 9, 1), (1, 1, 1)]
+
+
+# --- One job at a time ---------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from recon_ray.train.lease import Lease
+lease = Lease(sys.argv[1], "run")
+lease.take()
+print("taken", flush=True)
+time.sleep(100)
+"""
+
+
+def elsewhere(folder: Path, **changes) -> Holder:
+    """The lease of a job on another machine."""
+    holder = Holder("key", "node7", "another machine", 4711, "1", **changes)
+    (folder / "lease.json").write_text(json.dumps(vars(holder)))
+    return holder
+
+
+def test_a_run_that_another_process_runs_is_refused_until_that_has_ended(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "taken\n"
+        with pytest.raises(ConfigError, match=rf"run.name=run: process {process.pid} on .* now"):
+            Lease(str(tmp_path), "run").check()
+    finally:
+        process.kill()  # no chance to release it
+        process.wait()
+    lease = Lease(str(tmp_path), "run")
+    lease.take()
+    assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+    lease.release()
+    assert not (tmp_path / "lease.json").exists()
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr("recon_ray.train.lease.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("recon_ray.train.lease.BEAT_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_the_silence_of_another_machine_ends_its_lease_and_a_beat_keeps_it(tmp_path):
+    elsewhere(tmp_path)
+    lease, started = Lease(str(tmp_path), "run"), time.monotonic()
+    lease.check()
+    waited = time.monotonic() - started
+    assert waited > 0.4
+    lease.take()
+    assert time.monotonic() - started < waited + 0.3  # it is not watched twice
+    lease.release()
+    elsewhere(tmp_path)
+    threading.Timer(0.2, elsewhere, (tmp_path,), {"beat": 1}).start()
+    with pytest.raises(ConfigError, match=r"process 4711 on node7 is running it now"):
+        Lease(str(tmp_path), "run").check()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_holder_counts_up_and_ends_where_it_was_taken_over(tmp_path):
+    lease = Lease(str(tmp_path), "run")
+    lease.take()
+    for _ in range(100):
+        if json.loads((tmp_path / "lease.json").read_text())["beat"] > 2:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("it does not count")
+    with catching_sigterm():
+        elsewhere(tmp_path)
+        assert stop_requested().wait(10)
+    lease.release()
+    assert (tmp_path / "lease.json").exists()  # it is the other one's
+
+
+def test_a_run_that_failed_lets_the_next_one_begin(tmp_path, tiny_config):
+    run = start_run("pretrain", tiny_config, label="x")
+    path = run.folder.local / "lease.json"
+    assert path.exists()
+    del run
+    assert not path.exists()
+
+
+def test_a_damaged_lease_is_nobodys(tmp_path):
+    (tmp_path / "lease.json").write_text("{")
+    Lease(str(tmp_path), "run").check()
+
+
+# --- A whole run ---------------------------------------------------------------------------------
+
+
+def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config, tiny_prepared):
+    config = changed(tiny_config, eval={"enabled": False}, train={"ledger": True})
+    _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+
+    def terminate(step: int, *_: object) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with catching_sigterm(), listening(terminate), pytest.raises(StoppedError) as stopped:
+        pretrain_here(changed(config, run={"name": "part"}), tiny_prepared)
+    assert stopped.value.exit_code == 143
+    metrics, part = pretrain_here(changed(config, run={"name": "part"}), tiny_prepared)
+    assert metrics["steps"] == 12
+    assert losses(part) == losses(whole)
+    assert_same_weights(part, whole)
+    events = Journal(RunFolder(str(part))).events()
+    assert [event["event"] for event in events] == ["trains", "notice", "stopped", "trains", "done"]
+    assert events[3]["reason"] == "it was stopped, by SIGTERM"
+    assert events[3]["repeated"] == 0
+    tables = [pq.read_table(folder / "ledger.parquet") for folder in (part, whole)]
+    assert tables[0].equals(tables[1])
+    assert tables[0]["uses"].to_pylist() == [1] * 12 * 8
+
+
+def test_an_epoch_ends_as_it_was_begun(tiny_config, tiny_prepared, monkeypatch):
+    config = changed(tiny_config, eval={"enabled": False}, train={"steps": 4})
+    pretrain_here(config, tiny_prepared)
+    monkeypatch.setattr(IndexedFeed, "tracks_samples", True)
+    with pytest.raises(ConfigError, match=r"data.mode: epoch 2 was begun .* by index .* twice"):
+        pretrain_here(changed(config, train={"steps": 5}), tiny_prepared)
+
+
+@pytest.mark.parametrize(
+    ("progress", "tracks", "mode"),
+    [
+        ({"step_in_epoch": 2}, True, "stream"),
+        ({"step_in_epoch": 2}, False, "shared"),
+        ({"step_in_epoch": 0}, True, None),
+    ],
+)
+def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, tracks, mode):
+    store = CheckpointStore(str(tmp_path))
+    train = {"progress": progress, "tracks_samples": tracks}
+    store.save(1, model={}, train=train, architecture={})
+    assert _mode_of_epoch(str(tmp_path)) == mode
+
+
+def test_a_second_job_of_the_name_is_refused_and_moves_nothing(tmp_path, tiny_config):
+    folder = Path(tiny_config.run.storage) / "run"
+    folder.mkdir(parents=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "taken\n"
+        for resume in ("auto", "never"):
+            with pytest.raises(ConfigError, match="is running it now"):
+                start_run("pretrain", tiny_config, label="x", resume=resume)
+    finally:
+        process.kill()
+        process.wait()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lease.json"]
+
+
+# --- A whole run on an object store that lies in this process's memory ----------------------------
+
+
+class _Filesystems:
+    """pyarrow.fs with one more scheme, ``memory://``, which fsspec keeps."""
+
+    class FileSystem:
+        @staticmethod
+        def from_uri(uri: str):
+            scheme, _, path = uri.partition("://")
+            if scheme != "memory":
+                return pafs.FileSystem.from_uri(uri)
+            handler = pafs.FSSpecHandler(fsspec.filesystem("memory"))
+            return pafs.PyFileSystem(handler), f"/{path}"
+
+    def __getattr__(self, name: str):
+        return getattr(pafs, name)
+
+
+def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
+    tiny_config, tiny_prepared, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "pafs", _Filesystems())
+    memory = fsspec.filesystem("memory")
+    options = {"eval": {"enabled": False}, "train": {"ledger": True, "keep_checkpoints": 1}}
+    config = changed(tiny_config, **options)
+    _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+    there = changed(config, run={"name": "part", "storage": "memory://bucket/runs"})
+
+    def terminate(step: int, *_: object) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with catching_sigterm(), listening(terminate), pytest.raises(StoppedError):
+        pretrain_here(there, tiny_prepared)
+    metrics, _ = pretrain_here(there, tiny_prepared)
+    assert metrics["steps"] == 12
+    root = "/bucket/runs/part"
+    names = {name.removeprefix(root) for name in memory.find(root)}
+    assert names >= {
+        "/metrics.jsonl", "/events.jsonl", "/ledger.parquet", "/config.yaml",
+        "/checkpoints/step-00000012/MANIFEST.json",
+    }  # fmt: skip
+    assert not any("step-00000006" in name for name in names)  # one checkpoint is kept
+    records = map(json.loads, memory.cat(f"{root}/metrics.jsonl").decode().splitlines())
+    assert [r["train/loss"] for r in records if "train/loss" in r] == losses(whole)
+    events = [
+        json.loads(line)["event"]
+        for line in memory.cat(f"{root}/events.jsonl").decode().splitlines()
+    ]
+    assert events == ["trains", "notice", "stopped", "trains", "done"]
+    table = pq.read_table(io.BytesIO(memory.cat(f"{root}/ledger.parquet")))
+    assert table["uses"].to_pylist() == [1] * 12 * 8
