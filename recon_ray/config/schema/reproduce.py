@@ -54,7 +54,8 @@ class RowsSection(Section):
     """What is run for the rows, as in the YAML files of the jobs; null leaves a row out.
 
     ``include: [file]`` reads such files first, dotted keys change single options:
-    ``rows.svm.probe.svm_c=0.1``. Weights, sets, seeds and folds are filled in.
+    ``rows.svm.probe.svm_c=0.1``. Weights, sets, seeds, folds and the section ``runtime`` are filled
+    in.
     """
 
     obj_bg: Options = Field(None, description="Fine-tuning on ScanObjectNN OBJ_BG.")
