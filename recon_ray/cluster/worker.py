@@ -137,7 +137,7 @@ class RayRuntime:
         payload = self._payload
         if payload.train_rows:
             return StreamFeed(
-                payload.options,
+                payload.options.for_device(self.device),
                 rows=payload.train_rows,
                 capacity=payload.shuffle_buffer,
                 seed=payload.settings.seed,

@@ -3,7 +3,8 @@
 One batch is a dict: ``sample_id`` (B,) int64, ``points`` (B, N, 3) float32 as stored, ``label``
 (B,) int64, ``text_index`` (B,) int64 (row of the text bank) and, where asked for, ``images``
 (B, 3, H, W) float32 in [0, 1] or stored ``image_features`` and ``text_features`` (B, D) float32.
-Sub-sampling and augmentation of points happen on the device.
+Sub-sampling and augmentation of points happen on the device; that of images may, and then
+``images`` are uint8 as decoded, and ``image_parameters`` (B, P) int64 say what was drawn for them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recon_ray.data.images import ImageTransform, load_images, sample_rng
+from recon_ray.data.images import ImageTransform, load_images, load_raw_images, sample_rng
 from recon_ray.data.schema import points_to_numpy
 from recon_ray.errors import DataError
 
@@ -39,6 +40,8 @@ class BatchOptions:
     Args:
         seed: Seed of the choice of a view and of its augmentation.
         images: Image transform, or None for batches without images.
+        augment_on: Where images are augmented: ``device`` gives them as decoded, with what was
+            drawn for them; see :meth:`for_device` for ``auto``.
         text: Whether ``text_index`` is the label or the number of the caption.
         captions: Distinct captions, in the order of the text bank (``text="caption"``).
         features: Columns of stored features, and how one of a sample's is drawn.
@@ -47,6 +50,7 @@ class BatchOptions:
 
     seed: int = 0
     images: ImageTransform | None = None
+    augment_on: Literal["auto", "host", "device"] = "host"
     text: Literal["category", "caption"] = "category"
     captions: Sequence[str] = field(default=())
     features: Mapping[str, Draw] = field(default_factory=dict)
@@ -63,6 +67,12 @@ class BatchOptions:
         """All columns that a batch is made of."""
         views = ("views",) if self.images is not None else ()
         return frozenset((*self.columns, *views, *self.features))
+
+    def for_device(self, device: torch.device) -> BatchOptions:
+        """Decide where images are augmented: by default on a GPU, and on the host without one."""
+        if self.augment_on != "auto":
+            return self
+        return replace(self, augment_on="device" if device.type == "cuda" else "host")
 
 
 def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) -> Batch:
@@ -81,13 +91,7 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
         "text_index": torch.from_numpy(text_numbers(rows, options)),
     }
     if options.images is not None:
-        batch["images"] = load_images(
-            rows["views"],
-            batch["sample_id"],
-            epoch=epoch,
-            seed=options.seed,
-            transform=options.images,
-        )
+        batch |= _load_images(rows["views"], batch["sample_id"], options.images, options, epoch)
     for name, draw in options.features.items():
         random = feature_random(name, options, epoch)
         features, ids = rows[name], rows["sample_id"]
@@ -97,6 +101,25 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
     for name in options.beside:
         batch[name] = torch.from_numpy(np.array(rows[name]))
     return batch
+
+
+def _load_images(
+    views: Sequence[Sequence[bytes] | None],
+    sample_ids: Tensor,
+    transform: ImageTransform,
+    options: BatchOptions,
+    epoch: int,
+) -> Batch:
+    how: dict[str, Any] = {
+        "epoch": epoch,
+        "seed": options.seed,
+        "transform": transform,
+        "num_threads": torch.get_num_threads(),  # the worker's share of the processors
+    }
+    if options.augment_on != "device":
+        return {"images": load_images(views, sample_ids, **how)}
+    images, parameters = load_raw_images(views, sample_ids, **how)
+    return {"images": images, "image_parameters": parameters}
 
 
 def text_numbers(rows: Mapping[str, Any], options: BatchOptions) -> np.ndarray:

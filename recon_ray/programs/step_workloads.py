@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from recon_ray.config.schema import FinetuneConfig, PartsegConfig, PretrainConfig
@@ -39,6 +41,8 @@ ONLINE_TEACHER = "vit_base_patch16_224"
 REPEATS = 10
 #: Rounds of voting, and batches of encoding, that are timed; batches of clouds in a round.
 VOTES, VOTED_BATCHES, SVM_BATCHES = 4, 6, (4, 44)
+#: Distinct pictures of an online teacher, and their side in pixels.
+PICTURES, PICTURE_SIZE = 256, 224
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def training_workload(name: str, preset: str, samples: int, folder: Path) -> Tra
     classes = [f"class {number}" for number in range(CLASSES)]
     task = PretrainTask(config, texts=classes, num_classes=CLASSES, stored=stored)
     columns = {"image_features": (1, IMAGE_DIM)} if stored.image is not None else {}
-    table = random_table(samples, 1024, CLASSES, features=columns)
+    pictures = 0 if stored.image is not None else PICTURES
+    table = random_table(samples, 1024, CLASSES, features=columns, pictures=pictures)
     return TrainingWorkload(task, table, task.batch_options(), 128)
 
 
@@ -215,8 +220,18 @@ def random_table(
     *,
     features: dict[str, tuple[int, int]] | None = None,
     parts: int = 0,
+    pictures: int = 0,
 ) -> IndexedTable:
-    """Make labeled clouds near the unit sphere, as a prepared set has them, in memory."""
+    """Make labeled clouds near the unit sphere, as a prepared set has them, in memory.
+
+    Args:
+        samples: Clouds.
+        num_points: Points a cloud.
+        classes: Labels.
+        features: Columns of stored features, and the shape of a sample's.
+        parts: Part labels of the points, if any.
+        pictures: Distinct pictures, of which every sample has one, if any.
+    """
     random = np.random.default_rng(0)
     points = random.standard_normal((samples, num_points, 3), dtype=np.float32)
     points /= np.linalg.norm(points, axis=2, keepdims=True)
@@ -233,7 +248,24 @@ def random_table(
         [pa.table({"sample_id": ids, name: tensor_column(_features(random, samples, shape))})]
         for name, shape in (features or {}).items()
     ]
-    return IndexedTable([pa.table(columns)], None, groups)
+    views = [_views(random, ids, pictures)] if pictures else None
+    return IndexedTable([pa.table(columns)], views, groups)
+
+
+def _views(random: np.random.Generator, ids: pa.Array, pictures: int) -> pa.Table:
+    files = [_picture(random) for _ in range(pictures)]
+    lists = [[files[number % pictures]] for number in range(len(ids))]
+    return pa.table({"sample_id": ids, "views": pa.array(lists, pa.list_(pa.binary()))})
+
+
+def _picture(random: np.random.Generator) -> bytes:
+    """A PNG of PICTURE_SIZE pixels square: a smooth random blob on white, as a rendering is."""
+    coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    coarse[[0, -1]] = coarse[:, [0, -1]] = 255
+    size = (PICTURE_SIZE, PICTURE_SIZE)
+    stream = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _features(random: np.random.Generator, samples: int, shape: tuple[int, int]) -> np.ndarray:

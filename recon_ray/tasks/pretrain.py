@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.device_augmentation import DeviceAugmentation
 from recon_ray.data.teacher_cache import StoredBank, StoredFeatures
 from recon_ray.errors import ConfigError
 from recon_ray.losses.pretrain import pretrain_losses
@@ -96,7 +97,12 @@ class PretrainTask:
         self.image_teacher = (
             None
             if stored.image is not None or options.image.name is None
-            else make_image_teacher(options.image)
+            else make_image_teacher(options.image, precision="step")
+        )
+        self._augmentation = (
+            None
+            if self.image_teacher is None or options.image.augment == "none"
+            else DeviceAugmentation(self.image_teacher.image_size)
         )
         has_text = stored.text is not None or stored.bank is not None
         self._text_teacher = None if has_text else make_text_teacher(options.text)
@@ -159,6 +165,7 @@ class PretrainTask:
         return BatchOptions(
             seed=config.run.seed,
             images=None if teacher is None else image_transform(teacher, config.teacher.image),
+            augment_on="host" if self._augmentation is None else config.teacher.image.augment_on,
             text=config.data.text,
             captions=self.texts if by_caption else (),
             features={one.column: one.draw for one in self.stored.features},
@@ -168,6 +175,8 @@ class PretrainTask:
         """Move the image teacher, and encode every text once; the text teacher then goes."""
         if self.image_teacher is not None:
             self.image_teacher.to(device)
+        if self._augmentation is not None:
+            self._augmentation.to(device)
         if self.validation is not None and self.validation.plan.options.kind == "zeroshot":
             teacher = self._text_teacher or make_text_teacher(self.config.teacher.text)
             assert teacher is not None
@@ -195,8 +204,16 @@ class PretrainTask:
             prompt = source.randint(self._bank.shape[1], 1).squeeze(1)
             enriched["text_features"] = self._bank[batch["text_index"], prompt]
         if self.image_teacher is not None:
-            enriched["image_features"] = self.image_teacher.encode(batch["images"])
+            enriched["image_features"] = self.image_teacher.encode(self._images(batch))
         return enriched
+
+    def _images(self, batch: Batch) -> Tensor:
+        """Images for the teacher; those that came with parameters are augmented here."""
+        images = batch["images"]
+        if "image_parameters" not in batch:
+            return images
+        assert self._augmentation is not None
+        return self._augmentation(images, batch["image_parameters"])
 
     # -- evaluation ------------------------------------------------------------------------------
 

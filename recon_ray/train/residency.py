@@ -55,6 +55,7 @@ def indexed_feed(
     Raises:
         ConfigError: If rows are to lie on the device that cannot.
     """
+    options = options.for_device(device)
     if options.images is not None:
         if residency == "device":
             raise ConfigError(

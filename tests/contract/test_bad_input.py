@@ -315,6 +315,12 @@ def test_a_limit_of_a_stream_is_refused(jobs: Jobs, options: tuple[str, ...]) ->
     jobs.pretrain(*options).refused(2, r"data\.limit=8 needs data\.mode=shared, found data\.mode=")
 
 
+def test_no_augmentation_cannot_run_on_the_device(jobs: Jobs) -> None:
+    jobs.pretrain("teacher.image.augment=none", "teacher.image.augment_on=device").refused(
+        2, r"augment_on=device needs teacher\.image\.augment=reference, found .*augment=none"
+    )
+
+
 def test_other_weights_of_a_teacher_than_the_pinned_ones_are_status_1(jobs: Jobs) -> None:
     outcome = jobs.pretrain(f"teacher.image.sha256={'0' * 64}")
     outcome.refused(1, r"teacher\.image: .*its weights have sha256 1317.*, but 0000.* is pinned;")

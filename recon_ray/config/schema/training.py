@@ -77,6 +77,21 @@ class ImageTeacherSection(ImageEncoderSection):
         description="Folder of the cache to read; by default the one in the data set that fits.",
     )
 
+    augment_on: Literal["auto", "host", "device"] = Field(
+        "auto",
+        description="Where an online teacher's pictures are augmented; auto takes a GPU where "
+        "there is one.",
+    )
+
+    @model_validator(mode="after")
+    def _augments(self) -> ImageTeacherSection:
+        if self.augment_on == "device" and self.augment != "reference":
+            raise ValueError(
+                "teacher.image.augment_on=device needs teacher.image.augment=reference, found "
+                f"teacher.image.augment={self.augment}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _reads_a_cache(self) -> ImageTeacherSection:
         if self.cache is not None and self.mode != "cached":

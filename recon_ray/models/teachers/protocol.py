@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal, TypeAlias, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 T = TypeVar("T", bound="FrozenTeacher")
-Precision: TypeAlias = Literal["fp32", "bf16"]
+#: What a teacher computes in; "step" takes what the autocast around it says.
+Precision: TypeAlias = Literal["fp32", "bf16", "step"]
 Statistics: TypeAlias = Literal["teacher", "imagenet"]
 Triple: TypeAlias = tuple[float, float, float]
 
@@ -23,7 +25,8 @@ class FrozenTeacher(nn.Module):
 
     Its parameters need no gradient and it stays in evaluation mode: ``train()`` on it, or on a
     module that holds it, changes nothing. Weights are float32; ``precision`` says what the forward
-    pass computes in, whatever autocast is in force around it.
+    pass computes in: ``fp32`` or ``bf16`` whatever autocast is in force around it, or ``step`` for
+    what that autocast says.
 
     Attributes:
         identity: ``name``, ``tag`` and ``sha256`` of what was loaded.
@@ -34,8 +37,8 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, *, identity: Mapping[str, str], dim: int, precision: Precision) -> None:
         super().__init__()
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"teacher precision is {precision!r}: give 'fp32' or 'bf16'.")
+        if precision not in ("fp32", "bf16", "step"):
+            raise ValueError(f"teacher precision is {precision!r}: give 'fp32', 'bf16' or 'step'.")
         self.identity: dict[str, str] = dict(identity)
         self.dim = dim
         self.precision = precision
@@ -56,8 +59,10 @@ class FrozenTeacher(nn.Module):
         """Stay in evaluation mode, whatever is asked for."""
         return super().train(False)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The context that the forward pass runs in."""
+        if self.precision == "step":
+            return nullcontext()
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )

@@ -7,19 +7,37 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from recon_ray.data import images as module
-from recon_ray.data.images import (
+from recon_ray.data.augmentation import (
+    IDENTITY,
     OPERATIONS,
-    ImageTransform,
+    ROTATE,
+    SOLARIZE,
+    DrawnAugmentation,
+    DrawnOperation,
+    augment,
+    crop_and_resize,
     cut_out,
+    draw_augmentation,
+    draw_crop,
+    draw_gray,
+    draw_operations,
+    operate,
+)
+from recon_ray.data.images import (
+    ImageTransform,
     decode_image,
     load_images,
-    rand_augment,
-    random_resized_crop,
     resize_and_crop,
     sample_rng,
 )
 from recon_ray.errors import DataError
+
+# Mirrored; crop; two operations, each index, magnitude, negative; gray box.
+GOLDEN = [
+    [0, 8, 16, 227, 233, 13, 4, 1, 9, 4, 1, 193, 90, 209, 106],
+    [1, 18, 9, 186, 240, 9, 6, 0, 2, 2, 0, 158, 163, 174, 179],
+    [1, 9, 2, 112, 111, 5, 5, 1, 2, 7, 1, 40, 82, 48, 90],
+]
 
 
 def picture(seed=0, size=(40, 30)):
@@ -181,10 +199,21 @@ def test_bad_options_are_refused(options):
 # ---- the reference's augmentation ----------------------------------------------------------------
 
 
-def test_reference_augmentation_without_chance_is_resize_crop_and_cut_out(monkeypatch):
+def test_what_is_drawn_for_a_sample_never_changes():
+    """Recorded from the first version: other numbers are another augmentation of every set."""
+    assert draw_augmentation(224, sample_rng(0, 0, 0)).numbers() == GOLDEN[0]
+    assert draw_augmentation(224, sample_rng(7, 3, 123456)).numbers() == GOLDEN[1]
+    assert draw_augmentation(112, sample_rng(1, 0, 5)).numbers() == GOLDEN[2]
+
+
+def test_reference_augmentation_without_chance_is_resize_crop_and_cut_out():
     image = picture(size=(300, 200))
-    monkeypatch.setattr(module, "rand_augment", lambda image, rng: image)
-    rng = FixedRng(random=[0.7], uniform=[1.0, 0.0, 100.0, 50.0], integers=[0, 0])
+    # Not mirrored; two operations, neither applied.
+    rng = FixedRng(
+        random=[0.7, 0.1, 0.6, 0.1, 0.6],
+        uniform=[1.0, 0.0, 100.0, 50.0],
+        integers=[0, 0, SOLARIZE, ROTATE, 9, 9],
+    )
     found = ImageTransform(kind="reference")(image, rng)
     resized = image.resize((256, 256), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.resize((224, 224), Image.Resampling.BICUBIC)).copy()
@@ -192,14 +221,15 @@ def test_reference_augmentation_without_chance_is_resize_crop_and_cut_out(monkey
     np.testing.assert_array_equal(np.asarray(found), expected)
 
 
-def test_reference_augmentation_flips_with_probability_one_half(monkeypatch):
-    image = picture(size=(256, 256))
-    for name in ("rand_augment", "cut_out"):
-        monkeypatch.setattr(module, name, lambda image, *rest: image)
-    numbers = {"uniform": [1.0, 0.0], "integers": [0, 0]}
-    transform = ImageTransform(kind="reference")
-    plain = transform(image, FixedRng(random=[0.5], **numbers))
-    flipped = transform(image, FixedRng(random=[0.49], **numbers))
+def test_reference_augmentation_flips_with_probability_one_half():
+    flips = [draw_augmentation(224, sample_rng(0, 0, i)).mirrored for i in range(400)]
+    # Binomial(400, 1/2): standard deviation 10; six of them.
+    assert abs(sum(flips) - 200) < 60
+    image, still = picture(size=(256, 256)), (DrawnOperation(IDENTITY, 1, 1.0),) * 2
+    plain, flipped = (
+        augment(image, DrawnAugmentation(mirrored, (0, 0, 256, 256), still, (224,) * 4), 224)
+        for mirrored in (False, True)
+    )  # the gray box is outside
     np.testing.assert_array_equal(np.asarray(flipped), np.asarray(plain)[:, ::-1])
 
 
@@ -213,25 +243,16 @@ def test_reference_augmentation_flips_with_probability_one_half(monkeypatch):
 )
 def test_cut_out_is_gray_clipped_and_seventeen_pixels(at, rows, columns):
     image = Image.new("RGB", (224, 224))
-    found = np.asarray(cut_out(image, 16, FixedRng(uniform=at)))
+    found = np.asarray(cut_out(image, draw_gray(224, 16, FixedRng(uniform=at))))
     expected = np.zeros((224, 224, 3), dtype=np.uint8)
     expected[rows, columns] = 127
     np.testing.assert_array_equal(found, expected)
     assert np.asarray(image).max() == 0  # the input is left alone
 
 
-def test_crops_have_the_stated_areas_and_ratios(monkeypatch):
-    boxes = []
-    original = module._crop_box
-
-    def record(width, height, rng):
-        boxes.append(original(width, height, rng))
-        return boxes[-1]
-
-    monkeypatch.setattr(module, "_crop_box", record)
-    image, rng = picture(size=(256, 256)), np.random.default_rng(0)
-    for _ in range(500):
-        assert random_resized_crop(image, 16, rng).size == (16, 16)
+def test_crops_have_the_stated_areas_and_ratios():
+    rng = np.random.default_rng(0)
+    boxes = [draw_crop(256, 256, rng) for _ in range(500)]
     left, top, width, height = np.array(boxes).T
     area, ratio = width * height / 256**2, width / height
     # Sides are rounded to pixels: up to half of one in 205.
@@ -249,7 +270,9 @@ def test_crops_have_the_stated_areas_and_ratios(monkeypatch):
 def test_a_crop_that_never_fits_is_the_middle():
     image = Image.new("RGB", (400, 40))
     image.paste((255, 255, 255), (173, 0, 226, 40))  # the middle 53 columns: 40 * 4 / 3
-    found = np.asarray(random_resized_crop(image, 32, np.random.default_rng(0)))
+    crop = draw_crop(400, 40, np.random.default_rng(0))
+    found = np.asarray(crop_and_resize(image, crop, 32))
+    assert found.shape == (32, 32, 3)
     assert (found == 255).all()
 
 
@@ -283,36 +306,40 @@ def test_operations_follow_the_table():
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted), err_msg=str(index))
 
 
-def test_rand_augment_draws_two_operations_with_one_half_each():
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("magnitude", range(1, 10))
+def test_rotation_is_that_of_pil(magnitude, sign):
+    image = picture(size=(61, 40))
+    found = OPERATIONS[ROTATE](image, magnitude, sign)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(image.rotate(sign * 3 * magnitude)))
+
+
+def test_two_operations_are_drawn_with_one_half_each():
     image = picture()
-    solarize, rotate = 13, 12
-    # Operations 13 and 12; magnitudes 9 and 4; signs + and -; the first applied, the second not.
-    rng = FixedRng(integers=[solarize, rotate, 9, 4], random=[0.1, 0.4, 0.9, 0.6])
-    found = rand_augment(image, rng)
+    # Magnitudes 9 and 4; signs + and -; the first applied, the second not.
+    rng = FixedRng(integers=[SOLARIZE, ROTATE, 9, 4], random=[0.1, 0.4, 0.9, 0.6])
+    drawn = draw_operations(rng)
+    assert drawn == (DrawnOperation(SOLARIZE, 9, 1.0), DrawnOperation(IDENTITY, 4, -1.0))
+    found = operate(image, drawn)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(ImageOps.solarize(image, 26)))
 
 
-def test_magnitudes_are_one_to_nine(monkeypatch):
-    seen = []
-
-    def record(image, magnitude, sign):
-        seen.append((magnitude, sign))
-        return image
-
-    monkeypatch.setattr(module, "OPERATIONS", (record,))
+def test_operations_magnitudes_and_signs_are_drawn_alike():
     rng = sample_rng(0, 0, 0)
-    for _ in range(600):
-        rand_augment(picture(size=(8, 8)), rng)
-    magnitudes = [magnitude for magnitude, _ in seen]
-    assert set(magnitudes) == set(range(1, 10))
-    # Binomial(1200, 1/2): standard deviation 17; six of them.
-    assert abs(len(seen) - 600) < 104
-    assert {sign for _, sign in seen} == {-1.0, 1.0}
+    drawn = [one for _ in range(1400) for one in draw_operations(rng)]
+    applied = [one.index for one in drawn if one.index != IDENTITY]
+    # Binomial(2800, 13/28): standard deviation 26; six of them. Then 100 +- 10 of each operation.
+    assert abs(len(applied) - 1300) < 158
+    counts = np.bincount(applied, minlength=len(OPERATIONS))
+    assert np.abs(np.delete(counts, IDENTITY) - 100).max() < 60
+    assert {one.magnitude for one in drawn} == set(range(1, 10))
+    assert abs(sum(one.sign for one in drawn)) < 318
 
 
 def test_cut_out_scales_with_the_image():
     transform = ImageTransform(kind="reference", image_size=112)
     white = Image.new("RGB", (112, 112), (127, 127, 127))
     assert transform(white, sample_rng(0, 0, 0)).size == (112, 112)
-    found = np.asarray(cut_out(Image.new("RGB", (112, 112)), 8, FixedRng(uniform=[50, 50])))
+    box = draw_gray(112, 8, FixedRng(uniform=[50, 50]))
+    found = np.asarray(cut_out(Image.new("RGB", (112, 112)), box))
     assert (found == 127).all(axis=2).sum() == 81

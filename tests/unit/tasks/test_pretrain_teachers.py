@@ -37,7 +37,7 @@ def with_options(config: PretrainConfig, copy: PreparedSet, **image: object) -> 
 
 
 def make_cache(config: PretrainConfig, seed: int = 3, **cache: object) -> dict[str, float]:
-    image = config.teacher.image.model_dump(exclude={"mode", "cache"})
+    image = config.teacher.image.model_dump(exclude={"mode", "cache", "augment_on"})
     text = config.teacher.text.model_dump()
     settings = CacheTeachersConfig(
         run={"storage": config.run.storage, "name": "cache", "seed": seed},
@@ -53,7 +53,7 @@ def make_cache(config: PretrainConfig, seed: int = 3, **cache: object) -> dict[s
 def enriched(config: PretrainConfig, prepared: PreparedSet, epoch: int) -> dict[str, torch.Tensor]:
     """What the student is given of the first rows, by the path that training takes."""
     task = make_task(config, prepared)
-    options = task.batch_options()
+    options = task.batch_options().for_device(torch.device("cpu"))
     views = options.images is not None
     rows = prepared.read("train", columns=["points", "label", "caption"], views=views)
     from recon_ray.cluster.trainer import read_features
@@ -63,6 +63,7 @@ def enriched(config: PretrainConfig, prepared: PreparedSet, epoch: int) -> dict[
     table = IndexedTable([rows.select(list(options.columns))], pictures, features)
     batch = make_batch(table.take(np.arange(9), options.needs), options, epoch=epoch)
     task.on_device(torch.device("cpu"))
+    assert ("image_parameters" in batch) == (config.teacher.image.augment_on == "device")
     return task.enrich(batch, SampleGenerator(config.run.seed, batch["sample_id"], epoch))
 
 
@@ -86,6 +87,33 @@ def test_cached_features_are_those_of_the_online_teacher(tiny_config, copy, augm
         torch.testing.assert_close(
             found["image_features"], expected["image_features"], rtol=1e-3, atol=1e-4
         )
+
+
+def test_a_teacher_sees_the_same_whether_host_or_device_augments(tiny_config, copy):
+    host, device = (
+        enriched(with_options(tiny_config, copy, augment_on=where), copy, epoch=1)
+        for where in ("host", "device")
+    )
+    assert torch.equal(host["points"], device["points"])
+    found, expected = device["image_features"], host["image_features"]
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+    other = enriched(with_options(tiny_config, copy, augment_on="host"), copy, epoch=2)
+    assert torch.nn.functional.cosine_similarity(found, other["image_features"]).min() < 0.999
+
+
+def test_images_are_augmented_on_gpus_unless_the_configuration_says_otherwise(tiny_config, copy):
+    places = {}
+    for where in ("auto", "host", "device"):
+        options = make_task(with_options(tiny_config, copy, augment_on=where), copy).batch_options()
+        found = [options.for_device(torch.device(device)) for device in ("cpu", "cuda")]
+        places[where] = [one.augment_on for one in found]
+    assert places == {
+        "auto": ["host", "device"],
+        "host": ["host", "host"],
+        "device": ["device", "device"],
+    }
+    plain = make_task(with_options(tiny_config, copy, augment="none"), copy).batch_options()
+    assert plain.for_device(torch.device("cuda")).augment_on == "host"
 
 
 def test_a_worker_of_a_cached_run_has_no_teacher_and_decodes_nothing(tiny_config, copy):

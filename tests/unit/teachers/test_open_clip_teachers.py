@@ -104,6 +104,15 @@ def test_bf16_is_close_and_returns_float32(clip_file, images):
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
 
 
+def test_a_teacher_of_the_step_computes_as_the_autocast_around_it(clip_file, images):
+    spec = f"open_clip:{TINY_QUICK}:{clip_file}"
+    teacher = create_image_teacher(spec, precision="step")
+    assert torch.equal(teacher.encode(images), create_image_teacher(spec).encode(images))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = teacher.encode(images)
+    assert torch.equal(found, create_image_teacher(spec, precision="bf16").encode(images))
+
+
 def test_identity_has_name_tag_and_hash_of_the_file(clip_file):
     teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
     assert teacher.identity == {
