@@ -243,8 +243,10 @@ def _step(
         task.parameter_groups(module), fused=True, capturable=wants_graph(settings, device)
     )
     plan = BatchPlan(size, 1)
+    # Pictures are decoded anew in every epoch: they come from the host in every way.
+    residency = "host" if workload.options.images is not None else way.residency
     feed = indexed_feed(
-        workload.table, workload.options, seed=seed, residency=way.residency, device=device
+        workload.table, workload.options, seed=seed, residency=residency, device=device
     )
     step = Step(
         task, module, optimizer, settings=settings, plan=plan, feed=feed, device=device, rank=0

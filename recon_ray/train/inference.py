@@ -31,7 +31,7 @@ class Inference:
     cuda_graph: bool = True
 
     def prepare(self, function: Function, device: torch.device) -> Function:
-        """Give a function that computes the same; call it without gradient.
+        """Give a function that computes the same, in float32 at the end; without gradient.
 
         Args:
             function: Called with tensors on the device. Captured once, so everything that varies
@@ -76,7 +76,11 @@ class _Prepared:
 
     def _run(self, function: Function, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
-            return dict(function(*tensors))
+            results = function(*tensors)
+        return {
+            name: value.float() if value.dtype == torch.bfloat16 else value
+            for name, value in results.items()
+        }
 
     def _capture(self, tensors: tuple[Tensor, ...]) -> None:
         self._inputs = [tensor.clone() for tensor in tensors]

@@ -75,6 +75,14 @@ def test_the_loss_falls_and_the_metrics_are_complete(tiny_config, tiny_prepared)
     assert len(losses(folder)) == 36
 
 
+def test_a_run_in_half_precision_learns_and_is_evaluated(tiny_config, tiny_prepared):
+    config = changed(tiny_config, runtime={"precision": "bf16"}, train={"epochs": 12})
+    metrics, folder = pretrain_here(config, tiny_prepared)
+    assert metrics["loss_last"] < 0.67 * metrics["loss_first"]
+    assert {"probe_after", "zeroshot_accuracy", "probe_full_after"} <= metrics.keys()
+    assert all(value.dtype != torch.bfloat16 for value in weights(folder).values())
+
+
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tiny_config, tiny_prepared):
     _, first = pretrain_here(changed(tiny_config, run={"name": "a"}), tiny_prepared)
     _, again = pretrain_here(changed(tiny_config, run={"name": "b"}), tiny_prepared)
