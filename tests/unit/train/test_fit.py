@@ -173,6 +173,23 @@ def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared
     assert together["probe_full_before"] == pytest.approx(alone["probe_full_before"], abs=0.09)
 
 
+def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(
+    tiny_config, tiny_prepared
+):
+    _, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
+    config = changed(
+        tiny_config,
+        run={"name": "several"},
+        train={"gradient_precision": "bf16", "bucket_megabytes": 0.05},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (2, f"{folder}/rendezvous", config)
+        mp.start_processes(_worker, arguments, nprocs=2, start_method="spawn")
+    several = losses(one.parent / "several")
+    assert several == pytest.approx(losses(one), rel=0.03)
+    assert several != pytest.approx(losses(one), rel=1e-5)
+
+
 def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(
     tiny_config, tiny_prepared
 ):
