@@ -173,9 +173,7 @@ def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared
     assert together["probe_full_before"] == pytest.approx(alone["probe_full_before"], abs=0.09)
 
 
-def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(
-    tiny_config, tiny_prepared
-):
+def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(tiny_config, tiny_prepared):
     _, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
     config = changed(
         tiny_config,
