@@ -163,8 +163,6 @@ class Step:
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
 
     def _wrapped(self, module: nn.Module, task: Task) -> nn.Module:
-        if not is_distributed():
-            return module
         sync: dict[str, Any] = {_SYNC_BUFFERS: not self.settings.sync_batch_norm}
         wrapped = DistributedDataParallel(
             module,

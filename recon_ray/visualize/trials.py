@@ -164,12 +164,11 @@ def draw_beside(
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
-    style_axes(axes, "accuracy or mIoU beside the published number")
+    style_axes(axes, "accuracy or mIoU in %, beside the published number")
     axes.grid(color=GRID_COLOR, linewidth=0.8)
-    axes.set_xlabel("%", color=TEXT_COLOR, fontsize=10)
     if ours or theirs:
-        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT_COLOR, loc="lower right", ncols=2,
-                    bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT_COLOR, loc="upper center", ncols=2,
+                    bbox_to_anchor=(0.5, -0.08))  # fmt: skip
     figure.tight_layout()
     return save_figure(figure, path)
 
