@@ -103,6 +103,7 @@ def test_a_lost_node_is_done_without(cluster, elastic):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mode", ["shared", "stream", "cached"])
 def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, elastic, mode):
     few = 60 if mode == "shared" else 4
