@@ -47,6 +47,8 @@ def elastic(
             "cpus_per_worker": 2.0,
         },
         "train": {"epochs": 100_000, "commit_every_seconds": 1.0, "ledger": True},
+        # Sums over another number of workers round differently: small steps keep that small.
+        "optim": {"lr": 1e-5},
         "eval": {"enabled": False},
     }  # fmt: skip
     sections = {n: getattr(tiny_config, n).model_copy(update=new) for n, new in changes.items()}
@@ -77,13 +79,13 @@ def end_undisturbed(run: ElasticRun, *, same_steps: bool) -> None:
     run.assert_every_sample_once()
     if same_steps:
         whole = run.alone("whole", steps)
-        assert run.losses == pytest.approx(whole.losses, rel=0.05)
+        assert run.losses == pytest.approx(whole.losses, rel=1e-3)
         mine, theirs = (
             CheckpointStore(str(one.folder / "checkpoints")).load_latest().model
             for one in (run, whole)
         )
         for name in theirs:
-            torch.testing.assert_close(mine[name], theirs[name], rtol=0.05, atol=0.05, msg=name)
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_a_lost_node_is_done_without(cluster, elastic):
