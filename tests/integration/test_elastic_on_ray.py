@@ -1,6 +1,7 @@
 """Workers and nodes that come and go: every sample once an epoch, every step once, and why.
 
-Events are triggered by what a run has been seen to do, never by the clock.
+Events are triggered by what a run has been seen to do, never by the clock; how long recoveries take
+is measured by tests/soak, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from recon_ray.config.schema import PretrainConfig
 from recon_ray.train.checkpoint import CheckpointStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-#: Seconds from an event to the next step that this machine is held to.
-WORKER_KILL_SECONDS, NODE_LOSS_SECONDS = 30, 60
 
 
 @pytest.fixture
@@ -121,12 +120,10 @@ def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, 
     os.kill(node.workers()[-1], signal.SIGKILL)
     start = run.until_started(3, workers=2)
     assert start["reason"] == "a worker failed: rank 1: it died"
-    assert start["seconds"] < WORKER_KILL_SECONDS
     run.until_steps(few)
 
     cluster.remove_node(node)
-    start = run.until_started(4, workers=1)
-    assert start["seconds"] < NODE_LOSS_SECONDS + 30 * (mode != "shared")  # datasets start anew
+    run.until_started(4, workers=1)
     run.until_steps(few)
 
     node = cluster.add_node(cpus=2)

@@ -46,6 +46,8 @@ FAULTS = Path(__file__).with_name("faults")
 PER_CLASS, CLASSES, BATCH = 45, ("chair", "lamp", "mug"), 16
 #: Training between two events, in seconds.
 PAUSE = (4.0, 15.0)
+#: Longest median recovery, in seconds, on a machine that does nothing else.
+PROMISED = {"kill_worker": 30, "remove_node": 60}
 #: Largest distance to the undisturbed weights, as a part of the way that those have gone.
 CLOSE = 0.1
 
@@ -298,6 +300,17 @@ def compare(run: ElasticRun, other: ElasticRun, fixed: bool) -> dict[str, float]
     return found
 
 
+def slow_recoveries(happened: list[Happened]) -> str:
+    """Name the events after which the run usually took longer to go on than is promised."""
+    slow = []
+    for event, promised in PROMISED.items():
+        all_of = [h for h in happened if h.event == event]
+        took = sorted(h.recovery_seconds for h in all_of if h.recovery_seconds is not None)
+        if took and took[len(took) // 2] > promised:
+            slow.append(f"{event} {took[len(took) // 2]} s (promised: {promised})")
+    return ", ".join(slow)
+
+
 def table(happened: list[Happened]) -> str:
     """The events as a Markdown table, and the slowest recovery of each kind."""
     lines = ["| second | event | step | workers after | recovery, s | steps again | reason |"]
@@ -337,7 +350,11 @@ def main() -> int:
     result: dict[str, object] = {"seed": seed, "minutes": options.minutes, "mode": options.mode}
     try:
         soak.disturb(options.minutes)
-        result |= {"final": soak.finish(), "steps": soak.run.step, "passed": True}
+        result |= {"final": soak.finish(), "steps": soak.run.step}
+        slow = slow_recoveries(soak.happened)
+        result |= {"passed": not slow, "failure": slow}
+        if slow:
+            say(f"FAILED: recovered too slowly: {slow}")
     except AssertionError as error:
         result |= {"passed": False, "failure": str(error)[-4000:]}
         say(f"FAILED: {str(error)[-4000:]}")
