@@ -22,6 +22,7 @@ import os
 import random
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -240,7 +241,8 @@ class Soak:
             )  # fmt: skip
             other.start().wait(0, 3600)
         else:
-            other = self.run.alone("whole", steps, "train.commit_every_seconds=60")
+            options = (steps, "train.commit_every_seconds=60")
+            other = self.run.alone("whole", *options, seconds=3600)
         other.assert_every_sample_once()
         say(f"the undisturbed run took {time.monotonic() - began:.0f} s")
         return compare(self.run, other, self.fixed)
@@ -355,7 +357,7 @@ def main() -> int:
         result |= {"passed": not slow, "failure": slow}
         if slow:
             say(f"FAILED: recovered too slowly: {slow}")
-    except AssertionError as error:
+    except (AssertionError, subprocess.TimeoutExpired) as error:
         result |= {"passed": False, "failure": str(error)[-4000:]}
         say(f"FAILED: {str(error)[-4000:]}")
     finally:
