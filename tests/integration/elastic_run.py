@@ -48,14 +48,14 @@ class ElasticRun:
             )  # fmt: skip
         return self
 
-    def alone(self, name: str, *options: str) -> ElasticRun:
+    def alone(self, name: str, *options: str, seconds: float = 240) -> ElasticRun:
         """Run the same in one process that nobody disturbs, to its end."""
         more = [f"run.name={name}", "cluster.workers=0", "data.mode=auto", *options]
         other = ElasticRun(
             self.cluster, self.config, self.folder.with_name(name), (*self.options, *more),
             self.samples, self.batch,
         )  # fmt: skip
-        other.start().wait()
+        other.start().wait(seconds=seconds)
         return other
 
     def wait(self, status: int = 0, seconds: float = 240) -> str:

@@ -1,6 +1,7 @@
 """Workers and nodes that come and go: every sample once an epoch, every step once, and why.
 
-Events are triggered by what a run has been seen to do, never by the clock.
+Events are triggered by what a run has been seen to do, never by the clock; how long recoveries take
+is measured by tests/soak, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from recon_ray.config.schema import PretrainConfig
 from recon_ray.train.checkpoint import CheckpointStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-#: Seconds from an event to the next step that this machine is held to.
-WORKER_KILL_SECONDS, NODE_LOSS_SECONDS = 30, 60
 
 
 @pytest.fixture
@@ -47,6 +46,8 @@ def elastic(
             "cpus_per_worker": 2.0,
         },
         "train": {"epochs": 100_000, "commit_every_seconds": 1.0, "ledger": True},
+        # Sums over another number of workers round differently: small steps keep that small.
+        "optim": {"lr": 1e-5},
         "eval": {"enabled": False},
     }  # fmt: skip
     sections = {n: getattr(tiny_config, n).model_copy(update=new) for n, new in changes.items()}
@@ -77,13 +78,13 @@ def end_undisturbed(run: ElasticRun, *, same_steps: bool) -> None:
     run.assert_every_sample_once()
     if same_steps:
         whole = run.alone("whole", steps)
-        assert run.losses == pytest.approx(whole.losses, rel=0.05)
+        assert run.losses == pytest.approx(whole.losses, rel=1e-3)
         mine, theirs = (
             CheckpointStore(str(one.folder / "checkpoints")).load_latest().model
             for one in (run, whole)
         )
         for name in theirs:
-            torch.testing.assert_close(mine[name], theirs[name], rtol=0.05, atol=0.05, msg=name)
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_a_lost_node_is_done_without(cluster, elastic):
@@ -103,6 +104,7 @@ def test_a_lost_node_is_done_without(cluster, elastic):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mode", ["shared", "stream", "cached"])
 def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, elastic, mode):
     few = 60 if mode == "shared" else 4
@@ -118,12 +120,10 @@ def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, 
     os.kill(node.workers()[-1], signal.SIGKILL)
     start = run.until_started(3, workers=2)
     assert start["reason"] == "a worker failed: rank 1: it died"
-    assert start["seconds"] < WORKER_KILL_SECONDS
     run.until_steps(few)
 
     cluster.remove_node(node)
-    start = run.until_started(4, workers=1)
-    assert start["seconds"] < NODE_LOSS_SECONDS + 30 * (mode != "shared")  # datasets start anew
+    run.until_started(4, workers=1)
     run.until_steps(few)
 
     node = cluster.add_node(cpus=2)

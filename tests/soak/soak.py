@@ -22,6 +22,7 @@ import os
 import random
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +47,8 @@ FAULTS = Path(__file__).with_name("faults")
 PER_CLASS, CLASSES, BATCH = 45, ("chair", "lamp", "mug"), 16
 #: Training between two events, in seconds.
 PAUSE = (4.0, 15.0)
+#: Longest median recovery, in seconds, on a machine that does nothing else.
+PROMISED = {"kill_worker": 30, "remove_node": 60}
 #: Largest distance to the undisturbed weights, as a part of the way that those have gone.
 CLOSE = 0.1
 
@@ -238,7 +241,8 @@ class Soak:
             )  # fmt: skip
             other.start().wait(0, 3600)
         else:
-            other = self.run.alone("whole", steps, "train.commit_every_seconds=60")
+            options = (steps, "train.commit_every_seconds=60")
+            other = self.run.alone("whole", *options, seconds=3600)
         other.assert_every_sample_once()
         say(f"the undisturbed run took {time.monotonic() - began:.0f} s")
         return compare(self.run, other, self.fixed)
@@ -282,9 +286,10 @@ def compare(run: ElasticRun, other: ElasticRun, fixed: bool) -> dict[str, float]
 
     start = run.alone("start", "train.steps=1")
     mine, theirs, first = weights(run), weights(other), weights(start)
-    assert run.losses.keys() == other.losses.keys()
+    ours, undisturbed = run.losses, other.losses
+    assert ours.keys() == undisturbed.keys()
     apart, way = distance(mine, theirs), distance(theirs, first)
-    losses = [abs(run.losses[s] - other.losses[s]) / other.losses[s] for s in other.losses]
+    losses = [abs(ours[step] - loss) / loss for step, loss in undisturbed.items()]
     found = {
         "weights_apart": apart, "weights_way": way, "weights_apart_part_of_way": apart / way,
         "loss_apart_most": max(losses),
@@ -292,10 +297,21 @@ def compare(run: ElasticRun, other: ElasticRun, fixed: bool) -> dict[str, float]
     say(" ".join(f"{name}={value:.3g}" for name, value in found.items()))
     if fixed:
         assert apart == 0, "the weights are not the same"
-        assert run.losses == other.losses, "the losses are not the same"
+        assert ours == undisturbed, "the losses are not the same"
     else:
         assert apart / way < CLOSE, "the weights have gone another way"
     return found
+
+
+def slow_recoveries(happened: list[Happened]) -> str:
+    """Name the events after which the run usually took longer to go on than is promised."""
+    slow = []
+    for event, promised in PROMISED.items():
+        all_of = [h for h in happened if h.event == event]
+        took = sorted(h.recovery_seconds for h in all_of if h.recovery_seconds is not None)
+        if took and took[len(took) // 2] > promised:
+            slow.append(f"{event} {took[len(took) // 2]} s (promised: {promised})")
+    return ", ".join(slow)
 
 
 def table(happened: list[Happened]) -> str:
@@ -337,8 +353,12 @@ def main() -> int:
     result: dict[str, object] = {"seed": seed, "minutes": options.minutes, "mode": options.mode}
     try:
         soak.disturb(options.minutes)
-        result |= {"final": soak.finish(), "steps": soak.run.step, "passed": True}
-    except AssertionError as error:
+        result |= {"final": soak.finish(), "steps": soak.run.step}
+        slow = slow_recoveries(soak.happened)
+        result |= {"passed": not slow, "failure": slow}
+        if slow:
+            say(f"FAILED: recovered too slowly: {slow}")
+    except (AssertionError, subprocess.TimeoutExpired) as error:
         result |= {"passed": False, "failure": str(error)[-4000:]}
         say(f"FAILED: {str(error)[-4000:]}")
     finally:

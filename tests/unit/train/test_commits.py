@@ -396,8 +396,12 @@ def test_a_holder_counts_up_and_ends_where_it_was_taken_over(tmp_path):
     else:
         pytest.fail("it does not count")
     with catching_sigterm():
-        elsewhere(tmp_path)
-        assert stop_requested().wait(10)
+        for _ in range(50):  # the holder may just be writing
+            elsewhere(tmp_path)
+            if stop_requested().wait(0.2):
+                break
+        else:
+            pytest.fail("it does not notice")
     lease.release()
     assert (tmp_path / "lease.json").exists()  # it is the other one's
 
