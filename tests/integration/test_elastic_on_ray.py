@@ -87,6 +87,7 @@ def end_undisturbed(run: ElasticRun, *, same_steps: bool) -> None:
             torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
+@pytest.mark.long
 def test_a_lost_node_is_done_without(cluster, elastic):
     node = cluster.add_node(cpus=2)
     run = elastic("run", "cluster.start_timeout_seconds=5").start()
