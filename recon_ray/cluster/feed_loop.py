@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recon_ray.cluster.worker import RayRuntime, WorkerPayload, set_up_worker_log
-from recon_ray.data.batches import Batch, prefetch
+from recon_ray.data.batches import Batch
+from recon_ray.data.prefetch import prefetch
 from recon_ray.errors import ReconError
 from recon_ray.train.batching import BatchPlan
 

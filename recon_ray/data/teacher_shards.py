@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from recon_ray.data.batches import prefetch
 from recon_ray.data.files import read_json, remove_temporaries, write_json, write_table
 from recon_ray.data.images import ImageTransform, load_images
+from recon_ray.data.prefetch import prefetch
 from recon_ray.data.prepared import PreparedSet, Split
 from recon_ray.data.progress import ShardProgress
 from recon_ray.data.schema import MANIFEST, tensor_column

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recon_ray.cluster.evaluator import WorkerRuntime
 from recon_ray.config.schema import BenchmarkConfig, StepBenchmarkSection, Variant
-from recon_ray.data.batches import Batch, prefetch_batches
+from recon_ray.data.batches import Batch
+from recon_ray.data.prefetch import prefetch_batches
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.programs.step_workloads import (
     REPEATS,

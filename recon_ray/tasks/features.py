@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon_ray.data.batches import Batch, BatchOptions, batches_on
+from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.prefetch import batches_on
 from recon_ray.models.recon import Embedder
 from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.config.schema import PartsegConfig
-from recon_ray.data.batches import Batch, BatchOptions, batches_on
+from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.prefetch import batches_on
 from recon_ray.losses.downstream import segmentation_losses
 from recon_ray.models.partseg import PartSegmenter, is_part_head_parameter
 from recon_ray.points import ops, random, transforms

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon_ray.data.batches import Batch, BatchOptions, batches_on
+from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.prefetch import batches_on
 from recon_ray.errors import CheckpointError
 from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recon_ray.data.batches import Batch, prefetch_batches
+from recon_ray.data.batches import Batch
+from recon_ray.data.prefetch import prefetch_batches
 from recon_ray.errors import CheckpointError, ConfigError, ReconError, StoppedError
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.train.batching import BatchPlan, steps_per_epoch

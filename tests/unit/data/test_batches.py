@@ -13,9 +13,9 @@ from recon_ray.data.batches import (
     choose_features,
     filled,
     make_batch,
-    prefetch,
 )
 from recon_ray.data.images import ImageTransform, load_images, sample_rng
+from recon_ray.data.prefetch import prefetch
 from recon_ray.data.schema import tensor_column
 from recon_ray.errors import DataError
 from recon_ray.train.runtime import evaluation_batches
