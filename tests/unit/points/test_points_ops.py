@@ -16,7 +16,8 @@ POINTS = torch.zeros(2, 5, 3)
 
 @pytest.fixture(autouse=True)
 def _fresh_backend(ops_backend: ops.BackendName) -> Iterator[None]:
-    caches = (ops._compiled, ops._has_pointnet2, ops._announce)
+    caches = (ops._has_pointnet2, ops._announce)
+    ops._found.clear()
     for cached in caches:
         cached.cache_clear()
     ops.set_backend("auto")
@@ -30,8 +31,7 @@ def _fresh_backend(ops_backend: ops.BackendName) -> Iterator[None]:
 def no_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_compiled", lambda: None)
     monkeypatch.setattr(ops, "_has_pointnet2", lambda: False)
-    ops._compiled.cache_clear = lambda: None  # the fixture above calls these
-    ops._has_pointnet2.cache_clear = lambda: None
+    ops._has_pointnet2.cache_clear = lambda: None  # the fixture above calls it
 
 
 @pytest.mark.usefixtures("no_compiled")
