@@ -27,6 +27,7 @@ from recon_ray.config.schema import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
 from recon_ray.train.lease import Lease
+from recon_ray.train.packing import pack
 from recon_ray.train.runtime import AFRESH, RunFolder
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -326,9 +327,8 @@ def _find_checkpoint(path: str) -> Checkpoint:
 
 def _adopt_checkpoint(folder: RunFolder, start: Checkpoint) -> None:
     """Store a checkpoint of another run in one that has none yet."""
-    CheckpointStore(folder.checkpoints).save(
-        start.step, model=start.model, train=start.train, architecture=start.architecture
-    )
+    packed = pack(start.step, model=start.model, train=start.train, architecture=start.architecture)
+    CheckpointStore(folder.checkpoints).write(packed)
 
 
 def _first_line(error: BaseException) -> str:

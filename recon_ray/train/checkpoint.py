@@ -32,7 +32,7 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.train.packing import FORMAT, Packed, expendable, pack
+from recon_ray.train.packing import FORMAT, Packed, expendable
 
 logger = logging.getLogger(__name__)
 
@@ -97,41 +97,8 @@ class CheckpointStore:
         """File system that :meth:`path` refers to."""
         return self._fs
 
-    def save(
-        self,
-        step: int,
-        *,
-        model: Mapping[str, torch.Tensor],
-        train: Mapping[str, Any],
-        architecture: Mapping[str, Any],
-        records: Mapping[str, Any] | None = None,
-        best: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Write one checkpoint and delete those that need not be kept any more.
-
-        Args:
-            step: Optimizer steps behind it.
-            model: State dict of the model.
-            train: What continues the run.
-            architecture: Constructor arguments of the model.
-            records: Plain data of the task that goes with the model.
-            best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so
-                far, which may be this one; it is never deleted.
-
-        Returns:
-            The checkpoint's folder name.
-
-        Raises:
-            CheckpointError: If the storage refuses, a full disk for example; older ones stay.
-        """
-        packed = pack(
-            step, model=model, train=train, architecture=architecture, records=records, best=best
-        )
-        self.write(packed)
-        return packed.name
-
     def write(self, packed: Packed) -> None:
-        """Write what :func:`pack` has made, and delete what need not be kept any more.
+        """Write what :func:`~recon_ray.train.packing.pack` has made; delete what may go.
 
         Raises:
             CheckpointError: If the storage refuses, a full disk for example; older ones stay.

@@ -46,7 +46,8 @@ def pack(
         train: What continues the run.
         architecture: Constructor arguments of the model.
         records: Plain data of the task that goes with the model.
-        best: What ``best.json`` is to say, see :meth:`CheckpointStore.save`.
+        best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so far,
+            which may be this one; it is never deleted.
     """
     files = {}
     for file, content in (("model.pt", dict(model)), ("train.pt", dict(train))):

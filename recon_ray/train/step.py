@@ -50,7 +50,6 @@ class Step:
 
     Attributes:
         meter: Sums of the losses since they were last read.
-        uses_graph: Whether steps are replayed as one CUDA graph.
     """
 
     def __init__(
@@ -89,10 +88,9 @@ class Step:
                 module.compile(mode=COMPILE_MODES[settings.compile], dynamic=False)
             else:
                 self._forward = compiled(self._forward)
-        self.uses_graph = wants_graph(settings, device)
-        self._graph = StepGraph(self._run, device) if self.uses_graph else None
+        self._graph = StepGraph(self._run, device) if wants_graph(settings, device) else None
         self._lr = torch.zeros(len(optimizer.param_groups), device=device)
-        if self.uses_graph:
+        if self._graph is not None:
             for group, lr in zip(optimizer.param_groups, self._lr, strict=True):
                 group["lr"] = lr  # read from the device by each replay
 

@@ -161,7 +161,7 @@ def test_the_cluster_file_is_what_ray_up_reads() -> None:
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     for command in (command for command in starts if "ray start" in command):
         assert command.startswith("RAY_AUTH_MODE=token ray start")
-    assert "/home/ray/.ray/auth_token" in config["file_mounts"]
+    assert "~/.ray/auth_token" in config["file_mounts"]
 
 
 SLURM = CLUSTER / "slurm.sh"

@@ -8,6 +8,7 @@ from torch import nn
 
 from recon_ray.errors import CheckpointError
 from recon_ray.train.checkpoint import MANIFEST, CheckpointStore, load_model_state
+from recon_ray.train.packing import pack
 
 
 @pytest.fixture
@@ -16,12 +17,14 @@ def store(tmp_path):
 
 
 def _save(store: CheckpointStore, step: int) -> str:
-    return store.save(
+    packed = pack(
         step,
         model={"weight": torch.full((2, 3), float(step))},
         train={"progress": {"step": step}, "seen": torch.ones(4, dtype=torch.uint8)},
         architecture={"embed_dim": 3},
     )
+    store.write(packed)
+    return packed.name
 
 
 def _folder(store: CheckpointStore, name: str) -> Path:

@@ -465,7 +465,7 @@ def test_an_epoch_ends_as_it_was_begun(tiny_config, tiny_prepared, monkeypatch):
 def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, tracks, mode):
     store = CheckpointStore(str(tmp_path))
     train = {"progress": progress, "tracks_samples": tracks}
-    store.save(1, model={}, train=train, architecture={})
+    store.write(pack(1, model={}, train=train, architecture={}))
     assert _mode_of_epoch(str(tmp_path)) == mode
 
 
