@@ -109,9 +109,10 @@ class Step:
                 group["lr"] = value
             # A compiled step must not be compiled again for every epoch: a tensor is no constant.
             compiled = self.settings.compile != "off"
-            self._run(batch, torch.tensor(epoch, device=self._device) if compiled else epoch)
+            self._run(batch, torch.full((), epoch, device=self._device) if compiled else epoch)
         else:
-            self._lr.copy_(torch.tensor(lr))
+            for target, value in zip(self._lr, lr, strict=True):
+                target.fill_(value)  # a copy from the host would wait for the steps before
             self._graph(batch, epoch)
 
     def _run(self, batch: Batch, epoch: int | Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.config.schema import PretrainConfig
-from recon_ray.data.batches import BatchOptions, IndexedTable
+from recon_ray.data.batches import Batch, BatchOptions, IndexedTable
 from recon_ray.data.schema import tensor_column
 from recon_ray.errors import ConfigError
 from recon_ray.models.heads import ClassHead
@@ -49,10 +50,9 @@ def pretraining() -> PretrainTask:
     return PretrainTask(config, texts=["a", "b", "c"], num_classes=3)
 
 
-def taken_steps(
-    count: int, device: torch.device = CPU, residency: str = "host", lr: float = 1e-3, **settings
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses of every step, and the weights after the last."""
+def made_step(
+    device: torch.device = CPU, residency: str = "host", **settings
+) -> tuple[Step, nn.Module, Iterator[Batch]]:
     torch._dynamo.reset()
     torch.manual_seed(0)
     task = pretraining()
@@ -69,7 +69,15 @@ def taken_steps(
     step = Step(
         task, module, optimizer, settings=options, plan=plan, feed=feed, device=device, rank=0
     )
-    batches, losses = endless(feed, plan, device), []
+    return step, module, endless(feed, plan, device)
+
+
+def taken_steps(
+    count: int, device: torch.device = CPU, residency: str = "host", lr: float = 1e-3, **settings
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of every step, and the weights after the last."""
+    step, module, batches = made_step(device, residency, **settings)
+    losses = []
     for number in range(count):
         step(next(batches), epoch=number // 4, step=number, lr=[lr] * 3)
         losses.append(step.meter.read().means()["loss"])
@@ -287,6 +295,25 @@ def test_200_steps_on_the_gpu_are_the_plain_eager_steps(way):
     assert fast[:20] == pytest.approx(eager[:20], rel=1e-3)
     mean = sum(eager[-50:]) / 50
     assert sum(fast[-50:]) / 50 == pytest.approx(mean, rel=0.02)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("residency", ["host", "device"])
+@pytest.mark.parametrize(
+    "way", [{"cuda_graph": True}, {"compile": "default"}], ids=["graph", "compile"]
+)
+def test_the_host_does_not_wait_for_the_gpu_in_a_step(way, residency):
+    step, _, batches = made_step(torch.device("cuda"), residency, precision="bf16", **way)
+    for number in range(6):  # compiles and captures
+        step(next(batches), epoch=0, step=number, lr=[1e-3] * 3)
+    ready = [next(batches) for _ in range(6)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number, batch in enumerate(ready):
+            step(batch, epoch=number // 4, step=6 + number, lr=[1e-3 / (number + 1)] * 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    batches.close()
 
 
 @pytest.mark.cuda
