@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -18,15 +19,14 @@ import torch
 from ray.train import DataConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
+from recon_ray.cluster.notices import guarded, messenger, outcome_of
 from recon_ray.cluster.trainer import put_tables, read_tables, resolve_precision, scaling
-from recon_ray.cluster.worker import set_up_worker_log, use_ops
+from recon_ray.cluster.worker import set_up_worker_log, use_ops, work_in
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.stream import SplitBlocks
-from recon_ray.errors import ReconError
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
 from recon_ray.train.runtime import EvaluationRuntime, RunFolder
@@ -108,7 +108,7 @@ def evaluate(
         tables = read_tables(named, options.columns)
         how = _inference(runtime, on_gpu=on_gpu)
         return _run(make_evaluation, WorkerRuntime(0, 1, device, folder, tables, {}, how))
-    with _session(cluster):
+    with _session(cluster), messenger() as actor:
         plan = plan_workers(cluster, reads_during_training=False, device=runtime.device)
         cores = (os.cpu_count() or 1) * plan.nodes
         payload = _Payload(
@@ -119,6 +119,8 @@ def evaluate(
             ops_backend=runtime.ops_backend,
             driver_ops=ops.backend(),
             threads=runtime.threads or max(1, cores // plan.max_workers),
+            messenger=actor,
+            directory=str(Path.cwd()),
         )
         return _run_on_ray(payload, folder, cluster, plan)
 
@@ -140,6 +142,8 @@ class _Payload:
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
+    messenger: Any
+    directory: str
 
 
 def _run_on_ray(
@@ -158,30 +162,27 @@ def _run_on_ray(
         dataset_config=DataConfig(datasets_to_split=[]),
     )
     try:
-        outcome: Mapping[str, Any] = trainer.fit().return_value
+        return dict(outcome_of(payload.messenger, trainer.fit)["result"])
     finally:
         if folder.is_local:
             shutil.rmtree(folder.local / RAY_FOLDER, ignore_errors=True)
-    if "error" in outcome:
-        kind = getattr(errors, str(outcome["error"]), ReconError)
-        raise kind(outcome["message"])
-    return dict(outcome["result"])
 
 
 def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Entry point of a worker; an error of ours is returned, as Ray would restart for a raised one.
+    """Entry point of a worker.
 
     Args:
         config: ``{"payload": _Payload}``.
 
     Returns:
-        ``{"result": ...}`` or ``{"error": class name, "message": ...}``.
+        ``{"result": ...}`` or an error, see :func:`recon_ray.cluster.notices.guarded`.
     """
     payload: _Payload = config["payload"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
     set_up_worker_log(rank, show_records=False)
     torch.set_num_threads(payload.threads)
+    work_in(payload.directory)
     runtime = WorkerRuntime(
         rank,
         context.get_world_size(),
@@ -191,11 +192,12 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
         payload.blocks,
         payload.inference,
     )
-    try:
+
+    def run() -> dict[str, Any]:
         use_ops(payload.ops_backend, payload.driver_ops)
         return {"result": _run(payload.make_evaluation, runtime)}
-    except ReconError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+
+    return guarded(payload.messenger, run)
 
 
 def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
+from recon_ray.cluster.reservations import renew_after_failure
 from recon_ray.train.journal import Journal, shortened
 from recon_ray.train.runtime import RunFolder
 
@@ -28,6 +29,7 @@ class FailureNotes(UserCallback):
         worker_exceptions: Mapping[int, Exception],
     ) -> None:
         """Note what has failed, a worker that died before those that missed it."""
+        renew_after_failure()  # perhaps a node is lost
         rank, error = min(worker_exceptions.items(), key=lambda item: (not _died(item[1]), item[0]))
         reason = "it died" if _died(error) else shortened(str(error))
         Journal(RunFolder(self._folder)).add("failed", rank=rank, reason=f"rank {rank}: {reason}")

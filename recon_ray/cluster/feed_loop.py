@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recon_ray.cluster.notices import guarded
 from recon_ray.cluster.worker import RayRuntime, WorkerPayload, set_up_worker_log
 from recon_ray.data.batches import Batch
 from recon_ray.data.prefetch import prefetch
-from recon_ray.errors import ReconError
 from recon_ray.train.batching import BatchPlan
 
 
@@ -52,10 +52,12 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: ``{"payload": WorkerPayload}``.
 
     Returns:
-        ``{"metrics": {"epochs": [EpochTime as a list, ...]}}`` or ``{"error", "message"}``.
+        ``{"metrics": {"epochs": [EpochTime as a list, ...]}}`` or an error, see
+        :func:`recon_ray.cluster.notices.guarded`.
     """
     payload: WorkerPayload = config["payload"]
-    try:
+
+    def run() -> dict[str, Any]:
         runtime = RayRuntime(payload)
         set_up_worker_log(runtime.rank, show_records=False)
         plan = BatchPlan(payload.settings.global_batch_size, runtime.world_size)
@@ -64,6 +66,6 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
             list(time_epoch(prefetch(partial(feed.epoch, epoch, 0, plan, runtime.rank))))
             for epoch in range(payload.settings.epochs)
         ]
-    except ReconError as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    return {"metrics": {"epochs": epochs}}
+        return {"metrics": {"epochs": epochs}}
+
+    return guarded(payload.messenger, run)

@@ -1,32 +1,43 @@
-"""How a run on Ray hears that it should commit: the driver was told to end, or a node leaves."""
+"""What driver and workers tell each other: that the run should commit or end, and what ended it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+import ray.train
 import torch.distributed as dist
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from recon_ray import errors
+from recon_ray.errors import ReconError
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.notices import Notice, stop_requested
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+#: How long a worker with an error waits for the others to meet it too.
+TOGETHER_SECONDS = 5.0
+
+#: ``{"error": class name, "message": ...}``
+Failure = Mapping[str, str]
 
 
 class _Messenger:
-    """Carries the driver's wish to end to the workers; an actor on the driver's node."""
+    """Carries the driver's wish to end to the workers, and their errors; on the driver's node."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
+        self._failure: Failure | None = None
+        self._failed: set[int] = set()
+        self._all_failed = asyncio.Event()
 
     async def ask(self) -> None:
         """Ask the run to end."""
@@ -35,6 +46,20 @@ class _Messenger:
     async def asked(self) -> bool:
         """Return once the run was asked to end."""
         return await self._asked.wait()
+
+    async def fail(self, failure: Failure, rank: int, workers: int) -> bool:
+        """Note what ends the run, the first error only; whether soon every worker has met one."""
+        self._failure = self._failure or failure
+        self._failed.add(rank)
+        if len(self._failed) == workers:
+            self._all_failed.set()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_failed.wait(), TOGETHER_SECONDS)
+        return self._all_failed.is_set()
+
+    async def failure(self) -> Failure | None:
+        """What ended the run, if anything did."""
+        return self._failure
 
 
 @contextmanager
@@ -61,6 +86,53 @@ def messenger() -> Iterator[Any]:
         ended.set()
         thread.join()
         ray.kill(actor)
+
+
+def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  # noqa: ANN401
+    """Run a worker's part so that an error of ours ends the run, on every worker and at once.
+
+    An error that all workers meet is returned: Ray would start them anew for a raised one. One
+    that a single worker meets is raised, as the others wait for it in a collective: Ray ends them,
+    and the workers that it starts next find the error noted and return it.
+
+    Args:
+        actor: Handle that :func:`messenger` gave.
+        run: The worker's part.
+
+    Returns:
+        What ``run`` gives, or a :data:`Failure`.
+    """
+    earlier: Failure | None = ray.get(actor.failure.remote())
+    if earlier is not None:
+        return dict(earlier)
+    try:
+        return run()
+    except ReconError as error:
+        failure = {"error": type(error).__name__, "message": str(error)}
+        context = ray.train.get_context()
+        noted = actor.fail.remote(failure, context.get_world_rank(), context.get_world_size())
+        if ray.get(noted):
+            return failure
+        raise
+
+
+def outcome_of(actor: Any, fit: Callable[[], ray.train.Result]) -> dict[str, Any]:  # noqa: ANN401
+    """Wait for the workers of :func:`guarded` and give what rank 0 has returned.
+
+    Raises:
+        ReconError: What a worker met that the user can act on.
+    """
+    try:
+        outcome: Mapping[str, Any] = fit().return_value
+    except ray.train.TrainingFailedError:
+        failure: Failure | None = ray.get(actor.failure.remote())
+        if failure is None:
+            raise
+        outcome = failure
+    if "error" in outcome:
+        kind = getattr(errors, str(outcome["error"]), ReconError)
+        raise kind(outcome["message"])
+    return dict(outcome)
 
 
 class Watch:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
-from recon_ray.cluster.worker import set_up_worker_log
+from recon_ray.cluster.worker import set_up_worker_log, work_in
 from recon_ray.config.schema import ClusterSection
 from recon_ray.data.stream import configure
 from recon_ray.data.teacher_shards import EncodeTask, Record, encode_shard
@@ -36,11 +37,13 @@ class TeacherWorker:
         threads: Threads of torch. The sums of a forward pass on a CPU may depend on them, so they
             do not follow the number of cores.
         decoders: Threads that decode pictures, which changes nothing.
+        directory: The driver's, to which relative paths belong.
     """
 
     make: Callable[[], ImageTeacher]
     threads: int
     decoders: int
+    directory: str = field(default_factory=lambda: str(Path.cwd()))
 
 
 def encode_here(worker: TeacherWorker, *, on_gpu: bool) -> Encode:
@@ -104,14 +107,15 @@ def encode_texts_on_ray(encode: Callable[[str], Tensor], plan: WorkerPlan) -> Te
     device = "cuda" if plan.gpus_per_worker else "cpu"
     task = ray.remote(_encode_texts)
     task = task.options(num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker)
-    encoded = ray.get(task.remote(encode, device))
+    encoded = ray.get(task.remote(encode, device, str(Path.cwd())))
     if isinstance(encoded, dict):
         raise _error(encoded)
     return encoded
 
 
-def _encode_texts(encode: Callable[[str], Tensor], device: str) -> Tensor | Record:
+def _encode_texts(encode: Callable[[str], Tensor], device: str, directory: str) -> Tensor | Record:
     set_up_worker_log(1, show_records=False)
+    work_in(directory)
     try:
         return encode(device)
     except ReconError as error:
@@ -123,6 +127,7 @@ class _ShardEncoder:
 
     def __init__(self, worker: TeacherWorker, tasks: tuple[EncodeTask, ...]) -> None:
         set_up_worker_log(1, show_records=False)
+        work_in(worker.directory)
         torch.set_num_threads(worker.threads)
         self._tasks = tasks
         self._decoders = worker.decoders

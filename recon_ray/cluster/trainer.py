@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +19,9 @@ from pyarrow import fs as pafs
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
 from recon_ray.cluster.failures import FailureNotes
-from recon_ray.cluster.notices import messenger
+from recon_ray.cluster.notices import messenger, outcome_of
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.reservations import free_earlier, note_submission
 from recon_ray.cluster.worker import WorkerPayload, train_loop
@@ -37,7 +37,7 @@ from recon_ray.data.stream import (
     stream_dataset,
 )
 from recon_ray.data.teacher_cache import StoredFeatures
-from recon_ray.errors import CheckpointError, ConfigError, ReconError
+from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
@@ -282,14 +282,11 @@ def run_workers(
     job.check(cluster.allowed_workers)
     _forget_snapshot(job.folder)
     with messenger() as actor:
-        trainer = _trainer(loop, job, cluster, plan, mode, actor)
+        payload = _payload(job, plan, mode, actor)
+        trainer = _trainer(loop, job, cluster, plan, mode, payload)
         free_earlier(job.folder)
-        note_submission(job.folder, trainer.train_run_context.run_id)
-        outcome: Mapping[str, Any] = trainer.fit().return_value
-    if "error" in outcome:
-        kind = getattr(errors, str(outcome["error"]), ReconError)
-        raise kind(outcome["message"])
-    return dict(outcome["metrics"])
+        note_submission(job.folder, payload.attempt, trainer.train_run_context.run_id)
+        return dict(outcome_of(actor, trainer.fit)["metrics"])
 
 
 def _trainer(
@@ -298,11 +295,11 @@ def _trainer(
     cluster: ClusterSection,
     plan: WorkerPlan,
     mode: Mode,
-    actor: Any,  # noqa: ANN401 - an actor's handle
+    payload: WorkerPayload,
 ) -> TorchTrainer:
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"payload": _payload(job, plan, mode, actor)},
+        train_loop_config={"payload": payload},
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=scaling(cluster, plan),
         run_config=RunConfig(
@@ -363,6 +360,7 @@ def _payload(
         keeps_ledger=job.keeps_ledger,
         attempt=new_attempt(),
         messenger=actor,
+        directory=str(Path.cwd()),
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
         threads=job.runtime.threads or max(1, cores // plan.max_workers),

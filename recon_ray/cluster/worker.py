@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
-from recon_ray.cluster.notices import Watch
+from recon_ray.cluster.notices import Watch, guarded
 from recon_ray.cluster.prometheus import RunMetrics
+from recon_ray.cluster.reservations import was_submitted
 from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, ShuffleBuffer, make_batch
 from recon_ray.data.stream import SplitBlocks, tables_of
-from recon_ray.errors import ReconError
+from recon_ray.errors import ConfigError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import CheckpointStore
@@ -54,6 +56,7 @@ class WorkerPayload:
         keeps_ledger: Whether the uses of every sample are counted.
         attempt: Name of this submission of the job.
         messenger: Actor that says when the run is to end.
+        directory: The driver's, to which relative paths belong.
         ops_backend: Implementation of the point operations, as configured.
         driver_ops: The one that the driver has found for that.
         threads: Threads of torch.
@@ -75,6 +78,7 @@ class WorkerPayload:
     keeps_ledger: bool
     attempt: str
     messenger: Any
+    directory: str
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
@@ -179,26 +183,44 @@ class RayRuntime:
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Entry point of a worker.
 
-    A :class:`ReconError` is returned, not raised: Ray would restart the workers for it, though the
-    same error would come again.
-
     Args:
         config: ``{"payload": WorkerPayload}``.
 
     Returns:
-        ``{"metrics": ...}`` or ``{"error": class name, "message": ...}``.
+        ``{"metrics": ...}`` or an error, see :func:`recon_ray.cluster.notices.guarded`.
     """
     payload: WorkerPayload = config["payload"]
     rank = ray.train.get_context().get_world_rank()
     set_up_worker_log(rank, show_records=payload.show_records)
     torch.set_num_threads(payload.threads)
-    try:
+    work_in(payload.directory)
+
+    def run() -> dict[str, Any]:
         use_ops(payload.ops_backend, payload.driver_ops)
+        check_storage(RunFolder(payload.folder), payload.attempt)
         runtime = RayRuntime(payload)
         with exported_metrics(runtime):
             return {"metrics": fit(payload.make_task(), runtime, payload.settings)}
-    except ReconError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+
+    return guarded(payload.messenger, run)
+
+
+def check_storage(folder: RunFolder, attempt: str) -> None:
+    """Refuse a folder that is not the driver's: what is committed there would be lost.
+
+    Args:
+        folder: The run's folder, seen from here.
+        attempt: What the driver has noted there.
+
+    Raises:
+        ConfigError: If the note is not there.
+    """
+    if not was_submitted(folder, attempt):
+        node = ray.get_runtime_context().get_node_id()[:8]
+        raise ConfigError(
+            f"run.storage: {folder.place} on node {node} is not the folder that the driver writes "
+            "to; give a folder that all nodes share, or an object store (s3://, gs://)"
+        )
 
 
 @contextmanager
@@ -211,6 +233,16 @@ def exported_metrics(runtime: RayRuntime) -> Iterator[None]:
     name = runtime.folder.uri.rstrip("/").rpartition("/")[2]
     with listening(RunMetrics(name, workers=runtime.world_size, restarts=len(starts))):
         yield
+
+
+def work_in(directory: str) -> None:
+    """Read relative paths as the driver does (Ray Train starts workers in a folder of its own).
+
+    Args:
+        directory: The driver's; on a node that has no such folder nothing is done.
+    """
+    with suppress(OSError):
+        os.chdir(directory)
 
 
 def use_ops(configured: ops.BackendName, driver_has: str) -> None:

@@ -95,13 +95,13 @@ class PreparedSet:
         """Open a set; reads the manifest and the footers of its files only.
 
         Args:
-            path: Folder of the set.
+            path: Folder of the set; kept as an absolute one, for processes that run elsewhere.
 
         Raises:
             DataError: If the folder or its manifest is missing, the schema is of another version, a
                 file is missing or holds another number of rows than the manifest says.
         """
-        root = Path(path)
+        root = Path(path).absolute()
         manifest, digest = _read_manifest(root)
         try:
             entries = manifest["splits"].items()

@@ -120,7 +120,8 @@ def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, 
 
     os.kill(node.workers()[-1], signal.SIGKILL)
     start = run.until_started(3, workers=2)
-    assert start["reason"] == "a worker failed: rank 1: it died"
+    lost = "rank 0: it lost the connection to another worker"  # told first, now and then
+    assert start["reason"].removeprefix("a worker failed: ") in ("rank 1: it died", lost)
     run.until_steps(few)
 
     cluster.remove_node(node)
@@ -130,7 +131,7 @@ def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, 
     node = cluster.add_node(cpus=2)
     run.until_started(5, workers=2)
     run.until_steps(few)
-    cluster.drain(node, seconds=6)
+    cluster.drain(node, seconds=30)
     run.until(lambda: run.events[-1]["event"] == "notice", "the notice")
     noticed = run.events[-1]["step"]
     names = CheckpointStore(str(run.folder / "checkpoints")).names

@@ -120,6 +120,21 @@ def test_an_error_of_a_worker_reaches_the_terminal_as_one_sentence(runner):
     assert "the loss is not finite" in complaints[0]
 
 
+def test_an_error_that_one_worker_meets_ends_the_others_too(runner):
+    """Only rank 0 looks for checkpoints; rank 1 waits for what it finds."""
+    options = ("train.commit_every_seconds=600", "eval.enabled=false")
+    runner.finish("spoilt", *options, "train.steps=3", "cluster.workers=0")
+    store = CheckpointStore(str(runner.folder("spoilt") / "checkpoints"))
+    for name in store.names():
+        (Path(store.path(name)) / "model.pt").write_bytes(b"not what it was")
+    began = time.monotonic()
+    err = runner.finish("spoilt", *options, status=1)
+    assert time.monotonic() - began < 150  # not the ten minutes of a collective
+    complaints = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(complaints) == 1
+    assert "damaged" in complaints[0]
+
+
 def test_more_workers_than_the_cluster_has_are_refused(runner):
     err = runner.finish("many", "cluster.workers=8", status=2)
     assert "cluster.workers=8: they reserve 8 CPUs (1 each), the cluster has 4" in err

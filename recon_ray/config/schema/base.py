@@ -92,9 +92,9 @@ class ClusterSection(Section):
         300.0, description="How often an elastic run looks for added or lost resources."
     )
     start_timeout_seconds: Positive = Field(
-        20.0,
-        description="How long to wait for the workers' resources before trying again with what is "
-        "left; 60 or more where environments are installed at the start.",
+        10.0,
+        description="How long to wait for the workers' resources before trying again with what the "
+        "cluster then has.",
     )
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = Field(
         500_000_000, description="Object store of a Ray that the job starts itself."
