@@ -45,6 +45,7 @@ def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: A
         clip_norm=train.clip_norm,
         compile=config.runtime.compile,
         cuda_graph=config.runtime.cuda_graph == "auto",
+        gradient_exchange=train.gradient_exchange,
         gradient_precision=train.gradient_precision,
         bucket_megabytes=train.bucket_megabytes,
         sync_batch_norm=train.sync_batch_norm,

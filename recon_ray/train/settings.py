@@ -27,9 +27,11 @@ class FitSettings:
         precision: ``fp32`` or ``bf16`` (autocast of the transformer).
         compile: ``default`` or ``max`` compiles augmentation and model, ``off`` does not.
         cuda_graph: Replay the whole step as one CUDA graph where that is possible: on a GPU, with
-            one worker.
+            one worker or a flat exchange of gradients.
+        gradient_exchange: ``bucketed`` exchanges gradients while others are still computed,
+            ``flat`` all at once afterwards.
         gradient_precision: ``bf16`` halves what the workers exchange, ``fp32`` does not.
-        bucket_megabytes: Gradients that the workers exchange at once.
+        bucket_megabytes: Gradients that the workers exchange at once if bucketed.
         sync_batch_norm: Reduce batch-norm statistics over the workers.
         log_every_steps: Steps between two records.
         commit_every_seconds: Seconds between two checkpoints, as rank 0 counts them.
@@ -53,6 +55,7 @@ class FitSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["off", "default", "max"] = "off"
     cuda_graph: bool = True
+    gradient_exchange: Literal["bucketed", "flat"] = "bucketed"
     gradient_precision: Literal["fp32", "bf16"] = "fp32"
     bucket_megabytes: float = 25.0
     sync_batch_norm: bool = True

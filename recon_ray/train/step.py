@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from recon_ray.data.batches import Batch
 from recon_ray.points.random import SampleGenerator
 from recon_ray.train.batching import BatchPlan
+from recon_ray.train.exchange import FlatExchange
 from recon_ray.train.graph import StepGraph
 from recon_ray.train.half_weights import HalfWeights
 from recon_ray.train.inference import COMPILE_MODES
@@ -75,7 +77,15 @@ class Step:
         self._module = module
         self._half: HalfWeights | None = None
         self._forward: Callable[[Batch, SampleGenerator], dict[str, Tensor]]
-        if is_distributed():
+        self._exchange: FlatExchange | None = None
+        bucketed = is_distributed() and settings.gradient_exchange == "bucketed"
+        if is_distributed() and not bucketed:
+            self._exchange = FlatExchange(
+                module,
+                precision=settings.gradient_precision,
+                share_statistics=not settings.sync_batch_norm,
+            )
+        if bucketed:
             self._forward = self._module = self._wrapped(module, task)
         elif settings.compile != "off" and settings.precision == "bf16":
             self._forward = self._half = HalfWeights(module)
@@ -84,7 +94,7 @@ class Step:
         if settings.compile != "off":
             compiled = partial(torch.compile, mode=COMPILE_MODES[settings.compile], dynamic=False)
             self._enrich = compiled(task.enrich)
-            if is_distributed():
+            if bucketed:
                 module.compile(mode=COMPILE_MODES[settings.compile], dynamic=False)
             else:
                 self._forward = compiled(self._forward)
@@ -132,6 +142,8 @@ class Step:
             if self._half is not None:
                 self._half.take_gradients()
             self.meter.update(losses, weight=count)
+        if self._exchange is not None:
+            self._exchange()
         if self.settings.double_step:
             self._optimizer.step()
         if self.settings.clip_norm is not None:
@@ -179,7 +191,10 @@ class Step:
 def wants_graph(settings: FitSettings, device: torch.device) -> bool:
     """Whether steps are to be replayed as one CUDA graph: by default with one worker on a GPU.
 
-    The exchange of gradients between several workers is not captured.
+    With several, hooks in the backward pass exchange the gradients, which is not captured; a flat
+    exchange by NCCL is, with the collectives of synchronized batch norms.
     """
-    possible = device.type == "cuda" and not is_distributed()
-    return settings.cuda_graph and possible
+    if not settings.cuda_graph or device.type != "cuda":
+        return False
+    flat = settings.gradient_exchange == "flat"
+    return not is_distributed() or (flat and dist.get_backend() == "nccl")

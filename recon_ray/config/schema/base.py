@@ -62,8 +62,8 @@ class RuntimeSection(Section):
     )
     cuda_graph: Literal["auto", "off"] = Field(
         "auto",
-        description="Replay the training step as one CUDA graph; auto does so with one worker on a "
-        "GPU.",
+        description="Replay the training step as one CUDA graph; auto does so on a GPU, with "
+        "several workers where train.gradient_exchange=flat.",
     )
     threads: Count | None = Field(
         None,

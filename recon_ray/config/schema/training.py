@@ -150,9 +150,12 @@ class TrainSection(Section):
         description="Precision in which several workers add up their gradients; bf16 halves the "
         "messages.",
     )
-    bucket_megabytes: Positive = Field(
-        25.0, description="Gradients that several workers exchange at once."
+    gradient_exchange: Literal["bucketed", "flat"] = Field(
+        "bucketed",
+        description="How several workers exchange gradients: in buckets, while others are still "
+        "computed, or flat, all at once afterwards, which lets GPUs replay the step as one graph.",
     )
+    bucket_megabytes: Positive = Field(25.0, description="Gradients in a bucket.")
     log_every_steps: Count = Field(20, description="Steps between two records of the metrics.")
     commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
     keep_checkpoints: Count = Field(3, description="Newest checkpoints kept, besides the best.")

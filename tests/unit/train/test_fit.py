@@ -158,6 +158,15 @@ def _worker(rank: int, world_size: int, rendezvous: str, config: PretrainConfig)
     dist.destroy_process_group()
 
 
+def losses_of_two(config: PretrainConfig, **changes) -> list[float]:
+    """Losses of a run of two workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (2, f"{folder}/rendezvous", changed(config, run={"storage": folder}, **changes))
+        mp.start_processes(_worker, arguments, nprocs=2, start_method="spawn")
+        (found,) = Path(folder).glob("*/metrics.jsonl")
+        return losses(found.parent)
+
+
 def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared):
     alone, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
     config = changed(tiny_config, run={"name": "several"})
@@ -175,17 +184,21 @@ def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared
 
 def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(tiny_config, tiny_prepared):
     _, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
-    config = changed(
-        tiny_config,
-        run={"name": "several"},
-        train={"gradient_precision": "bf16", "bucket_megabytes": 0.05},
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (2, f"{folder}/rendezvous", config)
-        mp.start_processes(_worker, arguments, nprocs=2, start_method="spawn")
-    several = losses(one.parent / "several")
+    half = {"gradient_precision": "bf16"}
+    several = losses_of_two(tiny_config, train={**half, "bucket_megabytes": 0.05})
     assert several == pytest.approx(losses(one), rel=0.03)
     assert several != pytest.approx(losses(one), rel=1e-5)
+
+
+def test_gradients_exchanged_all_at_once_are_the_same(tiny_config, tiny_prepared):
+    _, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
+    flat = {"gradient_exchange": "flat"}
+    assert losses_of_two(tiny_config, train=flat) == pytest.approx(losses(one), rel=1e-4)
+    # Micro batches, and to each worker its own batch-norm statistics, of which rank 0's are kept.
+    local = {"sync_batch_norm": False, "micro_batch_size": 2}
+    buckets = losses_of_two(tiny_config, train=local)
+    assert losses_of_two(tiny_config, train={**local, **flat}) == pytest.approx(buckets, rel=1e-4)
+    assert buckets != pytest.approx(losses(one), rel=1e-4)
 
 
 def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(

@@ -1,0 +1,53 @@
+"""The mean of all workers' gradients in one message, which a CUDA graph can hold."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from recon_ray.models.batch_norm import BatchNorm
+
+
+class FlatExchange:
+    """Exchanges all gradients at once after the backward pass.
+
+    The whole step is then one sequence of kernels and collectives, without hooks in the backward
+    pass, and can be captured. Nothing hides the exchange.
+
+    Args:
+        module: The module, on the device; all workers begin with rank 0's values.
+        precision: Of the message; the sum is divided in float32.
+        share_statistics: Take over rank 0's batch-norm statistics after every step: needed where
+            they are not synchronized already.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, precision: Literal["fp32", "bf16"], share_statistics: bool
+    ) -> None:
+        self._parameters = [one for one in module.parameters() if one.requires_grad]
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        norms = [one for one in module.modules() if isinstance(one, BatchNorm)]
+        statistics = [value for one in norms for value in (one.running_mean, one.running_var)]
+        self._statistics = statistics if share_statistics else []
+        for value in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(value.detach(), src=0)
+
+    def __call__(self) -> None:
+        """Replace the gradients by their means; all workers have gradients of the same weights."""
+        gradients = [one.grad for one in self._parameters if one.grad is not None]
+        message = torch.cat([gradient.flatten() for gradient in gradients]).to(self._dtype)
+        dist.all_reduce(message)
+        _scatter(message.float() / dist.get_world_size(), gradients)
+        if self._statistics:
+            flat = torch.cat(self._statistics)
+            dist.broadcast(flat, src=0)
+            _scatter(flat, self._statistics)
+
+
+def _scatter(flat: Tensor, targets: list[Tensor]) -> None:
+    parts = flat.split([target.numel() for target in targets])
+    shaped = [part.view_as(target) for part, target in zip(parts, targets, strict=True)]
+    torch._foreach_copy_(targets, shaped)
