@@ -9,6 +9,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _trained(
     workload = training_workload(name, options.preset, options.samples, folder.local)
     flops = count_flops(workload, options, device)
     for variant in options.variants:
-        trace = folder.local / f"{name}-{variant}.json.gz" if options.profile else None
+        trace = _trace(name, variant, options, folder)
         found = _measure(workload, WAYS[variant], options, device, seed, trace)
         if options.curve_steps and name == options.workloads[0]:
             found["final_loss"] = _final_loss(workload, WAYS[variant], options, device, seed)
@@ -164,6 +165,10 @@ def _evaluated(
                 _wait(device)
                 seconds.append(time.perf_counter() - started)
                 (RunFolder(place).local / ROUNDS).unlink(missing_ok=True)
+            trace = _trace(name, variant, options, folder)
+            if trace is not None:
+                with _traced(trace, device):
+                    workload.run(runtime, workload.amounts[0])
         clouds_timed = workload.clouds * (workload.amounts[1] - workload.amounts[0])
         rate = clouds_timed / (seconds[2] - seconds[1])
         passes = REPEATS if name != "svm" else 1
@@ -300,16 +305,29 @@ def _measure(
         "loss": loss,
     }
     if trace is not None:
-        with profile() as profiler:
+        with _traced(trace, device):
             for number in range(3):
                 step(next(timed), epoch=0, step=number, lr=rates)
-            _wait(device)
-        profiler.export_chrome_trace(str(trace))
-        by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        table = profiler.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=90)
-        trace.with_suffix("").with_suffix(".txt").write_text(table)
     batches.close()
     return found
+
+
+def _trace(
+    name: str, variant: Variant, options: StepBenchmarkSection, folder: RunFolder
+) -> Path | None:
+    return folder.local / f"{name}-{variant}.json.gz" if options.profile else None
+
+
+@contextmanager
+def _traced(path: Path, device: torch.device) -> Iterator[None]:
+    """Write a trace for chrome://tracing, and the kernels by time as text beside it."""
+    with profile() as profiler:
+        yield
+        _wait(device)
+    profiler.export_chrome_trace(str(path))
+    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=90)
+    path.with_suffix("").with_suffix(".txt").write_text(table)
 
 
 def _line(found: dict[str, float]) -> str:

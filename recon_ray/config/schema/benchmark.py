@@ -63,7 +63,9 @@ class StepBenchmarkSection(Section):
         description="Also train the first workload so many steps in every variant, with one seed, "
         "and compare the losses at the end with those of the first variant.",
     )
-    profile: bool = Field(False, description="Write a trace of the last variant's steps.")
+    profile: bool = Field(
+        False, description="Write a trace of every variant, and its kernels by time."
+    )
 
 
 class BenchmarkConfig(JobConfig):
