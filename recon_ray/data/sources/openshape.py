@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from recon_ray.data.cards import CARDS
+from recon_ray.data.files import visible
 from recon_ray.data.meshes import Shape, check_shape
 from recon_ray.data.pickles import load_object_array
 from recon_ray.data.sources.base import Features, Item, Listing, Sample
@@ -145,7 +146,7 @@ def _listed(path: Path) -> list[Path]:
 
 def _found(shapes: Path) -> list[Path]:
     logger.warning("%s: no %s, all shapes there are taken", shapes, Path(LIST).name)
-    return sorted(path.relative_to(shapes) for path in shapes.rglob("*.npy"))
+    return [path.relative_to(shapes) for path in visible(shapes, "**/*.npy")]
 
 
 def _item(folder: Path, prefix: Path, file: Path) -> Item:

@@ -100,6 +100,24 @@ def test_the_random_split_takes_part_of_every_class_and_is_repeatable(tmp_path):
     assert items != CustomSource(tmp_path, test_fraction=0.3, seed=1).scan().items
 
 
+def test_what_an_operating_system_adds_is_no_data(tmp_path):
+    write_clouds(tmp_path, ["cup/1", "__MACOSX/cup/._1", "cup/._1", ".trash/2"])
+    assert _found(tmp_path) == {("cup/1", "train", "cup", 0)}
+
+
+def test_the_files_of_a_table_may_lie_one_folder_down(tmp_path):
+    write_clouds(tmp_path / "in", ["shapes/1", "shapes/2", "__MACOSX/shapes/._1"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "shapes" / "1.png")
+    rows = [{"file": "1.npy", "image": "1.png"}, {"file": "2.npy", "image": ""}]
+    items = CustomSource(tmp_path / "in", _table(tmp_path / "t.csv", rows)).scan().items
+    found = [(item.object_id, item.file, item.images) for item in items]
+    assert found == [("1", "shapes/1.npy", ("shapes/1.png",)), ("2", "shapes/2.npy", ())]
+    assert all(item.size_bytes > 0 for item in items)
+    rows = [{"file": "shapes/1.npy"}]
+    (item,) = CustomSource(tmp_path / "in", _table(tmp_path / "t.csv", rows)).scan().items
+    assert item.file == "shapes/1.npy"
+
+
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         CustomSource(tmp_path / "gone").scan()
