@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -144,6 +144,8 @@ class Plan:
         options: The options, with nothing left to the source.
         layout: Columns of the files.
         tasks: The shards in the order of their sample ids.
+        repaired: Planned and present size of the files that changed after they were left out, by
+            object id.
     """
 
     settings: Mapping[str, Setting]
@@ -153,6 +155,7 @@ class Plan:
     options: PrepareOptions
     layout: Layout
     tasks: tuple[ShardTask, ...]
+    repaired: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -177,6 +180,31 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
     """
     listing = source.scan()
     _check_listing(listing)
+    return _assign(source, root, listing, options)
+
+
+def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
+    """Give the plan that other sizes of some files would have made.
+
+    Args:
+        plan: A plan of at least one sample.
+        sizes: Planned sizes by object id; the present ones are kept in ``repaired``.
+    """
+    repaired = {
+        item.object_id: (sizes[item.object_id], item.size_bytes)
+        for item in plan.listing.items
+        if sizes.get(item.object_id, item.size_bytes) != item.size_bytes
+    }
+    items = tuple(
+        replace(item, size_bytes=sizes.get(item.object_id, item.size_bytes))
+        for item in plan.listing.items
+    )
+    task = plan.tasks[0]
+    planned = _assign(task.source, task.root, replace(plan.listing, items=items), plan.options)
+    return replace(planned, repaired=repaired)
+
+
+def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions) -> Plan:
     options = options.for_listing(listing)
     layout = _layout(listing, options)
     settings = _settings(source, listing, options)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from recon_ray.data.files import read_json, write_json, write_table
 from recon_ray.data.meshes import GREY, Shape, sample_generator, to_y_up
 from recon_ray.data.render import encode_image, render_views
+from recon_ray.data.repairs import file_stamp
 from recon_ray.data.sampling import SurfacePoints, pad_points, sample_points
 from recon_ray.data.schema import KINDS, tensor_column
 from recon_ray.errors import DataError
@@ -56,7 +57,7 @@ def build_shard(task: ShardTask) -> Record:
         try:
             rows.append(_load_row(task, item, sample_id))
         except DataError as error:
-            left_out.append(_quarantined(item, sample_id, str(error)))
+            left_out.append(_quarantined(task, item, sample_id, str(error)))
     record: Record = {
         "key": task.key,
         "split": task.split,
@@ -91,7 +92,7 @@ def _record_path(task: ShardTask) -> Path:
     return Path(task.root) / RECORDS / task.split / f"{Path(task.name).stem}.json"
 
 
-def _quarantined(item: Item, sample_id: int, reason: str) -> dict[str, Any]:
+def _quarantined(task: ShardTask, item: Item, sample_id: int, reason: str) -> dict[str, Any]:
     return {
         "object_id": item.object_id,
         "split": item.split,
@@ -99,6 +100,8 @@ def _quarantined(item: Item, sample_id: int, reason: str) -> dict[str, Any]:
         "file": item.file,
         "reason": reason,
         "planned": True,
+        "size_bytes": item.size_bytes,
+        "stamp": file_stamp(task.source, item),
     }
 
 
