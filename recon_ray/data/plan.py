@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from recon_ray.data.files import parquet_bytes
+from recon_ray.data.files import is_text, parquet_bytes
 from recon_ray.data.meshes import sample_generator
 from recon_ray.data.render import Style, renderer
 from recon_ray.data.schema import POINT_DTYPES, SCHEMA_VERSION, Layout
@@ -242,6 +242,15 @@ def _check_listing(listing: Listing) -> None:
                 f"object id {item.object_id!r} is used twice, by {files}; give each its own"
             )
         seen[item.object_id] = item
+    unwritable = [i for i in listing.items if not is_text(i.object_id + i.category)]
+    if unwritable:
+        item = unwritable[0]
+        name = item.file or item.object_id
+        more = f" and {len(unwritable) - 1} more" if len(unwritable) > 1 else ""
+        raise DataError(
+            f"{name!a}{more}: the name is not UTF-8 text, which the prepared set needs; rename it, "
+            "for example with convmv -f latin1 -t utf8 -r --notest <folder>"
+        )
 
 
 def _layout(listing: Listing, options: PrepareOptions) -> Layout:
