@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from recon_ray.data.files import read_json, write_json
 from recon_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from typing import IO
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +52,34 @@ def unpack(archive: Path, target: Path) -> Path:
     partial = _partial(target)
     partial.mkdir(parents=True)
     try:
-        if archive.name.lower().endswith(".zip"):
-            _unzip(archive, partial)
-        else:
-            _untar(archive, partial)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        _unpack(archive, partial)
+        write_json(partial / MARKER, identity)
+        partial.rename(target)
+    except BaseException:  # Ctrl-C too: half an archive is of no use, and may fill the disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise DataError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); fetch it again, or "
-            "unpack it yourself and give the folder"
-        ) from error
-    write_json(partial / MARKER, identity)
-    partial.rename(target)
+        raise
     return target
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    try:
+        if archive.name.lower().endswith(".zip"):
+            _unzip(archive, target)
+        else:
+            _untar(archive, target)
+    except DataError:
+        raise
+    except Exception as error:  # decompressors fail on damaged bytes in many ways
+        if isinstance(error, OSError) and error.errno is not None:  # theirs have no number
+            raise DataError(
+                f"{error.filename or target}: cannot be read or written while {archive} is "
+                f"unpacked ({error.strerror}); free space there or choose another output"
+            ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DataError(
+            f"{archive}: cannot be unpacked ({reason}); fetch it again, or unpack it yourself and "
+            "give the folder"
+        ) from error
 
 
 def _partial(target: Path) -> Path:
@@ -104,6 +124,26 @@ def _untar(archive: Path, target: Path) -> None:
             source = packed.extractfile(member)
             with _place(archive, target, member.name).open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)  # type: ignore[arg-type]  # a plain file
+        _check_end(packed)
+
+
+def _check_end(packed: tarfile.TarFile) -> None:
+    """Read what follows the last member.
+
+    Python takes a damaged header for the end of the archive, and the checksum of a compressed
+    stream is compared when its last byte is read.
+
+    Raises:
+        TarError: If the archive goes on.
+    """
+    stream: IO[bytes] = packed.fileobj  # type: ignore[assignment]  # it is open
+    if isinstance(stream, io.BufferedReader):  # not compressed, so that to seek costs nothing
+        stream.seek(packed.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged header at byte {packed.offset}")
+    else:
+        while stream.read(1 << 20):
+            pass
 
 
 def _check_size(archive: Path, unpacked: int) -> None:
