@@ -302,8 +302,22 @@ def _by_given_labels(items: list[Item]) -> tuple[list[Item], tuple[str, ...]]:
             raise DataError(
                 f"{item.file}: category {name!r} is {item.label} here, {labels[name]} elsewhere"
             )
-    classes = tuple(names.get(number, str(number)) for number in range(max(names) + 1))
-    return [replace(i, category=i.category or names.get(i.label, "")) for i in items], classes
+    # Numbers that no row has would be classes without a sample; ids of a catalogue leave thousands.
+    numbers = {label: number for number, label in enumerate(sorted(names))}
+    if len(names) <= max(names):
+        logger.warning(
+            "the labels go up to %d, but only %d are used: they are numbered anew in their order, "
+            "from 0; the classes keep their names, or the labels as names",
+            max(names),
+            len(names),
+        )
+    labeled = [
+        replace(item, label=numbers[item.label], category=item.category or names[item.label])
+        if item.label >= 0
+        else item
+        for item in items
+    ]
+    return labeled, tuple(names[label] for label in sorted(names))
 
 
 def _random_split(items: list[Item], test_fraction: float, seed: int) -> list[Item]:

@@ -171,6 +171,22 @@ def test_wrong_rows_are_named(tmp_path, row, message):
         CustomSource(tmp_path, table).scan()
 
 
+def test_labels_with_gaps_are_numbered_anew(tmp_path, caplog):
+    write_clouds(tmp_path, ["0", "1", "2", "3"])
+    rows = [
+        {"file": "0.npy", "label": "9931", "category": ""},
+        {"file": "1.npy", "label": "5021", "category": "cup"},
+        {"file": "2.npy", "label": "9931", "category": ""},
+        {"file": "3.npy", "label": "-1", "category": ""},
+    ]
+    listing = CustomSource(tmp_path, _table(tmp_path / "t.csv", rows), test_fraction=0).scan()
+    assert listing.classes == ("cup", "9931")
+    assert [(i.label, i.category) for i in listing.items] == [
+        (1, "9931"), (0, "cup"), (1, "9931"), (-1, ""),
+    ]  # fmt: skip
+    assert "labels go up to 9931, but only 2 are used" in caplog.text
+
+
 def test_tables_without_files_rows_or_existence(tmp_path):
     with pytest.raises(DataError, match="no such table"):
         CustomSource(tmp_path, tmp_path / "gone.csv").scan()
