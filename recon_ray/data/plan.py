@@ -119,6 +119,7 @@ class ShardTask:
         source: What loads them.
         options: How they become rows, with nothing left to the source.
         layout: Columns of the files.
+        held_bytes: Memory that the source needs in the process, see :class:`Listing`.
     """
 
     root: str
@@ -130,6 +131,7 @@ class ShardTask:
     source: Source
     options: PrepareOptions
     layout: Layout
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,11 @@ def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions
         for name, chosen in _cut(items, options.samples_per_shard):
             key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
             tasks.append(
-                ShardTask(root, split, name, key, first_id, chosen, source, options, layout)
-            )
+                ShardTask(
+                    root, split, name, key, first_id, chosen, source, options, layout,
+                    listing.held_bytes,
+                )
+            )  # fmt: skip
             first_id += len(chosen)
     return Plan(settings, plan_hash, source.name, listing, options, layout, tuple(tasks))
 

@@ -137,12 +137,11 @@ def prepare_set(
 
 
 def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:
-    processes = options.processes if options.processes is not None else os.cpu_count() or 1
     if cluster is None or options.parallel == "local":
-        return run_processes(processes)
+        return run_processes(options.processes)
     joins = cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
     if options.parallel == "auto" and not joins:
-        return run_processes(processes)
+        return run_processes(options.processes)
     from recon_ray.cluster.shards import run_on_ray  # importing Ray takes seconds
 
     return run_on_ray(cluster, options.processes or None)

@@ -67,7 +67,8 @@ class RuntimeSection(Section):
     )
     threads: Count | None = Field(
         None,
-        description="Threads of torch in a worker; by default the cores divided by the workers.",
+        description="Threads of torch in a worker; by default the CPUs that the job may use (on a "
+        "cluster: those that its nodes report) divided by the workers.",
     )
 
 

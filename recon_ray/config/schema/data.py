@@ -78,7 +78,9 @@ class PrepareSection(Section):
         "bytes.",
     )
     processes: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Shards built at once; by default one a core."
+        None,
+        description="Shards built at once; by default one a CPU that the job may use, fewer where "
+        "each process holds a large file of the source (the .dat of ModelNet) and memory is short.",
     )
 
 

@@ -214,7 +214,8 @@ def _scan_pickles(folder: Path, root: Path, card: Card) -> Listing:
                 items.append(class_item(object_id, split, category, card.classes, file, size))
             else:
                 excluded.append(Excluded(object_id, file, _foreign(str(label), card)))
-    return _listing(card, items, excluded)
+    held = sum(_pickle(root, card, split).stat().st_size for split in SPLITS)
+    return _listing(card, items, excluded, held_bytes=held)
 
 
 SCANS = {
