@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
 import tarfile
 import zipfile
@@ -43,7 +44,8 @@ def unpack(archive: Path, target: Path) -> Path:
         DataError: If the archive is damaged, a member would lie outside the folder or is not a
             plain file, or the folder holds something else.
     """
-    identity = {"archive": archive.name, "bytes": archive.stat().st_size}
+    found = archive.stat()
+    identity = {"archive": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
     if read_json(target / MARKER) == identity:
         logger.info("%s: already unpacked in %s", archive, target)
         return target
@@ -73,7 +75,8 @@ def _unpack(archive: Path, target: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None:  # theirs have no number
             raise DataError(
                 f"{error.filename or target}: cannot be read or written while {archive} is "
-                f"unpacked ({error.strerror}); free space there or choose another output"
+                f"unpacked ({error.strerror}); make room or give access there, or choose another "
+                "output"
             ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise DataError(
@@ -104,8 +107,8 @@ def _unzip(archive: Path, target: Path) -> None:
         _check_size(archive, sum(member.file_size for member in members))
         for member in members:
             place = _place(archive, target, member.filename)
-            with packed.open(member) as source, place.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+            with packed.open(member) as source:
+                _write(archive, place, source)
 
 
 def _untar(archive: Path, target: Path) -> None:
@@ -121,9 +124,8 @@ def _untar(archive: Path, target: Path) -> None:
                 )
             unpacked += member.size
             _check_size(archive, unpacked)
-            source = packed.extractfile(member)
-            with _place(archive, target, member.name).open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)  # type: ignore[arg-type]  # a plain file
+            source: IO[bytes] = packed.extractfile(member)  # type: ignore[assignment]  # a file
+            _write(archive, _place(archive, target, member.name), source)
         _check_end(packed)
 
 
@@ -144,6 +146,14 @@ def _check_end(packed: tarfile.TarFile) -> None:
     else:
         while stream.read(1 << 20):
             pass
+
+
+def _write(archive: Path, place: Path, source: IO[bytes]) -> None:
+    """Copy a member, with the time of the archive: unpacked again, it has not changed."""
+    with place.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    changed = archive.stat().st_mtime_ns
+    os.utime(place, ns=(changed, changed))
 
 
 def _check_size(archive: Path, unpacked: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import random
 import shutil
 import tarfile
@@ -49,6 +50,11 @@ def test_archives_are_unpacked_once(tmp_path, name):
     assert _tree(target) == FILES
     (target / "set" / "a.txt").write_bytes(b"kept")
     assert _tree(unpack(path, target))["set/a.txt"] == b"kept"
+    # Another archive of the same name and size is another one; its files have its time.
+    changed = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(changed, changed))
+    assert _tree(unpack(path, target)) == FILES
+    assert {(target / name).stat().st_mtime_ns for name in FILES} == {changed}
 
 
 def test_an_interrupted_or_another_unpacking_is_made_again(tmp_path):
@@ -148,4 +154,4 @@ def test_an_unpacking_that_ends_early_leaves_nothing(tmp_path, monkeypatch, erro
         unpack(path, tmp_path / "source")
     assert not list(tmp_path.glob("source*"))
     if isinstance(error, OSError):
-        assert "(No space left); free space there or choose another output" in str(caught.value)
+        assert "(No space left); make room or give access there" in str(caught.value)
