@@ -75,5 +75,7 @@ def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
 def _left_out(records: Path) -> dict[str, int]:
     """Give the planned size of every sample that the finished shards left out."""
     found = [read_json(path) for path in records.rglob("*.json")]
-    entries = [e for record in found if isinstance(record, dict) for e in record["quarantine"]]
+    entries = [
+        e for record in found if isinstance(record, dict) for e in record.get("quarantine", ())
+    ]
     return {e["object_id"]: e["size_bytes"] for e in entries if "size_bytes" in e}
