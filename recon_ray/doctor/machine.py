@@ -184,12 +184,11 @@ def _cuda_failure() -> str:
 
 
 def _memory(_: MachineRequest) -> Iterator[Finding]:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     total = min(total, memory_limit() or total)
     text = f"{gigabytes(total)} in all, {cpu_count()} cores"
-    available = available_memory() or free
-    if available < LEAST_MEMORY:
+    available = available_memory()
+    if available is not None and available < LEAST_MEMORY:
         told = f"{text}, {gigabytes(available)} available"
         yield Finding("memory", "warning", told, "end other programs")
     else:
