@@ -98,6 +98,7 @@ def run_job(
     default: Path | None = None,
     description: str = "",
     flags: Mapping[str, Flag] | None = None,
+    word: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a job from the command line to its exit status; never raises an error of the job.
@@ -113,6 +114,7 @@ def run_job(
         default: YAML file to read if the command line names none.
         description: One sentence for ``--help``; by default the schema's docstring.
         flags: Flags of this job, by name (``--cards``).
+        word: Option that a word alone sets: ``benchmark.py step`` for ``what=step``.
         arguments: Command line without the program; by default that of the process.
 
     Returns:
@@ -120,7 +122,7 @@ def run_job(
     """
     flags = flags or {}
     try:
-        line = _parse(sys.argv[1:] if arguments is None else arguments, flags)
+        line = _parse(sys.argv[1:] if arguments is None else arguments, flags, word)
         if line.wants_help:
             _say(_help(name, schema, default, description, flags, line.section))
             return 0
@@ -180,7 +182,7 @@ class _LineFormatter(logging.Formatter):
 # --- Command line -------------------------------------------------------------------------------
 
 
-def _parse(arguments: Sequence[str], own: Mapping[str, Flag]) -> _CommandLine:
+def _parse(arguments: Sequence[str], own: Mapping[str, Flag], option: str | None) -> _CommandLine:
     rest: list[str] = []
     flags: set[str] = set()
     words: dict[str, str] = {}  # that follow a flag
@@ -200,7 +202,7 @@ def _parse(arguments: Sequence[str], own: Mapping[str, Flag]) -> _CommandLine:
         elif argument.startswith("-"):
             raise ConfigError(_unknown_flag(argument, own))
         else:
-            rest.append(argument)
+            rest.append(f"{option}={argument}" if option and _is_section(argument) else argument)
     shows = next((name for name in own if name in flags), None)
     return _CommandLine(
         tuple(rest),

@@ -16,6 +16,7 @@ from ray._private import ray_constants
 from recon_ray.cluster.access import KNOCK_SECONDS, Access, join_with_token, require_token
 from recon_ray.config.schema import ClusterSection
 from recon_ray.errors import ConfigError
+from recon_ray.machine import cpu_count
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class WorkerPlan:
         gpus_per_worker: GPUs each.
         nodes: Nodes of the cluster.
         cpus: Logical CPUs of the cluster.
+        cores: CPUs that the threads of all workers may share.
     """
 
     min_workers: int
@@ -54,6 +56,12 @@ class WorkerPlan:
     gpus_per_worker: float
     nodes: int
     cpus: float
+    cores: int
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads of torch in a worker: the cores divided by the workers."""
+        return max(1, self.cores // self.max_workers)
 
     @property
     def is_elastic(self) -> bool:
@@ -118,7 +126,7 @@ def ray_session(
         ray_constants.ENABLE_RAY_CLUSTER = False
         require_token()
         reserved = options.max_workers * options.cpus_per_worker
-        cpus = max(os.cpu_count() or 1, math.ceil(reserved) + 1)
+        cpus = max(cpu_count(), math.ceil(reserved) + 1)
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -215,7 +223,21 @@ def plan_workers(
                 "cluster.workers=[%d, %d]: at %d workers no CPU is left to read with and the run "
                 "would wait; lower the maximum, or set data.mode=shared", low, high, most,
             )  # fmt: skip
-    return WorkerPlan(low, high, need.cpus, need.gpus, len(nodes), cpus)
+    cores = usable_cores(options, cpus, len(nodes))
+    return WorkerPlan(low, high, need.cpus, need.gpus, len(nodes), cpus, cores)
+
+
+def usable_cores(options: ClusterSection, cpus: float, nodes: int) -> int:
+    """Give the CPUs of a cluster for threads: those that its nodes report.
+
+    Args:
+        options: The cluster's section.
+        cpus: Logical CPUs that the cluster reports. One that the job starts itself is told of more
+            than there are, see :func:`ray_session`.
+        nodes: Nodes of the cluster.
+    """
+    reported = max(1, int(cpus))
+    return reported if joins_cluster(options) else min(reported, cpu_count() * nodes)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.stream import SplitBlocks
+from recon_ray.machine import cpu_count
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
 from recon_ray.train.runtime import EvaluationRuntime, RunFolder
@@ -102,7 +102,7 @@ def evaluate(
     """
     named = {name: (prepared, name) for name in splits}
     if cluster.workers == 0:
-        torch.set_num_threads(runtime.threads or os.cpu_count() or 1)
+        torch.set_num_threads(runtime.threads or cpu_count())
         on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
         tables = read_tables(named, options.columns)
@@ -110,7 +110,6 @@ def evaluate(
         return _run(make_evaluation, WorkerRuntime(0, 1, device, folder, tables, {}, how))
     with _session(cluster), messenger() as actor:
         plan = plan_workers(cluster, reads_during_training=False, device=runtime.device)
-        cores = (os.cpu_count() or 1) * plan.nodes
         payload = _Payload(
             make_evaluation=make_evaluation,
             blocks=put_tables(named, options.columns),
@@ -118,7 +117,7 @@ def evaluate(
             inference=_inference(runtime, on_gpu=plan.gpus_per_worker > 0),
             ops_backend=runtime.ops_backend,
             driver_ops=ops.backend(),
-            threads=runtime.threads or max(1, cores // plan.max_workers),
+            threads=runtime.threads or plan.threads_per_worker,
             messenger=actor,
             directory=str(Path.cwd()),
         )

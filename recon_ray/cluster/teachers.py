@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from recon_ray.config.schema import ClusterSection
 from recon_ray.data.stream import configure
 from recon_ray.data.teacher_shards import EncodeTask, Record, encode_shard
 from recon_ray.errors import ReconError
+from recon_ray.machine import cpu_count
 from recon_ray.models.teachers import ImageTeacher
 
 Encode = Callable[[Sequence[EncodeTask]], Iterator[Record]]
@@ -53,7 +53,7 @@ def encode_here(worker: TeacherWorker, *, on_gpu: bool) -> Encode:
         torch.set_num_threads(worker.threads)
         teacher = worker.make().to("cuda" if on_gpu else "cpu")
         for task in tasks:
-            yield encode_shard(task, teacher, threads=os.cpu_count() or 1)
+            yield encode_shard(task, teacher, threads=cpu_count())
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from recon_ray.data.stream import (
 )
 from recon_ray.data.teacher_cache import StoredFeatures
 from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.machine import cpu_count
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
@@ -162,7 +162,7 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     on_gpu = job.runtime.device == "cuda" or (
         job.runtime.device == "auto" and torch.cuda.is_available()
     )
-    torch.set_num_threads(job.runtime.threads or os.cpu_count() or 1)
+    torch.set_num_threads(job.runtime.threads or cpu_count())
     columns = list(job.options.columns)
     split, options = job.train_split, job.options
     train = job.prepared.read(split, columns=columns, views=job.uses_views)
@@ -337,7 +337,6 @@ def _payload(
         splits.append(train.head(STREAM_EVALUATION_ROWS))
     with_views = {train.name} if job.uses_views and not streamed else set()
     settings = with_precision(job.settings, job.runtime.precision, on_gpu=plan.gpus_per_worker > 0)
-    cores = (os.cpu_count() or 1) * plan.nodes
     return WorkerPayload(
         make_task=job.make_task,
         settings=settings,
@@ -363,7 +362,7 @@ def _payload(
         directory=str(Path.cwd()),
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
-        threads=job.runtime.threads or max(1, cores // plan.max_workers),
+        threads=job.runtime.threads or plan.threads_per_worker,
         show_records=not shows_bar(job.folder),
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 from ray.util.state import list_nodes
 
 from recon_ray.cluster.board import Board
-from recon_ray.cluster.context import joins_cluster, ray_session
+from recon_ray.cluster.context import joins_cluster, ray_session, usable_cores
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.config.schema import ClusterSection, TrialSection
 from recon_ray.errors import ConfigError, ReconError
+from recon_ray.machine import cpu_count
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def run_here(job: TrialJob, trials: Sequence[Trial], board: Board) -> None:
     for trial in trials:
         board.started(trial.name)
         board.show()
-        metrics, failure = job.run_safely(trial, job.shared, os.cpu_count() or 1, _ignore)
+        metrics, failure = job.run_safely(trial, job.shared, cpu_count(), _ignore)
         if failure:
             board.broke(trial.name, failure)
         else:
@@ -209,7 +209,7 @@ def trial_session(job: TrialJob, cluster: ClusterSection, count: int) -> Iterato
 
 def _wanted(job: TrialJob, count: int) -> int:
     """Trials that a local cluster is made for: what the cores allow, or what was asked for."""
-    fitting = max(1, math.floor((os.cpu_count() or 1) / job.cpus))
+    fitting = max(1, math.floor(cpu_count() / job.cpus))
     return min(count, job.options.max_concurrent or fitting)
 
 
@@ -289,6 +289,6 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
     if not joins_cluster(cluster):
         at_once = min(at_once, _wanted(job, count))
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    threads = max(1, (os.cpu_count() or 1) * nodes // at_once)
+    threads = max(1, usable_cores(cluster, cpus, nodes) // at_once)
     reserved = DRIVER_CPUS if job.inner is not None else job.cpus
     return TrialPlan(at_once, reserved, each, threads)

@@ -7,7 +7,6 @@ its dotted key and its place; pydantic does the checking.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +250,7 @@ def _decode_scalar(base: object, node: ScalarNode) -> object:
     if node.value is None:
         return _REFUSED
     if _is_path(base):
-        return Path(os.path.expanduser(node.text))  # noqa: PTH111 (Path.expanduser can fail)
+        return Path(node.text)
     decoders: dict[Any, Callable[[ScalarNode], Any]] = {
         bool: _boolean,
         int: _integer,

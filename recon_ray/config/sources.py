@@ -160,7 +160,7 @@ class Reader:
             return MappingNode()
         merged = MappingNode(origin=label)
         for name, origin in self._includes(tree):
-            included = Path(os.path.normpath(path.parent / name))
+            included = Path(os.path.normpath(path.parent / os.path.expanduser(name)))  # noqa: PTH111
             merged = merge(merged, self.file(included, (*chain, path), origin), self.keys)
         if path not in self.files:
             self.files.append(path)

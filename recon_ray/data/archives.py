@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from recon_ray.data.files import read_json, write_json
 from recon_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from typing import IO
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +44,8 @@ def unpack(archive: Path, target: Path) -> Path:
         DataError: If the archive is damaged, a member would lie outside the folder or is not a
             plain file, or the folder holds something else.
     """
-    identity = {"archive": archive.name, "bytes": archive.stat().st_size}
+    found = archive.stat()
+    identity = {"archive": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
     if read_json(target / MARKER) == identity:
         logger.info("%s: already unpacked in %s", archive, target)
         return target
@@ -47,19 +54,35 @@ def unpack(archive: Path, target: Path) -> Path:
     partial = _partial(target)
     partial.mkdir(parents=True)
     try:
-        if archive.name.lower().endswith(".zip"):
-            _unzip(archive, partial)
-        else:
-            _untar(archive, partial)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        _unpack(archive, partial)
+        write_json(partial / MARKER, identity)
+        partial.rename(target)
+    except BaseException:  # Ctrl-C too: half an archive is of no use, and may fill the disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise DataError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); fetch it again, or "
-            "unpack it yourself and give the folder"
-        ) from error
-    write_json(partial / MARKER, identity)
-    partial.rename(target)
+        raise
     return target
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    try:
+        if archive.name.lower().endswith(".zip"):
+            _unzip(archive, target)
+        else:
+            _untar(archive, target)
+    except DataError:
+        raise
+    except Exception as error:  # decompressors fail on damaged bytes in many ways
+        if isinstance(error, OSError) and error.errno is not None:  # theirs have no number
+            raise DataError(
+                f"{error.filename or target}: cannot be read or written while {archive} is "
+                f"unpacked ({error.strerror}); make room or give access there, or choose another "
+                "output"
+            ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DataError(
+            f"{archive}: cannot be unpacked ({reason}); fetch it again, or unpack it yourself and "
+            "give the folder"
+        ) from error
 
 
 def _partial(target: Path) -> Path:
@@ -84,8 +107,8 @@ def _unzip(archive: Path, target: Path) -> None:
         _check_size(archive, sum(member.file_size for member in members))
         for member in members:
             place = _place(archive, target, member.filename)
-            with packed.open(member) as source, place.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+            with packed.open(member) as source:
+                _write(archive, place, source)
 
 
 def _untar(archive: Path, target: Path) -> None:
@@ -101,9 +124,36 @@ def _untar(archive: Path, target: Path) -> None:
                 )
             unpacked += member.size
             _check_size(archive, unpacked)
-            source = packed.extractfile(member)
-            with _place(archive, target, member.name).open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)  # type: ignore[arg-type]  # a plain file
+            source: IO[bytes] = packed.extractfile(member)  # type: ignore[assignment]  # a file
+            _write(archive, _place(archive, target, member.name), source)
+        _check_end(packed)
+
+
+def _check_end(packed: tarfile.TarFile) -> None:
+    """Read what follows the last member.
+
+    Python takes a damaged header for the end of the archive, and the checksum of a compressed
+    stream is compared when its last byte is read.
+
+    Raises:
+        TarError: If the archive goes on.
+    """
+    stream: IO[bytes] = packed.fileobj  # type: ignore[assignment]  # it is open
+    if isinstance(stream, io.BufferedReader):  # not compressed, so that to seek costs nothing
+        stream.seek(packed.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged header at byte {packed.offset}")
+    else:
+        while stream.read(1 << 20):
+            pass
+
+
+def _write(archive: Path, place: Path, source: IO[bytes]) -> None:
+    """Copy a member, with the time of the archive: unpacked again, it has not changed."""
+    with place.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    changed = archive.stat().st_mtime_ns
+    os.utime(place, ns=(changed, changed))
 
 
 def _check_size(archive: Path, unpacked: int) -> None:

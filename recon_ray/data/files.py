@@ -85,6 +85,29 @@ def parquet_bytes(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
+def is_hidden(name: str) -> bool:
+    """Say whether a name is no data: a dot file, or what macOS packs beside files."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_text(name: str) -> bool:
+    """Say whether UTF-8 can hold a name: bytes of other encodings are lone surrogates in Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Give what matches a pattern in a folder, sorted, without what :func:`is_hidden` names."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(map(is_hidden, path.relative_to(folder).parts))
+    )
+
+
 def file_sha256(path: Path) -> str:
     """Give the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()

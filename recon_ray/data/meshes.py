@@ -243,8 +243,7 @@ def _read_npz(path: Path) -> Shape:
     with archive:
         arrays = {key: archive[key] for key in archive.files}
     if "faces" in arrays and "vertices" in arrays:
-        faces = np.asarray(arrays["faces"], np.int64).reshape(-1, 3)
-        return Shape(np.asarray(arrays["vertices"], np.float64)[:, :3], faces)
+        return _mesh_from_tables(arrays["vertices"], arrays["faces"], path)
     key = next((key for key in POINT_KEYS if key in arrays), None)
     if key is None and len(arrays) == 1:
         key = next(iter(arrays))
@@ -254,6 +253,16 @@ def _read_npz(path: Path) -> Shape:
             f"only {', '.join(arrays) or 'none'}"
         )
     return _cloud_from_table(arrays[key], path)
+
+
+def _mesh_from_tables(vertices: np.ndarray, faces: np.ndarray, path: Path) -> Shape:
+    if vertices.ndim != 2 or vertices.shape[1] < 3 or vertices.dtype.kind not in "fiu":
+        found = f"{vertices.dtype} {vertices.shape}"
+        raise DataError(f"{path}: expected vertices of shape (points, 3 or more), found {found}")
+    if faces.ndim != 2 or faces.shape[1] not in (3, 4) or faces.dtype.kind not in "iu":
+        found = f"{faces.dtype} {faces.shape}"
+        raise DataError(f"{path}: expected faces as integers of shape (faces, 3 or 4), not {found}")
+    return Shape(vertices[:, :3].astype(np.float64), _fan(faces.astype(np.int64)))
 
 
 def _read_text(path: Path) -> Shape:
@@ -340,11 +349,22 @@ def _trimesh_part(geometry: trimesh.Trimesh, pose: np.ndarray) -> Shape | None:
     if type(geometry).__name__ == "PointCloud":
         colors = getattr(geometry, "colors", None)
         usable = colors is not None and len(colors) == len(vertices)
-        return Shape(vertices, None, np.asarray(colors)[:, :3].astype(np.uint8) if usable else None)
+        known = np.asarray(colors)[:, :3].astype(np.uint8) if usable else None
+        return Shape(vertices, None, known, _ply_normals(geometry, pose))
     faces = np.asarray(geometry.faces, np.int64)
     if len(faces) == 0:
         return None
     return Shape(vertices, faces, _corner_colors(geometry.visual, faces))
+
+
+def _ply_normals(geometry: trimesh.PointCloud, pose: np.ndarray) -> np.ndarray | None:
+    """Give (n, 3) normals from the columns of a PLY file; trimesh keeps those of meshes only."""
+    columns = geometry.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
+    names = columns.dtype.names or () if isinstance(columns, np.ndarray) else tuple(columns)
+    if not {"nx", "ny", "nz"} <= set(names):
+        return None
+    normals = np.stack([np.asarray(columns[name]).ravel() for name in ("nx", "ny", "nz")], axis=1)
+    return normals.astype(np.float64) @ pose[:3, :3].T
 
 
 def _corner_colors(visual: trimesh.visual.TextureVisuals, faces: np.ndarray) -> np.ndarray | None:
@@ -403,7 +423,10 @@ def _merge(parts: list[Shape]) -> Shape:
     colors = None
     if any(part.colors is not None for part in parts):
         colors = np.concatenate([_colors_or_grey(part) for part in parts])
-    return Shape(np.concatenate([part.vertices for part in parts]), faces, colors)
+    normals = None
+    if all(part.normals is not None for part in parts):
+        normals = np.concatenate([part.normals for part in parts])
+    return Shape(np.concatenate([part.vertices for part in parts]), faces, colors, normals)
 
 
 def _colors_or_grey(shape: Shape) -> np.ndarray:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from recon_ray.data.files import parquet_bytes
+from recon_ray.data.files import is_text, parquet_bytes
 from recon_ray.data.meshes import sample_generator
 from recon_ray.data.render import Style, renderer
 from recon_ray.data.schema import POINT_DTYPES, SCHEMA_VERSION, Layout
@@ -119,6 +119,7 @@ class ShardTask:
         source: What loads them.
         options: How they become rows, with nothing left to the source.
         layout: Columns of the files.
+        held_bytes: Memory that the source needs in the process, see :class:`Listing`.
     """
 
     root: str
@@ -130,6 +131,7 @@ class ShardTask:
     source: Source
     options: PrepareOptions
     layout: Layout
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Plan:
         options: The options, with nothing left to the source.
         layout: Columns of the files.
         tasks: The shards in the order of their sample ids.
+        repaired: Planned and present size of the files that changed after they were left out, by
+            object id.
     """
 
     settings: Mapping[str, Setting]
@@ -153,6 +157,7 @@ class Plan:
     options: PrepareOptions
     layout: Layout
     tasks: tuple[ShardTask, ...]
+    repaired: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -177,6 +182,31 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
     """
     listing = source.scan()
     _check_listing(listing)
+    return _assign(source, root, listing, options)
+
+
+def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
+    """Give the plan that other sizes of some files would have made.
+
+    Args:
+        plan: A plan of at least one sample.
+        sizes: Planned sizes by object id; the present ones are kept in ``repaired``.
+    """
+    repaired = {
+        item.object_id: (sizes[item.object_id], item.size_bytes)
+        for item in plan.listing.items
+        if sizes.get(item.object_id, item.size_bytes) != item.size_bytes
+    }
+    items = tuple(
+        replace(item, size_bytes=sizes.get(item.object_id, item.size_bytes))
+        for item in plan.listing.items
+    )
+    task = plan.tasks[0]
+    planned = _assign(task.source, task.root, replace(plan.listing, items=items), plan.options)
+    return replace(planned, repaired=repaired)
+
+
+def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions) -> Plan:
     options = options.for_listing(listing)
     layout = _layout(listing, options)
     settings = _settings(source, listing, options)
@@ -187,8 +217,11 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
         for name, chosen in _cut(items, options.samples_per_shard):
             key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
             tasks.append(
-                ShardTask(root, split, name, key, first_id, chosen, source, options, layout)
-            )
+                ShardTask(
+                    root, split, name, key, first_id, chosen, source, options, layout,
+                    listing.held_bytes,
+                )
+            )  # fmt: skip
             first_id += len(chosen)
     return Plan(settings, plan_hash, source.name, listing, options, layout, tuple(tasks))
 
@@ -214,6 +247,15 @@ def _check_listing(listing: Listing) -> None:
                 f"object id {item.object_id!r} is used twice, by {files}; give each its own"
             )
         seen[item.object_id] = item
+    unwritable = [i for i in listing.items if not is_text(i.object_id + i.category)]
+    if unwritable:
+        item = unwritable[0]
+        name = item.file or item.object_id
+        more = f" and {len(unwritable) - 1} more" if len(unwritable) > 1 else ""
+        raise DataError(
+            f"{name!a}{more}: the name is not UTF-8 text, which the prepared set needs; rename it, "
+            "for example with convmv -f latin1 -t utf8 -r --notest <folder>"
+        )
 
 
 def _layout(listing: Listing, options: PrepareOptions) -> Layout:

@@ -17,6 +17,7 @@ from recon_ray.data.files import read_json, remove_temporaries, write_file, writ
 from recon_ray.data.manifest import make_manifest
 from recon_ray.data.plan import Plan, PrepareOptions, ShardTask, differences, make_plan
 from recon_ray.data.progress import ShardProgress
+from recon_ray.data.repairs import continue_plan, is_repaired
 from recon_ray.data.runners import run_processes, run_serial
 from recon_ray.data.schema import KINDS, MANIFEST
 from recon_ray.data.shards import RECORDS, build_shard, finished
@@ -76,8 +77,8 @@ def prepare(
     """
     root = Path(output)
     plan = make_plan(source, str(root), options)
-    _adopt(root, plan)
-    records = {task.key: record for task in plan.tasks if (record := finished(task))}
+    plan = _adopt(root, plan)
+    records = _finished(plan)
     todo = [task for task in plan.tasks if task.key not in records]
     logger.info(
         "prepare %s: %d samples in %d shards, %d of them already built",
@@ -97,6 +98,15 @@ def prepare(
     finally:
         remove_temporaries(root, FOLDERS)  # of processes that were ended while they wrote
     return _finish(root, plan, [records[task.key] for task in plan.tasks])
+
+
+def _finished(plan: Plan) -> dict[str, Record]:
+    """Give the records of the shards that need not be built."""
+    records = {task.key: record for task in plan.tasks if (record := finished(task))}
+    outdated = [t.key for t in plan.tasks if t.key in records and is_repaired(t, records[t.key])]
+    if outdated:
+        logger.info("files that were left out have changed: %d shards with them", len(outdated))
+    return {key: record for key, record in records.items() if key not in outdated}
 
 
 def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
@@ -123,12 +133,18 @@ def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
 # The output folder
 
 
-def _adopt(root: Path, plan: Plan) -> None:
-    """Take over the output folder: refuse another plan's, remove leftovers, write the plan."""
+def _adopt(root: Path, plan: Plan) -> Plan:
+    """Take over the output folder: refuse another plan's, remove leftovers, write the plan.
+
+    Returns:
+        The plan, as it was begun if only files that were left out have changed since.
+    """
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: the output is a file; choose another folder")
     found = read_json(root / PLAN)
     begun = any((root / RECORDS).rglob("*.json")) or (root / MANIFEST).exists()
+    if begun and isinstance(found, dict):
+        plan = continue_plan(plan, found, root / RECORDS)
     if begun and (not isinstance(found, dict) or found.get("hash") != plan.hash):
         settings = found.get("settings", {}) if isinstance(found, dict) else {}
         reason = differences(settings, plan.settings) if settings else "its plan.json is unreadable"
@@ -137,8 +153,14 @@ def _adopt(root: Path, plan: Plan) -> None:
             "folder"
         )
     _remove_leftovers(root, plan)
-    content = {"hash": plan.hash, "settings": dict(plan.settings), "shards": _shard_list(plan)}
+    content = {
+        "hash": plan.hash,
+        "settings": dict(plan.settings),
+        "shards": _shard_list(plan),
+        "repaired": dict(plan.repaired),
+    }
     write_json(root / PLAN, content)
+    return plan
 
 
 def _shard_list(plan: Plan) -> list[dict[str, Any]]:
@@ -179,7 +201,7 @@ def _check_quarantine(root: Path, plan: Plan, records: dict[str, Record]) -> Non
     raise DataError(
         f"{len(entries)} of {total} samples are unreadable, more than the tolerated {tolerated}, "
         f"the first being {entries[0]['reason']!r}; all reasons are in {root / QUARANTINE}: repair "
-        "the files or raise prepare.max_quarantine_fraction"
+        "the files and run again, or raise prepare.max_quarantine_fraction"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any
 
 from recon_ray.errors import DataError
+from recon_ray.machine import available_memory, cpu_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,25 +24,30 @@ if TYPE_CHECKING:
     Run = Callable[[Build, Sequence[ShardTask]], Iterable[Record]]
 
 
+logger = logging.getLogger(__name__)
+
+
 def run_serial(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
     """Build the shards one after the other in this process."""
     for task in tasks:
         yield build(task)
 
 
-def run_processes(num_processes: int) -> Run:
+def run_processes(num_processes: int | None = None) -> Run:
     """Give a runner that builds shards in several processes of this machine.
 
     Args:
-        num_processes: How many at once.
+        num_processes: How many at once; by default one a CPU, or fewer where each has to hold a
+            large file of the source and memory is short.
     """
 
     def run(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
-        if num_processes <= 1 or len(tasks) <= 1:
+        wanted = fitting_processes(tasks) if num_processes is None else num_processes
+        workers = min(wanted, len(tasks))
+        if workers <= 1:
             yield from run_serial(build, tasks)
             return
         # Spawned, not forked: Arrow's and Embree's threads do not survive a fork.
-        workers = min(num_processes, len(tasks))
         context = get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
             futures = [pool.submit(build, task) for task in tasks]
@@ -59,6 +66,24 @@ def run_processes(num_processes: int) -> Run:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     return run
+
+
+def fitting_processes(tasks: Sequence[ShardTask]) -> int:
+    """Give how many processes can build shards at once: one a CPU, while memory lasts."""
+    cpus, available = cpu_count(), available_memory()
+    held = max((task.held_bytes for task in tasks), default=0)
+    if not held or available is None or cpus * held <= available:
+        return cpus
+    fitting = max(1, available // held)
+    logger.warning(
+        "prepare: %d processes instead of %d: each holds %.1f GB of the source, %.1f GB are free; "
+        "prepare.processes chooses another number",
+        fitting,
+        cpus,
+        held / 1e9,
+        available / 1e9,
+    )
+    return fitting
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from recon_ray.data.files import read_json, write_json, write_table
+from recon_ray.data.files import is_text, read_json, write_json, write_table
 from recon_ray.data.meshes import GREY, Shape, sample_generator, to_y_up
 from recon_ray.data.render import encode_image, render_views
+from recon_ray.data.repairs import file_stamp
 from recon_ray.data.sampling import SurfacePoints, pad_points, sample_points
 from recon_ray.data.schema import KINDS, tensor_column
 from recon_ray.errors import DataError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from recon_ray.data.sampling import Sampling
     from recon_ray.data.schema import Layout
     from recon_ray.data.sources.base import Item, Sample
+
+logger = logging.getLogger(__name__)
 
 RECORDS = "_records"
 
@@ -56,7 +60,7 @@ def build_shard(task: ShardTask) -> Record:
         try:
             rows.append(_load_row(task, item, sample_id))
         except DataError as error:
-            left_out.append(_quarantined(item, sample_id, str(error)))
+            left_out.append(_quarantined(task, item, sample_id, str(error)))
     record: Record = {
         "key": task.key,
         "split": task.split,
@@ -91,7 +95,7 @@ def _record_path(task: ShardTask) -> Path:
     return Path(task.root) / RECORDS / task.split / f"{Path(task.name).stem}.json"
 
 
-def _quarantined(item: Item, sample_id: int, reason: str) -> dict[str, Any]:
+def _quarantined(task: ShardTask, item: Item, sample_id: int, reason: str) -> dict[str, Any]:
     return {
         "object_id": item.object_id,
         "split": item.split,
@@ -99,6 +103,8 @@ def _quarantined(item: Item, sample_id: int, reason: str) -> dict[str, Any]:
         "file": item.file,
         "reason": reason,
         "planned": True,
+        "size_bytes": item.size_bytes,
+        "stamp": file_stamp(task.source, item),
     }
 
 
@@ -108,12 +114,31 @@ def _quarantined(item: Item, sample_id: int, reason: str) -> dict[str, Any]:
 def _load_row(task: ShardTask, item: Item, sample_id: int) -> _Row:
     options = task.options
     name = item.file or item.object_id
-    sample = task.source.load(item, options.image_size if options.views else None)
+    sample = _load(task, item, name)
     shape = to_y_up(sample.shape, options.up_axis or "y")
     drawn = _stored(_drawn(task, item, shape), task.layout, name)
     caption = item.caption if sample.caption is None else sample.caption
+    if not is_text(caption):
+        raise DataError(f"{name}: its caption {caption[:40]!a} is not text that UTF-8 can hold")
     features = _features(sample, task.layout, name)
     return _Row(item, sample_id, caption, drawn, _pictures(shape, sample, options, name), features)
+
+
+def _load(task: ShardTask, item: Item, name: str) -> Sample:
+    """Load a sample of the source.
+
+    Raises:
+        DataError: If that fails, in whatever way: one file in a million that makes a reader fall
+            over must not stop the others, and is listed with what was raised.
+    """
+    try:
+        return task.source.load(item, task.options.image_size if task.options.views else None)
+    except DataError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        logger.debug("%s: cannot be loaded", name, exc_info=True)
+        raise DataError(f"{name}: cannot be loaded ({reason})") from error
 
 
 def _drawn(task: ShardTask, item: Item, shape: Shape) -> SurfacePoints:

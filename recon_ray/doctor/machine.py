@@ -19,6 +19,7 @@ import torch
 from recon_ray import __version__
 from recon_ray.doctor.findings import Finding, Level
 from recon_ray.errors import OpsError
+from recon_ray.machine import available_memory, cpu_count, memory_limit
 from recon_ray.points import ops, reference
 
 #: Packages of which all machines need the same version, and of which another one only may matter.
@@ -183,33 +184,15 @@ def _cuda_failure() -> str:
 
 
 def _memory(_: MachineRequest) -> Iterator[Finding]:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _memory_limit()
-    total = min(total, limit or total)
-    text = f"{gigabytes(total)} in all, {os.cpu_count()} cores"
-    if min(free, total) < LEAST_MEMORY and _available() < LEAST_MEMORY:
-        told = f"{text}, {gigabytes(_available())} available"
+    total = min(total, memory_limit() or total)
+    text = f"{gigabytes(total)} in all, {cpu_count()} cores"
+    available = available_memory()
+    if available is not None and available < LEAST_MEMORY:
+        told = f"{text}, {gigabytes(available)} available"
         yield Finding("memory", "warning", told, "end other programs")
     else:
         yield Finding("memory", "ok", text)
-
-
-def _available() -> int:
-    """Memory that programs can have, caches included."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _memory_limit() -> int | None:
-    """Limit of the container, if there is one."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 def _shared_memory(request: MachineRequest) -> Iterator[Finding]:

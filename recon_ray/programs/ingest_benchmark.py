@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -107,7 +106,7 @@ def random_set(folder: Path, samples: int, options: IngestBenchmarkSection) -> P
         RandomClouds(samples, options.num_points),
         path,
         PrepareOptions(num_points=options.num_points, samples_per_shard=options.samples_per_shard),
-        run=run_processes(os.cpu_count() or 1),
+        run=run_processes(),
     )
     return PreparedSet.open(path)
 
@@ -217,7 +216,7 @@ def _prepare_rate(options: IngestBenchmarkSection) -> float:
             np.save(source / f"{number:06d}.npy", cloud)
         wanted = PrepareOptions(num_points=options.num_points, samples_per_shard=128)
         started = time.perf_counter()
-        prepare(CustomSource(source), output, wanted, run=run_processes(os.cpu_count() or 1))
+        prepare(CustomSource(source), output, wanted, run=run_processes())
         seconds = time.perf_counter() - started
         shutil.rmtree(source)
     return options.npy_files / seconds

@@ -19,6 +19,7 @@ from recon_ray.data.prepare import prepare as build_set
 from recon_ray.data.prepared import EPISODES_RECORD
 from recon_ray.data.schema import KINDS, MANIFEST
 from recon_ray.data.sources import create_source
+from recon_ray.data.sources.custom import packed_folder
 from recon_ray.errors import ConfigError
 from recon_ray.programs.checks import find_set
 from recon_ray.programs.episodes import draw_from_set, verify_episodes
@@ -101,8 +102,13 @@ def _prepare(config: PrepareConfig) -> JobResult:
 def _prepare_archive(config: PrepareConfig, archive: Path) -> JobResult:
     """Unpack into the output and prepare from there; a restart finds it unpacked."""
     folder = unpack(archive, config.output / UNPACKED)
+    # Published sets are looked for one folder down, and so are the files of a table.
+    by_folders = config.source == "custom" and config.prepare.table is None
+    root = packed_folder(folder) if by_folders else folder
+    if root != folder:
+        logger.info("%s: holds the folder %s, whose content is prepared", archive, root.name)
     try:
-        return _prepare(config.model_copy(update={"input": folder}))
+        return _prepare(config.model_copy(update={"input": root}))
     finally:
         if (config.output / MANIFEST).is_file():  # the set is done, or another one
             shutil.rmtree(folder)
@@ -131,12 +137,11 @@ def prepare_set(
 
 
 def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:
-    processes = options.processes if options.processes is not None else os.cpu_count() or 1
     if cluster is None or options.parallel == "local":
-        return run_processes(processes)
+        return run_processes(options.processes)
     joins = cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
     if options.parallel == "auto" and not joins:
-        return run_processes(processes)
+        return run_processes(options.processes)
     from recon_ray.cluster.shards import run_on_ray  # importing Ray takes seconds
 
     return run_on_ray(cluster, options.processes or None)

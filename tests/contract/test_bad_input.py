@@ -1264,6 +1264,14 @@ def test_two_files_with_one_id_are_refused_by_name(jobs: Jobs) -> None:
     )
 
 
+def test_names_that_are_no_utf8_are_refused_with_the_way_out(jobs: Jobs) -> None:
+    clouds = _clouds(jobs.folder)
+    os.rename(clouds / "a" / "00.npy", os.fsencode(clouds / "a") + b"/caf\xe9.npy")  # noqa: PTH104
+    jobs.custom(clouds).refused(
+        1, r"^error: 'a/caf\\udce9\.npy': the name is not UTF-8 text, .* rename it, .*convmv"
+    )
+
+
 def test_a_mesh_without_area_and_clouds_of_other_sizes_are_left_out(jobs: Jobs) -> None:
     clouds = _clouds(jobs.folder, 40)
     (clouds / "a" / "line.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from recon_ray.config import dump_yaml, load, schema
 from recon_ray.config.fields import index
@@ -84,6 +85,50 @@ def test_every_section_is_frozen_strict_and_described(name: str) -> None:
         assert section.model_config.get("frozen") is True, key
     assert [key for key, info in keys.options.items() if not info.description] == []
     assert "include" not in keys.sections[""].model_fields  # taken by the YAML files
+
+
+#: Options of text that name a folder, a file, a URI or weights; Path options always do.
+LOCATIONS = re.compile(
+    r"(^|[._])(path|storage|folder|table|input|output|cache|episodes|resume|from|data)$"
+)
+
+
+@pytest.mark.parametrize("name", sorted(root_models()))
+def test_every_path_may_start_at_home(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    left = []
+    for key, info in index(root_models()[name]).options.items():
+        kinds = str(info.annotation)
+        if "Path" not in kinds and not ("str" in kinds and LOCATIONS.search(key)):
+            continue
+        adapter = TypeAdapter(Annotated[(info.annotation, key, *info.metadata)])
+        read = adapter.validate_python(["~/x"] if "tuple" in kinds else "~/x")
+        if "/somewhere/x" not in str(read):
+            left.append(key)
+        if "str" in kinds:
+            assert adapter.validate_python("s3://bucket/~x") == "s3://bucket/~x"
+    assert left == []
+    assert "run.storage" in index(root_models()[name]).options
+
+
+def test_a_location_is_expanded_wherever_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    file = tmp_path / "c.yaml"
+    file.write_text("init_from: ~/weights.pth\nteacher:\n  text: {name: 'table:~/t.npz'}\n")
+    arguments = [str(file), "run.storage=~/runs", "data.path=~/set"]
+    arguments.append("teacher.image.name=timm:vit_tiny_patch16_224:~/w.pth")
+    config = load(schema.PretrainConfig, [a for a in arguments if a != str(file)]).config
+    assert config.run.storage == "/somewhere/runs"
+    assert config.data.path == "/somewhere/set"
+    assert config.teacher.image.name == "timm:vit_tiny_patch16_224:/somewhere/w.pth"
+    zeroshot = load(schema.ZeroshotConfig, [str(file)]).config
+    assert (zeroshot.init_from, zeroshot.teacher.text.name) == (
+        "/somewhere/weights.pth",
+        "table:/somewhere/t.npz",
+    )
+    assert load(schema.PretrainConfig, ["data.path=a/~b"]).config.data.path == "a/~b"
 
 
 def option_names(text: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A module imports from layers above its own here; the units of one layer do not know each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "machine"),
     ("config",),
     ("points",),
     ("models", "losses"),

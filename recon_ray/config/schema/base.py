@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+
+def _expand(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser can fail)
+
+
+def _expand_file(name: str) -> str:
+    head, colon, file = name.rpartition(":")
+    return f"{head}{colon}{os.path.expanduser(file)}"  # noqa: PTH111
+
+
+#: A folder, a file or a URI, perhaps also a name: a leading ``~`` is the user's home folder.
+Location = Annotated[str, AfterValidator(os.path.expanduser)]
+#: The same of what is always a path on a disk.
+LocalPath = Annotated[Path, AfterValidator(_expand)]
+#: A teacher such as ``timm:<arch>:<file>``, where the file may begin so.
+TeacherName = Annotated[str, AfterValidator(_expand_file)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -24,7 +42,7 @@ class RunSection(Section):
     name: str | None = Field(
         None, description="Run name; by default made from the job, the preset and the time."
     )
-    storage: str = Field(
+    storage: Location = Field(
         "runs",
         description="Folder or URI in which the run's own folder is made; seen by all nodes.",
     )
@@ -67,7 +85,8 @@ class RuntimeSection(Section):
     )
     threads: Count | None = Field(
         None,
-        description="Threads of torch in a worker; by default the cores divided by the workers.",
+        description="Threads of torch in a worker; by default the CPUs that the job may use (on a "
+        "cluster: those that its nodes report) divided by the workers.",
     )
 
 

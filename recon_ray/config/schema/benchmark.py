@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recon_ray.config.schema.base import ClusterSection, Count, JobConfig, Section
+from recon_ray.config.schema.base import ClusterSection, Count, JobConfig, LocalPath, Section
 
 
 class IngestBenchmarkSection(Section):
     """Reading a prepared set, beside a torch DataLoader on the same files."""
 
-    folder: Path = Field(
+    folder: LocalPath = Field(
         Path("runs/benchmark-data"),
         description="Folder of the random clouds, made once and kept for the next time.",
     )

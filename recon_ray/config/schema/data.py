@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, Fraction, JobConfig, Section
+from recon_ray.config.schema.base import Count, Fraction, JobConfig, LocalPath, Location, Section
 
 SourceName = Literal[
     "synthetic", "custom", "shapenet55", "modelnet40", "modelnet10", "scanobjectnn_obj_bg",
@@ -65,7 +65,7 @@ class PrepareSection(Section):
     test_fraction: Fraction = Field(
         0.1, description="Held out a class where the source has no split of its own (custom)."
     )
-    table: str | None = Field(
+    table: Location | None = Field(
         None,
         description="CSV or Parquet table (file, caption, label, split, image) (custom).",
     )
@@ -78,14 +78,16 @@ class PrepareSection(Section):
         "bytes.",
     )
     processes: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Shards built at once; by default one a core."
+        None,
+        description="Shards built at once; by default one a CPU that the job may use, fewer where "
+        "each process holds a large file of the source (the .dat of ModelNet) and memory is short.",
     )
 
 
 class SetSection(Section):
     """Which prepared set is trained on, and how it is read."""
 
-    path: str = Field(
+    path: Location = Field(
         "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
     num_points: Count = Field(1024, description="Points drawn from each stored cloud.")
@@ -134,18 +136,18 @@ class PrepareConfig(JobConfig):
         description="What is prepared: procedural shapes, a folder of your own shapes, or a "
         "published set as its publishers ship it (--cards describes them).",
     )
-    input: Path | None = Field(
+    input: LocalPath | None = Field(
         None,
         description="Folder or archive of the source (not for synthetic); for fewshot also a "
         "prepared ModelNet40, of which episodes are drawn.",
     )
-    output: Path = Field(
+    output: LocalPath = Field(
         Path("datasets/synthetic"), description="Folder of the prepared set that is written."
     )
-    verify: Path | None = Field(
+    verify: LocalPath | None = Field(
         None, description="Only check this prepared set: hashes, row counts, schema."
     )
-    export: Path | None = Field(
+    export: LocalPath | None = Field(
         None,
         description="Only rewrite this prepared set, to output, with plain fixed-size lists for "
         "readers that refuse tensor types.",

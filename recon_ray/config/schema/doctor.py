@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recon_ray.config.schema.base import JobConfig, Positive, Section
+from recon_ray.config.schema.base import JobConfig, Location, Positive, Section
 
 
 class DoctorSection(Section):
     """What is looked at, and how long."""
 
-    data: str | None = Field(None, description="Folder of a prepared set that all nodes must see.")
+    data: Location | None = Field(
+        None, description="Folder of a prepared set that all nodes must see."
+    )
     clock_seconds: Positive = Field(
         5.0, description="Largest difference between the clocks of the driver and of a node."
     )

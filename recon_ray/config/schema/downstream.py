@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, Fraction, JobConfig, Positive, Section
+from recon_ray.config.schema.base import (
+    Count,
+    Fraction,
+    JobConfig,
+    LocalPath,
+    Location,
+    Positive,
+    Section,
+)
 from recon_ray.config.schema.data import SetSection
 from recon_ray.config.schema.training import OptimSection, TrainingConfig, TrainSection
 from recon_ray.config.schema.weights import ForeignModelSection
@@ -71,7 +79,7 @@ class ClassificationDataSection(SetSection):
         description="[way, shot, fold] of a few-shot episode that is learned in place of the whole "
         "set (jobs/fewshot.py runs all of them).",
     )
-    episodes: str | None = Field(
+    episodes: Location | None = Field(
         None,
         description="Folder of episodes (jobs/prepare.py source=fewshot); by default data.path.",
     )
@@ -105,7 +113,7 @@ class ClassificationEvalSection(Section):
 class FinetuneConfig(TrainingConfig):
     """jobs/finetune.py: train a classifier on a prepared set, from pre-trained weights or none."""
 
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="Weights to start from: run folder, checkpoint, .safetensors or .pth file, or "
         "name of published weights; null starts from scratch.",
@@ -174,7 +182,7 @@ class FinetuneConfig(TrainingConfig):
 class EvaluatedDataSection(Section):
     """What is classified."""
 
-    path: Path = Field(
+    path: LocalPath = Field(
         Path("datasets/synthetic"), description="Folder of a prepared set (jobs/prepare.py)."
     )
     split: str = Field("test", description="Split that is measured.")
@@ -216,7 +224,7 @@ class EvaluateConfig(JobConfig):
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto continues the run of this name, never sets it aside."
     )
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="The classifier: run folder, checkpoint, .safetensors or .pth file, or name of "
         "published weights.",

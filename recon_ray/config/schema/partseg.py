@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, Fraction, Section
+from recon_ray.config.schema.base import Count, Fraction, Location, Section
 from recon_ray.config.schema.data import SetSection
 from recon_ray.config.schema.training import OptimSection, TrainingConfig, TrainSection
 
@@ -66,7 +66,7 @@ class PartsegEvalSection(Section):
 class PartsegConfig(TrainingConfig):
     """jobs/partseg.py: label the points of shapes with parts."""
 
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="Weights that training starts from, or that test=only scores: run folder, "
         "checkpoint, file or published name; null starts from scratch.",

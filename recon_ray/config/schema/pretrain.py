@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recon_ray.config.schema.base import Count, Positive, Section
+from recon_ray.config.schema.base import Count, Location, Positive, Section
 from recon_ray.config.schema.data import DataSection, PrepareSection
 from recon_ray.config.schema.training import ModelSection, TeacherSection, TrainingConfig
 
@@ -40,7 +40,7 @@ class ValidationSection(Section):
     every_epochs: Count | None = Field(
         None, description="Epochs between two validations; null for none."
     )
-    path: str | None = Field(
+    path: Location | None = Field(
         None, description="Folder of the prepared set; by default the one that is trained on."
     )
     kind: Literal["svm", "zeroshot"] = Field(

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, NonNegative, Positive, ProtocolConfig, Section
+from recon_ray.config.schema.base import (
+    Count,
+    Location,
+    NonNegative,
+    Positive,
+    ProtocolConfig,
+    Section,
+)
 from recon_ray.config.schema.downstream import Normalization
 from recon_ray.config.schema.training import TextTeacherSection
 from recon_ray.config.schema.weights import ForeignModelSection
@@ -15,7 +22,7 @@ from recon_ray.config.schema.weights import ForeignModelSection
 class EvaluatedSetSection(Section):
     """The prepared set that is evaluated on."""
 
-    path: str = Field(
+    path: Location = Field(
         "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
     num_points: Count = Field(1024, description="Points of a cloud that the model is given.")
@@ -70,7 +77,7 @@ class ZeroshotSection(Section):
 class ZeroshotConfig(ProtocolConfig):
     """jobs/zeroshot.py: classify shapes by the texts of their classes, without training."""
 
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="Weights of a pre-training: run folder, checkpoint, file or published name.",
     )
@@ -117,7 +124,7 @@ class ProbeSection(Section):
 class LinearProbeConfig(ProtocolConfig):
     """jobs/linear_probe.py: linear SVM, nearest neighbours, logistic regression on features."""
 
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="Weights with an encoder: run folder, checkpoint, file or published name.",
     )

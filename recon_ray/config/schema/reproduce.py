@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from recon_ray.config.schema.base import Count, JobConfig, Section
+from recon_ray.config.schema.base import Count, JobConfig, Location, Section
 from recon_ray.config.schema.sweep import TrialSection, refuse_workers
 
 Options = dict[str, Any] | None
@@ -15,7 +15,9 @@ Options = dict[str, Any] | None
 class PublishedSetSection(Section):
     """One published set as it was prepared, or what stands in for it."""
 
-    path: str | None = Field(None, description="Folder of the prepared set; null where none is.")
+    path: Location | None = Field(
+        None, description="Folder of the prepared set; null where none is."
+    )
     stand_in: bool | None = Field(
         None,
         description="Whether it stands in for the published set, which the table then says; null "
@@ -44,7 +46,7 @@ class SetsSection(Section):
         PublishedSetSection(),
         description="Clouds of the few-shot episodes; by default those of ModelNet40.",
     )
-    episodes: str | None = Field(
+    episodes: Location | None = Field(
         "datasets/episodes",
         description="Folder of the few-shot episodes; null where their set holds them.",
     )
@@ -116,15 +118,15 @@ class ReproduceConfig(JobConfig):
         description="auto continues the table of this name with what is not done, never sets it "
         "aside.",
     )
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="The pre-training that everything starts from: run folder, checkpoint, file or "
         "name of published weights; null pre-trains as the section pretrain says.",
     )
-    zeroshot_from: str | None = Field(
+    zeroshot_from: Location | None = Field(
         None, description="Other weights for the zero-shot rows; by default those of init_from."
     )
-    svm_from: str | None = Field(
+    svm_from: Location | None = Field(
         None, description="Other weights for the linear SVM; by default those of init_from."
     )
     pretrain: Options = Field(

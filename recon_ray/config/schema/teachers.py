@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, JobConfig, Section
+from recon_ray.config.schema.base import Count, JobConfig, Location, Section
 from recon_ray.config.schema.training import ImageEncoderSection, TextTeacherSection
 
 
 class CachedDataSection(Section):
     """The prepared set whose pictures and classes are encoded."""
 
-    path: str = Field(
+    path: Location = Field(
         "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
     text: Literal["category", "caption"] = Field(

@@ -9,10 +9,12 @@ from pydantic import Field, model_validator
 from recon_ray.config.schema.base import (
     Count,
     Fraction,
+    Location,
     NonNegative,
     Positive,
     ProtocolConfig,
     Section,
+    TeacherName,
 )
 from recon_ray.config.schema.data import SetSection
 
@@ -45,7 +47,7 @@ class ModelSection(Section):
 class ImageEncoderSection(Section):
     """A frozen image encoder, and how pictures are brought to it."""
 
-    name: str | None = Field(
+    name: TeacherName | None = Field(
         "descriptor",
         description="open_clip:<arch>[:<tag or file>], timm:<arch>[:<tag or file>], descriptor, "
         "source for features that the data set came with, or null for none.",
@@ -72,7 +74,7 @@ class ImageTeacherSection(ImageEncoderSection):
         description="Run the teacher in the training step, or read what jobs/cache_teachers.py "
         "has computed.",
     )
-    cache: str | None = Field(
+    cache: Location | None = Field(
         None,
         description="Folder of the cache to read; by default the one in the data set that fits.",
     )
@@ -105,7 +107,7 @@ class ImageTeacherSection(ImageEncoderSection):
 class TextTeacherSection(Section):
     """The frozen text encoder whose features the text token learns."""
 
-    name: str | None = Field(
+    name: TeacherName | None = Field(
         "descriptor",
         description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz or .parquet) "
         "of features computed elsewhere, source for features that the data set came with, or null "
@@ -181,7 +183,7 @@ class OptimSection(Section):
 class TrainingConfig(ProtocolConfig):
     """A job that trains a model on a prepared set."""
 
-    resume: str = Field(
+    resume: Location = Field(
         "auto",
         description="auto continues the run of this name, never sets it aside, a path starts from "
         "that checkpoint.",

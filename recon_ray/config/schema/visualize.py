@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import ClusterSection, Count, JobConfig, Section
+from recon_ray.config.schema.base import (
+    ClusterSection,
+    Count,
+    JobConfig,
+    LocalPath,
+    Location,
+    Section,
+)
 from recon_ray.config.schema.weights import ForeignModelSection
 
 
 class ShownDataSection(Section):
     """The prepared set from which shapes are shown, and how points are brought to the model."""
 
-    path: str | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
+    path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
     split: str = Field("test", description="Split whose shapes are shown.")
     num_points: Count = Field(
         1024, description="Points drawn from each shape; a cloud that has fewer keeps them all."
@@ -49,7 +55,7 @@ class VisualizeSection(Section):
 class VisualizeConfig(JobConfig):
     """jobs/visualize.py: pictures of reconstructions and of attention."""
 
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="Weights: run folder, checkpoint, .safetensors, .pth, or the name of published "
         "ones.",
@@ -60,7 +66,7 @@ class VisualizeConfig(JobConfig):
         description="Shapes of data.path: how many, of as many classes as there are, or a list of "
         "object ids.",
     )
-    files: tuple[Path, ...] = Field(
+    files: tuple[LocalPath, ...] = Field(
         (), description="Meshes or clouds to show as well (.ply, .off, .obj, .npy, ...)."
     )
     up_axis: Literal["x", "y", "z"] = Field(

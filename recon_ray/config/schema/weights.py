@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, JobConfig, Section
+from recon_ray.config.schema.base import Count, JobConfig, LocalPath, Location, Section
 
 
 class ForeignModelSection(Section):
@@ -30,12 +29,12 @@ class ForeignModelSection(Section):
 class ImportWeightsConfig(JobConfig):
     """jobs/import_weights.py: weights of the reference to safetensors, and back."""
 
-    input: str | None = Field(
+    input: Location | None = Field(
         None,
         description="File of weights (.pth, .safetensors), run folder, checkpoint, or the name of "
         "published weights.",
     )
-    output: Path | None = Field(None, description="File to write.")
+    output: LocalPath | None = Field(None, description="File to write.")
     kind: Literal[
         "auto",
         "recon",

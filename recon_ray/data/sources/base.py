@@ -103,6 +103,7 @@ class Listing:
         excluded: What was left out by rule; it does not count as unreadable.
         tables: Small tables to write beside the samples, by name.
         features: Shapes of the teacher features that the samples carry, None if they carry none.
+        held_bytes: Memory that each process needs for files which are read whole to load a sample.
     """
 
     items: tuple[Item, ...]
@@ -119,6 +120,7 @@ class Listing:
     excluded: tuple[Excluded, ...] = ()
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     features: Features | None = None
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)

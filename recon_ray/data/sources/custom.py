@@ -2,9 +2,9 @@
 
 Folder layouts: ``file``, ``class/file``, ``split/class/file`` and ``class/split/file``; a split is
 recognised by the names train, test, val and their long forms, and deeper folders in a class are
-allowed. A table (CSV or Parquet) replaces the layout: ``file`` relative to the folder and perhaps
-``caption``, ``category`` or ``label``, ``split``, ``image`` (one or several, separated by ``;``)
-and ``object_id``.
+allowed. A table (CSV or Parquet) replaces the layout: ``file`` relative to the folder, or to the
+only folder in it, and perhaps ``caption``, ``category`` or ``label``, ``split``, ``image`` (one or
+several, separated by ``;``) and ``object_id``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recon_ray.data.files import visible
 from recon_ray.data.meshes import SHAPE_SUFFIXES, load_shape, sample_generator
 from recon_ray.data.render import load_image
 from recon_ray.data.sources.base import SPLIT_ALIASES, Item, Listing, Sample
@@ -84,7 +85,7 @@ class CustomSource:
         return Sample(shape, images)
 
     def _from_folder(self, folder: Path) -> list[Item]:
-        files = sorted(p.relative_to(folder) for p in folder.rglob("*") if _is_shape(p))
+        files = [p.relative_to(folder) for p in visible(folder, "**/*") if _is_shape(p)]
         files = _without_notes(files)
         if not files:
             raise DataError(
@@ -96,7 +97,11 @@ class CustomSource:
     def _from_table(self, folder: Path) -> list[Item]:
         table = Path(self.table or "")
         rows = _read_rows(table)
-        items = [_table_item(folder, table, number, row) for number, row in enumerate(rows, 1)]
+        prefix = _table_prefix(folder, rows)
+        items = [
+            _table_item(folder, prefix, row, f"{table} row {number}")
+            for number, row in enumerate(rows, 1)
+        ]
         missing = [item.file for item in items if item.size_bytes < 0]
         if missing:
             shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
@@ -107,6 +112,25 @@ class CustomSource:
 
 
 # Folders
+
+
+def packed_folder(folder: Path) -> Path:
+    """Give the folder that an archive was made of: ``zip -r shapes.zip shapes`` packs its name too.
+
+    Args:
+        folder: What the archive holds.
+
+    Returns:
+        The only folder in it, where there is nothing else to be prepared and it is no split; else
+        the folder itself.
+    """
+    inside = [path for path in visible(folder, "*") if path.is_dir() or _is_no_note(path)]
+    only = inside[0] if len(inside) == 1 else folder
+    return only if only.is_dir() and only.name.lower() not in SPLIT_ALIASES else folder
+
+
+def _is_no_note(path: Path) -> bool:
+    return _is_shape(path) and path.suffix.lower() not in TEXT_SUFFIXES
 
 
 def _is_shape(path: Path) -> bool:
@@ -191,8 +215,16 @@ def _parquet_rows(table: Path) -> list[dict[str, str]]:
     return [{k: "" if v is None else str(v).strip() for k, v in row.items()} for row in rows]
 
 
-def _table_item(folder: Path, table: Path, number: int, row: dict[str, str]) -> Item:
-    where = f"{table} row {number}"
+def _table_prefix(folder: Path, rows: list[dict[str, str]]) -> str:
+    """Give what the paths of a table lack: nothing, or the name of the only folder there is."""
+    inside = packed_folder(folder)
+    files = [row["file"] for row in rows if row["file"]]
+    if inside == folder or any((folder / file).is_file() for file in files):
+        return ""
+    return f"{inside.name}/" if any((inside / file).is_file() for file in files) else ""
+
+
+def _table_item(folder: Path, prefix: str, row: dict[str, str], where: str) -> Item:
     file = row["file"]
     if not file:
         raise DataError(f"{where}: column 'file' is empty")
@@ -200,15 +232,16 @@ def _table_item(folder: Path, table: Path, number: int, row: dict[str, str]) -> 
     if split and split not in SPLIT_ALIASES:
         raise DataError(f"{where}: split is {split!r}; expected train, val or test")
     category = row.get("category", "")
-    path = folder / file
+    path = folder / f"{prefix}{file}"
+    images = [part.strip() for part in row.get("image", "").split(";") if part.strip()]
     return Item(
         object_id=row.get("object_id") or Path(file).with_suffix("").as_posix(),
         split=SPLIT_ALIASES[split] if split else "",
         category=category,
         label=_label(row.get("label", ""), where),
         caption=row.get("caption") or category.replace("_", " "),
-        file=file,
-        images=tuple(part.strip() for part in row.get("image", "").split(";") if part.strip()),
+        file=f"{prefix}{file}",
+        images=tuple(f"{prefix}{image}" for image in images),
         size_bytes=path.stat().st_size if path.is_file() else -1,
     )
 
@@ -269,8 +302,22 @@ def _by_given_labels(items: list[Item]) -> tuple[list[Item], tuple[str, ...]]:
             raise DataError(
                 f"{item.file}: category {name!r} is {item.label} here, {labels[name]} elsewhere"
             )
-    classes = tuple(names.get(number, str(number)) for number in range(max(names) + 1))
-    return [replace(i, category=i.category or names.get(i.label, "")) for i in items], classes
+    # Numbers that no row has would be classes without a sample; ids of a catalogue leave thousands.
+    numbers = {label: number for number, label in enumerate(sorted(names))}
+    if len(names) <= max(names):
+        logger.warning(
+            "the labels go up to %d, but only %d are used: they are numbered anew in their order, "
+            "from 0; the classes keep their names, or the labels as names",
+            max(names),
+            len(names),
+        )
+    labeled = [
+        replace(item, label=numbers[item.label], category=item.category or names[item.label])
+        if item.label >= 0
+        else item
+        for item in items
+    ]
+    return labeled, tuple(names[label] for label in sorted(names))
 
 
 def _random_split(items: list[Item], test_fraction: float, seed: int) -> list[Item]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from recon_ray.data.cards import CARDS
 from recon_ray.data.episodes import episode_table
+from recon_ray.data.files import visible
 from recon_ray.data.pickles import load_pickle
 from recon_ray.data.recent_files import RecentFiles
 from recon_ray.data.sources.base import Item, Listing, Sample
@@ -126,7 +127,7 @@ class _Scan:
 def _pickles(root: Path) -> list[Path]:
     found = [
         path
-        for path in root.glob("*way_*shot/*.pkl")
+        for path in visible(root, "*way_*shot/*.pkl")
         if FOLDER.fullmatch(path.parent.name) and path.stem.isdigit()
     ]
     return sorted(found, key=lambda path: (*_way_and_shot(path), int(path.stem)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recon_ray.data.files import visible
 from recon_ray.data.hdf5 import read_cloud, read_labels
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
 from recon_ray.data.sources.layout import (
@@ -87,7 +88,7 @@ class Hdf5Source:
 
 def has_files(folder: Path) -> bool:
     """Say whether a folder holds HDF5 files of a split."""
-    return any(_split(path) for path in folder.glob("*.h5"))
+    return any(_split(path) for path in visible(folder, "*.h5"))
 
 
 def split_files(root: Path) -> dict[str, list[Path]]:
@@ -97,7 +98,7 @@ def split_files(root: Path) -> dict[str, list[Path]]:
         DataError: If a name tells two splits, or a list names a file that is not there.
     """
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for path in sorted(root.glob("*.h5")):
+    for path in visible(root, "*.h5"):
         split = _split(path)
         if split is None:
             logger.warning("%s: ignored, its name tells no split", path)

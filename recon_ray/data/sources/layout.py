@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from recon_ray.data.files import is_hidden, visible
 from recon_ray.data.sources.base import Item
 from recon_ray.errors import DataError
 
@@ -39,7 +40,7 @@ def find_root(folder: Path, is_root: Callable[[Path], bool], expected: str) -> P
         raise DataError(f"{folder}: no such folder; set input to the folder of the data set")
     if is_root(folder):
         return folder
-    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and is_root(path)]
+    found = [path for path in visible(folder, "*") if path.is_dir() and is_root(path)]
     if not found:
         raise DataError(f"{folder}: expected {expected}, there or one folder down; found neither")
     if len(found) > 1:
@@ -55,7 +56,7 @@ def file_sizes(folder: Path, suffix: str) -> dict[str, int]:
         return {
             entry.name: entry.stat().st_size
             for entry in entries
-            if entry.name.lower().endswith(suffix) and entry.is_file()
+            if entry.name.lower().endswith(suffix) and not is_hidden(entry.name) and entry.is_file()
         }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recon_ray.data.cards import CARDS, Card
+from recon_ray.data.files import visible
 from recon_ray.data.meshes import Shape, check_shape, load_shape
 from recon_ray.data.number_rows import read_rows
 from recon_ray.data.pickles import load_pickle
@@ -142,7 +143,7 @@ def _scan_texts(folder: Path, root: Path, card: Card) -> Listing:
     lists = {split: _list(root, card, split) for split in SPLITS}
     lines = {split: read_list(path) for split, path in lists.items()}
     check_disjoint({str(lists[split]): names for split, names in lines.items()})
-    check_lists(card, [*lists.values(), *root.glob("*_shape_names.txt")])
+    check_lists(card, [*lists.values(), *visible(root, "*_shape_names.txt")])
     names = {name for entries in lines.values() for name in entries}
     classes = {name.rpartition("_")[0] for name in names}
     sizes = {category: file_sizes(root / category, ".txt") for category in classes}
@@ -177,7 +178,7 @@ def _scan_shapes(folder: Path, root: Path, card: Card) -> Listing:
     items: list[Item] = []
     excluded: list[Excluded] = []
     suffix = ""
-    for split_folder in sorted(path for path in root.glob("*/*") if path.name in SPLITS):
+    for split_folder in (path for path in visible(root, "*/*") if path.name in SPLITS):
         category, split = split_folder.parent.name, split_folder.name
         for file, size in sorted(_shape_files(split_folder).items()):
             relative = (split_folder / file).relative_to(folder).as_posix()
@@ -213,7 +214,8 @@ def _scan_pickles(folder: Path, root: Path, card: Card) -> Listing:
                 items.append(class_item(object_id, split, category, card.classes, file, size))
             else:
                 excluded.append(Excluded(object_id, file, _foreign(str(label), card)))
-    return _listing(card, items, excluded)
+    held = sum(_pickle(root, card, split).stat().st_size for split in SPLITS)
+    return _listing(card, items, excluded, held_bytes=held)
 
 
 SCANS = {

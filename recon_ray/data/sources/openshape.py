@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from recon_ray.data.cards import CARDS
+from recon_ray.data.files import visible
 from recon_ray.data.meshes import Shape, check_shape
 from recon_ray.data.pickles import load_object_array
 from recon_ray.data.sources.base import Features, Item, Listing, Sample
@@ -103,12 +104,12 @@ class OpenShapeSource:
             shape = _cloud(content, path)
             images = _image_features(content)
             texts = _text_features(content, images.shape[1], hidden=hidden)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            caption = _caption(content, hidden=hidden)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path}: is not an OpenShape sample ({type(error).__name__}: {error})"
             ) from error
         check_shape(shape, str(path))
-        caption = _caption(content, hidden=hidden)
         return Sample(shape, caption=caption, image_features=images, text_features=texts)
 
     def _hides_name(self, path: Path) -> bool:
@@ -145,7 +146,7 @@ def _listed(path: Path) -> list[Path]:
 
 def _found(shapes: Path) -> list[Path]:
     logger.warning("%s: no %s, all shapes there are taken", shapes, Path(LIST).name)
-    return sorted(path.relative_to(shapes) for path in shapes.rglob("*.npy"))
+    return [path.relative_to(shapes) for path in visible(shapes, "**/*.npy")]
 
 
 def _item(folder: Path, prefix: Path, file: Path) -> Item:
@@ -183,6 +184,8 @@ def _cloud(content: dict[str, Any], path: Path) -> Shape:
 
 def _image_features(content: dict[str, Any]) -> np.ndarray:
     """Give (1 + 12, D): the thumbnail, zero where there is none, and the rendered views."""
+    if content["image_feat"] is None:
+        raise ValueError("image_feat is None: the features of its pictures are missing")
     views = np.asarray(content["image_feat"], np.float32).reshape(-1, _width(content["image_feat"]))
     if len(views) > NUM_VIEWS:
         raise ValueError(f"image_feat has {len(views)} views instead of {NUM_VIEWS}")

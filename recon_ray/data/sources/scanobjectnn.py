@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recon_ray.data.cards import CARDS
+from recon_ray.data.files import visible
 from recon_ray.data.sources.base import Item, Listing, Sample
 from recon_ray.data.sources.hdf5 import list_rows, load_row
 from recon_ray.data.sources.layout import check_counts, report
@@ -69,7 +70,7 @@ class ScanObjectNNSource:
         variant, end = FILES[self.name]
         names = {"train": f"training_{end}", "test": f"test_{end}"}
         own = [] if folder.name in {WITH_BACKGROUND, WITHOUT_BACKGROUND} - {variant} else [folder]
-        places = [*own, folder / variant, *sorted(folder.glob(f"*/{variant}"))]
+        places = [*own, folder / variant, *visible(folder, f"*/{variant}")]
         for place in places:
             found = {split: place / name for split, name in names.items()}
             there = [path.is_file() for path in found.values()]

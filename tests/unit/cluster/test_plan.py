@@ -180,3 +180,40 @@ def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
             ray_session(ClusterSection(address=address)),
         ):
             pytest.fail("the session began")
+
+
+# --- Threads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "nodes", "workers", "threads"),
+    [
+        ("auto", [64, 64], 4, 32),  # what the nodes report, whatever the driver has
+        ("auto", [0, 8], 3, 2),
+        (None, [6], 2, 1),  # a Ray of our own is told of CPUs that are not there
+        (None, [6], 1, 3),
+        ("auto", [1.5], 1, 1),
+    ],
+)
+def test_workers_share_the_cpus_that_there_are(
+    cluster, monkeypatch, address, nodes, workers, threads
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("recon_ray.cluster.context.cpu_count", lambda: 3)
+    cluster(*({"CPU": float(cpus)} for cpus in nodes))
+    assert plan(workers=workers, address=address).threads_per_worker == threads
+
+
+def test_a_ray_of_our_own_has_the_cpus_that_the_job_may_use(monkeypatch):
+    started = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("recon_ray.cluster.context.cpu_count", lambda: 3)
+    monkeypatch.setattr("recon_ray.cluster.context.require_token", lambda: None)
+    monkeypatch.setattr("recon_ray.cluster.context.prepare_environment", lambda options: None)
+    monkeypatch.setattr("recon_ray.cluster.context.LOCAL_ENVIRONMENT", {})
+    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with ray_session(ClusterSection(workers=1)):
+        pass
+    assert started["num_cpus"] == 3

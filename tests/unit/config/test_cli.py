@@ -132,6 +132,26 @@ def test_help_of_one_section(capsys: Captured, arguments: list[str]) -> None:
     assert capsys.readouterr().out == expected
 
 
+def test_a_word_alone_sets_the_option_of_the_job_but_not_after_a_flag(capsys: Captured) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def main(job: Job[Config]) -> None:
+        asked.append((job.config.resume, job.config.optim.lr))
+
+    def run(*arguments: str) -> str:
+        assert run_job("probe", Config, main, word="resume", arguments=arguments) == 0
+        return capsys.readouterr().out
+
+    run("never", "optim.lr=1")
+    assert asked == [("never", 1.0)]
+    assert "resume" in run("--help")
+    for arguments in (["--help", "optim"], ["never", "--help", "optim"]):
+        printed = run(*arguments)
+        assert "optim.lr" in printed
+        assert "resume" not in printed
+    assert len(asked) == 1
+
+
 def test_help_wins_over_wrong_options(capsys: Captured) -> None:
     assert job(never, "optim.lr=fast", "--help") == 0
     assert "optim.lr" in capsys.readouterr().out

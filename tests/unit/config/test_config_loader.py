@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from recon_ray.config import fields
 from recon_ray.config.loader import load, override
+from recon_ray.config.schema.base import LocalPath
 from recon_ray.errors import ConfigError
 
 
@@ -53,7 +54,7 @@ class Color(Enum):
 
 class Run(Section):
     name: str | None = Field(None, description="Name.")
-    storage: Path = Field(Path("runs"), description="Folder.")
+    storage: LocalPath = Field(Path("runs"), description="Folder.")
     switch: Literal["auto", "on", "off"] = Field("auto", description="Switch.")
     color: Color = Field(Color.RED, description="Color.")
     tag: str = Field("x", description="Tag.")
@@ -162,6 +163,12 @@ def test_includes_come_before_the_keys_of_the_file_and_are_relative_to_it(folder
         "configs/a.yaml",
     ]
     assert loaded.origins["optim.weight_decay"] == "configs/common.yaml:1"
+
+
+def test_an_include_may_start_at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "configs"))
+    write("mine.yaml", "optim.lr: 4\n")
+    assert load(Config, [write("a.yaml", "include: ~/mine.yaml\n")]).config.optim.lr == 4
 
 
 def test_a_file_may_be_included_by_two_others(folder: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import random
+import shutil
 import tarfile
 import zipfile
 
@@ -46,6 +50,11 @@ def test_archives_are_unpacked_once(tmp_path, name):
     assert _tree(target) == FILES
     (target / "set" / "a.txt").write_bytes(b"kept")
     assert _tree(unpack(path, target))["set/a.txt"] == b"kept"
+    # Another archive of the same name and size is another one; its files have its time.
+    changed = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(changed, changed))
+    assert _tree(unpack(path, target)) == FILES
+    assert {(target / name).stat().st_mtime_ns for name in FILES} == {changed}
 
 
 def test_an_interrupted_or_another_unpacking_is_made_again(tmp_path):
@@ -101,4 +110,48 @@ def test_damaged_archives_and_bombs_are_refused(tmp_path, monkeypatch):
     for bomb in (_zip(tmp_path / "b.zip", ZEROS), _tar(tmp_path / "b.tgz", ZEROS)):
         with pytest.raises(DataError, match=rf"{bomb.name}: would grow from \d+ to 3145728 bytes"):
             unpack(bomb, tmp_path / "source")
-    assert not (tmp_path / "source").exists()
+    assert not list(tmp_path.glob("source*"))
+
+
+@pytest.mark.parametrize("name", ["s.zip", "s.tar.gz", "s.tar.bz2", "s.tar.xz", "s.tar"])
+def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path, name):
+    random.seed(0)
+    files = {f"set/{i}.txt": random.randbytes(600) + b"the same again " * 60 for i in range(4)}
+    path = tmp_path / name
+    if name == "s.zip":
+        _zip(path, files)
+    else:
+        _tar(path, files, f"w:{name[6:]}")
+    sound = path.read_bytes()
+    # A plain tar has a checksum of its headers only: that of the third member, without its dates.
+    third = 2 * 2048
+    places = range(third, third + 100, 7) if name == "s.tar" else range(2, len(sound), 61)
+    refusals = []
+    for place in places:
+        damaged = bytearray(sound)
+        damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            target = unpack(path, tmp_path / "source")
+        except DataError as error:
+            refusals.append((str(error), list(tmp_path.glob("source*"))))
+        else:
+            assert _tree(target) == files
+            shutil.rmtree(target)
+    assert all(name in told and "\n" not in told for told, _ in refusals)
+    assert not any(left for _, left in refusals)
+    assert len(refusals) > len(places) // 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_an_unpacking_that_ends_early_leaves_nothing(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    path = _zip(tmp_path / "s.zip", FILES)
+    monkeypatch.setattr("recon_ray.data.archives.shutil.copyfileobj", fail)
+    with pytest.raises((DataError, KeyboardInterrupt)) as caught:
+        unpack(path, tmp_path / "source")
+    assert not list(tmp_path.glob("source*"))
+    if isinstance(error, OSError):
+        assert "(No space left); make room or give access there" in str(caught.value)

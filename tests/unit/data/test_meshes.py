@@ -156,6 +156,45 @@ def test_extra_columns_are_told_apart(tmp_path):
     assert load_shape(tmp_path / "c.npy").colors.tolist() == [[200] * 3] * 10
 
 
+@pytest.mark.parametrize("faces", [[[0, 1, 2], [0, 2, 3]], [[0, 1, 2, 3]]])
+def test_triangles_and_quads_of_npz_files(tmp_path, faces):
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+    np.savez(tmp_path / "a.npz", vertices=vertices, faces=np.array(faces))
+    shape = load_shape(tmp_path / "a.npz")
+    assert shape.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
+    assert _area(shape) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("vertices", "faces", "reason"),
+    [
+        (np.eye(4), np.zeros((2, 5), int), r"of shape \(faces, 3 or 4\), not int64 \(2, 5\)"),
+        (np.eye(4), np.array([0, 1, 2]), r"of shape \(faces, 3 or 4\), not int64 \(3,\)"),
+        (np.eye(4), np.eye(3), r"faces as integers of shape \(faces, 3 or 4\), not float64"),
+        (np.eye(2), np.array([[0, 1, 1]]), r"expected vertices of shape .* found float64 \(2, 2\)"),
+    ],
+)
+def test_npz_arrays_that_are_no_mesh_are_refused(tmp_path, vertices, faces, reason):
+    np.savez(tmp_path / "a.npz", vertices=vertices, faces=faces)
+    with pytest.raises(DataError, match=rf"a\.npz: .*{reason}"):
+        load_shape(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("mode", ["ascii", "binary_little_endian"])
+def test_normals_of_ply_clouds_are_read(write, mode):
+    points = cloud(0, 10)
+    normals = points / np.linalg.norm(points, axis=1, keepdims=True)
+    table = np.hstack([points, normals]).astype("<f4")
+    names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
+    header = f"ply\nformat {mode} 1.0\nelement vertex 10\n{names}end_header\n".encode()
+    lines = "".join(" ".join(map(repr, row)) + "\n" for row in table.tolist())
+    body = lines.encode() if mode == "ascii" else table.tobytes()
+    shape = load_shape(write("a.ply", header + body))
+    assert not shape.is_mesh
+    np.testing.assert_allclose(shape.vertices, points, rtol=1e-6)
+    np.testing.assert_allclose(shape.normals, normals, rtol=1e-6)
+
+
 BAD = {
     "empty.off": (b"", "the file is empty"),
     "empty.glb": (b"", "the file is empty"),

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -125,6 +125,45 @@ def test_unreadable_samples_are_left_out_with_reasons(tmp_path, samples_per_shar
     ids = opened.read("train")["sample_id"].to_pylist()
     assert len(ids) == 9
     assert entry["sample_id"] not in ids
+
+
+@dataclass(frozen=True)
+class Odd(CustomSource):
+    """Gives one of its samples in a way that no reader foresaw."""
+
+    how: str = ""
+
+    def load(self, item, image_size=None):
+        if item.object_id != "a/3":
+            return super().load(item, image_size)
+        if self.how == "raises":
+            raise ZeroDivisionError("from a library\nand more")
+        return replace(super().load(item, image_size), caption="half of a pair: \ud83d")
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raises", r"a/3.npy: cannot be loaded (ZeroDivisionError: from a library)"),
+        ("caption", r"a/3.npy: its caption 'half of a pair: \ud83d' is not text"),
+    ],
+)
+def test_whatever_one_sample_raises_leaves_it_alone_out(tmp_path, how, reason):
+    write_clouds(tmp_path / "in", [f"a/{i}" for i in range(9)])
+    manifest = prepare(Odd(tmp_path / "in", test_fraction=0, how=how), tmp_path / "out", CLOUDS)
+    assert (manifest["rows"], manifest["quarantined"]) == (8, 1)
+    entry = json.loads((tmp_path / "out" / "_quarantine.jsonl").read_text())
+    assert entry["reason"].startswith(reason)
+    PreparedSet.open(tmp_path / "out").verify()
+
+
+def test_errors_of_our_own_end_the_job(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr("recon_ray.data.shards.sample_points", broken)
+    with pytest.raises(TypeError, match="a mistake of ours"):
+        prepare(SOURCE, tmp_path, OPTIONS)
 
 
 def test_too_many_unreadable_samples_end_the_job_without_a_set(tmp_path):

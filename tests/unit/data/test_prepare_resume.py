@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from data_samples import OPTIONS, SOURCE, file_hashes, read_manifest
+from data_samples import OPTIONS, SOURCE, cloud, file_hashes, read_manifest, write_clouds
 
-from recon_ray.data.prepare import prepare, run_serial
+from recon_ray.data.prepare import PrepareOptions, prepare, run_serial
 from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.sources.custom import CustomSource
+from recon_ray.errors import DataError
+
+CLOUDS = PrepareOptions(num_points=32, samples_per_shard=4)
 
 # Reports "in write" when it is in the middle of the third shard, and then waits to be killed.
 CHILD = """
@@ -140,3 +146,59 @@ def test_temporaries_of_dead_processes_are_deleted_and_others_kept(tmp_path):
     prepare(SOURCE, tmp_path, OPTIONS)
     assert not stale.exists()
     assert living.exists()
+
+
+def _with_broken_file(folder: Path) -> tuple[CustomSource, Path]:
+    """Nine clouds and one that cannot be read, of which a prepared set is made beside them."""
+    write_clouds(folder / "in", [f"a/{i}" for i in range(9)])
+    broken = folder / "in" / "a" / "9.npy"
+    broken.write_bytes(bytes((folder / "in" / "a" / "0.npy").stat().st_size))
+    source = CustomSource(folder / "in", test_fraction=0)
+    assert prepare(source, folder / "out", CLOUDS)["quarantined"] == 1
+    return source, broken
+
+
+def _shard_with(root: Path, object_id: str) -> str:
+    plan = json.loads((root / "plan.json").read_text())
+    return next(s["shard"] for s in plan["shards"] if object_id in s["object_ids"])
+
+
+@pytest.mark.parametrize("count", [80, 81])  # 80: of the size of the broken one
+def test_a_repaired_file_rebuilds_its_shard_only(tmp_path, count):
+    source, broken = _with_broken_file(tmp_path)
+    np.save(broken, cloud(9, count))
+    built: list[str] = []
+    manifest = prepare(source, tmp_path / "out", CLOUDS, run=_counting(built))
+    assert built == [_shard_with(tmp_path / "out", "a/9")]
+    assert (manifest["rows"], manifest["quarantined"]) == (10, 0)
+    PreparedSet.open(tmp_path / "out").verify()
+    assert (tmp_path / "out" / "_quarantine.jsonl").read_text() == ""
+    built.clear()
+    assert prepare(source, tmp_path / "out", CLOUDS, run=_counting(built)) == manifest
+    assert built == []
+    # The same rows as those of a set that was made of the repaired files.
+    fresh = prepare(source, tmp_path / "fresh", CLOUDS)
+    assert file_hashes(manifest) == file_hashes(fresh)
+
+
+def test_a_repair_that_fails_is_repaired_again(tmp_path):
+    source, broken = _with_broken_file(tmp_path)
+    broken.write_bytes(b"still no array")
+    assert prepare(source, tmp_path / "out", CLOUDS)["quarantined"] == 1
+    np.save(broken, cloud(9))
+    assert prepare(source, tmp_path / "out", CLOUDS)["quarantined"] == 0
+
+
+def test_only_what_was_left_out_may_change(tmp_path):
+    source, broken = _with_broken_file(tmp_path)
+    before = broken.read_bytes()
+    np.save(broken, cloud(9, 81))
+    np.save(tmp_path / "in" / "a" / "3.npy", cloud(3, 82))
+    with pytest.raises(DataError, match=r"holds another prepared set \(source\.listing"):
+        prepare(source, tmp_path / "out", CLOUDS)
+    np.save(tmp_path / "in" / "a" / "3.npy", cloud(3))
+    prepare(source, tmp_path / "out", CLOUDS)
+    for content in (before, b"another"):  # it is a good file now
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=r"holds another prepared set \(source\.listing"):
+            prepare(source, tmp_path / "out", CLOUDS)

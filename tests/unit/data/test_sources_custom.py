@@ -100,6 +100,24 @@ def test_the_random_split_takes_part_of_every_class_and_is_repeatable(tmp_path):
     assert items != CustomSource(tmp_path, test_fraction=0.3, seed=1).scan().items
 
 
+def test_what_an_operating_system_adds_is_no_data(tmp_path):
+    write_clouds(tmp_path, ["cup/1", "__MACOSX/cup/._1", "cup/._1", ".trash/2"])
+    assert _found(tmp_path) == {("cup/1", "train", "cup", 0)}
+
+
+def test_the_files_of_a_table_may_lie_one_folder_down(tmp_path):
+    write_clouds(tmp_path / "in", ["shapes/1", "shapes/2", "__MACOSX/shapes/._1"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "shapes" / "1.png")
+    rows = [{"file": "1.npy", "image": "1.png"}, {"file": "2.npy", "image": ""}]
+    items = CustomSource(tmp_path / "in", _table(tmp_path / "t.csv", rows)).scan().items
+    found = [(item.object_id, item.file, item.images) for item in items]
+    assert found == [("1", "shapes/1.npy", ("shapes/1.png",)), ("2", "shapes/2.npy", ())]
+    assert all(item.size_bytes > 0 for item in items)
+    rows = [{"file": "shapes/1.npy"}]
+    (item,) = CustomSource(tmp_path / "in", _table(tmp_path / "t.csv", rows)).scan().items
+    assert item.file == "shapes/1.npy"
+
+
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         CustomSource(tmp_path / "gone").scan()
@@ -151,6 +169,22 @@ def test_wrong_rows_are_named(tmp_path, row, message):
     table = _table(tmp_path / "t.csv", [first, {**dict.fromkeys(first, ""), **row}])
     with pytest.raises(DataError, match=message):
         CustomSource(tmp_path, table).scan()
+
+
+def test_labels_with_gaps_are_numbered_anew(tmp_path, caplog):
+    write_clouds(tmp_path, ["0", "1", "2", "3"])
+    rows = [
+        {"file": "0.npy", "label": "9931", "category": ""},
+        {"file": "1.npy", "label": "5021", "category": "cup"},
+        {"file": "2.npy", "label": "9931", "category": ""},
+        {"file": "3.npy", "label": "-1", "category": ""},
+    ]
+    listing = CustomSource(tmp_path, _table(tmp_path / "t.csv", rows), test_fraction=0).scan()
+    assert listing.classes == ("cup", "9931")
+    assert [(i.label, i.category) for i in listing.items] == [
+        (1, "9931"), (0, "cup"), (1, "9931"), (-1, ""),
+    ]  # fmt: skip
+    assert "labels go up to 9931, but only 2 are used" in caplog.text
 
 
 def test_tables_without_files_rows_or_existence(tmp_path):

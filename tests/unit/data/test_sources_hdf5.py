@@ -223,3 +223,12 @@ def test_a_changed_file_is_read_again_and_a_missing_one_is_named(tmp_path):
     shutil.move(path, tmp_path / "b")
     with pytest.raises(DataError, match="a: file not found"):
         files.get(path)
+
+
+def test_what_macos_packs_beside_the_files_is_no_data(tmp_path):
+    write_h5(tmp_path / "in" / "train0.h5", _data(0, 2), np.array([0, 1]))
+    beside = tmp_path / "__MACOSX" / "in" / "._train0.h5"
+    beside.parent.mkdir(parents=True)
+    for path in (beside, tmp_path / "in" / "._train0.h5"):
+        path.write_bytes(b"\0\5\x16\7")
+    assert len(create_source("hdf5", tmp_path, {}).scan().items) == 2

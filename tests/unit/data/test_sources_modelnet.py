@@ -17,8 +17,9 @@ from published_sets import (
     write_modelnet_texts,
 )
 
+from recon_ray.data import runners
 from recon_ray.data.cards import CARDS
-from recon_ray.data.plan import PrepareOptions
+from recon_ray.data.plan import PrepareOptions, make_plan
 from recon_ray.data.prepare import prepare
 from recon_ray.data.sources import create_source
 from recon_ray.errors import DataError
@@ -146,6 +147,22 @@ def test_pickled_caches_make_the_round_trip(tmp_path):
         found = rows[f"modelnet40_train_8192pts_fps_{row:05d}"]
         np.testing.assert_array_equal(np.hstack(found[:2]), clouds[row])
         assert found[2] == category
+
+
+@pytest.mark.parametrize(
+    ("cpus", "free_files", "processes"), [(8, 3.5, 3), (8, 0.5, 1), (2, 3.5, 2), (8, None, 8)]
+)
+def test_processes_that_hold_the_pickled_caches_fit_the_memory(
+    tmp_path, monkeypatch, caplog, cpus, free_files, processes
+):
+    _write_dats(tmp_path)
+    tasks = make_plan(_source(tmp_path), "out", OPTIONS).tasks
+    held = sum(path.stat().st_size for path in tmp_path.glob("*.dat"))
+    free = None if free_files is None else int(free_files * held)
+    monkeypatch.setattr(runners, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(runners, "available_memory", lambda: free)
+    assert runners.fitting_processes(tasks) == processes
+    assert ("processes instead of" in caplog.text) == (processes < cpus)
 
 
 def test_pickled_caches_are_preferred_only_if_both_are_there(tmp_path):

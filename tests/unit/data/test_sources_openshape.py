@@ -108,26 +108,28 @@ class _Runs:
 
 
 def test_what_is_no_sample_is_quarantined(tmp_path):
-    keys = [("Objaverse", "000-001", f"b{i}") for i in range(5)]
+    keys = [("Objaverse", "000-001", f"b{i}") for i in range(6)]
     bad = [
         {**openshape_sample(0), "harm": _Runs()},
         {**openshape_sample(0), "rgb": np.ones((3, 3))},
         {key: value for key, value in openshape_sample(0).items() if key != "image_feat"},
         {**openshape_sample(0), "image_feat": np.ones((13, 8))},
         np.ones((4, 3)),
+        {**openshape_sample(0), "image_feat": None},
     ]
     write_openshape(tmp_path / "in", {**dict(zip(keys, bad, strict=True)), **SAMPLES})
     absent = tmp_path / "in/objaverse-processed/merged_for_training_final/ABO/B0/x.npy"
     absent.unlink()
     options = PrepareOptions(num_points=64, max_quarantine_fraction=0.9)
     manifest = prepare(_source(tmp_path / "in"), tmp_path / "out", options)
-    assert (manifest["rows"], manifest["quarantined"]) == (2, 6)
+    assert (manifest["rows"], manifest["quarantined"]) == (2, 7)
     reasons = quarantine(tmp_path / "out")
     assert "b0.npy: asks for posix.mkdir when it is unpickled" in reasons["Objaverse/000-001/b0"]
     assert "xyz and rgb are (64, 3) and (3, 3)" in reasons["Objaverse/000-001/b1"]
     assert "is not an OpenShape sample (KeyError: 'image_feat')" in reasons["Objaverse/000-001/b2"]
     assert "image_feat has 13 views instead of 12" in reasons["Objaverse/000-001/b3"]
     assert "holds ndarray instead of a dict" in reasons["Objaverse/000-001/b4"]
+    assert "image_feat is None" in reasons["Objaverse/000-001/b5"]
     assert reasons["ABO/B0/x"].endswith("x.npy: file not found")
 
 

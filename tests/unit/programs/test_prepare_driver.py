@@ -156,6 +156,26 @@ def test_an_archive_is_unpacked_prepared_and_cleared_away(tmp_path):
     assert not (output / ".source").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("mine", "train"), ("mine/test", "test"), ("test", "test")],  # a split is no wrapping
+)
+def test_an_archive_of_a_folder_is_that_folder(tmp_path, folder, split):
+    base = tmp_path / "base"
+    _clouds(base / folder)
+    (base / "__MACOSX" / folder / "c0").mkdir(parents=True)
+    (base / "__MACOSX" / folder / "c0" / "._0.npy").write_bytes(b"\0\5\x16\7")
+    (base / "README.txt").write_text("1 2 3\n")  # a note, although it could be a cloud
+    archive = Path(shutil.make_archive(str(tmp_path / "shapes"), "zip", base))
+    options = {**OPTIONS, "test_fraction": 0.0}
+    output = tmp_path / "set"
+    driver.prepare(_job(tmp_path, source="custom", input=archive, output=output, prepare=options))
+    manifest = PreparedSet.open(output).manifest
+    assert (manifest["rows"], manifest["quarantined"]) == (6, 0)
+    assert manifest["classes"] == ["c0", "c1"]
+    assert list(manifest["splits"]) == [split]
+
+
 def test_what_was_unpacked_survives_a_failed_job(tmp_path):
     archive, output = _archive(tmp_path), tmp_path / "set"
     few = {**OPTIONS, "num_points": 64, "max_quarantine_fraction": 0}

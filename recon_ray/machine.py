@@ -1,0 +1,63 @@
+"""What this process may use of its machine: fewer CPUs and less memory than there are, at times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")  # a container sees its own limits there
+MEMINFO = Path("/proc/meminfo")
+
+
+def cpu_count() -> int:
+    """Give the CPUs that this process may use.
+
+    ``os.cpu_count`` gives those of the host: on 64 cores, a job with 8 of them would start eight
+    times as many threads. This is the smallest of the cores, the process's affinity and, rounded
+    up, the CPU quota of its container (cgroup v1 or v2).
+    """
+    from joblib import cpu_count as usable  # some tenths of a second of imports
+
+    return int(usable())
+
+
+def memory_limit() -> int | None:
+    """Give the bytes that the container may use, None where there is no limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        limit = _number(CGROUPS / name)
+        if limit is not None:
+            return limit if limit < 1 << 60 else None  # v1 says so that there is none
+    return None
+
+
+def available_memory() -> int | None:
+    """Give the bytes that programs can still have, caches included, None where nothing says so."""
+    host = _entry(MEMINFO, "MemAvailable:")
+    found = [] if host is None else [host * 1024]
+    limit = memory_limit()
+    for folder, used, cached in (
+        (CGROUPS, "memory.current", "inactive_file"),
+        (CGROUPS / "memory", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        current = _number(folder / used)
+        if limit is not None and current is not None:
+            freed = _entry(folder / "memory.stat", cached) or 0
+            found.append(max(0, limit - current + freed))
+    return min(found, default=None)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _entry(path: Path, name: str) -> int | None:
+    """Read the number after a name in a file of such lines."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    words = (line.split() for line in lines)
+    return next((int(found[1]) for found in words if found[:1] == [name]), None)
