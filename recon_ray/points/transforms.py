@@ -152,6 +152,36 @@ def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor
     return ops.gather_points(points, order[:, :n])
 
 
+def thin(
+    points: Tensor, n: int, *, start: Tensor | None = None, min_sq_norm: float = -1.0
+) -> Tensor:
+    """Keep evenly spread points of each cloud: what furthest point sampling chooses.
+
+    Where all are kept nothing is sampled, which would only permute them. Those that the skip rule
+    never chooses are then replaced as sampling replaces them: by the start, or by the first
+    point that is not skipped if the start is; the start itself is always kept.
+
+    Args:
+        points: (B, N, 3) points.
+        n: Number of points to keep; N at most are kept.
+        start: (B,) index of the first point; 0 by default.
+        min_sq_norm: Skip rule of furthest point sampling.
+
+    Returns:
+        (B, min(n, N), 3).
+    """
+    if n < points.shape[1]:
+        return ops.furthest_point_sample(points, n, start=start, min_sq_norm=min_sq_norm)[1]
+    if min_sq_norm < 0:
+        return points
+    is_allowed = points.float().square().sum(-1) > min_sq_norm  # (B, N)
+    index = torch.arange(points.shape[1], device=points.device)
+    is_start = index == (0 if start is None else start[:, None])
+    repeated = (2 * is_allowed.int() + is_start.int()).argmax(dim=1, keepdim=True)
+    kept = (is_allowed | is_start)[..., None]
+    return torch.where(kept, points, ops.gather_points(points, repeated))
+
+
 def candidate_points(n: int) -> int:
     """Points that are kept evenly spread before ``n`` of them are picked at random."""
     return CANDIDATE_POINTS.get(n, math.ceil(n * CANDIDATE_RATIO))
@@ -166,7 +196,7 @@ def resample(
     at most those there are). With a generator or the default one the same positions of that
     order are picked in the whole batch, as the reference does. With a :class:`SampleGenerator` each
     sample has its own pick, since its result must not depend on the batch: the same
-    distribution for a sample. Sampling is skipped where it would only permute the cloud.
+    distribution for a sample.
 
     Args:
         points: (B, N, 3) points.
@@ -185,8 +215,7 @@ def resample(
     candidates = min(CANDIDATE_POINTS[n], points.shape[1])
     if n > candidates:
         raise ValueError(f"cannot pick {n} of {candidates} points")
-    if candidates < points.shape[1]:
-        _, points = ops.furthest_point_sample(points, candidates, min_sq_norm=min_sq_norm)
+    points = thin(points, candidates, min_sq_norm=min_sq_norm)
     if isinstance(source, SampleGenerator):
         return random_subset(points, n, source)
     order = random.permutation(source, candidates, 1, device=points.device)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from recon_ray.points import ops, transforms
+from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.features import REFERENCE_SKIP, Normalization, PointChoice
 
@@ -52,14 +52,17 @@ class CloudPipeline:
         skip = self.min_sq_norm
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
 
-    def candidates(self, points: Tensor) -> Tensor:
-        """Thin (B, N, 3) stored clouds evenly; left out where it would only permute them."""
+    def candidates(self, points: Tensor, start: Tensor | None = None) -> Tensor:
+        """Thin (B, N, 3) stored clouds evenly, as :func:`transforms.thin` does.
+
+        Args:
+            points: The clouds.
+            start: (B,) index of the first point that is kept; 0 by default.
+        """
         if self.normalize == "whole":
             points = transforms.normalize(points)
         wanted = transforms.candidate_points(self.num_points)
-        if wanted >= points.shape[1]:
-            return points
-        return ops.furthest_point_sample(points, wanted, min_sq_norm=self.min_sq_norm)[1]
+        return transforms.thin(points, wanted, start=start, min_sq_norm=self.min_sq_norm)
 
     def pick(self, candidates: Tensor, source: SampleGenerator) -> Tensor:
         """Pick points of thinned clouds at random, in random order."""

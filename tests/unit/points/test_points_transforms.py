@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon_ray.points import transforms
+from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator
 
 IDS = torch.arange(300)
@@ -142,6 +142,41 @@ def test_resampling_thins_to_the_candidates(monkeypatch: pytest.MonkeyPatch) -> 
     transforms.resample(torch.rand(2, 2048, 3), 2048)  # 2400 capped: only a permutation
     transforms.resample(torch.rand(1, 8192, 3), 8192)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("skipped", [(), (5, 20), (0, 5), (0, 1, 2), range(40)])
+@pytest.mark.parametrize("start", [None, 0, 7, 5])
+def test_all_points_are_thinned_as_sampling_all_does(
+    points: torch.Tensor, skipped: tuple[int, ...], start: int | None
+) -> None:
+    """The set that the published sampling gives, which starts at the first point of its order."""
+    clouds = points[:3].clone()
+    clouds[:, list(skipped)] *= 0.03 / clouds[:, list(skipped)].norm(dim=-1, keepdim=True)
+    starts = None if start is None else torch.full((3,), start)
+    thinned = transforms.thin(clouds, 40, start=starts, min_sq_norm=1e-3)
+    others = [index for index in range(40) if index != (start or 0)]
+    in_order = clouds[:, [start or 0, *others]]
+    sampled = ops.furthest_point_sample(in_order, 40, min_sq_norm=1e-3)[1]
+    for mine, theirs in zip(thinned.tolist(), sampled.tolist(), strict=True):
+        assert sorted(mine) == sorted(theirs)
+    if not skipped:
+        assert torch.equal(thinned, clouds)  # in their order
+
+
+def test_a_rule_that_skips_nothing_leaves_all_points_alone(points: torch.Tensor) -> None:
+    points[:, 3] = 0
+    assert transforms.thin(points, 40) is points
+    assert transforms.thin(points, 50) is points
+
+
+def test_resampling_permutes_all_points_but_those_that_are_skipped() -> None:
+    cloud = 1 + torch.arange(1024.0)[None, :, None].expand(2, 1024, 3)
+    cloud = cloud.clone()
+    cloud[:, 7] = 0
+    picked = transforms.resample(cloud, 1024, SampleGenerator(0, torch.arange(2)), min_sq_norm=1e-3)
+    assert not torch.equal(picked[0], picked[1])
+    expected = sorted([1.0, *(1.0 + i for i in range(1024) if i != 7)])
+    assert sorted(picked[0, :, 0].tolist()) == expected
 
 
 def test_resampling_refuses_other_counts() -> None:

@@ -31,6 +31,7 @@ from recon_ray.tasks.confusion import (
     overall_accuracy,
     per_class,
 )
+from recon_ray.tasks.voting import VotingEvaluation
 from recon_ray.tasks.weights import find_weights
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.weights.files import from_own, save_reference, save_weights
@@ -143,6 +144,19 @@ def test_thinning_is_left_out_where_it_would_only_permute():
     few = torch.randn(2, 70, 3)
     assert pipeline.candidates(few) is few
     assert pipeline.candidates(torch.randn(2, 300, 3)).shape[1] == 75  # 64 * 75 / 64
+
+
+def test_no_way_to_the_classifier_reads_points_that_the_reference_skips():
+    """All stored points are read: a point at the origin is replaced, but for the first."""
+    points = torch.randn(2, 70, 3).sign()
+    points[:, [0, 5, 33]] = 0.01
+    pipeline = CloudPipeline(70, "none", min_sq_norm=1e-3)
+    evaluation = VotingEvaluation(
+        "", {}, "test", pipeline, 2, votes=0, repeats=1, batch_size=2, seed=0
+    )
+    ids = torch.arange(2)
+    clouds = [pipeline.test()(points, ids), *evaluation._thin(points)]
+    assert [int((cloud == 0.01).all(dim=-1).sum()) for cloud in clouds] == [2, 2, 2]
 
 
 # --- The classifier ------------------------------------------------------------------------------
