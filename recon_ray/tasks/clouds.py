@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from recon_ray.points import transforms
+from recon_ray.points import random, transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.features import REFERENCE_SKIP, Normalization, PointChoice
 
@@ -21,7 +21,7 @@ class CloudPipeline:
     """From stored clouds to those that a classifier sees.
 
     The published order: normalize the whole cloud, thin it evenly to some candidates, pick points
-    of these at random, turn or stretch.
+    of these at random, turn or stretch. In training each epoch thins from another point on.
 
     Attributes:
         num_points: Points that the classifier sees.
@@ -39,8 +39,13 @@ class CloudPipeline:
     min_sq_norm: float = -1.0
 
     def train(self, points: Tensor, source: SampleGenerator) -> Tensor:
-        """Draw points of (B, N, 3) stored clouds and augment them."""
-        points = self.pick(self.candidates(points), source)
+        """Draw points of (B, N, 3) stored clouds and augment them.
+
+        Thinning starts at a point of its own for every sample and epoch: the published loaders
+        shuffle the points of a training cloud first.
+        """
+        start = random.randint(source, points.shape[1], len(points), device=points.device)
+        points = self.pick(self.candidates(points, start), source)
         if self.augment == "rotate":
             return transforms.rotate_y(points, source)
         if self.augment == "scale_translate":

@@ -138,6 +138,34 @@ def test_whole_clouds_are_normalized_before_points_are_drawn_and_subsets_after()
     assert {tuple(p) for p in none[0].tolist()} <= stored
 
 
+def test_training_thins_from_another_point_every_epoch():
+    """The published loaders shuffle a training cloud, whose first point starts the sampling."""
+    pipeline, points, ids = CloudPipeline(64, "none"), torch.randn(3, 300, 3), torch.arange(3)
+    epochs = [pipeline.train(points, SampleGenerator(0, ids, epoch)) for epoch in range(8)]
+    seen = {tuple(point) for epoch in epochs for point in epoch[0].tolist()}
+    assert len(seen) > 2 * 75  # never more than the same 75 candidates from one start
+    again = pipeline.train(points[1:], SampleGenerator(0, ids[1:], 5))
+    assert torch.equal(again, epochs[5][1:])  # a sample's own, whatever the batch
+    assert torch.equal(pipeline.test()(points, ids)[:, 0], points[:, 0])  # evaluation shuffles none
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("stored", [300, 70])
+def test_the_pipeline_of_training_is_one_graph_for_all_epochs(stored):
+    pipeline = CloudPipeline(64, "whole", "rotate", min_sq_norm=1e-3)
+    points = torch.rand(2, stored, 3)
+
+    def prepared(epoch: torch.Tensor) -> torch.Tensor:
+        return pipeline.train(points, SampleGenerator(0, torch.arange(2), epoch))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager", dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for epoch in (0, 7):
+            expected = pipeline.train(points, SampleGenerator(0, torch.arange(2), epoch))
+            torch.testing.assert_close(compiled(torch.tensor(epoch)), expected)
+
+
 def test_thinning_is_left_out_where_it_would_only_permute():
     pipeline = CloudPipeline(64, "none")
     assert pipeline.candidates(torch.randn(2, 75, 3)).shape[1] == 75
@@ -156,7 +184,8 @@ def test_no_way_to_the_classifier_reads_points_that_the_reference_skips():
     )
     ids = torch.arange(2)
     clouds = [pipeline.test()(points, ids), *evaluation._thin(points)]
-    assert [int((cloud == 0.01).all(dim=-1).sum()) for cloud in clouds] == [2, 2, 2]
+    clouds.append(pipeline.train(points, SampleGenerator(0, ids)))  # starts at one of the 67 others
+    assert [int((cloud == 0.01).all(dim=-1).sum()) for cloud in clouds] == [2, 2, 2, 0]
 
 
 # --- The classifier ------------------------------------------------------------------------------
