@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -56,6 +56,16 @@ class CloudPipeline:
         """The points that an evaluation without voting reads: the farthest ones."""
         skip = self.min_sq_norm
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
+
+    def zeroshot(self, *, follows_reference: bool, seed: int) -> PointChoice:
+        """The points that zero-shot reads: resampled as published, else random ones.
+
+        Args:
+            follows_reference: Whether they are resampled.
+            seed: Seed of the choice, which is the same every time.
+        """
+        how: Literal["resample", "random"] = "resample" if follows_reference else "random"
+        return replace(self.test(), how=how, seed=seed)
 
     def candidates(self, points: Tensor, start: Tensor | None = None) -> Tensor:
         """Thin (B, N, 3) stored clouds evenly, as :func:`transforms.thin` does.

@@ -23,6 +23,8 @@ from recon_ray.train.runtime import EvaluationRuntime
 
 #: C of the published linear SVM evaluation.
 PAPER_C = 0.075
+#: Shapes of a batch of its extraction, which leaves out an incomplete last one of training shapes.
+REFERENCE_BATCH = 128
 #: Inverse regularizations that the logistic regression chooses from.
 LOGISTIC_C = (0.001, 0.01, 0.1, 1.0, 10.0)
 #: Part of the training features on which it chooses.

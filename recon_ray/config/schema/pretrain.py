@@ -35,7 +35,10 @@ class PretrainEvalSection(Section):
 
 
 class ValidationSection(Section):
-    """Validation on a labeled set while pre-training; the best checkpoint is kept."""
+    """Validation on a labeled set while pre-training; the best checkpoint is kept.
+
+    The value is the one of jobs/linear_probe.py or jobs/zeroshot.py on the same set.
+    """
 
     every_epochs: Count | None = Field(
         None, description="Epochs between two validations; null for none."
