@@ -220,7 +220,7 @@ def test_the_reference_keeps_its_habits_in_the_model():
     assert (arguments["init"], arguments["fps_min_sq_norm"]) == ("reference", 1e-3)
     kind, arguments = classifier_of(changed(reference, model={"kind": "twotower"}), None, 5)
     assert kind == "twotower_classifier"
-    assert arguments["drop_first_patches"] is True
+    assert (arguments["drop_first_patches"], arguments["init"]) == (True, "reference")
     TwoTowerClassifier(**arguments | {"embed_dim": 24, "depth": 1, "num_heads": 2})
     _, arguments = classifier_of(changed(FinetuneConfig(), model={"kind": "twotower"}), None, 5)
     assert "drop_first_patches" not in arguments
