@@ -18,7 +18,9 @@ class LossSection(Section):
         "l2", description="Chamfer distance: squared (l2) or plain (l1)."
     )
     self_contrast: bool = Field(
-        False, description="Add the self-contrast of the class token over the batch's categories."
+        False,
+        description="Add the self-contrast of the class token over the categories that a worker "
+        "holds at once.",
     )
 
 
