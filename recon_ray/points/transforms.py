@@ -7,7 +7,6 @@ take a ``source`` (see :mod:`recon_ray.points.random`). Ranges are those of the 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ CANDIDATE_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
 
 CANDIDATE_RATIO = 75 / 64
 """Candidates for a point that is picked, in most of that table; used for other numbers too."""
-
-UpAxis = Literal["x", "y", "z"]
 
 
 def normalize(points: Tensor) -> Tensor:
@@ -37,26 +34,6 @@ def normalize(points: Tensor) -> Tensor:
     centered = points - points.mean(dim=1, keepdim=True)
     radius = torch.linalg.vector_norm(centered, dim=-1).amax(dim=1)[:, None, None]
     return centered / torch.where(radius > 0, radius, 1.0)
-
-
-def to_y_up(points: Tensor, up_axis: UpAxis) -> Tensor:
-    """Turn clouds (a proper rotation) so that ``up_axis`` becomes y.
-
-    Args:
-        points: (..., 3) points.
-        up_axis: The axis that points up now: z becomes (x, z, -y), x becomes (-y, x, z).
-
-    Raises:
-        ValueError: If the axis is none of x, y, z.
-    """
-    x, y, z = points.unbind(-1)
-    if up_axis == "y":
-        return points
-    if up_axis == "z":
-        return torch.stack([x, z, -y], dim=-1)
-    if up_axis == "x":
-        return torch.stack([-y, x, z], dim=-1)
-    raise ValueError(f"up_axis must be 'x', 'y' or 'z', found {up_axis!r}")
 
 
 def _between(low: float, high: float, numbers: Tensor, like: Tensor) -> Tensor:
@@ -97,38 +74,6 @@ def scale_and_translate(
 ) -> Tensor:
     """Stretch each axis of each cloud, then shift it."""
     return translate(scale(points, source, low=low, high=high), source, distance=distance)
-
-
-def jitter(
-    points: Tensor, source: RandomSource = None, *, sigma: float = 0.01, clip: float = 0.05
-) -> Tensor:
-    """Move each point by normal noise of deviation ``sigma``, clipped to [-clip, clip]."""
-    noise = random.normal(source, len(points), *points.shape[1:], device=points.device)
-    return points + (sigma * noise).clamp(-clip, clip).to(points.dtype)
-
-
-def random_input_dropout(
-    points: Tensor, source: RandomSource = None, *, max_ratio: float = 0.5
-) -> Tensor:
-    """Replace a random part of each cloud, up to ``max_ratio`` of it, by its first point."""
-    ratio = max_ratio * random.uniform(source, len(points), 1, device=points.device)
-    draw = random.uniform(source, len(points), points.shape[1], device=points.device)
-    return torch.where((draw <= ratio)[..., None], points[:, :1], points)
-
-
-def flip(
-    points: Tensor,
-    source: RandomSource = None,
-    *,
-    probability: float = 0.95,
-    axes: tuple[int, ...] = (0, 1),
-) -> Tensor:
-    """Mirror clouds: each of ``axes`` with one half, for the ``probability`` part of the clouds."""
-    draw = random.uniform(source, len(points), 1 + len(axes), device=points.device)
-    mirrored = (draw[:, :1] < probability) & (draw[:, 1:] < 0.5)  # (B, axes)
-    signs = torch.ones(len(points), 3, dtype=points.dtype, device=points.device)
-    signs[:, list(axes)] = 1.0 - 2.0 * mirrored.to(points.dtype)
-    return points * signs[:, None]
 
 
 def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor:
