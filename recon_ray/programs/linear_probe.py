@@ -22,7 +22,7 @@ from recon_ray.programs.classifiers import (
 )
 from recon_ray.programs.run import Run, open_run
 from recon_ray.tasks.clouds import pipeline_of
-from recon_ray.tasks.linear_probe import REFERENCE_BATCH, ProbeEvaluation
+from recon_ray.tasks.linear_probe import ProbeEvaluation
 from recon_ray.weights.load import compare, construct
 
 #: Probes in the order of the table.
@@ -122,7 +122,7 @@ def _evaluation(
         options=config.probe,
         choice=pipeline.test(),
         num_classes=len(prepared.classes),
-        drops_last=REFERENCE_BATCH if follows else None,
+        follows_reference=follows,
         seed=config.run.seed,
         limit=config.data.limit,
     )

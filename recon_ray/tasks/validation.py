@@ -39,8 +39,8 @@ class ValidationPlan:
         texts: What a text teacher reads of each class of that set.
         choice: Which points are read.
         svm_c: Inverse regularization of the SVM.
-        follows_reference: Whether zero-shot reads the training split too, and training shapes that
-            fill no last batch are left out, as published.
+        follows_reference: Whether zero-shot reads the training split too, training shapes that fill
+            no last batch are left out, and the SVM is solved as published.
         seed: Seed of the shapes that are left out.
     """
 
@@ -103,7 +103,8 @@ class Validation:
         if plan.options.kind == "svm":
             train, test = found
             data = (train["features"], train["label"], test["features"], test["label"])
-            return {plan.metric: svm_accuracy(*data, c=plan.svm_c)}
+            follows = plan.follows_reference
+            return {plan.metric: svm_accuracy(*data, c=plan.svm_c, follows_reference=follows)}
         assert self._vectors is not None
         features, labels = (
             torch.from_numpy(np.concatenate([one[name] for one in found]))
