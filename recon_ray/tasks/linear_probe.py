@@ -51,8 +51,8 @@ def svm_accuracy(
         test_labels: (T,) their classes.
         c: Inverse regularization.
         follows_reference: Solve the dual problem, which was scikit-learn's default when the numbers
-            were published: several times slower where there are more samples than features, and
-            stopped before it converges. Otherwise scikit-learn takes the faster of the two.
+            were published, even where it is slower and stops before it converges. Otherwise
+            scikit-learn chooses.
     """
     from sklearn.svm import LinearSVC  # 100 MB that other ranks do not need
 
