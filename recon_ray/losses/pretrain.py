@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from recon_ray.losses.chamfer import chamfer as chamfer_distance
-from recon_ray.losses.contrast import gather_batch, self_contrast
+from recon_ray.losses.contrast import self_contrast
 from recon_ray.losses.distill import smooth_l1_distill
 
 
@@ -42,7 +42,6 @@ def pretrain_losses(
     text_features: Tensor | None = None,
     labels: Tensor | None = None,
     chamfer: Literal["l1", "l2"] = "l2",
-    contrast_over_workers: bool = False,
 ) -> dict[str, Tensor]:
     """Compute the losses that apply, and their sum with weight 1 each.
 
@@ -50,10 +49,8 @@ def pretrain_losses(
         output: What the model gave.
         image_features: (B, d) features of the image teacher, or None without it.
         text_features: (B, d) features of the text teacher, or None without it.
-        labels: (B,) classes for self-contrast, or None without it.
+        labels: (B,) classes for self-contrast within these samples, or None without it.
         chamfer: Kind of Chamfer distance.
-        contrast_over_workers: Contrast each sample with the batches of all workers; the
-            reference uses the worker's own only. All workers must have equal batches.
 
     Returns:
         ``reconstruction`` and, where they apply, ``image_distill``, ``text_distill`` and
@@ -75,8 +72,6 @@ def pretrain_losses(
         losses["text_distill"] = smooth_l1_distill(token, text_features)
     if labels is not None:
         token = _require(output.contrast, "labels", "self_contrast")
-        if contrast_over_workers:
-            token, labels = gather_batch(token, labels)
         losses["self_contrast"] = self_contrast(token, labels)
     total = losses["reconstruction"]
     for name in list(losses)[1:]:

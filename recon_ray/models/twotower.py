@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recon_ray.models.classifier import Protocol
 from recon_ray.models.cloud import CloudModel
 from recon_ray.models.decoder import ReconDecoder, ReconOutput
-from recon_ray.models.encoder import PlainEncoder, init_projection
+from recon_ray.models.encoder import INITS, PlainEncoder, init_projection
 from recon_ray.models.heads import ClassHead
 from recon_ray.models.masking import count_masked, hide_patches
 from recon_ray.points.random import RandomSource
@@ -160,6 +160,9 @@ class TwoTowerClassifier(Protocol, CloudModel):
         dropout: Dropout in the latter.
         drop_first_patches: Leave the first two patches out of the maximum, as the published code
             does: it counts three tokens where there is one.
+        init: ``scratch`` draws the weights of pre-training; ``reference`` keeps torch's defaults in
+            the reconstructing tower but for its token, as the published code does before it loads
+            weights.
         patch_widths: Widths of the patch embeddings.
         fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
 
@@ -181,6 +184,7 @@ class TwoTowerClassifier(Protocol, CloudModel):
         head: str = "mlp",
         dropout: float = 0.5,
         drop_first_patches: bool = False,
+        init: str = "scratch",
         patch_widths: Sequence[int] = (128, 256, 512),
         fps_min_sq_norm: float = -1.0,
     ) -> None:
@@ -202,12 +206,19 @@ class TwoTowerClassifier(Protocol, CloudModel):
         self.contrast_encoder = PlainEncoder(("image", "text"), **sizes)
         width = (4 if stream == "ALL" else 2) * embed_dim
         self.head = ClassHead(width, num_classes, head, dropout=dropout)
-        self.init_weights()
+        self.init_weights(init)
         self.set_protocol("full")
 
-    def init_weights(self) -> None:
-        """Draw the reference's initial weights; the head keeps torch's."""
-        self.encoder.init_weights()
+    def init_weights(self, init: str = "scratch") -> None:
+        """Draw initial weights from torch's default generator; the head keeps torch's.
+
+        Raises:
+            ValueError: If ``init`` is unknown.
+        """
+        if init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, found {init!r}")
+        if init == "scratch":
+            self.encoder.init_weights()
         self.contrast_encoder.init_weights()
         for name in ("class_token", "class_pos"):
             nn.init.trunc_normal_(self.encoder.get_parameter(name), std=0.02)

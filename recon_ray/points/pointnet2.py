@@ -28,11 +28,22 @@ def _is_supported(*tensors: Tensor) -> bool:
 def furthest_point_sample(
     xyz: Tensor, num_samples: int, *, start: Tensor | None, min_sq_norm: float
 ) -> Tensor | None:
-    """Give (B, S) int64 indices; only from start 0 and with the package's own skip rule."""
-    if not _is_supported(xyz) or start is not None or min_sq_norm != SKIPPED_SQ_NORM:
+    """Give (B, S) int64 indices; only with the package's own skip rule.
+
+    The package starts at index 0: with another start its point changes places with the first one.
+    Where no other point is left the start is repeated, if it is not skipped itself.
+    """
+    if not _is_supported(xyz) or min_sq_norm != SKIPPED_SQ_NORM:
         return None
-    indices: Tensor = _functions().furthest_point_sample(xyz.detach().contiguous(), num_samples)
-    return indices.long()
+    points, order = xyz.detach(), None
+    if start is not None:
+        first = start.to(torch.int64)[:, None]
+        order = torch.arange(xyz.shape[1], device=xyz.device).repeat(len(xyz), 1)
+        order[:, :1] = first
+        order.scatter_(1, first, 0)
+        points = points.gather(1, order[..., None].expand(-1, -1, 3))
+    indices: Tensor = _functions().furthest_point_sample(points.contiguous(), num_samples)
+    return indices.long() if order is None else order.gather(1, indices.long())
 
 
 def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -107,11 +107,6 @@ class SampleGenerator:
         """Give (B, *shape) float32 numbers, uniform in [0, 1)."""
         return _shift_right(self._bits(shape), 40).float() * 2.0**-24
 
-    def normal(self, *shape: int) -> Tensor:
-        """Give (B, *shape) float32 standard normal numbers (Box-Muller)."""
-        radius, angle = self.uniform(2, *shape).unbind(1)
-        return (-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)
-
     def randint(self, high: int, *shape: int) -> Tensor:
         """Give (B, *shape) int64 numbers, uniform in [0, high).
 
@@ -165,16 +160,6 @@ def uniform(
     if isinstance(source, SampleGenerator):
         return _check_batch(source, batch).uniform(*shape).to(device)
     drawn = torch.rand(batch, *shape, generator=source, device=_draw_device(source, device))
-    return drawn.to(device)
-
-
-def normal(
-    source: RandomSource, batch: int, *shape: int, device: torch.device | str | None = None
-) -> Tensor:
-    """Draw (batch, *shape) float32 standard normal numbers; see :func:`uniform`."""
-    if isinstance(source, SampleGenerator):
-        return _check_batch(source, batch).normal(*shape).to(device)
-    drawn = torch.randn(batch, *shape, generator=source, device=_draw_device(source, device))
     return drawn.to(device)
 
 

@@ -7,7 +7,6 @@ take a ``source`` (see :mod:`recon_ray.points.random`). Ranges are those of the 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ CANDIDATE_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
 
 CANDIDATE_RATIO = 75 / 64
 """Candidates for a point that is picked, in most of that table; used for other numbers too."""
-
-UpAxis = Literal["x", "y", "z"]
 
 
 def normalize(points: Tensor) -> Tensor:
@@ -37,26 +34,6 @@ def normalize(points: Tensor) -> Tensor:
     centered = points - points.mean(dim=1, keepdim=True)
     radius = torch.linalg.vector_norm(centered, dim=-1).amax(dim=1)[:, None, None]
     return centered / torch.where(radius > 0, radius, 1.0)
-
-
-def to_y_up(points: Tensor, up_axis: UpAxis) -> Tensor:
-    """Turn clouds (a proper rotation) so that ``up_axis`` becomes y.
-
-    Args:
-        points: (..., 3) points.
-        up_axis: The axis that points up now: z becomes (x, z, -y), x becomes (-y, x, z).
-
-    Raises:
-        ValueError: If the axis is none of x, y, z.
-    """
-    x, y, z = points.unbind(-1)
-    if up_axis == "y":
-        return points
-    if up_axis == "z":
-        return torch.stack([x, z, -y], dim=-1)
-    if up_axis == "x":
-        return torch.stack([-y, x, z], dim=-1)
-    raise ValueError(f"up_axis must be 'x', 'y' or 'z', found {up_axis!r}")
 
 
 def _between(low: float, high: float, numbers: Tensor, like: Tensor) -> Tensor:
@@ -99,38 +76,6 @@ def scale_and_translate(
     return translate(scale(points, source, low=low, high=high), source, distance=distance)
 
 
-def jitter(
-    points: Tensor, source: RandomSource = None, *, sigma: float = 0.01, clip: float = 0.05
-) -> Tensor:
-    """Move each point by normal noise of deviation ``sigma``, clipped to [-clip, clip]."""
-    noise = random.normal(source, len(points), *points.shape[1:], device=points.device)
-    return points + (sigma * noise).clamp(-clip, clip).to(points.dtype)
-
-
-def random_input_dropout(
-    points: Tensor, source: RandomSource = None, *, max_ratio: float = 0.5
-) -> Tensor:
-    """Replace a random part of each cloud, up to ``max_ratio`` of it, by its first point."""
-    ratio = max_ratio * random.uniform(source, len(points), 1, device=points.device)
-    draw = random.uniform(source, len(points), points.shape[1], device=points.device)
-    return torch.where((draw <= ratio)[..., None], points[:, :1], points)
-
-
-def flip(
-    points: Tensor,
-    source: RandomSource = None,
-    *,
-    probability: float = 0.95,
-    axes: tuple[int, ...] = (0, 1),
-) -> Tensor:
-    """Mirror clouds: each of ``axes`` with one half, for the ``probability`` part of the clouds."""
-    draw = random.uniform(source, len(points), 1 + len(axes), device=points.device)
-    mirrored = (draw[:, :1] < probability) & (draw[:, 1:] < 0.5)  # (B, axes)
-    signs = torch.ones(len(points), 3, dtype=points.dtype, device=points.device)
-    signs[:, list(axes)] = 1.0 - 2.0 * mirrored.to(points.dtype)
-    return points * signs[:, None]
-
-
 def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor:
     """Pick ``n`` points of each cloud without replacement, in random order.
 
@@ -152,6 +97,36 @@ def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor
     return ops.gather_points(points, order[:, :n])
 
 
+def thin(
+    points: Tensor, n: int, *, start: Tensor | None = None, min_sq_norm: float = -1.0
+) -> Tensor:
+    """Keep evenly spread points of each cloud: what furthest point sampling chooses.
+
+    Where all are kept nothing is sampled, which would only permute them. Those that the skip rule
+    never chooses are then replaced as sampling replaces them: by the start, or by the first
+    point that is not skipped if the start is; the start itself is always kept.
+
+    Args:
+        points: (B, N, 3) points.
+        n: Number of points to keep; N at most are kept.
+        start: (B,) index of the first point; 0 by default.
+        min_sq_norm: Skip rule of furthest point sampling.
+
+    Returns:
+        (B, min(n, N), 3).
+    """
+    if n < points.shape[1]:
+        return ops.furthest_point_sample(points, n, start=start, min_sq_norm=min_sq_norm)[1]
+    if min_sq_norm < 0:
+        return points
+    is_allowed = points.float().square().sum(-1) > min_sq_norm  # (B, N)
+    index = torch.arange(points.shape[1], device=points.device)
+    is_start = index == (0 if start is None else start[:, None])
+    repeated = (2 * is_allowed.int() + is_start.int()).argmax(dim=1, keepdim=True)
+    kept = (is_allowed | is_start)[..., None]
+    return torch.where(kept, points, ops.gather_points(points, repeated))
+
+
 def candidate_points(n: int) -> int:
     """Points that are kept evenly spread before ``n`` of them are picked at random."""
     return CANDIDATE_POINTS.get(n, math.ceil(n * CANDIDATE_RATIO))
@@ -166,7 +141,7 @@ def resample(
     at most those there are). With a generator or the default one the same positions of that
     order are picked in the whole batch, as the reference does. With a :class:`SampleGenerator` each
     sample has its own pick, since its result must not depend on the batch: the same
-    distribution for a sample. Sampling is skipped where it would only permute the cloud.
+    distribution for a sample.
 
     Args:
         points: (B, N, 3) points.
@@ -185,8 +160,7 @@ def resample(
     candidates = min(CANDIDATE_POINTS[n], points.shape[1])
     if n > candidates:
         raise ValueError(f"cannot pick {n} of {candidates} points")
-    if candidates < points.shape[1]:
-        _, points = ops.furthest_point_sample(points, candidates, min_sq_norm=min_sq_norm)
+    points = thin(points, candidates, min_sq_norm=min_sq_norm)
     if isinstance(source, SampleGenerator):
         return random_subset(points, n, source)
     order = random.permutation(source, candidates, 1, device=points.device)

@@ -11,11 +11,16 @@ import numpy as np
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.points.transforms import CANDIDATE_POINTS
+from recon_ray.programs.checks import texts_of
 from recon_ray.tasks.classification import CLASSIFIERS
 from recon_ray.tasks.confusion import class_accuracy, overall_accuracy, per_class
+from recon_ray.tasks.linear_probe import REFERENCE_BATCH
 from recon_ray.tasks.weights import find_weights
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.files import LoadedWeights
+
+#: Texts of the published prompts that its dataset cards correct: set, class, published text.
+REFERENCE_TEXTS = (("scanobjectnn", "toilet", "toile"),)
 
 
 def load_start(spec: str | None, **sizes: Any) -> tuple[str | None, LoadedWeights | None]:  # noqa: ANN401
@@ -57,6 +62,40 @@ def check_points(prepared: PreparedSet, num_points: int, *, follows_reference: b
             f"data.num_points={num_points}: protocol=reference samples {known} points; choose one "
             "of them, or protocol=sound"
         )
+
+
+def check_batch(prepared: PreparedSet, split: str, labeled: int) -> int:
+    """Count the shapes that the published extraction of training features keeps: whole batches.
+
+    Args:
+        prepared: The set.
+        split: Its training split.
+        labeled: Labeled shapes that are read of it.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    if labeled < REFERENCE_BATCH:
+        raise ConfigError(
+            f"protocol=reference leaves out what does not fill a batch of {REFERENCE_BATCH}: all "
+            f"{labeled} shapes of {split!r} in {prepared.path}; set protocol=sound"
+        )
+    return labeled - labeled % REFERENCE_BATCH
+
+
+def class_texts(prepared: PreparedSet, *, follows_reference: bool) -> dict[str, str]:
+    """What zero-shot prompts say of each class: the set's card, misspelt where that is published.
+
+    Args:
+        prepared: The set.
+        follows_reference: Whether to repeat what was published.
+    """
+    texts = dict(zip(prepared.classes, texts_of(prepared, "category"), strict=True))
+    name = str((prepared.manifest.get("card") or {}).get("name", ""))
+    for start, label, text in REFERENCE_TEXTS if follows_reference else ():
+        if name.startswith(start) and label in texts:
+            texts[label] = text
+    return texts
 
 
 def check_classes(prepared: PreparedSet) -> None:

@@ -13,14 +13,18 @@ from recon_ray.data.batches import BatchOptions
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.programs.checks import check_here, find_set, use_ops
-from recon_ray.programs.classifiers import check_classes, check_labels, check_points, load_start
+from recon_ray.programs.classifiers import (
+    check_batch,
+    check_classes,
+    check_labels,
+    check_points,
+    load_start,
+)
 from recon_ray.programs.run import Run, open_run
 from recon_ray.tasks.clouds import pipeline_of
 from recon_ray.tasks.linear_probe import ProbeEvaluation
 from recon_ray.weights.load import compare, construct
 
-#: Shapes of a batch of the published extraction, which leaves out an incomplete last one.
-REFERENCE_BATCH = 128
 #: Probes in the order of the table.
 PROBES = {
     "accuracy": "linear SVM",
@@ -89,12 +93,9 @@ def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
             f"probe.train_split={config.probe.train_split}: its {len(labels)} labeled shapes are "
             "of fewer than two classes; raise data.limit or choose another split"
         )
-    count = len(labels) - (len(labels) % REFERENCE_BATCH if _drops_last(config) else 0)
-    if _drops_last(config) and count == 0:
-        raise ConfigError(
-            f"protocol=reference leaves out what does not fill a batch of {REFERENCE_BATCH}: all "
-            f"{len(labels)} shapes of {config.probe.train_split!r}; set protocol=sound"
-        )
+    count = len(labels)
+    if config.protocol == "reference":
+        count = check_batch(prepared, config.probe.train_split, count)
     if max(config.probe.knn) > count:
         raise ConfigError(
             f"probe.knn: {max(config.probe.knn)} neighbours, but {prepared.path} has {count} "
@@ -102,19 +103,16 @@ def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
         )
 
 
-def _drops_last(config: LinearProbeConfig) -> bool:
-    return config.protocol == "reference"
-
-
 def _evaluation(
     config: LinearProbeConfig, prepared: PreparedSet, place: str
 ) -> partial[ProbeEvaluation]:
     """What the workers run: the farthest points of each cloud, as published."""
     check_points(prepared, config.data.num_points, follows_reference=False)
+    follows = config.protocol == "reference"
     pipeline = pipeline_of(
         prepared.manifest.get("card"),
         num_points=config.data.num_points,
-        follows_reference=config.protocol == "reference",
+        follows_reference=follows,
         normalize=config.data.normalize,
     )
     return partial(
@@ -124,7 +122,7 @@ def _evaluation(
         options=config.probe,
         choice=pipeline.test(),
         num_classes=len(prepared.classes),
-        drops_last=REFERENCE_BATCH if _drops_last(config) else None,
+        follows_reference=follows,
         seed=config.run.seed,
         limit=config.data.limit,
     )

@@ -8,8 +8,11 @@ from pathlib import Path
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
-from recon_ray.programs.checks import find_set, texts_of
-from recon_ray.tasks.pretrain import PretrainTask, evaluation_points
+from recon_ray.programs.checks import find_set
+from recon_ray.programs.classifiers import check_batch, check_points, class_texts
+from recon_ray.tasks.clouds import pipeline_of
+from recon_ray.tasks.features import PointChoice
+from recon_ray.tasks.pretrain import PretrainTask
 from recon_ray.tasks.teachers import SOURCE
 from recon_ray.tasks.validation import TABLE, ValidationPlan
 
@@ -46,12 +49,14 @@ def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> Val
             f"teacher.text.name={config.teacher.text.name or 'null'}; name one, or "
             "validation.kind=svm"
         )
+    follows = config.protocol == "reference"
     plan = ValidationPlan(
         options,
-        texts=texts_of(prepared, "category"),
-        choice=evaluation_points(config),
+        texts=list(class_texts(prepared, follows_reference=follows).values()),
+        choice=_choice(config, prepared),
         svm_c=config.eval.svm_c,
-        follows_reference=config.protocol == "reference",
+        follows_reference=follows,
+        seed=config.run.seed,
     )
     if options.path is None and options.test_split in config.data.train_splits:
         raise ConfigError(
@@ -60,7 +65,30 @@ def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> Val
         )
     for split in plan.splits:
         _check_split(config, prepared, split)
+    if follows and options.kind == "svm":
+        rows = prepared.read(options.train_split, columns=["label"])["label"].to_numpy()
+        check_batch(prepared, options.train_split, int((rows[: options.limit] >= 0).sum()))
     return plan
+
+
+def _choice(config: PretrainConfig, prepared: PreparedSet) -> PointChoice:
+    """Which points are read: those that the job of that kind reads, by the set's card.
+
+    Only where the set that is trained on is not normalized, it is not for its validation either.
+    """
+    follows, is_svm = config.protocol == "reference", config.validation.kind == "svm"
+    num_points = config.data.num_points
+    check_points(prepared, num_points, follows_reference=follows and not is_svm)
+    is_raw = config.validation.path is None and not config.data.normalize
+    pipeline = pipeline_of(
+        prepared.manifest.get("card"),
+        num_points=num_points,
+        follows_reference=follows,
+        normalize="none" if is_raw else "auto",
+    )
+    if is_svm:
+        return pipeline.test()
+    return pipeline.zeroshot(follows_reference=follows, seed=config.run.seed)
 
 
 def _check_split(config: PretrainConfig, prepared: PreparedSet, split: str) -> None:
@@ -76,11 +104,6 @@ def _check_split(config: PretrainConfig, prepared: PreparedSet, split: str) -> N
         raise ConfigError(
             f"validation.path={path}: it has {len(prepared.classes)} classes, two or more are "
             "needed; give a set with classes"
-        )
-    if config.data.num_points > prepared.num_points:
-        raise ConfigError(
-            f"validation.path={path}: it holds {prepared.num_points} points a shape, fewer than "
-            f"data.num_points={config.data.num_points}; prepare it again with more"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,13 @@ from recon_ray.data.teacher_cache import StoredBank
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.teachers import text_bank
 from recon_ray.models.teachers.table import TableTextTeacher
-from recon_ray.programs.checks import check_here, find_set, texts_of, use_ops
+from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import (
     check_classes,
     check_labels,
     check_points,
     class_lines,
+    class_texts,
     confusion_records,
     load_start,
 )
@@ -40,9 +40,6 @@ from recon_ray.weights.files import LoadedWeights
 from recon_ray.weights.load import compare, construct
 
 logger = logging.getLogger(__name__)
-
-#: Texts of the published prompts that its dataset cards correct: set, class, published text.
-REFERENCE_TEXTS = (("scanobjectnn", "toilet", "toile"),)
 
 
 def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
@@ -122,9 +119,7 @@ def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
     check_classes(prepared)
     for split in config.zeroshot.splits:
         check_labels(prepared, "zeroshot.splits", split, len(classes))
-    texts = dict(zip(classes, texts_of(prepared, "category"), strict=True))
-    if config.protocol == "reference":
-        texts |= _published_texts(prepared)
+    texts = class_texts(prepared, follows_reference=config.protocol == "reference")
     if given is None or isinstance(given, dict):
         unknown = [name for name in given or () if name not in texts]
         if unknown:
@@ -149,11 +144,6 @@ def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
         tuple(texts.get(name, name) for name in given),
         tuple(numbers.get(name, -1) for name in classes),
     )
-
-
-def _published_texts(prepared: PreparedSet) -> dict[str, str]:
-    name = str((prepared.manifest.get("card") or {}).get("name", ""))
-    return {label: text for start, label, text in REFERENCE_TEXTS if name.startswith(start)}
 
 
 def _near(name: str, others: Sequence[str]) -> str:
@@ -208,7 +198,7 @@ def _choice(config: ZeroshotConfig, prepared: PreparedSet) -> PointChoice:
         follows_reference=follows,
         normalize=config.data.normalize,
     )
-    return replace(pipeline.test(), how="resample" if follows else "random", seed=config.run.seed)
+    return pipeline.zeroshot(follows_reference=follows, seed=config.run.seed)
 
 
 def _finish(

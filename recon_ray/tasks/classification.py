@@ -242,8 +242,9 @@ def classifier_of(
     arguments = {**sizes, "num_classes": num_classes, "head": head}
     given = section.overrides()
     if is_reference:
-        more = {"drop_first_patches": True} if two else {"init": "reference"}
-        arguments |= {"fps_min_sq_norm": REFERENCE_SKIP, **more}
+        arguments |= {"fps_min_sq_norm": REFERENCE_SKIP, "init": "reference"}
+        if two:
+            arguments["drop_first_patches"] = True
     unknown = sorted(given.keys() - arguments_of(kind))
     if unknown:
         raise CheckpointError(f"model.{unknown[0]}: a {kind} has none; leave it out")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
 
-from recon_ray.points import ops, transforms
+from recon_ray.points import random, transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.features import REFERENCE_SKIP, Normalization, PointChoice
 
@@ -21,7 +21,7 @@ class CloudPipeline:
     """From stored clouds to those that a classifier sees.
 
     The published order: normalize the whole cloud, thin it evenly to some candidates, pick points
-    of these at random, turn or stretch.
+    of these at random, turn or stretch. In training each epoch thins from another point on.
 
     Attributes:
         num_points: Points that the classifier sees.
@@ -39,8 +39,13 @@ class CloudPipeline:
     min_sq_norm: float = -1.0
 
     def train(self, points: Tensor, source: SampleGenerator) -> Tensor:
-        """Draw points of (B, N, 3) stored clouds and augment them."""
-        points = self.pick(self.candidates(points), source)
+        """Draw points of (B, N, 3) stored clouds and augment them.
+
+        Thinning starts at a point of its own for every sample and epoch: the published loaders
+        shuffle the points of a training cloud first.
+        """
+        start = random.randint(source, points.shape[1], len(points), device=points.device)
+        points = self.pick(self.candidates(points, start), source)
         if self.augment == "rotate":
             return transforms.rotate_y(points, source)
         if self.augment == "scale_translate":
@@ -52,14 +57,27 @@ class CloudPipeline:
         skip = self.min_sq_norm
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
 
-    def candidates(self, points: Tensor) -> Tensor:
-        """Thin (B, N, 3) stored clouds evenly; left out where it would only permute them."""
+    def zeroshot(self, *, follows_reference: bool, seed: int) -> PointChoice:
+        """The points that zero-shot reads: resampled as published, else random ones.
+
+        Args:
+            follows_reference: Whether they are resampled.
+            seed: Seed of the choice, which is the same every time.
+        """
+        how: Literal["resample", "random"] = "resample" if follows_reference else "random"
+        return replace(self.test(), how=how, seed=seed)
+
+    def candidates(self, points: Tensor, start: Tensor | None = None) -> Tensor:
+        """Thin (B, N, 3) stored clouds evenly, as :func:`transforms.thin` does.
+
+        Args:
+            points: The clouds.
+            start: (B,) index of the first point that is kept; 0 by default.
+        """
         if self.normalize == "whole":
             points = transforms.normalize(points)
         wanted = transforms.candidate_points(self.num_points)
-        if wanted >= points.shape[1]:
-            return points
-        return ops.furthest_point_sample(points, wanted, min_sq_norm=self.min_sq_norm)[1]
+        return transforms.thin(points, wanted, start=start, min_sq_norm=self.min_sq_norm)
 
     def pick(self, candidates: Tensor, source: SampleGenerator) -> Tensor:
         """Pick points of thinned clouds at random, in random order."""

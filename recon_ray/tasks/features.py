@@ -13,7 +13,7 @@ from torch import Tensor
 from recon_ray.data.batches import Batch, BatchOptions
 from recon_ray.data.prefetch import batches_on
 from recon_ray.models.recon import Embedder
-from recon_ray.points import ops, transforms
+from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.weights import find_weights
 from recon_ray.train.metrics import gather_rows
@@ -65,17 +65,17 @@ class PointChoice:
         """
         if self.normalize == "whole":
             points = transforms.normalize(points)
-        if self.samples(points.shape[1]):
-            points = self._chosen(points, SampleGenerator(self.seed, sample_ids))
+        points = self._chosen(points, SampleGenerator(self.seed, sample_ids))
         return transforms.normalize(points) if self.normalize == "subset" else points
 
     def _chosen(self, points: Tensor, source: SampleGenerator) -> Tensor:
         count, skip = self.num_points, self.min_sq_norm
         if self.how == "fps":
-            return ops.furthest_point_sample(points, count, min_sq_norm=skip)[1]
+            return transforms.thin(points, count, min_sq_norm=skip)
         if self.how == "resample":
             return transforms.resample(points, count, source, min_sq_norm=skip)
-        return transforms.random_subset(points, count, source)
+        is_all = not self.samples(points.shape[1])
+        return points if is_all else transforms.random_subset(points, count, source)
 
 
 @dataclass

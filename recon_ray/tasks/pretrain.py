@@ -290,14 +290,11 @@ class PretrainTask:
         )
 
     def _evaluation_points(self) -> PointChoice:
-        return evaluation_points(self.config)
-
-
-def evaluation_points(config: PretrainConfig) -> PointChoice:
-    """Points of an evaluation of the pre-trained model: the same subset of a sample every time."""
-    return PointChoice(
-        config.data.num_points,
-        how="fps" if config.protocol == "reference" else "random",
-        normalize="subset" if config.data.normalize else "none",
-        min_sq_norm=REFERENCE_SKIP,
-    )
+        """Points of the probes before and after: the same subset of a sample every time."""
+        config = self.config
+        return PointChoice(
+            config.data.num_points,
+            how="fps" if config.protocol == "reference" else "random",
+            normalize="subset" if config.data.normalize else "none",
+            min_sq_norm=REFERENCE_SKIP,
+        )

@@ -1,4 +1,7 @@
-"""Validation while pre-training: how well frozen features do on a labeled set after each epoch."""
+"""Validation while pre-training: how well frozen features do on a labeled set after each epoch.
+
+The value is what the linear-probe or the zero-shot job measures on the checkpoint of that epoch.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from recon_ray.config.schema import ValidationSection
 from recon_ray.errors import ConfigError
 from recon_ray.models.recon import Recon, svm_pool
 from recon_ray.models.teachers import TextTeacher
-from recon_ray.tasks.features import PointChoice, extract_features
-from recon_ray.tasks.linear_probe import svm_accuracy
+from recon_ray.tasks.features import PointChoice, extract_features, without_last_batch
+from recon_ray.tasks.linear_probe import REFERENCE_BATCH, svm_accuracy
 from recon_ray.tasks.zeroshot import (
     accuracy,
     class_vectors,
@@ -36,7 +39,9 @@ class ValidationPlan:
         texts: What a text teacher reads of each class of that set.
         choice: Which points are read.
         svm_c: Inverse regularization of the SVM.
-        follows_reference: Whether zero-shot reads the training split too, as published.
+        follows_reference: Whether zero-shot reads the training split too, training shapes that fill
+            no last batch are left out, and the SVM is solved as published.
+        seed: Seed of the shapes that are left out.
     """
 
     options: ValidationSection
@@ -44,6 +49,7 @@ class ValidationPlan:
     choice: PointChoice
     svm_c: float
     follows_reference: bool = False
+    seed: int = 0
 
     @property
     def metric(self) -> str:
@@ -57,6 +63,13 @@ class ValidationPlan:
         if self.options.kind == "svm" or self.follows_reference:
             return both
         return both[1:]
+
+    @property
+    def training_batch(self) -> int | None:
+        """Shapes of the batches that training shapes must fill; None where all are used."""
+        if not self.follows_reference:
+            return None
+        return REFERENCE_BATCH if self.options.kind == "svm" else self.options.batch_size
 
 
 class Validation:
@@ -82,13 +95,16 @@ class Validation:
         """
         plan = self.plan
         found = [self._extract(model, runtime, split) for split in plan.splits]
+        if plan.training_batch is not None:
+            found[0] = without_last_batch(found[0], plan.training_batch, seed=plan.seed)
         self._check(found)
         if runtime.rank != 0:
             return {}
         if plan.options.kind == "svm":
             train, test = found
             data = (train["features"], train["label"], test["features"], test["label"])
-            return {plan.metric: svm_accuracy(*data, c=plan.svm_c)}
+            follows = plan.follows_reference
+            return {plan.metric: svm_accuracy(*data, c=plan.svm_c, follows_reference=follows)}
         assert self._vectors is not None
         features, labels = (
             torch.from_numpy(np.concatenate([one[name] for one in found]))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recon_ray.data.batches import Batch, BatchOptions
 from recon_ray.data.prefetch import batches_on
 from recon_ray.errors import CheckpointError
-from recon_ray.points import ops, transforms
+from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.clouds import CloudPipeline
 from recon_ray.tasks.confusion import confusion_matrix
@@ -161,11 +161,10 @@ class VotingEvaluation:
         """
         pipeline, count = self.pipeline, self.pipeline.num_points
         candidates = pipeline.candidates(points)
-        if candidates.shape[1] == points.shape[1] > count:
-            skip = pipeline.min_sq_norm
-            plain = ops.furthest_point_sample(candidates, count, min_sq_norm=skip)[1]
-        else:
+        if candidates.shape[1] < points.shape[1]:
             plain = candidates[:, :count]
+        else:  # in stored order
+            plain = transforms.thin(candidates, count, min_sq_norm=pipeline.min_sq_norm)
         if pipeline.normalize == "subset":
             plain = transforms.normalize(plain)
         return plain, candidates

@@ -90,29 +90,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 class CosineSchedule:
     """Learning rate by epoch: linear warm-up, then half a cosine.
 
-    The protocol "sound" rises from ``warmup_lr`` to the base rate during the warm-up and falls to
+    The protocol "sound" rises from ``min_lr`` to the base rate during the warm-up and falls to
     ``min_lr`` at the end, continuously. "reference" repeats the published code: the rate changes
-    once an epoch and lags by one (epochs 0 and 1 both run at ``warmup_lr``), the cosine counts from
+    once an epoch and lags by one (epochs 0 and 1 both run at ``min_lr``), the cosine counts from
     epoch 0 and so starts below the base rate, and one epoch more than ``epochs`` is trained.
 
     Attributes:
         epochs: Length of the schedule.
         warmup_epochs: Length of the warm-up.
-        min_lr: Rate at the end.
-        warmup_lr: Rate at the start.
+        min_lr: Rate at both ends.
         protocol: "reference" or "sound".
     """
 
     epochs: int
     warmup_epochs: float
     min_lr: float = 1e-6
-    warmup_lr: float = 1e-6
     protocol: Literal["reference", "sound"] = "reference"
-
-    @property
-    def trained_epochs(self) -> int:
-        """Number of epochs a run has: one more under the reference's protocol."""
-        return self.epochs + 1 if self.protocol == "reference" else self.epochs
 
     def lr(self, base_lr: float, epoch: float) -> float:
         """Give the learning rate in force.
@@ -127,14 +120,14 @@ class CosineSchedule:
         if self.protocol == "reference":
             return self._reference(base_lr, max(math.floor(epoch) - 1, 0))
         if epoch < self.warmup_epochs:
-            return self.warmup_lr + (base_lr - self.warmup_lr) * epoch / self.warmup_epochs
+            return self.min_lr + (base_lr - self.min_lr) * epoch / self.warmup_epochs
         length = max(self.epochs - self.warmup_epochs, 1e-9)
         progress = min((epoch - self.warmup_epochs) / length, 1.0)
         return self._cosine(base_lr, progress)
 
     def _reference(self, base_lr: float, epoch: int) -> float:
         if epoch < self.warmup_epochs:
-            return self.warmup_lr + epoch * (base_lr - self.warmup_lr) / self.warmup_epochs
+            return self.min_lr + epoch * (base_lr - self.min_lr) / self.warmup_epochs
         return self._cosine(base_lr, epoch / self.epochs) if epoch < self.epochs else self.min_lr
 
     def _cosine(self, base_lr: float, progress: float) -> float:

@@ -24,6 +24,7 @@ from recon_ray.models.classifier import is_head_parameter
 from recon_ray.models.grouping import cut_patches
 from recon_ray.models.recon import Recon
 from recon_ray.train.optim import CosineSchedule, parameter_groups
+from recon_ray.train.settings import FitSettings
 from recon_ray.weights.adapters import to_reference
 from recon_ray.weights.files import LoadedWeights, read_file, save_reference
 from recon_ray.weights.load import build
@@ -273,4 +274,5 @@ def test_schedule_equals_reference(line: str, rates: list[float]) -> None:
     schedule = CosineSchedule(int(options["epochs"]), float(options["warmup"]))
     actual = [schedule.lr(float(options["lr"]), epoch) for epoch in range(len(rates))]
     np.testing.assert_allclose(actual, rates, rtol=1e-9)
-    assert schedule.trained_epochs == len(rates)
+    settings = FitSettings(schedule.epochs, global_batch_size=32, protocol="reference")
+    assert settings.total_epochs == len(rates)

@@ -18,7 +18,9 @@ class LossSection(Section):
         "l2", description="Chamfer distance: squared (l2) or plain (l1)."
     )
     self_contrast: bool = Field(
-        False, description="Add the self-contrast of the class token over the batch's categories."
+        False,
+        description="Add the self-contrast of the class token over the categories that a worker "
+        "holds at once.",
     )
 
 
@@ -35,7 +37,10 @@ class PretrainEvalSection(Section):
 
 
 class ValidationSection(Section):
-    """Validation on a labeled set while pre-training; the best checkpoint is kept."""
+    """Validation on a labeled set while pre-training; the best checkpoint is kept.
+
+    The value is the one of jobs/linear_probe.py or jobs/zeroshot.py on the same set.
+    """
 
     every_epochs: Count | None = Field(
         None, description="Epochs between two validations; null for none."

@@ -46,6 +46,19 @@ def test_published_sizes() -> None:
 STREAM_SIZES = {"ALL": 44_116_495, "MDM": 43_919_887, "CMC": 43_919_887}
 
 
+def test_the_reference_draws_the_token_and_the_distilling_tower_only() -> None:
+    """Other weights of the reconstructing tower keep torch's defaults until a file is loaded."""
+    model = make_classifier("ALL", init="reference")
+    mine, distilling = model.encoder, model.contrast_encoder
+    assert mine.embed.fc1.bias.any()  # torch's; the drawn ones are 0
+    assert not distilling.embed.fc1.bias.any()
+    tokens = torch.stack([mine.class_token, mine.class_pos])
+    assert 0 < tokens.abs().max() < 0.1
+    assert not make_classifier("ALL").encoder.embed.fc1.bias.any()
+    with pytest.raises(ValueError, match="init must be one of scratch, reference, found 'zero'"):
+        make_classifier("ALL", init="zero")
+
+
 def test_pretraining_goes_into_the_same_losses(points: torch.Tensor) -> None:
     model = make_pretraining()
     output = model(points, source=SampleGenerator(0, torch.arange(4)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recon_ray.errors import OpsError
-from recon_ray.points import ops, pointnet2
+from recon_ray.points import ops, pointnet2, reference
 
 POINTS = torch.zeros(2, 5, 3)
 
@@ -69,17 +69,36 @@ def test_compiled_distribution_is_preferred(monkeypatch: pytest.MonkeyPatch) -> 
     assert ops.knn(POINTS, POINTS, 2)[1].shape == (2, 5, 2)
 
 
-def test_foreign_package_serves_only_what_it_computes_exactly(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Functions of a package that claims to compute on the CPU too."""
     fake, functions = ModuleType("pointnet2_ops"), ModuleType("pointnet2_ops.pointnet2_utils")
-    functions.furthest_point_sample = lambda xyz, n: torch.full((len(xyz), n), 4, dtype=torch.int32)
     monkeypatch.setitem(sys.modules, "pointnet2_ops", fake)
     monkeypatch.setitem(sys.modules, "pointnet2_ops.pointnet2_utils", functions)
     monkeypatch.setattr(ops, "_has_pointnet2", lambda: True)
     ops._has_pointnet2.cache_clear = lambda: None
     monkeypatch.setattr(pointnet2, "_is_supported", lambda *tensors: True)
     ops.set_backend("pointnet2_ops")
+    return functions
+
+
+def test_foreign_package_starts_where_it_is_told(foreign: ModuleType) -> None:
+    """It has no argument for that: the start changes places with the first point."""
+
+    def sample(xyz: torch.Tensor, n: int) -> torch.Tensor:
+        return reference.furthest_point_sample(xyz, n, min_sq_norm=1e-3)[0].int()
+
+    foreign.furthest_point_sample = sample
+    points = torch.randn(4, 60, 3, generator=torch.Generator().manual_seed(0))
+    start = torch.tensor([0, 7, 59, 31])
+    found, taken = ops.furthest_point_sample(points, 20, start=start, min_sq_norm=1e-3)
+    expected = reference.furthest_point_sample(points, 20, start=start, min_sq_norm=1e-3)
+    assert torch.equal(found, expected[0])
+    assert torch.equal(taken, expected[1])
+
+
+def test_foreign_package_serves_only_what_it_computes_exactly(foreign: ModuleType) -> None:
+    foreign.furthest_point_sample = lambda xyz, n: torch.full((len(xyz), n), 4, dtype=torch.int32)
     assert ops.furthest_point_sample(POINTS, 2, min_sq_norm=1e-3)[0].tolist() == [[4, 4]] * 2
     assert ops.furthest_point_sample(POINTS, 2)[0].tolist() == [[0, 0]] * 2
 

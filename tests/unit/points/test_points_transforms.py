@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon_ray.points import transforms
+from recon_ray.points import ops, transforms
 from recon_ray.points.random import SampleGenerator
 
 IDS = torch.arange(300)
@@ -21,9 +21,6 @@ def points() -> torch.Tensor:
         transforms.scale,
         transforms.translate,
         transforms.scale_and_translate,
-        transforms.jitter,
-        transforms.random_input_dropout,
-        transforms.flip,
         lambda points, source: transforms.random_subset(points, 7, source),
     ],
 )
@@ -65,28 +62,6 @@ def test_scale_and_shift_ranges(points: torch.Tensor) -> None:
     assert not torch.allclose(shift[:, 0, 0], shift[:, 0, 1])
 
 
-def test_jitter_is_clipped(points: torch.Tensor) -> None:
-    noise = transforms.jitter(points, SampleGenerator(0, IDS), sigma=0.05) - points
-    assert float(noise.abs().max()) <= 0.05 + 1e-6
-    small = transforms.jitter(points, SampleGenerator(0, IDS)) - points
-    assert float(small.std()) == pytest.approx(0.01, rel=0.05)
-
-
-def test_dropout_replaces_points_by_the_first(points: torch.Tensor) -> None:
-    dropped = transforms.random_input_dropout(points, SampleGenerator(0, IDS))
-    replaced = (dropped != points).any(-1)
-    assert torch.equal(dropped[replaced], points[:, :1].expand_as(points)[replaced])
-    assert float(replaced.float().mean()) == pytest.approx(0.25, abs=0.03)
-
-
-def test_flip_mirrors_all_axes_but_z(points: torch.Tensor) -> None:
-    flipped = transforms.flip(points, SampleGenerator(0, IDS))
-    assert torch.equal(flipped.abs(), points.abs())
-    assert torch.equal(flipped[..., 2], points[..., 2])
-    share = (flipped[:, 0, :2] != points[:, 0, :2]).float().mean()
-    assert float(share) == pytest.approx(0.475, abs=0.07)
-
-
 def test_normalized_clouds_fill_the_unit_sphere(points: torch.Tensor) -> None:
     normalized = transforms.normalize(5 * points + 3)
     torch.testing.assert_close(normalized.mean(1), torch.zeros(300, 3), atol=1e-5, rtol=0)
@@ -95,21 +70,6 @@ def test_normalized_clouds_fill_the_unit_sphere(points: torch.Tensor) -> None:
 
 def test_a_cloud_of_one_place_normalizes_to_zeros() -> None:
     assert torch.equal(transforms.normalize(torch.full((1, 4, 3), 2.0)), torch.zeros(1, 4, 3))
-
-
-@pytest.mark.parametrize(
-    ("axis", "expected"), [("y", [1, 2, 3]), ("z", [1, 3, -2]), ("x", [-2, 1, 3])]
-)
-def test_turning_upright_is_a_rotation(axis: str, expected: list[int]) -> None:
-    assert transforms.to_y_up(torch.tensor([[1.0, 2.0, 3.0]]), axis)[0].tolist() == expected
-    assert float(torch.linalg.det(transforms.to_y_up(torch.eye(3), axis))) == pytest.approx(1)
-    up = torch.eye(3)[["x", "y", "z"].index(axis)]
-    assert transforms.to_y_up(up, axis).tolist() == [0, 1, 0]
-
-
-def test_an_unknown_up_axis_is_refused() -> None:
-    with pytest.raises(ValueError, match="up_axis must be"):
-        transforms.to_y_up(torch.zeros(1, 3), "w")
 
 
 def test_subset_has_no_point_twice() -> None:
@@ -142,6 +102,41 @@ def test_resampling_thins_to_the_candidates(monkeypatch: pytest.MonkeyPatch) -> 
     transforms.resample(torch.rand(2, 2048, 3), 2048)  # 2400 capped: only a permutation
     transforms.resample(torch.rand(1, 8192, 3), 8192)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("skipped", [(), (5, 20), (0, 5), (0, 1, 2), range(40)])
+@pytest.mark.parametrize("start", [None, 0, 7, 5])
+def test_all_points_are_thinned_as_sampling_all_does(
+    points: torch.Tensor, skipped: tuple[int, ...], start: int | None
+) -> None:
+    """The set that the published sampling gives, which starts at the first point of its order."""
+    clouds = points[:3].clone()
+    clouds[:, list(skipped)] *= 0.03 / clouds[:, list(skipped)].norm(dim=-1, keepdim=True)
+    starts = None if start is None else torch.full((3,), start)
+    thinned = transforms.thin(clouds, 40, start=starts, min_sq_norm=1e-3)
+    others = [index for index in range(40) if index != (start or 0)]
+    in_order = clouds[:, [start or 0, *others]]
+    sampled = ops.furthest_point_sample(in_order, 40, min_sq_norm=1e-3)[1]
+    for mine, theirs in zip(thinned.tolist(), sampled.tolist(), strict=True):
+        assert sorted(mine) == sorted(theirs)
+    if not skipped:
+        assert torch.equal(thinned, clouds)  # in their order
+
+
+def test_a_rule_that_skips_nothing_leaves_all_points_alone(points: torch.Tensor) -> None:
+    points[:, 3] = 0
+    assert transforms.thin(points, 40) is points
+    assert transforms.thin(points, 50) is points
+
+
+def test_resampling_permutes_all_points_but_those_that_are_skipped() -> None:
+    cloud = 1 + torch.arange(1024.0)[None, :, None].expand(2, 1024, 3)
+    cloud = cloud.clone()
+    cloud[:, 7] = 0
+    picked = transforms.resample(cloud, 1024, SampleGenerator(0, torch.arange(2)), min_sq_norm=1e-3)
+    assert not torch.equal(picked[0], picked[1])
+    expected = sorted([1.0, *(1.0 + i for i in range(1024) if i != 7)])
+    assert sorted(picked[0, :, 0].tolist()) == expected
 
 
 def test_resampling_refuses_other_counts() -> None:

@@ -31,6 +31,7 @@ from recon_ray.tasks.confusion import (
     overall_accuracy,
     per_class,
 )
+from recon_ray.tasks.voting import VotingEvaluation
 from recon_ray.tasks.weights import find_weights
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.weights.files import from_own, save_reference, save_weights
@@ -137,12 +138,54 @@ def test_whole_clouds_are_normalized_before_points_are_drawn_and_subsets_after()
     assert {tuple(p) for p in none[0].tolist()} <= stored
 
 
+def test_training_thins_from_another_point_every_epoch():
+    """The published loaders shuffle a training cloud, whose first point starts the sampling."""
+    pipeline, points, ids = CloudPipeline(64, "none"), torch.randn(3, 300, 3), torch.arange(3)
+    epochs = [pipeline.train(points, SampleGenerator(0, ids, epoch)) for epoch in range(8)]
+    seen = {tuple(point) for epoch in epochs for point in epoch[0].tolist()}
+    assert len(seen) > 2 * 75  # never more than the same 75 candidates from one start
+    again = pipeline.train(points[1:], SampleGenerator(0, ids[1:], 5))
+    assert torch.equal(again, epochs[5][1:])  # a sample's own, whatever the batch
+    assert torch.equal(pipeline.test()(points, ids)[:, 0], points[:, 0])  # evaluation shuffles none
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("stored", [300, 70])
+def test_the_pipeline_of_training_is_one_graph_for_all_epochs(stored):
+    pipeline = CloudPipeline(64, "whole", "rotate", min_sq_norm=1e-3)
+    points = torch.rand(2, stored, 3)
+
+    def prepared(epoch: torch.Tensor) -> torch.Tensor:
+        return pipeline.train(points, SampleGenerator(0, torch.arange(2), epoch))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager", dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for epoch in (0, 7):
+            expected = pipeline.train(points, SampleGenerator(0, torch.arange(2), epoch))
+            torch.testing.assert_close(compiled(torch.tensor(epoch)), expected)
+
+
 def test_thinning_is_left_out_where_it_would_only_permute():
     pipeline = CloudPipeline(64, "none")
     assert pipeline.candidates(torch.randn(2, 75, 3)).shape[1] == 75
     few = torch.randn(2, 70, 3)
     assert pipeline.candidates(few) is few
     assert pipeline.candidates(torch.randn(2, 300, 3)).shape[1] == 75  # 64 * 75 / 64
+
+
+def test_no_way_to_the_classifier_reads_points_that_the_reference_skips():
+    """All stored points are read: a point at the origin is replaced, but for the first."""
+    points = torch.randn(2, 70, 3).sign()
+    points[:, [0, 5, 33]] = 0.01
+    pipeline = CloudPipeline(70, "none", min_sq_norm=1e-3)
+    evaluation = VotingEvaluation(
+        "", {}, "test", pipeline, 2, votes=0, repeats=1, batch_size=2, seed=0
+    )
+    ids = torch.arange(2)
+    clouds = [pipeline.test()(points, ids), *evaluation._thin(points)]
+    clouds.append(pipeline.train(points, SampleGenerator(0, ids)))  # starts at one of the 67 others
+    assert [int((cloud == 0.01).all(dim=-1).sum()) for cloud in clouds] == [2, 2, 2, 0]
 
 
 # --- The classifier ------------------------------------------------------------------------------
@@ -177,7 +220,7 @@ def test_the_reference_keeps_its_habits_in_the_model():
     assert (arguments["init"], arguments["fps_min_sq_norm"]) == ("reference", 1e-3)
     kind, arguments = classifier_of(changed(reference, model={"kind": "twotower"}), None, 5)
     assert kind == "twotower_classifier"
-    assert arguments["drop_first_patches"] is True
+    assert (arguments["drop_first_patches"], arguments["init"]) == (True, "reference")
     TwoTowerClassifier(**arguments | {"embed_dim": 24, "depth": 1, "num_heads": 2})
     _, arguments = classifier_of(changed(FinetuneConfig(), model={"kind": "twotower"}), None, 5)
     assert "drop_first_patches" not in arguments

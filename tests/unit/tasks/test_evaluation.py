@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn import svm
 
-from recon_ray.tasks.linear_probe import few_label_accuracy, svm_accuracy
+from recon_ray.config.schema import ProbeSection
+from recon_ray.tasks.linear_probe import few_label_accuracy, probe_accuracies, svm_accuracy
 from recon_ray.tasks.zeroshot import accuracy, class_vectors, zeroshot_predictions
 
 
@@ -24,6 +26,19 @@ def test_shuffled_labels_are_classified_at_chance():
     test, test_labels = _clusters(50, 4, 0.1, 1)
     shuffled = np.random.default_rng(2).permutation(train_labels)
     assert svm_accuracy(train, shuffled, test, test_labels) < 0.6
+
+
+def test_only_the_reference_solves_the_dual_problem(monkeypatch):
+    """As scikit-learn did by default; the few-label probe is not a published one."""
+    solved, original = [], svm.LinearSVC.fit
+    monkeypatch.setattr(
+        svm.LinearSVC, "fit", lambda self, *data: solved.append(self.dual) or original(self, *data)
+    )
+    train, labels = _clusters(10, 3, 0.1, 0)
+    options = ProbeSection(knn=(1,), logistic=False, shots=2, draws=1)
+    for follows in (True, False):
+        probe_accuracies(train, labels, train, labels, options=options, follows_reference=follows)
+    assert solved == [True, "auto", "auto", "auto"]
 
 
 def test_few_labels_give_the_mean_over_draws_and_are_repeatable():

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from recon_ray.cli import Job
-from recon_ray.config.schema import PretrainConfig
+from recon_ray.config.schema import LinearProbeConfig, PretrainConfig, ZeroshotConfig
 from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.prepared import MANIFEST, PreparedSet
 from recon_ray.data.sources.custom import CustomSource
+from recon_ray.errors import ConfigError
 from recon_ray.models.recon import Recon
+from recon_ray.points.transforms import CANDIDATE_POINTS
+from recon_ray.programs.linear_probe import linear_probe
 from recon_ray.programs.pretrain import make_task, pretrain
+from recon_ray.programs.zeroshot import zeroshot
+from recon_ray.tasks.features import PointChoice
 from recon_ray.tasks.validation import zeroshot_kind
 from recon_ray.train.checkpoint import CheckpointStore
 
@@ -51,6 +56,77 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return PreparedSet.open(folder / "set")
 
 
+@pytest.fixture(scope="module")
+def carded(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    """A set whose card leaves clouds as they are; its three kinds are hard to tell."""
+    folder = tmp_path_factory.mktemp("carded")
+    for split, count in {"train": 135, "test": 60}.items():
+        for i in range(count):
+            random = np.random.default_rng([len(split), i])
+            cloud = random.normal(size=(90, 3)) * random.uniform(0.5, 1 + i % 3, 3)
+            path = folder / "clouds" / split / "abc"[i % 3] / f"{i}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, cloud + 0.3)
+    prepare(CustomSource(folder / "clouds"), folder / "set", PrepareOptions(num_points=90, views=0))
+    place = folder / "set" / MANIFEST
+    card = {"name": "scanobjectnn_obj_only", "normalization": "none"}
+    place.write_text(json.dumps({**json.loads(place.read_text()), "card": card}))
+    return PreparedSet.open(folder / "set")
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol", "how"),
+    [
+        ("svm", "sound", "fps"),
+        ("svm", "reference", "fps"),
+        ("zeroshot", "sound", "random"),
+        ("zeroshot", "reference", "resample"),
+    ],
+)
+def test_clouds_are_prepared_by_the_card_and_the_protocol(
+    tiny_config, tiny_prepared, carded, kind, protocol, how, monkeypatch
+):
+    monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
+    options = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
+    task = make_task(changed(tiny_config, protocol=protocol, validation=options), tiny_prepared)
+    skip, seed = (1e-3 if protocol == "reference" else -1.0), (3 if kind == "zeroshot" else 0)
+    assert task.validation.plan.choice == PointChoice(64, how, "none", skip, seed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol"), [("svm", "sound"), ("svm", "reference"), ("zeroshot", "reference")]
+)
+def test_the_value_is_the_one_of_the_job_on_that_checkpoint(
+    tiny_config, carded, kind, protocol, monkeypatch
+):
+    monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
+    validation = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
+    config = changed(
+        tiny_config,
+        protocol=protocol,
+        validation=validation,
+        eval={"enabled": False},
+        train={"epochs": 1},
+    )
+    result, folder = run_job(config)
+    same = {name: config.model_dump()[name] for name in ("runtime", "cluster")}
+    same |= {"protocol": protocol, "init_from": str(folder)}
+    same |= {"run": {**config.run.model_dump(), "name": "job"}}
+    same |= {"data": {"path": str(carded.path), "num_points": 64}}
+    if kind == "svm":
+        probe = {"knn": (1,), "logistic": False, "shots": 0, "untrained": False}
+        options = LinearProbeConfig(**same, probe=probe)
+        job = linear_probe(Job("linear_probe", options, {}, ()))
+    else:
+        text = {"text": config.teacher.text.model_dump()}
+        both = {"splits": ("train", "test")}
+        options = ZeroshotConfig(**same, teacher=text, zeroshot=both)
+        job = zeroshot(Job("zeroshot", options, {}, ()))
+    metrics = json.loads(Path(job.result_path).read_text())["metrics"]
+    expected = metrics["accuracy" if kind == "svm" else "zeroshot_accuracy"]
+    assert result["metrics"][f"validation_{kind}_best"] == pytest.approx(expected)
+
+
 def test_the_best_epoch_on_a_second_set_is_kept(tiny_config, second):
     options = {"every_epochs": 2, "path": str(second.path), "kind": "svm"}
     config = changed(
@@ -77,8 +153,10 @@ def test_zero_shot_of_the_classes_of_the_second_set(tiny_config, second):
 
 
 def test_the_reference_reads_both_splits_for_zero_shot_and_the_svm_always_does(
-    tiny_config, tiny_prepared
+    tiny_config, tiny_prepared, monkeypatch
 ):
+    monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)
+
     def splits(protocol: str, kind: str) -> tuple[str, ...]:
         options = {"every_epochs": 1, "kind": kind}
         task = make_task(changed(tiny_config, protocol=protocol, validation=options), tiny_prepared)
@@ -87,6 +165,8 @@ def test_the_reference_reads_both_splits_for_zero_shot_and_the_svm_always_does(
     assert splits("sound", "svm") == ("train", "test")
     assert splits("sound", "zeroshot") == ("test",)
     assert splits("reference", "zeroshot") == ("train", "test")
+    with pytest.raises(ConfigError, match="leaves out what does not fill a batch of 128: all 24"):
+        splits("reference", "svm")
 
 
 def test_both_tokens_are_used_where_the_teachers_share_a_space():

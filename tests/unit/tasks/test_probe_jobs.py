@@ -17,6 +17,7 @@ from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.models.prompts import NUM_PROMPTS
 from recon_ray.models.recon import Recon
 from recon_ray.points import transforms
+from recon_ray.programs.classifiers import class_texts
 from recon_ray.programs.linear_probe import linear_probe
 from recon_ray.programs.zeroshot import zeroshot
 from recon_ray.tasks.features import PointChoice, without_last_batch
@@ -255,9 +256,9 @@ def test_weights_without_the_projection_are_refused(zero, tmp_path):
 
 
 def test_published_prompts_keep_their_misspelt_class(tiny_prepared, zero, tmp_path):
-    from recon_ray.programs.zeroshot import _published_texts
-
-    manifest = {"card": {"name": "scanobjectnn_obj_bg"}}
-    scan = PreparedSet(tiny_prepared.path, manifest, "", {})
-    assert _published_texts(scan) == {"toilet": "toile"}
-    assert _published_texts(tiny_prepared) == {}
+    card = {"name": "scanobjectnn_obj_bg", "classes": ["sofa", "toilet"], "texts": ["a", "toilet"]}
+    scan = PreparedSet(tiny_prepared.path, {"classes": card["classes"], "card": card}, "", {})
+    published = class_texts(scan, follows_reference=True)
+    assert published == {"sofa": "a", "toilet": "toile"}
+    assert class_texts(scan, follows_reference=False) == {"sofa": "a", "toilet": "toilet"}
+    assert "toilet" not in class_texts(tiny_prepared, follows_reference=True)
