@@ -25,6 +25,7 @@ from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
 from recon_ray.train.inference import Inference
 from recon_ray.train.notices import Notice, stop_requested
+from recon_ray.train.retries import patiently
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -64,16 +65,25 @@ class RunFolder:
         Raises:
             CheckpointError: If it cannot be read.
         """
-        path = f"{self._root}/{name}"
+        content = self._content(name)
         try:
+            return None if content is None else content.decode()
+        except UnicodeDecodeError as error:
+            raise self._unreadable(f"{self._root}/{name}", error) from error
+
+    def _content(self, name: str) -> bytes | None:
+        path = f"{self._root}/{name}"
+
+        def content() -> bytes | None:
             if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
                 return None
             with self._fs.open_input_stream(path) as stream:
-                return bytes(stream.read()).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: it cannot be read ({_reason(error)}); {AFRESH}"
-            ) from error
+                return bytes(stream.read())
+
+        try:
+            return content() if self.is_local else patiently(content)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
 
     def write(self, name: str, text: str) -> Path:
         """Write a file at once (temporary name, then rename).
@@ -123,16 +133,17 @@ class RunFolder:
         """
         if self.is_local:
             return
+        local = pafs.LocalFileSystem()
         try:
-            pafs.copy_files(str(self.local), self._root, pafs.LocalFileSystem(), self._fs)
+            patiently(lambda: pafs.copy_files(str(self.local), self._root, local, self._fs))
         except OSError as error:
             raise self._refused(self.uri, error) from error
 
     def fetch(self, name: str) -> None:
         """Bring a file of an earlier attempt from the object store, to be continued."""
-        text = None if self.is_local else self.read(name)
-        if text is not None:
-            self.local.joinpath(name).write_text(text)
+        content = None if self.is_local else self._content(name)
+        if content is not None:
+            self.local.joinpath(name).write_bytes(content)
 
     def set_aside(self, suffix: str) -> str | None:
         """Rename an earlier run's folder, so that nothing is lost; give its new name."""
@@ -141,6 +152,10 @@ class RunFolder:
         target = self.local.with_name(f"{self.local.name}.{suffix}")
         shutil.move(self.local, target)
         return str(target)
+
+    @staticmethod
+    def _unreadable(path: str, error: OSError | ValueError) -> CheckpointError:
+        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {AFRESH}")
 
     @staticmethod
     def _refused(path: Path | str, error: OSError) -> CheckpointError:

@@ -22,7 +22,7 @@ from test_fit import assert_same_weights, changed, losses, pretrain_here
 from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
-from recon_ray.train import checkpoint, commits
+from recon_ray.train import checkpoint, commits, retries
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
 from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
@@ -179,7 +179,7 @@ class SlowStore(CheckpointStore):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0))
     runtime = Alone(tmp_path / "run")
     runtime.store = SlowStore(runtime.folder.checkpoints, keep=2)
     return runtime
