@@ -19,9 +19,11 @@ import pytest
 import torch
 from test_fit import assert_same_weights, changed, losses, pretrain_here
 
+from recon_ray.cluster import progress
 from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
+from recon_ray.programs.trial_runs import read_records
 from recon_ray.train import checkpoint, commits, retries
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
@@ -307,6 +309,18 @@ def test_the_last_record_is_found_behind_a_line_that_was_cut_off(tmp_path):
     step, written = last_record(folder)
     assert step == 4
     assert abs(written - time.time()) < 60
+
+
+DAMAGED = b'{"step": 3, "epoch": 1, "train/loss": 1.5}\n\xff\x00\n[1]\n7\n{"epoch": 1}\n'
+
+
+def test_damaged_lines_of_the_records_are_left_out(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_bytes(DAMAGED)
+    assert last_record(folder)[0] == 3
+    assert progress.last_record(tmp_path / "metrics.jsonl")["train/loss"] == 1.5
+    (tmp_path / "metrics.jsonl").write_bytes(DAMAGED.replace(b"\xff", b"x"))
+    assert [record["step"] for record in read_records(folder)] == [3]
 
 
 # --- The ledger ----------------------------------------------------------------------------------
