@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 
 import fsspec
@@ -9,11 +11,12 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from recon_ray.errors import CheckpointError
+from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train import retries
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
 from recon_ray.train.journal import Journal
+from recon_ray.train.lease import Holder, Lease
 from recon_ray.train.notices import Notice
 from recon_ray.train.packing import Packed, pack
 from recon_ray.train.runtime import RunFolder
@@ -171,3 +174,73 @@ def test_records_that_cannot_be_published_come_with_the_next_commit(
     assert runtime.announced == ["step-00000001", "step-00000002"]
     assert folder.read("metrics.jsonl") == "{}\n"
 
+
+# --- One job at a time ---------------------------------------------------------------------------
+
+
+class LeaseOfAnother:
+    """The lease of a job on another machine, in a store that fails as often as a test says."""
+
+    def __init__(self, folder: Path, outages: Outages) -> None:
+        self.lease = Lease(str(folder), "run")
+        self.lease._fs = pafs.PyFileSystem(outages)
+        self.path = f"{folder}/lease.json"
+        self.memory, self.outages = outages.fs, outages
+        self.beat(0)
+
+    def beat(self, count: int) -> None:
+        holder = Holder("key", "node7", "another machine", 4711, "1", beat=count)
+        self.memory.pipe(self.path, json.dumps(vars(holder)).encode())
+
+
+@pytest.fixture
+def another(tmp_path, outages, monkeypatch) -> LeaseOfAnother:
+    for name, seconds in (("PATIENCE_SECONDS", 0.6), ("LOOK_SECONDS", 0.02)):
+        monkeypatch.setattr(f"recon_ray.train.lease.{name}", seconds)
+    return LeaseOfAnother(tmp_path, outages)
+
+
+@pytest.mark.parametrize("operation", ["look", "read"])
+def test_an_answer_that_fails_does_not_end_the_lease_of_another_job(another, operation):
+    def fail_and_beat() -> None:
+        another.outages.left = {operation: 5}
+        another.beat(1)
+
+    threading.Timer(0.1, fail_and_beat).start()
+    with pytest.raises(ConfigError, match="process 4711 on node7 is running it now"):
+        another.lease.check()
+    assert another.outages.left == {operation: 0}
+
+
+def test_a_lease_that_is_missed_once_has_not_ended(another):
+    def miss_and_beat() -> None:
+        another.outages.left = {"miss": 2}
+        another.beat(1)
+
+    threading.Timer(0.1, miss_and_beat).start()
+    with pytest.raises(ConfigError, match="is running it now"):
+        another.lease.check()
+
+
+def test_a_lease_that_is_gone_has_ended(another):
+    threading.Timer(0.1, another.memory.rm, (another.path,)).start()
+    another.lease.check()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1])
+def test_a_lease_that_cannot_be_read_is_not_taken(another, after):
+    failing = threading.Timer(after, another.outages.left.update, ({"look": FOR_LONG},))
+    failing.start()
+    if not after:
+        failing.join()
+    with pytest.raises(CheckpointError, match="it cannot be read"):
+        another.lease.check()
+
+
+def test_a_holder_that_cannot_read_its_lease_writes_nothing_over_it(another):
+    another.lease._own = Holder.here()
+    before = another.memory.cat(another.path)
+    another.outages.left = {"read": 1}
+    assert another.lease.renew() is None
+    assert another.memory.cat(another.path) == before
+    assert another.lease.renew().host == "node7"
