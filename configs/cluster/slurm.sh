@@ -2,7 +2,8 @@
 # A Ray cluster inside a Slurm job, and one job of recon_ray on it:
 #
 #   sbatch --nodes=4 configs/cluster/slurm.sh jobs/pretrain.py configs/pretrain/base.yaml \
-#       run.name=base run.storage=/shared/runs data.path=/shared/shapenet55 cluster.workers=4
+#       run.name=base run.storage=/shared/runs data.path=/shared/shapenet55 cluster.workers=4 \
+#       runtime.device=cuda
 #
 # The repository, its environment (.venv, or RECON_PYTHON=<python>), run.storage and data.path lie
 # where all nodes see them. Before its time is up the job commits and goes back into the queue; with

@@ -129,6 +129,11 @@ def test_the_ray_job_runs_an_existing_job_that_fits_its_cluster(ray_job: dict[st
     assert {"working_dir", "env_vars"} == set(yaml.safe_load(ray_job["spec"]["runtimeEnvYAML"]))
 
 
+def test_what_is_shown_for_clusters_of_gpus_does_not_train_on_cpus() -> None:
+    for name in ("kuberay-rayjob.yaml", "ray-up.yaml", "slurm.sh"):
+        assert "runtime.device=cuda" in (CLUSTER / name).read_text(), name
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -160,6 +160,25 @@ def test_each_worker_gets_a_gpu_where_there_are_enough(cluster, gpus, device, ea
     assert plan(workers=2, device=device).gpus_per_worker == each
 
 
+@pytest.mark.parametrize(
+    ("gpus", "options", "warned"),
+    [
+        (1, {"workers": 2}, True),
+        (1, {"workers": (1, 2)}, False),
+        (0, {"workers": 2}, False),
+        (1, {"workers": 2, "device": "cpu"}, False),
+        (1, {"workers": 2, "gpus_per_worker": 0}, False),
+    ],
+)
+def test_gpus_that_are_too_few_are_not_left_out_silently(cluster, caplog, gpus, options, warned):
+    cluster({"CPU": 8, "GPU": gpus})
+    with caplog.at_level(logging.WARNING, logger="recon_ray"):
+        plan(**options)
+    told = "runtime.device=auto: the cluster has 1 GPUs for 2 workers, so that these take none"
+    assert (told in caplog.text) == warned
+    assert caplog.text == "" or warned
+
+
 def test_fractions_that_add_up_to_all_there_is_fit(cluster):
     cluster({"CPU": 1})
     assert plan(workers=10, cpus_per_worker=0.1).max_workers == 10
