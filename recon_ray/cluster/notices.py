@@ -15,7 +15,7 @@ from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recon_ray.train.metrics import is_distributed
-from recon_ray.train.notices import Notice, stop_requested
+from recon_ray.train.notices import Notice, stop_heard, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class _Messenger:
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
+        self._heard = asyncio.Event()
 
     async def ask(self) -> None:
         """Ask the run to end."""
@@ -35,6 +36,14 @@ class _Messenger:
     async def asked(self) -> bool:
         """Return once the run was asked to end."""
         return await self._asked.wait()
+
+    async def hear(self) -> None:
+        """Note that the run knows that it is to end."""
+        self._heard.set()
+
+    async def heard(self) -> bool:
+        """Return once the run knows that it is to end."""
+        return await self._heard.wait()
 
 
 @contextmanager
@@ -51,6 +60,12 @@ def messenger() -> Iterator[Any]:
             if stop_requested().is_set():
                 with suppress(ray.exceptions.RayError):
                     ray.get(actor.ask.remote())
+                    heard = actor.heard.remote()
+                    while not ended.is_set():
+                        if ray.wait([heard], timeout=POLL_SECONDS)[0]:
+                            ray.get(heard)
+                            stop_heard().set()
+                            return
                 return
 
     thread = threading.Thread(target=forward, daemon=True, name="stop-request")
@@ -76,6 +91,7 @@ class Watch:
         self._nodes = nodes_of_workers()
         self._leaving: set[str] = set()
         self._notice = Notice.NONE
+        self._actor = actor
         self._lock = threading.Lock()
         if rank == 0:
             threading.Thread(target=self._watch, args=(actor,), daemon=True, name="notices").start()
@@ -86,6 +102,8 @@ class Watch:
             notice = self._notice
             if notice is Notice.COMMIT:
                 self._notice = Notice.NONE
+            elif notice is Notice.STOP:
+                self._actor.hear.remote()
             return notice
 
     def _watch(self, actor: Any) -> None:  # noqa: ANN401 - an actor's handle

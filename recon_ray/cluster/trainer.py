@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
 from recon_ray.cluster.failures import FailureNotes
+from recon_ray.cluster.interrupts import InterruptibleTrainer
 from recon_ray.cluster.notices import messenger
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.reservations import free_earlier, note_submission
@@ -300,7 +301,7 @@ def _trainer(
     mode: Mode,
     actor: Any,  # noqa: ANN401 - an actor's handle
 ) -> TorchTrainer:
-    trainer = TorchTrainer(
+    trainer = InterruptibleTrainer(
         loop,
         train_loop_config={"payload": _payload(job, plan, mode, actor)},
         torch_config=TorchConfig(timeout_s=600),

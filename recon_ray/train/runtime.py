@@ -24,7 +24,7 @@ from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
 from recon_ray.train.inference import Inference
-from recon_ray.train.notices import Notice, stop_requested
+from recon_ray.train.notices import Notice, stop_heard, stop_requested
 from recon_ray.train.retries import patiently
 
 #: What to do with a run whose own files are damaged.
@@ -341,7 +341,10 @@ class LocalRuntime:
 
     def notice(self) -> Notice:
         """Ask to commit and end once this process was told to end."""
-        return Notice.STOP if stop_requested().is_set() else Notice.NONE
+        if not stop_requested().is_set():
+            return Notice.NONE
+        stop_heard().set()
+        return Notice.STOP
 
     def reason(self) -> str:
         """The one thing that is noticed here."""
