@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from recon_ray.train import waiting
 from recon_ray.train.waiting import waiting_for_rank_zero
 
 COLLECTIVE_SECONDS, ALONE_SECONDS = 2.0, 3.5
@@ -44,6 +45,6 @@ def test_the_others_wait_for_rank_0_and_hear_at_once_that_it_failed(tmp_path):
 
 
 def test_one_worker_waits_for_nobody(monkeypatch):
-    monkeypatch.setattr(dist, "new_group", lambda **_: pytest.fail("there is no group"))
+    monkeypatch.setattr(waiting, "_get_default_store", lambda: pytest.fail("there is none"))
     with waiting_for_rank_zero():
         pass
