@@ -160,7 +160,7 @@ def _follow(folder: RunFolder, told: _Told, stopped: threading.Event) -> None:
 
 def read_records(folder: RunFolder) -> list[dict[str, Any]]:
     """The records of a run's ``metrics.jsonl``, without those that are half written or damaged."""
-    return read_lines(folder.read("metrics.jsonl") or "", key="step")
+    return read_lines(folder.read("metrics.jsonl", errors="replace") or "", key="step")
 
 
 def _write_hparams(

@@ -35,7 +35,7 @@ class Journal:
     def events(self) -> list[dict[str, Any]]:
         """The events so far; lines that were cut off are left out."""
         try:
-            return read_lines(self._folder.read(FILE) or "", key="event")
+            return read_lines(self._folder.read(FILE, errors="replace") or "", key="event")
         except CheckpointError:
             return []
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -59,15 +59,19 @@ class RunFolder:
         """The URI, or the absolute path: what other processes find it by."""
         return str(self.local) if self.is_local and "://" not in self.uri else self.uri
 
-    def read(self, name: str) -> str | None:
+    def read(self, name: str, *, errors: Literal["strict", "replace"] = "strict") -> str | None:
         """Text of a file of the run, or None.
+
+        Args:
+            name: The file.
+            errors: What is done with bytes that are no text, in a file that was damaged.
 
         Raises:
             CheckpointError: If it cannot be read.
         """
         content = self._content(name)
         try:
-            return None if content is None else content.decode()
+            return None if content is None else content.decode(errors=errors)
         except UnicodeDecodeError as error:
             raise self._unreadable(f"{self._root}/{name}", error) from error
 
@@ -107,7 +111,7 @@ class RunFolder:
         return path
 
     def append(self, name: str, text: str) -> None:
-        """Add to a file that several processes write, one after the other.
+        """Add to a file that several processes write, one after the other, on a line of its own.
 
         Raises:
             CheckpointError: If the storage refuses.
@@ -115,13 +119,14 @@ class RunFolder:
         path = f"{self._root}/{name}"
         try:
             if self.is_local:
-                with Path(path).open("a") as stream:
-                    stream.write(text)
+                with Path(path).open("ab+") as stream:
+                    stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
+                    stream.write(_line_after(stream.read()) + text.encode())
                 return
             # No local copy: publishing that of one process would undo what others have added.
-            whole = (self.read(name) or "") + text
+            before = self._content(name) or b""
             with self._fs.open_output_stream(path) as output:
-                output.write(whole.encode())
+                output.write(before + _line_after(before) + text.encode())
         except OSError as error:
             raise self._refused(path, error) from error
 
@@ -163,6 +168,11 @@ class RunFolder:
             f"{path}: it could not be written ({_reason(error)}); free space or choose another "
             "run.storage"
         )
+
+
+def _line_after(before: bytes) -> bytes:
+    """What ends a last line that a killed process, or a full disk, has cut off."""
+    return b"" if not before or before.endswith(b"\n") else b"\n"
 
 
 def _reason(error: OSError | ValueError) -> str:
