@@ -139,25 +139,26 @@ class CheckpointStore:
             names = [name for name in self.names() if name <= packed.name]
             for old in expendable(names, keep=self.keep, every=self.keep_every, best=best):
                 self._remove(self.path(old))
-        except OSError as error:
-            logger.warning("%s: an old checkpoint could not be deleted (%s)", self._root, error)
+        except (CheckpointError, OSError) as error:
+            logger.warning("%s: older checkpoints could not be deleted (%s)", self.uri, error)
 
     def clean(self) -> list[str]:
         """Remove what interrupted commits have left behind, and give its names.
 
         To be called when nobody else writes: at the start of a run.
         """
-        whole = set(self.names())
-        left = [
-            name
-            for name in self._steadily(self._listed)
-            if name.startswith((".tmp-step-", "step-")) and name not in whole
-        ]
         try:
+            whole = set(self.names())
+            left = [
+                name
+                for name in self._steadily(self._folders)
+                if name.startswith((".tmp-step-", "step-")) and name not in whole
+            ]
             for name in left:
                 self._remove(self.path(name))
-        except OSError as error:  # they do not count as checkpoints
-            logger.warning("%s: what is left over could not be deleted (%s)", self._root, error)
+        except (CheckpointError, OSError) as error:  # it does not count as a checkpoint
+            logger.warning("%s: what is left over could not be deleted (%s)", self.uri, error)
+            return []
         return left
 
     def best(self) -> dict[str, Any] | None:
@@ -208,17 +209,27 @@ class CheckpointStore:
             Path(partial).replace(path)
 
     def names(self) -> list[str]:
-        """Folder names of the complete checkpoints, oldest first."""
+        """Folder names of the complete checkpoints, oldest first.
+
+        Raises:
+            CheckpointError: If the storage cannot be reached.
+        """
 
         def complete() -> list[str]:
-            names = sorted(name for name in self._listed() if name.startswith("step-"))
+            names = sorted(name for name in self._folders() if name.startswith("step-"))
             return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
 
-        return self._steadily(complete)
+        try:
+            return self._steadily(complete)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.uri}: the checkpoints there cannot be listed ({error}); see that the "
+                "storage can be reached and read"
+            ) from error
 
-    def _listed(self) -> list[str]:
-        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-        return [info.base_name for info in infos]
+    def _folders(self) -> list[str]:
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        return [info.base_name for info in self._fs.get_file_info(selector)]
 
     def load(self, name: str) -> Checkpoint:
         """Load a checkpoint after comparing every file with the manifest.

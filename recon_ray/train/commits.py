@@ -173,12 +173,12 @@ class Commits:
         return self._uploader.submit(self._send, packed)
 
     def _send(self, packed: Packed) -> None:
-        """Write a checkpoint to an object store, and then the records that belong to it."""
-        self._runtime.store.write(packed)
+        """Write a checkpoint to an object store, and the records that belong to it before."""
         try:
             self._runtime.folder.publish()
         except CheckpointError as error:  # they are here still
             logger.warning("%s; the next commit brings it", error)
+        self._runtime.store.write(packed)
 
     def finish(self) -> None:
         """Wait for a checkpoint that is on its way, and announce it; every rank takes part.

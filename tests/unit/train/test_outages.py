@@ -104,7 +104,7 @@ def test_a_long_outage_is_an_error_of_ours_and_the_older_checkpoint_stays(
     store.write(packed(1))
     # Nothing can be cleaned up either.
     outages.left = {operation: FOR_LONG, "delete": FOR_LONG}
-    with pytest.raises(CheckpointError, match=r"503 in .*continues from the checkpoint before"):
+    with pytest.raises(CheckpointError, match=r"503 in "):
         store.write(packed(2))
     outages.left = {}
     assert store.names() == ["step-00000001"]
@@ -116,7 +116,7 @@ def test_what_cannot_be_deleted_ends_no_run_and_goes_later(store, outages, caplo
     store.write(packed(1))
     outages.left = {"delete": FOR_LONG}
     store.write(packed(2))
-    assert "an old checkpoint could not be deleted (" in caplog.text
+    assert "older checkpoints could not be deleted (" in caplog.text
     store.filesystem.create_dir(store.path("step-00000009"), recursive=True)
     store.clean()
     assert "what is left over could not be deleted (" in caplog.text
