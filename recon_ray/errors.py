@@ -28,7 +28,7 @@ class CheckpointError(ReconError):
 
 
 class StoppedError(ReconError):
-    """The run was asked to end (SIGTERM), and has committed before."""
+    """The run was asked to end (SIGTERM), and can be continued."""
 
     exit_code = 143
 

@@ -2,11 +2,13 @@
 # A Ray cluster inside a Slurm job, and one job of recon_ray on it:
 #
 #   sbatch --nodes=4 configs/cluster/slurm.sh jobs/pretrain.py configs/pretrain/base.yaml \
-#       run.name=base run.storage=/shared/runs data.path=/shared/shapenet55 cluster.workers=4
+#       run.name=base run.storage=/shared/runs data.path=/shared/shapenet55 cluster.workers=4 \
+#       runtime.device=cuda
 #
 # The repository, its environment (.venv, or RECON_PYTHON=<python>), run.storage and data.path lie
 # where all nodes see them. Before its time is up the job commits and goes back into the queue; with
-# the same run.name it continues there.
+# the same run.name it continues there. Who gives it longer than 180 s (sbatch --signal=B:USR1@600)
+# may let it commit longer (RECON_COMMIT_SECONDS, 150).
 #SBATCH --job-name=recon
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
@@ -26,9 +28,8 @@ python=${RECON_PYTHON:-$PWD/.venv/bin/python}
 ray() { "$python" -m ray.scripts.scripts "$@"; }
 
 # One token for this cluster only, in a file that nobody else can read; never on a command line.
-umask 077
 token_file=$PWD/.ray-token-$SLURM_JOB_ID
-"$python" -c 'import secrets; print(secrets.token_hex(32))' >"$token_file"
+(umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32))' >"$token_file")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file RAY_USAGE_STATS_ENABLED=0
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -59,12 +60,16 @@ for _ in $(seq 60); do
     sleep 5
 done
 
-# 180 s before the end Slurm sends USR1: the run commits and ends, and the job is queued again.
+# 180 s before the end Slurm sends USR1: the run commits and ends, and the job is queued again; also
+# where the run does not end, for then the time would be up.
 "$python" "$@" cluster.address="$head_address:$port" &
 driver=$!
 requeue() {
-    kill -TERM "$driver"
-    wait "$driver" || true
+    kill -TERM "$driver" 2>/dev/null || true
+    for _ in $(seq "${RECON_COMMIT_SECONDS:-150}"); do
+        kill -0 "$driver" 2>/dev/null || break
+        sleep 1
+    done
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }

@@ -203,15 +203,20 @@ def plan_workers(
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     low, high = options.allowed_workers[0], options.allowed_workers[-1]
-    gpus_each = options.gpus_per_worker
-    if gpus_each is None:
-        gpus_each = 1.0 if device != "cpu" and gpus >= low else 0.0
+    gpus_each = gpus_per_worker(options, device, gpus)
+    if gpus_each == 0 and gpus and device == "auto" and options.gpus_per_worker is None:
+        logger.warning(
+            "runtime.device=auto: the cluster has %g GPUs for %d workers, so that these take none "
+            "and compute on CPUs; lower cluster.workers or cluster.gpus_per_worker, or have it "
+            "refused with runtime.device=cuda", gpus, low,
+        )  # fmt: skip
     if device == "cuda" and gpus_each == 0:
         raise ConfigError(
             f"runtime.device=cuda: the cluster has {gpus:g} GPUs for {low} workers; "
-            "lower cluster.workers or set runtime.device=auto"
+            "lower cluster.workers, submit again when its nodes have joined, or set "
+            "runtime.device=auto"
         )
-    need = _Need(options.cpus_per_worker, gpus_each)
+    need = Need(options.cpus_per_worker, gpus_each)
     _refuse_too_few("CPU", cpus, need.cpus, low, "cluster.cpus_per_worker")
     _refuse_too_few("GPU", gpus, need.gpus, low, "cluster.gpus_per_worker")
     _refuse_scattered(nodes, need, low)
@@ -240,8 +245,15 @@ def usable_cores(options: ClusterSection, cpus: float, nodes: int) -> int:
     return reported if joins_cluster(options) else min(reported, cpu_count() * nodes)
 
 
+def gpus_per_worker(options: ClusterSection, device: str, gpus: float) -> float:
+    """GPUs that a worker takes of so many in the cluster: by default one, if they are enough."""
+    if options.gpus_per_worker is not None:
+        return options.gpus_per_worker
+    return 1.0 if device != "cpu" and gpus >= options.allowed_workers[0] else 0.0
+
+
 @dataclass(frozen=True)
-class _Need:
+class Need:
     """What one worker reserves on one node."""
 
     cpus: float
@@ -251,7 +263,7 @@ class _Need:
         """How many workers a node of these resources takes."""
         needs = ((self.cpus, "CPU"), (self.gpus, "GPU"))
         counts = [(node.get(kind, 0) + _ROUNDING) // each for each, kind in needs if each]
-        return int(min(counts))
+        return max(int(min(counts)), 0)
 
 
 #: Fractions of CPUs add up to a little less than they should.
@@ -268,7 +280,7 @@ def _refuse_too_few(kind: str, have: float, each: float, workers: int, key: str)
         )
 
 
-def _refuse_scattered(nodes: Sequence[Mapping[str, float]], need: _Need, workers: int) -> None:
+def _refuse_scattered(nodes: Sequence[Mapping[str, float]], need: Need, workers: int) -> None:
     """A worker cannot be spread over nodes: it would wait for ever."""
     fitting = sum(need.fits_into(node) for node in nodes)
     if fitting < workers:
@@ -281,7 +293,7 @@ def _refuse_scattered(nodes: Sequence[Mapping[str, float]], need: _Need, workers
 
 
 def _refuse_no_reader(
-    nodes: Sequence[Mapping[str, float]], need: _Need, workers: int, cpus: float
+    nodes: Sequence[Mapping[str, float]], need: Need, workers: int, cpus: float
 ) -> None:
     if _leaves_one_cpu(nodes, need, workers):
         return
@@ -289,7 +301,7 @@ def _refuse_no_reader(
     if workers > 1:
         ways.insert(0, "fewer workers")
     lower = math.floor((cpus - 1) / workers * 100) / 100
-    if lower > 0 and _leaves_one_cpu(nodes, _Need(lower, need.gpus), workers):
+    if lower > 0 and _leaves_one_cpu(nodes, Need(lower, need.gpus), workers):
         ways.insert(0, f"cluster.cpus_per_worker={lower:g}")
     choices = f"{', '.join(ways[:-1])}, or {ways[-1]}" if ways[:-1] else ways[-1]
     parts = f", in parts on {len(nodes)} nodes" if len(nodes) > 1 else ""
@@ -300,7 +312,7 @@ def _refuse_no_reader(
     )
 
 
-def _leaves_one_cpu(nodes: Sequence[Mapping[str, float]], need: _Need, workers: int) -> bool:
+def _leaves_one_cpu(nodes: Sequence[Mapping[str, float]], need: Need, workers: int) -> bool:
     """Whether the workers can be placed so that some node keeps a whole CPU."""
     for reader, node in enumerate(nodes):
         if node.get("CPU", 0) + _ROUNDING < 1:

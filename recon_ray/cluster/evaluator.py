@@ -16,9 +16,10 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import DataConfig, FailureConfig, RunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
+from recon_ray.cluster.interrupts import InterruptibleTrainer
 from recon_ray.cluster.notices import guarded, messenger, outcome_of
 from recon_ray.cluster.trainer import put_tables, read_tables, resolve_precision, scaling
 from recon_ray.cluster.worker import set_up_worker_log, use_ops, work_in
@@ -148,7 +149,7 @@ class _Payload:
 def _run_on_ray(
     payload: _Payload, folder: RunFolder, cluster: ClusterSection, plan: WorkerPlan
 ) -> dict[str, Any]:
-    trainer = TorchTrainer(
+    trainer = InterruptibleTrainer(
         _evaluation_loop,
         train_loop_config={"payload": payload},
         torch_config=TorchConfig(timeout_s=600),

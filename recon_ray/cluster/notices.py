@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recon_ray import errors
 from recon_ray.errors import ReconError
 from recon_ray.train.metrics import is_distributed
-from recon_ray.train.notices import Notice, stop_requested
+from recon_ray.train.notices import Notice, stop_heard, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class _Messenger:
         self._failure: Failure | None = None
         self._failed: set[int] = set()
         self._all_failed = asyncio.Event()
+        self._heard = asyncio.Event()
 
     async def ask(self) -> None:
         """Ask the run to end."""
@@ -61,6 +62,14 @@ class _Messenger:
         """What ended the run, if anything did."""
         return self._failure
 
+    async def hear(self) -> None:
+        """Note that the run knows that it is to end."""
+        self._heard.set()
+
+    async def heard(self) -> bool:
+        """Return once the run knows that it is to end."""
+        return await self._heard.wait()
+
 
 @contextmanager
 def messenger() -> Iterator[Any]:
@@ -76,6 +85,12 @@ def messenger() -> Iterator[Any]:
             if stop_requested().is_set():
                 with suppress(ray.exceptions.RayError):
                     ray.get(actor.ask.remote())
+                    heard = actor.heard.remote()
+                    while not ended.is_set():
+                        if ray.wait([heard], timeout=POLL_SECONDS)[0]:
+                            ray.get(heard)
+                            stop_heard().set()
+                            return
                 return
 
     thread = threading.Thread(target=forward, daemon=True, name="stop-request")
@@ -148,6 +163,7 @@ class Watch:
         self._nodes = nodes_of_workers()
         self._leaving: set[str] = set()
         self._notice = Notice.NONE
+        self._actor = actor
         self._lock = threading.Lock()
         if rank == 0:
             threading.Thread(target=self._watch, args=(actor,), daemon=True, name="notices").start()
@@ -158,6 +174,8 @@ class Watch:
             notice = self._notice
             if notice is Notice.COMMIT:
                 self._notice = Notice.NONE
+            elif notice is Notice.STOP:
+                self._actor.hear.remote()
             return notice
 
     def _watch(self, actor: Any) -> None:  # noqa: ANN401 - an actor's handle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from recon_ray.train.lines import read_lines
 from recon_ray.train.loop import records
 from recon_ray.train.runtime import RunFolder
 
@@ -71,11 +71,10 @@ def last_record(path: Path) -> dict[str, Any]:
         path: The file, which another process may be writing.
     """
     try:
-        lines = path.read_text().split("\n")[:-1]
+        lines = path.read_text(errors="replace").split("\n")
     except OSError:
         return {}
     for line in reversed(lines):
-        record: dict[str, Any] = json.loads(line)
-        if "train/loss" in record:
+        for record in read_lines(line, key="train/loss"):
             return record
     return {}

@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray.cluster.context import WorkerPlan
 from recon_ray.cluster.failures import FailureNotes
+from recon_ray.cluster.interrupts import InterruptibleTrainer
 from recon_ray.cluster.notices import messenger, outcome_of
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.reservations import free_earlier, note_submission
@@ -297,7 +298,7 @@ def _trainer(
     mode: Mode,
     payload: WorkerPayload,
 ) -> TorchTrainer:
-    trainer = TorchTrainer(
+    trainer = InterruptibleTrainer(
         loop,
         train_loop_config={"payload": payload},
         torch_config=TorchConfig(timeout_s=600),

@@ -20,7 +20,13 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 from ray.util.state import list_nodes
 
 from recon_ray.cluster.board import Board
-from recon_ray.cluster.context import joins_cluster, ray_session, usable_cores
+from recon_ray.cluster.context import (
+    Need,
+    gpus_per_worker,
+    joins_cluster,
+    ray_session,
+    usable_cores,
+)
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.config.schema import ClusterSection, TrialSection
 from recon_ray.errors import ConfigError, ReconError
@@ -263,32 +269,71 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
     """
     have, options = ray.cluster_resources(), job.options
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
-    each = options.gpus_per_trial
-    if each is None:
-        each = 1.0 if gpus >= 1 and job.device != "cpu" else 0.0
-    if job.inner is not None:
-        each = 0.0  # its workers reserve their own
-    if job.device == "cuda" and job.inner is None and each == 0:
+    need, workers = _need(job, gpus), 1 if job.inner is None else job.inner.max_workers
+    if job.device == "cuda" and job.inner is None and need.gpus == 0:
         raise ConfigError(
             f"runtime.device=cuda: the cluster has {gpus:g} GPUs and a trial reserves none; set "
             f"{job.section}.gpus_per_trial, or runtime.device=auto"
         )
-    key = "cpus_per_trial" if job.inner is None else "config.cluster.workers"
     at_once = min(count, options.max_concurrent or count)
-    for kind, total, need, name in (
-        ("CPU", cpus, job.cpus, key),
-        ("GPU", gpus, each, "gpus_per_trial"),
-    ):
-        if need and math.floor(total / need + 1e-6) < 1:
+    for kind, total, each in (("CPU", cpus, job.cpus), ("GPU", gpus, workers * need.gpus)):
+        if each and math.floor(total / each + 1e-6) < 1:
             raise ConfigError(
-                f"{job.section}.{name}: a trial reserves {need:g} {kind}s, the cluster has "
+                f"{_option(job, kind)}: a trial reserves {each:g} {kind}s, the cluster has "
                 f"{total:g}; lower it"
             )
-        if need:
-            at_once = min(at_once, math.floor(total / need + 1e-6))
+        if each:
+            at_once = min(at_once, math.floor(total / each + 1e-6))
+    described = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = _room(described, need, workers, at_once, 0.0 if job.inner is None else DRIVER_CPUS)
+    if not at_once:
+        fitting = sum(need.fits_into(node) for node in described)
+        raise ConfigError(
+            f"{_option(job, 'GPU' if need.gpus else 'CPU')}: a trial needs {workers} x "
+            f"({need.cpus:g} CPUs, {need.gpus:g} GPUs), each of them on one node, and the "
+            f"{len(described)} nodes have room for {fitting}; lower it"
+        )
     if not joins_cluster(cluster):
         at_once = min(at_once, _wanted(job, count))
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    threads = max(1, usable_cores(cluster, cpus, nodes) // at_once)
-    reserved = DRIVER_CPUS if job.inner is not None else job.cpus
-    return TrialPlan(at_once, reserved, each, threads)
+    threads = max(1, usable_cores(cluster, cpus, len(described)) // at_once)
+    if job.inner is not None:
+        return TrialPlan(at_once, DRIVER_CPUS, 0.0, threads)  # its workers reserve the rest
+    return TrialPlan(at_once, need.cpus, need.gpus, threads)
+
+
+def _need(job: TrialJob, gpus: float) -> Need:
+    """What a trial, or each of its workers, reserves on one node of a cluster of so many GPUs."""
+    if job.inner is not None:
+        return Need(job.inner.cpus_per_worker, gpus_per_worker(job.inner, job.device, gpus))
+    each = job.options.gpus_per_trial
+    if each is None:
+        each = 1.0 if gpus >= 1 and job.device != "cpu" else 0.0
+    return Need(job.cpus, each)
+
+
+def _option(job: TrialJob, kind: str) -> str:
+    """The option that says how much a trial reserves."""
+    if job.inner is not None:
+        return "config.cluster.workers"
+    return f"{job.section}.{kind.lower()}s_per_trial"
+
+
+def _room(
+    nodes: Sequence[Mapping[str, float]], need: Need, workers: int, most: int, driver: float
+) -> int:
+    """Trials that find room at once, whichever nodes the drivers of their runs are on.
+
+    Args:
+        nodes: What the nodes have.
+        need: What each worker takes of one node.
+        workers: Workers of a trial.
+        most: Most trials.
+        driver: CPUs of a driver.
+    """
+    places = [need.fits_into(node) for node in nodes]
+    for count in range(most, 0, -1):
+        beside = [{**node, "CPU": node.get("CPU", 0) - count * driver} for node in nodes]
+        lost = [had - need.fits_into(node) for had, node in zip(places, beside, strict=True)]
+        if sum(places) - sum(sorted(lost)[-count:]) >= count * workers:
+            return count
+    return 0

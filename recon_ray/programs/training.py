@@ -72,7 +72,7 @@ def train(
 
     Raises:
         ConfigError: If the job does not fit the data, the machine or the cluster.
-        StoppedError: After a commit, if the process was told to end.
+        StoppedError: If the process was told to end, after a commit where the run got to one.
         ReconError: What a worker met that the user can act on.
     """
     job.check(config.cluster.allowed_workers)

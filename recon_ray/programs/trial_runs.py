@@ -33,6 +33,7 @@ from recon_ray.config.schema import ClusterSection, JobConfig
 from recon_ray.programs.episode_sets import shared_clouds
 from recon_ray.programs.run import Run
 from recon_ray.train.events import EventFile
+from recon_ray.train.lines import read_lines
 from recon_ray.train.recorder import listening
 from recon_ray.train.runtime import RunFolder
 
@@ -158,10 +159,8 @@ def _follow(folder: RunFolder, told: _Told, stopped: threading.Event) -> None:
 
 
 def read_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The records of a run's ``metrics.jsonl``, without a last one that is half written."""
-    text = folder.read("metrics.jsonl") or ""
-    lines = text.split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The records of a run's ``metrics.jsonl``, without those that are half written or damaged."""
+    return read_lines(folder.read("metrics.jsonl", errors="replace") or "", key="step")
 
 
 def _write_hparams(

@@ -22,24 +22,25 @@ import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
 from recon_ray.train.packing import FORMAT, Packed, expendable
+from recon_ray.train.retries import patiently
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
-#: Waits between the attempts to write to an object store.
-RETRY_SECONDS = (1.0, 4.0)
+
+T = TypeVar("T")
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -85,8 +86,9 @@ class CheckpointStore:
         self.keep = keep
         self.keep_every = keep_every
         self._fs, self._root = open_filesystem(uri)
-        #: Whether it is a folder; on an object store nothing is renamed and writing is repeated.
+        #: Whether it is a folder; an object store renames nothing, and is asked again if it fails.
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        self._intact: set[str] = set()  # that were loaded, and so compared with their manifests
 
     def path(self, name: str) -> str:
         """Path of a checkpoint inside the store's file system."""
@@ -100,39 +102,63 @@ class CheckpointStore:
     def write(self, packed: Packed) -> None:
         """Write what :func:`~recon_ray.train.packing.pack` has made; delete what may go.
 
+        One of that name that is there already is left as it is, if it is whole.
+
         Raises:
             CheckpointError: If the storage refuses, a full disk for example; older ones stay.
         """
-        if packed.name not in self.names():
-            for waited in RETRY_SECONDS[: None if not self.is_local else 0]:
-                try:
-                    self._save(packed)
-                    break
-                except CheckpointError as error:
-                    logger.warning("%s; trying again in %g s", error, waited)
-                    time.sleep(waited)
-            else:
-                self._save(packed)
+        with _refusing(self.path(packed.name)):
+            if not self._holds(packed.name):
+                self._steadily(lambda: self._save(packed))
         if packed.best is not None:
-            self._mark(packed.best)
+            best = packed.best
+            with _refusing(f"{self._root}/{BEST}"):
+                self._steadily(lambda: self._mark(best))
+        self._retain(packed)
+
+    def _holds(self, name: str) -> bool:
+        """Whether a checkpoint is there and whole."""
+        if name not in self.names():
+            return False
+        try:
+            if name not in self._intact:
+                self._contents(name)
+        except CheckpointError as error:
+            logger.warning("%s; the checkpoint is written again", error)
+            return False
+        return True
+
+    def _retain(self, packed: Packed) -> None:
+        """Delete what may go; what cannot be deleted now may be at the next commit.
+
+        A run that had to go on from before a damaged checkpoint is older than that one, which is
+        no reason to delete those that are whole.
+        """
         best = None if packed.best is None else packed.best["name"]
-        for old in expendable(self.names(), keep=self.keep, every=self.keep_every, best=best):
-            self._remove(self.path(old))
+        try:
+            names = [name for name in self.names() if name <= packed.name]
+            for old in expendable(names, keep=self.keep, every=self.keep_every, best=best):
+                self._remove(self.path(old))
+        except (CheckpointError, OSError) as error:
+            logger.warning("%s: older checkpoints could not be deleted (%s)", self.uri, error)
 
     def clean(self) -> list[str]:
         """Remove what interrupted commits have left behind, and give its names.
 
         To be called when nobody else writes: at the start of a run.
         """
-        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-        whole = set(self.names())
-        left = [
-            info.base_name
-            for info in infos
-            if info.base_name.startswith((".tmp-step-", "step-")) and info.base_name not in whole
-        ]
-        for name in left:
-            self._remove(self.path(name))
+        try:
+            whole = set(self.names())
+            left = [
+                name
+                for name in self._steadily(self._folders)
+                if name.startswith((".tmp-step-", "step-")) and name not in whole
+            ]
+            for name in left:
+                self._remove(self.path(name))
+        except (CheckpointError, OSError) as error:  # it does not count as a checkpoint
+            logger.warning("%s: what is left over could not be deleted (%s)", self.uri, error)
+            return []
         return left
 
     def best(self) -> dict[str, Any] | None:
@@ -142,12 +168,11 @@ class CheckpointStore:
             CheckpointError: If the file that says so is damaged.
         """
         path = f"{self._root}/{BEST}"
-        if not self._exists(path):
-            return None
         try:
-            with self._fs.open_input_stream(path) as stream:
-                best = dict(json.loads(stream.read()))
+            best = dict(json.loads(self._read(path)))
             return best if best["name"] in self.names() else None
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); name one of the checkpoints beside it"
@@ -171,27 +196,40 @@ class CheckpointStore:
             if self.is_local:
                 self._remove(self.path(name))
                 Path(target).rename(self.path(name))
-        except BaseException as error:  # Ctrl-C too leaves no half checkpoint
-            self._remove(target)
-            if not isinstance(error, OSError):
-                raise
-            raise _refused(self.path(name), error) from error
+        except BaseException:  # Ctrl-C too leaves no half checkpoint
+            with suppress(OSError):  # without its manifest it does not count
+                self._remove(target)
+            raise
 
     def _mark(self, best: Mapping[str, Any]) -> None:
         path = f"{self._root}/{BEST}"
         partial = f"{self._root}/.tmp-{BEST}" if self.is_local else path
-        try:
-            self._write(partial, (json.dumps(dict(best)) + "\n").encode())
-            if self.is_local:
-                Path(partial).replace(path)
-        except OSError as error:
-            raise _refused(path, error) from error
+        self._write(partial, (json.dumps(dict(best)) + "\n").encode())
+        if self.is_local:
+            Path(partial).replace(path)
 
     def names(self) -> list[str]:
-        """Folder names of the complete checkpoints, oldest first."""
-        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-        names = sorted(info.base_name for info in infos if info.base_name.startswith("step-"))
-        return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+        """Folder names of the complete checkpoints, oldest first.
+
+        Raises:
+            CheckpointError: If the storage cannot be reached.
+        """
+
+        def complete() -> list[str]:
+            names = sorted(name for name in self._folders() if name.startswith("step-"))
+            return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+
+        try:
+            return self._steadily(complete)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.uri}: the checkpoints there cannot be listed ({error}); see that the "
+                "storage can be reached and read"
+            ) from error
+
+    def _folders(self) -> list[str]:
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        return [info.base_name for info in self._fs.get_file_info(selector)]
 
     def load(self, name: str) -> Checkpoint:
         """Load a checkpoint after comparing every file with the manifest.
@@ -199,12 +237,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: If a file is missing or differs, or the format is another one.
         """
-        where = self.path(name)
-        manifest = self._read_manifest(where)
-        blobs = {
-            file: self._verified(f"{where}/{file}", record)
-            for file, record in manifest["files"].items()
-        }
+        manifest, blobs = self._contents(name)
+        self._intact.add(name)
         loaded = {
             file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
             for file, blob in blobs.items()
@@ -240,6 +274,13 @@ class CheckpointStore:
             )
         return None
 
+    def _contents(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Manifest and files of a checkpoint, compared with each other."""
+        where = self.path(name)
+        manifest = self._read_manifest(where)
+        files = manifest["files"].items()
+        return manifest, {file: self._verified(f"{where}/{file}", record) for file, record in files}
+
     def _write_all(self, target: str, packed: Packed) -> None:
         self._fs.create_dir(target, recursive=True)
         files: dict[str, dict[str, Any]] = {}
@@ -261,8 +302,7 @@ class CheckpointStore:
 
     def _read_manifest(self, where: str) -> dict[str, Any]:
         try:
-            with self._fs.open_input_stream(f"{where}/{MANIFEST}") as stream:
-                manifest = json.loads(stream.read())
+            manifest = json.loads(self._read(f"{where}/{MANIFEST}"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{where}/{MANIFEST} cannot be read ({error})") from error
         found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -280,13 +320,22 @@ class CheckpointStore:
 
     def _verified(self, path: str, record: Mapping[str, Any]) -> bytes:
         try:
-            with self._fs.open_input_stream(path) as stream:
-                blob: bytes = stream.read()
+            blob = self._read(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error})") from error
         if len(blob) != record["bytes"] or hashlib.sha256(blob).hexdigest() != record["sha256"]:
             raise CheckpointError(f"{path} is damaged (its size or SHA-256 is not the manifest's)")
         return blob
+
+    def _read(self, path: str) -> bytes:
+        def read() -> bytes:
+            with self._fs.open_input_stream(path) as stream:
+                return bytes(stream.read())
+
+        return self._steadily(read)
+
+    def _steadily(self, attempt: Callable[[], T]) -> T:
+        return attempt() if self.is_local else patiently(attempt)
 
     def _exists(self, path: str) -> bool:
         return self._fs.get_file_info(path).type != pafs.FileType.NotFound
@@ -298,11 +347,16 @@ class CheckpointStore:
             self._fs.delete_dir(path)
 
 
-def _refused(path: str, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: the checkpoint could not be written ({error}); free space or choose another "
-        "run.storage, then start the same run again: it continues from the checkpoint before"
-    )
+@contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Say what to do where the storage does not take something."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint could not be written ({error}); free space or choose another "
+            "run.storage, then start the same run again: it continues from the checkpoint before"
+        ) from error
 
 
 def load_model_state(

@@ -165,19 +165,20 @@ class Commits:
         self._last_commit = time.monotonic()
 
     def _begin(self, packed: Packed) -> Future[None] | None:
-        store, folder = self._runtime.store, self._runtime.folder
-        if store.is_local:
-            store.write(packed)
-            folder.publish()
+        if self._runtime.store.is_local:
+            self._runtime.store.write(packed)
             return None
         if self._uploader is None:
             self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
+        return self._uploader.submit(self._send, packed)
 
-        def send() -> None:
-            store.write(packed)
-            folder.publish()
-
-        return self._uploader.submit(send)
+    def _send(self, packed: Packed) -> None:
+        """Write a checkpoint to an object store, and the records that belong to it before."""
+        try:
+            self._runtime.folder.publish()
+        except CheckpointError as error:  # they are here still
+            logger.warning("%s; the next commit brings it", error)
+        self._runtime.store.write(packed)
 
     def finish(self) -> None:
         """Wait for a checkpoint that is on its way, and announce it; every rank takes part.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recon_ray.errors import CheckpointError
+from recon_ray.train.lines import read_lines
 from recon_ray.train.runtime import RunFolder
 
 FILE = "events.jsonl"
@@ -34,18 +35,9 @@ class Journal:
     def events(self) -> list[dict[str, Any]]:
         """The events so far; lines that were cut off are left out."""
         try:
-            text = self._folder.read(FILE) or ""
+            return read_lines(self._folder.read(FILE, errors="replace") or "", key="event")
         except CheckpointError:
             return []
-        found = []
-        for line in text.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                found.append(event)
-        return found
 
     def add(self, event: str, **values: Any) -> None:  # noqa: ANN401 - plain data
         """Add one event, with the time in seconds since 1970.
@@ -119,12 +111,11 @@ def last_record(folder: RunFolder) -> tuple[int, float | None]:
     """Step of the last record of a run, and when it was written; before the run goes on."""
     path = folder.local / "metrics.jsonl"
     try:
-        lines = path.read_text(errors="replace").split("\n")[:-1]
+        records = read_lines(path.read_text(errors="replace"), key="step")
         written = path.stat().st_mtime if folder.is_local else None
     except OSError:
         return 0, None
-    steps = [int(json.loads(line)["step"]) for line in lines[-1:]]
-    return (steps[0] if steps else 0), written
+    return (int(records[-1]["step"]) if records else 0), written
 
 
 def _reason(last: Mapping[str, Any], since: Sequence[Mapping[str, Any]], attempt: str) -> str:

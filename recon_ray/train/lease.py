@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from recon_ray.errors import ConfigError
+from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train.checkpoint import open_filesystem
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ FILE = "lease.json"
 #: How often the holder counts up, and how long another machine's silence has to last.
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
+#: One answer of a storage may be wrong: how many must say that a lease is gone or cannot be read.
+LOOKS, LOOK_SECONDS = 3, 1.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ class Lease:
 
         Raises:
             ConfigError: If one does.
+            CheckpointError: If the storage does not say.
         """
-        found = self._read()
+        found = self._look()
         if found is None or found.is_this_process() or found.is_dead() or found == self._silent:
             return
         if found.machine != _machine():
@@ -112,12 +115,17 @@ class Lease:
 
         Raises:
             ConfigError: If another job has just done so.
+            CheckpointError: If the storage does not say, or does not take it.
         """
         self.check()
         self._own = Holder.here()
         self._write(self._own)
-        found = self._read()
-        if found is None or found.key != self._own.key:
+        found = self._look()
+        if found is None:
+            raise CheckpointError(
+                f"{self._path}: it could not be written; free space or choose another run.storage"
+            )
+        if found.key != self._own.key:
             raise ConfigError(
                 f"run.name={self._name}: another job has begun it in the same moment, in "
                 f"{self._uri}; choose another run.name"
@@ -136,7 +144,12 @@ class Lease:
 
     def renew(self) -> Holder | None:
         """Count up, or give who has taken it since."""
-        found = self._read()
+        try:
+            found = self._read()
+        except OSError:
+            return None  # it may be another one's: nothing is written over it
+        except ValueError:
+            found = None
         if self._own is None or (found is not None and found.key != self._own.key):
             return found
         self._own = replace(self._own, beat=self._own.beat + 1)
@@ -145,17 +158,44 @@ class Lease:
 
     def _changes(self, found: Holder) -> bool:
         until = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < until:
-            time.sleep(min(1.0, PATIENCE_SECONDS / 10))
-            now = self._read()
+        gone = 0
+        while gone < LOOKS:
+            time.sleep(min(LOOK_SECONDS, PATIENCE_SECONDS / 10))
+            try:
+                now = self._read()
+            except (OSError, ValueError) as error:  # which says nothing
+                if time.monotonic() > until + PATIENCE_SECONDS:
+                    raise self._unreadable(str(error)) from error
+                continue
             if now is None:
-                return False  # it has just ended
-            if now != found:
+                gone += 1
+            elif now != found:
                 return True
+            elif time.monotonic() > until:
+                return False
+            else:
+                gone = 0
         return False
+
+    def _look(self) -> Holder | None:
+        """Read it, several times where that fails; a damaged one is nobody's."""
+        for left in reversed(range(LOOKS)):
+            try:
+                return self._read()
+            except (OSError, ValueError) as error:
+                if not left and isinstance(error, OSError):
+                    raise self._unreadable(str(error)) from error
+            time.sleep(LOOK_SECONDS if left else 0)
+        return None
 
     def _read(self) -> Holder | None:
         return _read(self._fs, self._path)
+
+    def _unreadable(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path}: it cannot be read ({reason}), so that nothing says whether another job "
+            f"runs run.name={self._name}; try again when the storage answers"
+        )
 
     def _write(self, holder: Holder) -> None:
         """Write the file at once; what a full disk refuses is left to whoever writes next."""
@@ -189,22 +229,32 @@ def _beat(lease: weakref.ref[Lease], stopped: threading.Event) -> None:
 
 def _end(fs: pafs.FileSystem, path: str, key: str, stopped: threading.Event) -> None:
     stopped.set()
-    found = _read(fs, path)
-    if found is not None and found.key == key:
-        try:
+    try:
+        found = _read(fs, path)
+        if found is not None and found.key == key:
             fs.delete_file(path)
-        except OSError as error:
-            logger.debug("%s: %s", path, error)
+    except (OSError, ValueError) as error:
+        logger.debug("%s: %s", path, error)
 
 
 def _read(fs: pafs.FileSystem, path: str) -> Holder | None:
+    """Give the lease, or None where there is none.
+
+    Raises:
+        OSError: If the storage does not answer.
+        ValueError: If it is half written, or foreign.
+    """
+    if fs.get_file_info(path).type == pafs.FileType.NotFound:
+        return None
     try:
-        if fs.get_file_info(path).type == pafs.FileType.NotFound:
-            return None
         with fs.open_input_stream(path) as stream:
-            return Holder(**json.loads(stream.read()))
-    except (OSError, ValueError, TypeError):
-        return None  # half written, or foreign: nobody's
+            content = bytes(stream.read())
+    except FileNotFoundError:  # just now
+        return None
+    try:
+        return Holder(**json.loads(content))
+    except TypeError as error:
+        raise ValueError(f"{path}: no lease") from error
 
 
 def _machine() -> str:

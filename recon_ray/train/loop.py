@@ -38,6 +38,7 @@ from recon_ray.train.runtime import Runtime
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.step import Step, wants_graph
 from recon_ray.train.task import Task
+from recon_ray.train.waiting import waiting_for_rank_zero
 
 logger = logging.getLogger(__name__)
 #: One line a record; a job that shows a progress bar instead turns it off.
@@ -294,7 +295,7 @@ class Trainer:
 
     def _evaluate(self, when: str) -> None:
         self.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), waiting_for_rank_zero():
             metrics = self.task.evaluate(self.module, self.runtime, when=when)
         self.progress.metrics |= metrics
         if self.recorder is not None and metrics:
@@ -306,7 +307,7 @@ class Trainer:
         """Validate after an epoch; whether it is the best one so far, on every rank."""
         self._write_record()
         self.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), waiting_for_rank_zero():
             box = [self.task.validate(self.module, self.runtime)]
         if is_distributed():
             dist.broadcast_object_list(box, src=0)  # some values are rank 0's only

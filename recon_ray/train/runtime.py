@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
 from recon_ray.train.inference import Inference
-from recon_ray.train.notices import Notice, stop_requested
+from recon_ray.train.notices import Notice, stop_heard, stop_requested
+from recon_ray.train.retries import patiently
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -58,22 +59,35 @@ class RunFolder:
         """The URI, or the absolute path: what other processes find it by."""
         return str(self.local) if self.is_local and "://" not in self.uri else self.uri
 
-    def read(self, name: str) -> str | None:
+    def read(self, name: str, *, errors: Literal["strict", "replace"] = "strict") -> str | None:
         """Text of a file of the run, or None.
+
+        Args:
+            name: The file.
+            errors: What is done with bytes that are no text, in a file that was damaged.
 
         Raises:
             CheckpointError: If it cannot be read.
         """
-        path = f"{self._root}/{name}"
+        content = self._content(name)
         try:
+            return None if content is None else content.decode(errors=errors)
+        except UnicodeDecodeError as error:
+            raise self._unreadable(f"{self._root}/{name}", error) from error
+
+    def _content(self, name: str) -> bytes | None:
+        path = f"{self._root}/{name}"
+
+        def content() -> bytes | None:
             if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
                 return None
             with self._fs.open_input_stream(path) as stream:
-                return bytes(stream.read()).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: it cannot be read ({_reason(error)}); {AFRESH}"
-            ) from error
+                return bytes(stream.read())
+
+        try:
+            return content() if self.is_local else patiently(content)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
 
     def write(self, name: str, text: str) -> Path:
         """Write a file at once (temporary name, then rename).
@@ -97,7 +111,7 @@ class RunFolder:
         return path
 
     def append(self, name: str, text: str) -> None:
-        """Add to a file that several processes write, one after the other.
+        """Add to a file that several processes write, one after the other, on a line of its own.
 
         Raises:
             CheckpointError: If the storage refuses.
@@ -105,13 +119,14 @@ class RunFolder:
         path = f"{self._root}/{name}"
         try:
             if self.is_local:
-                with Path(path).open("a") as stream:
-                    stream.write(text)
+                with Path(path).open("ab+") as stream:
+                    stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
+                    stream.write(_line_after(stream.read()) + text.encode())
                 return
             # No local copy: publishing that of one process would undo what others have added.
-            whole = (self.read(name) or "") + text
+            before = self._content(name) or b""
             with self._fs.open_output_stream(path) as output:
-                output.write(whole.encode())
+                output.write(before + _line_after(before) + text.encode())
         except OSError as error:
             raise self._refused(path, error) from error
 
@@ -123,16 +138,17 @@ class RunFolder:
         """
         if self.is_local:
             return
+        local = pafs.LocalFileSystem()
         try:
-            pafs.copy_files(str(self.local), self._root, pafs.LocalFileSystem(), self._fs)
+            patiently(lambda: pafs.copy_files(str(self.local), self._root, local, self._fs))
         except OSError as error:
             raise self._refused(self.uri, error) from error
 
     def fetch(self, name: str) -> None:
         """Bring a file of an earlier attempt from the object store, to be continued."""
-        text = None if self.is_local else self.read(name)
-        if text is not None:
-            self.local.joinpath(name).write_text(text)
+        content = None if self.is_local else self._content(name)
+        if content is not None:
+            self.local.joinpath(name).write_bytes(content)
 
     def set_aside(self, suffix: str) -> str | None:
         """Rename an earlier run's folder, so that nothing is lost; give its new name."""
@@ -143,11 +159,20 @@ class RunFolder:
         return str(target)
 
     @staticmethod
+    def _unreadable(path: str, error: OSError | ValueError) -> CheckpointError:
+        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {AFRESH}")
+
+    @staticmethod
     def _refused(path: Path | str, error: OSError) -> CheckpointError:
         return CheckpointError(
             f"{path}: it could not be written ({_reason(error)}); free space or choose another "
             "run.storage"
         )
+
+
+def _line_after(before: bytes) -> bytes:
+    """What ends a last line that a killed process, or a full disk, has cut off."""
+    return b"" if not before or before.endswith(b"\n") else b"\n"
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -326,7 +351,10 @@ class LocalRuntime:
 
     def notice(self) -> Notice:
         """Ask to commit and end once this process was told to end."""
-        return Notice.STOP if stop_requested().is_set() else Notice.NONE
+        if not stop_requested().is_set():
+            return Notice.NONE
+        stop_heard().set()
+        return Notice.STOP
 
     def reason(self) -> str:
         """The one thing that is noticed here."""

@@ -129,6 +129,11 @@ def test_the_ray_job_runs_an_existing_job_that_fits_its_cluster(ray_job: dict[st
     assert {"working_dir", "env_vars"} == set(yaml.safe_load(ray_job["spec"]["runtimeEnvYAML"]))
 
 
+def test_what_is_shown_for_clusters_of_gpus_does_not_train_on_cpus() -> None:
+    for name in ("kuberay-rayjob.yaml", "ray-up.yaml", "slurm.sh"):
+        assert "runtime.device=cuda" in (CLUSTER / name).read_text(), name
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -196,6 +201,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
             fi
             echo "python $*" >>"$CALLS"
             stat -c '%a' "$RAY_AUTH_TOKEN_PATH" >>"$CALLS"
+            umask >>"$CALLS"
+            if [[ $* == *deaf* ]]; then trap '' TERM; sleep 30; fi
             if [[ $* == *wait* ]]; then
                 trap 'echo committed >>"$CALLS"; exit 143' TERM; sleep 30 & wait; fi
             exit "${{STATUS:-0}}" """,
@@ -218,6 +225,7 @@ def test_the_slurm_script_starts_every_node_once_and_gives_the_status_of_the_job
     done = subprocess.run(
         ["bash", str(SLURM), "jobs/pretrain.py", "run.name=x"],
         env={**slurm, "STATUS": "3"}, capture_output=True, text=True, timeout=60, check=False,
+        umask=0o027,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     calls = (tmp_path / "calls").read_text()
@@ -226,24 +234,30 @@ def test_the_slurm_script_starts_every_node_once_and_gives_the_status_of_the_job
         (True, True), (False, False),
     ]  # fmt: skip
     assert all("--num-cpus=8 --num-gpus=1" in line for line in starts)
-    assert "python jobs/pretrain.py run.name=x cluster.address=127.0.0.1:24711\n600\n" in calls
+    assert (
+        "python jobs/pretrain.py run.name=x cluster.address=127.0.0.1:24711\n600\n0027\n" in calls
+    )
     assert "requeue" not in calls
     assert list(tmp_path.glob(".ray-token*")) == []  # nothing of it is left
 
 
-def test_the_slurm_script_commits_and_queues_the_job_again_before_its_time_is_up(
-    slurm: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(("name", "says"), [("wait", "committed"), ("deaf", "0022")])
+def test_the_slurm_script_queues_the_job_again_before_its_time_is_up_whether_it_commits_or_not(
+    slurm: dict[str, str], tmp_path: Path, name: str, says: str
 ) -> None:
-    process = subprocess.Popen(["bash", str(SLURM), "jobs/pretrain.py", "run.name=wait"], env=slurm)
+    process = subprocess.Popen(
+        ["bash", str(SLURM), "jobs/pretrain.py", f"run.name={name}"],
+        env={**slurm, "RECON_COMMIT_SECONDS": "2"}, umask=0o022,
+    )  # fmt: skip
     calls = tmp_path / "calls"
     for _ in range(100):
-        if calls.exists() and "run.name=wait" in calls.read_text():
+        if calls.exists() and "0022" in calls.read_text():
             break
         subprocess.run(["sleep", "0.1"], check=True)
     subprocess.run(["sleep", "0.3"], check=True)
     process.send_signal(10)  # SIGUSR1
-    assert process.wait(30) == 0
-    assert calls.read_text().splitlines()[-2:] == ["committed", "scontrol requeue 4711"]
+    assert process.wait(20) == 0
+    assert calls.read_text().splitlines()[-2:] == [says, "scontrol requeue 4711"]
 
 
 def test_the_slurm_script_without_a_job_says_how_it_is_used() -> None:

@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
-from recon_ray.config.schema import ClusterSection
+from recon_ray.cluster.trials import DRIVER_CPUS, TrialJob, TrialPlan, plan_trials
+from recon_ray.config.schema import ClusterSection, TrialSection
 from recon_ray.errors import ConfigError
 
 Node = dict[str, float]
@@ -158,6 +159,71 @@ def test_more_than_the_cluster_has_is_refused(cluster, nodes, options, message):
 def test_each_worker_gets_a_gpu_where_there_are_enough(cluster, gpus, device, each):
     cluster({"CPU": 8, "GPU": gpus})
     assert plan(workers=2, device=device).gpus_per_worker == each
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "warned"),
+    [
+        (1, {"workers": 2}, True),
+        (1, {"workers": (1, 2)}, False),
+        (0, {"workers": 2}, False),
+        (1, {"workers": 2, "device": "cpu"}, False),
+        (1, {"workers": 2, "gpus_per_worker": 0}, False),
+    ],
+)
+def test_gpus_that_are_too_few_are_not_left_out_silently(cluster, caplog, gpus, options, warned):
+    cluster({"CPU": 8, "GPU": gpus})
+    with caplog.at_level(logging.WARNING, logger="recon_ray"):
+        plan(**options)
+    told = "runtime.device=auto: the cluster has 1 GPUs for 2 workers, so that these take none"
+    assert (told in caplog.text) == warned
+    assert caplog.text == "" or warned
+
+
+# --- Trials --------------------------------------------------------------------------------------
+
+
+def trials(count: int = 8, *, inner: ClusterSection | None = None, **options: Any) -> TrialPlan:
+    job = TrialJob(
+        run=lambda *_: {}, folder="runs", section="sweep", options=TrialSection(**options),
+        metric="accuracy", mode="max", inner=inner,
+    )  # fmt: skip
+    return plan_trials(job, ClusterSection(address="127.0.0.1:1"), count)
+
+
+def test_a_trial_takes_what_it_reserves_from_one_node(cluster):
+    cluster({"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1})
+    assert trials(gpus_per_trial=0.5).at_once == 4
+    assert trials(gpus_per_trial=1).at_once == 2
+    assert trials(gpus_per_trial=0, cpus_per_trial=3).at_once == 2
+    message = r"sweep.gpus_per_trial: a trial needs 1 x \(1 CPUs, 2 GPUs\), .* 2 nodes .* for 0;"
+    with pytest.raises(ConfigError, match=message):
+        trials(gpus_per_trial=2)
+    with pytest.raises(ConfigError, match=r"sweep.cpus_per_trial: a trial needs 1 x \(5 CPUs"):
+        trials(gpus_per_trial=0, cpus_per_trial=5)
+
+
+def test_the_workers_of_a_trial_take_gpus_too(cluster):
+    cluster({"CPU": 8, "GPU": 4})
+    assert trials(inner=ClusterSection(workers=2)).at_once == 2
+    assert trials(inner=ClusterSection(workers=2, gpus_per_worker=0)).at_once == 3
+    assert trials(inner=ClusterSection(workers=2, gpus_per_worker=0.25)).at_once == 3
+    plan = trials(inner=ClusterSection(workers=2))
+    assert (plan.cpus, plan.gpus) == (DRIVER_CPUS, 0.0)
+    cluster({"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 3})
+    with pytest.raises(ConfigError, match=r"config.cluster.workers: .* 2 x \(1 CPUs, 2 GPUs\)"):
+        trials(inner=ClusterSection(workers=2, gpus_per_worker=2))
+    with pytest.raises(ConfigError, match=r"config.cluster.workers: a trial reserves 6 GPUs"):
+        trials(inner=ClusterSection(workers=6, gpus_per_worker=1))
+
+
+def test_the_driver_of_a_trial_may_take_the_place_of_a_worker(cluster):
+    inner = ClusterSection(workers=2)
+    cluster({"CPU": 2}, {"CPU": 2.5})
+    assert trials(inner=inner).at_once == 1  # a driver on the first leaves one place there
+    cluster({"CPU": 2}, {"CPU": 1.5})
+    with pytest.raises(ConfigError, match=r"config.cluster.workers: a trial needs 3 x"):
+        trials(inner=ClusterSection(workers=3))
 
 
 def test_fractions_that_add_up_to_all_there_is_fit(cluster):

@@ -69,6 +69,35 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(store, damage,
     assert str(target) in caplog.text
 
 
+def test_a_damaged_checkpoint_is_written_again_when_the_run_is_there_again(store, caplog):
+    _save(store, 1)
+    folder = _folder(store, _save(store, 2))
+    (folder / "train.pt").write_bytes(b"damaged")
+    assert store.load_latest().step == 1
+    caplog.clear()
+    _save(store, 2)
+    assert "train.pt is damaged" in caplog.text
+    assert "written again" in caplog.text
+    assert store.load_latest().step == 2
+    written = (folder / "train.pt").stat().st_mtime_ns
+    for again in (store, CheckpointStore(store.uri)):  # has loaded it, and has not
+        _save(again, 2)
+    assert (folder / "train.pt").stat().st_mtime_ns == written
+
+
+def test_a_newer_damaged_checkpoint_takes_no_place_of_one_that_is_whole(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=1)
+    for step in (1, 5):
+        _save(store, step)
+    _save(store, 1)
+    (_folder(store, "step-00000005") / "train.pt").write_bytes(b"damaged")
+    assert store.load_latest().step == 1
+    _save(store, 3)
+    assert store.load_latest().step == 3
+    _save(store, 6)
+    assert store.names() == ["step-00000006"]
+
+
 def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(store):
     folder = _folder(store, _save(store, 1))
     (folder / "model.pt").write_bytes(b"")

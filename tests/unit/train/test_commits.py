@@ -19,10 +19,12 @@ import pytest
 import torch
 from test_fit import assert_same_weights, changed, losses, pretrain_here
 
+from recon_ray.cluster import progress
 from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
-from recon_ray.train import checkpoint, commits
+from recon_ray.programs.trial_runs import read_records
+from recon_ray.train import checkpoint, commits, retries
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
 from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
@@ -179,7 +181,7 @@ class SlowStore(CheckpointStore):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0))
     runtime = Alone(tmp_path / "run")
     runtime.store = SlowStore(runtime.folder.checkpoints, keep=2)
     return runtime
@@ -295,9 +297,12 @@ def test_a_first_start_needs_no_reason():
 def test_half_a_line_of_the_journal_is_left_out(tmp_path):
     journal = Journal(RunFolder(str(tmp_path)))
     journal.add("trains", step=1)
-    with (tmp_path / "events.jsonl").open("a") as stream:
-        stream.write('{"event": "fai')
+    with (tmp_path / "events.jsonl").open("ab") as stream:
+        stream.write(b'\xff\n{"event": "fai')
     assert [event["event"] for event in journal.events()] == ["trains"]
+    journal.add("submitted")
+    journal.add("trains")
+    assert [event["event"] for event in journal.events()] == ["trains", "submitted", "trains"]
 
 
 def test_the_last_record_is_found_behind_a_line_that_was_cut_off(tmp_path):
@@ -307,6 +312,17 @@ def test_the_last_record_is_found_behind_a_line_that_was_cut_off(tmp_path):
     step, written = last_record(folder)
     assert step == 4
     assert abs(written - time.time()) < 60
+
+
+DAMAGED = b'{"step": 3, "epoch": 1, "train/loss": 1.5}\n\xff\x00\n[1]\n7\n{"epoch": 1}\n'
+
+
+def test_damaged_lines_of_the_records_are_left_out(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_bytes(DAMAGED)
+    assert last_record(folder)[0] == 3
+    assert progress.last_record(tmp_path / "metrics.jsonl")["train/loss"] == 1.5
+    assert [record["step"] for record in read_records(folder)] == [3]
 
 
 # --- The ledger ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError
+from recon_ray.train import loop
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.loop import fit
 from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder
@@ -86,6 +88,33 @@ def run(task: ScriptedTask, prepared: PreparedSet, folder: Path, **settings) -> 
     folder.mkdir(exist_ok=True)
     options = {"validate_every_epochs": 1, "select": "accuracy", "epochs": 5} | settings
     return fit(task, runtime, FitSettings(global_batch_size=8, log_every_steps=1, **options))
+
+
+def test_what_a_task_measures_is_waited_for_without_the_timeout_of_a_step(
+    tiny_prepared, tmp_path, monkeypatch
+):
+    said: list[str] = []
+
+    @contextmanager
+    def waiting():
+        said.append("wait")
+        yield
+        said.append("go on")
+
+    class Telling(ScriptedTask):
+        def evaluate(self, module, runtime, *, when):
+            said.append(when)
+            return {}
+
+        def validate(self, module, runtime):
+            said.append("validate")
+            return super().validate(module, runtime)
+
+    monkeypatch.setattr(loop, "waiting_for_rank_zero", waiting)
+    run(Telling([0.5]), tiny_prepared, tmp_path / "run", epochs=1)
+    assert " ".join(said) == " ".join(
+        f"wait {what} go on" for what in ("before", "validate", "after")
+    )
 
 
 def store(folder: Path) -> CheckpointStore:
