@@ -248,6 +248,10 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ),
     ("data.limit=7", r"train\.global_batch_size=8: the split 'train' has only 7 samples"),
     # what does not exist
+    (
+        "model.kind=twotower",
+        r"eval\.enabled=true probes features of ReCon, which model\.kind=twotower does not have",
+    ),
     ("data.path=/absent/set", r"data\.path=/absent/set: no such folder; give the folder of a"),
     ("eval.split=val", r"eval\.split=val: .* has the splits train, test; choose one of them"),
     ("eval.split=train", r"eval\.split=train: it is trained on; choose a held-out split"),
@@ -313,6 +317,21 @@ def test_a_yaml_file_that_cannot_be_read_is_named_with_the_line(
 )
 def test_a_limit_of_a_stream_is_refused(jobs: Jobs, options: tuple[str, ...]) -> None:
     jobs.pretrain(*options).refused(2, r"data\.limit=8 needs data\.mode=shared, found data\.mode=")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["teacher.text.name=null"], r"distills from both teachers, found teacher\.text\.name=nu"),
+        (["loss.self_contrast=true"], r"has no class token for loss\.self_contrast=true; leave it"),
+        (["validation.every_epochs=1"], r"validation\.every_epochs=1 probes features of ReCon"),
+    ],
+)
+def test_two_towers_refuse_what_they_do_not_have(
+    jobs: Jobs, options: list[str], message: str
+) -> None:
+    given = ["model.kind=twotower", "eval.enabled=false", *options]
+    jobs.pretrain(*given).refused(2, message)
 
 
 def test_no_augmentation_cannot_run_on_the_device(jobs: Jobs) -> None:
