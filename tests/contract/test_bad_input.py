@@ -1207,7 +1207,7 @@ def test_a_damaged_or_partial_cache_is_refused(jobs: Jobs, copy: Path, cache: Pa
     record["splits"] = {"test": record["splits"]["train"]}
     (cache / "_manifest.json").write_text(json.dumps(record))
     jobs.pretrain(*given).refused(
-        2, "holds features of test, not of 'train'; .*cache.splits=.train."
+        2, r"cache=.*: it does not fit \(it holds test, not 'train'\); .* make another: python jobs/"
     )
     (cache / "_manifest.json").unlink()
     jobs.pretrain(*given).refused(1, "is no finished teacher cache")
