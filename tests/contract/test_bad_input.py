@@ -1382,6 +1382,10 @@ def _other_names(manifest: dict[str, Any]) -> None:
     manifest["classes"] = ["chair", "sofa", "mug"]
 
 
+def _of_episodes(manifest: dict[str, Any]) -> None:
+    manifest["tables"] = {"episodes": {"file": "episodes.parquet"}}
+
+
 def _empty_test(manifest: dict[str, Any]) -> None:
     manifest["splits"]["test"] |= {"rows": 0, "shards": []}
 
@@ -1413,6 +1417,11 @@ def _empty_test(manifest: dict[str, Any]) -> None:
             None,
             ("protocol=reference",),
             r"data\.num_points=64: protocol=reference samples 1024, 204",
+        ),
+        (
+            _of_episodes,
+            (),
+            r"data\.path=.*/copy: it holds the clouds of few-shot episodes, .*data\.episode=\[way",
         ),
         (None, ("model.num_groups=65",), r"model\.num_groups=65 is more than data\.num_points=64"),
         (None, ("model.num_heads=5",), r"model: .*embed_dim.*; change model"),
