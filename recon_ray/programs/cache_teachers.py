@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,8 @@ from torch import Tensor
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
-from recon_ray.cluster.teachers import (
-    TeacherWorker,
-    encode_here,
-    encode_on_ray,
-    encode_texts_on_ray,
-)
+from recon_ray.cluster.shard_actors import encode_here, encode_on_ray
+from recon_ray.cluster.teachers import TeacherWorker, encode_texts_on_ray
 from recon_ray.config.schema import CacheTeachersConfig, TextTeacherSection
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.teacher_cache import (
@@ -155,7 +152,7 @@ def _encode_images(config: CacheTeachersConfig, images: _Images, plan: WorkerPla
     worker = TeacherWorker(
         images.make if plan is not None else lambda: images.teacher,
         threads=config.runtime.threads or 1,
-        decoders=max(1, int(config.cluster.cpus_per_worker)),
+        decoders=(os.cpu_count() if plan is None else int(config.cluster.cpus_per_worker)) or 1,
     )
     run = (
         encode_here(worker, on_gpu=_uses_gpu(config))
