@@ -21,7 +21,10 @@ from recon_ray.tasks.weights import find_weights
 from recon_ray.weights.load import build
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-SMALL = ("model.num_groups=8", "model.group_size=8", "data.num_points=64", "cluster.workers=0")
+SMALL = (
+    "model.num_groups=8", "model.group_size=8", "data.num_points=64", "cluster.workers=0",
+    "runtime.threads=1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
