@@ -15,12 +15,8 @@ from torch import Tensor
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
-from recon_ray.cluster.teachers import (
-    TeacherWorker,
-    encode_here,
-    encode_on_ray,
-    encode_texts_on_ray,
-)
+from recon_ray.cluster.shard_actors import encode_here, encode_on_ray
+from recon_ray.cluster.teachers import TeacherWorker, encode_texts_on_ray
 from recon_ray.config.schema import CacheTeachersConfig, TextTeacherSection
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.teacher_cache import (
@@ -41,6 +37,7 @@ from recon_ray.data.teacher_shards import (
     views_per_sample,
 )
 from recon_ray.errors import ConfigError, DataError
+from recon_ray.machine import cpu_count
 from recon_ray.models.teachers import ImageTeacher, text_bank
 from recon_ray.programs.checks import check_here, check_texts, find_set, texts_of
 from recon_ray.programs.run import start_run
@@ -155,7 +152,7 @@ def _encode_images(config: CacheTeachersConfig, images: _Images, plan: WorkerPla
     worker = TeacherWorker(
         images.make if plan is not None else lambda: images.teacher,
         threads=config.runtime.threads or 1,
-        decoders=max(1, int(config.cluster.cpus_per_worker)),
+        decoders=cpu_count() if plan is None else max(1, int(config.cluster.cpus_per_worker)),
     )
     run = (
         encode_here(worker, on_gpu=_uses_gpu(config))

@@ -13,8 +13,7 @@ import torch
 from recon_ray.config.schema import JobConfig, PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.models.presets import PRESETS
-from recon_ray.models.recon import Recon
+from recon_ray.models.presets import MODELS, preset_sizes
 from recon_ray.points import ops
 from recon_ray.programs.run import Run
 from recon_ray.tasks.teachers import SOURCE
@@ -43,7 +42,8 @@ def check_model(config: PretrainConfig) -> None:
     Raises:
         ConfigError: Naming the option.
     """
-    sizes = {**_defaults(), **PRESETS[config.model.preset], **config.model.overrides()}
+    kind, preset = config.model.kind, config.model.preset
+    sizes = {**_defaults(kind), **preset_sizes(preset, kind), **config.model.overrides()}
     dim, heads, groups = sizes["embed_dim"], sizes["num_heads"], sizes["num_groups"]
     if dim % heads:
         divisors = [number for number in range(1, dim + 1) if dim % number == 0]
@@ -189,6 +189,6 @@ def check_here(config: JobConfig) -> None:
         )
 
 
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(Recon).parameters.values()
+def _defaults(kind: str) -> dict[str, Any]:
+    parameters = inspect.signature(MODELS[kind]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters}

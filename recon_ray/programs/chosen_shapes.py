@@ -15,10 +15,9 @@ from torch import Tensor
 
 from recon_ray.config.schema import ShownDataSection, VisualizeConfig
 from recon_ray.data.files import read_table
-from recon_ray.data.meshes import load_shape, sample_generator, to_y_up
 from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.sampling import sample_points
 from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.single_files import cloud_of_file
 from recon_ray.errors import ConfigError
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
@@ -62,7 +61,9 @@ def choose_shapes(config: VisualizeConfig) -> list[ChosenShape]:
         prepared = find_set("data.path", Path(config.data.path))
         shapes += shapes_of_set(prepared, config.data, config.shapes, seed)
     for number, path in enumerate(config.files):
-        cloud = _of_file(path, config)
+        cloud = cloud_of_file(
+            path, up_axis=config.up_axis, num_points=config.data.num_points, seed=seed
+        )
         points = _bring(cloud, config.data, SampleGenerator(seed, torch.tensor([number])))
         shapes.append(ChosenShape(path.name, _file_name(path.stem), "", number, points))
     return shapes
@@ -135,14 +136,6 @@ def _read_row(prepared: PreparedSet, split: str, row: int) -> pa.Table:
         columns.append("valid_points")
     table = read_table(chosen.geometry[shard], columns)
     return table.slice(row - int(ends[shard]) + chosen.shard_rows[shard], 1)
-
-
-def _of_file(path: Path, config: VisualizeConfig) -> np.ndarray:
-    shape = to_y_up(load_shape(path), config.up_axis)
-    if not shape.is_mesh:
-        return shape.vertices
-    generator = sample_generator(config.run.seed, path.name)
-    return sample_points(shape, config.data.num_points, generator, str(path)).points
 
 
 def _bring(cloud: np.ndarray, data: ShownDataSection, source: SampleGenerator) -> Tensor:

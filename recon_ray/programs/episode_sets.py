@@ -85,16 +85,32 @@ def open_episode(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
     Under protocol reference it has as many classes as the whole set, as the published head.
 
     Raises:
-        ConfigError: If the folder of episodes is not there, or they are of another set.
+        ConfigError: If no episode of a set of episodes is named, the folder of episodes is not
+            there, or they are of another set.
         DataError: If the episode or a cloud is missing.
     """
     episode = config.data.episode
     if episode is None:
+        _refuse_union(prepared)
         return prepared
     known = next((one for one in _shared if one.path == _key(config)), None)
     found = known or read_clouds(config, prepared, [episode])
     outputs = len(prepared.classes) if config.protocol == "reference" else None
     return make_episode(prepared, found.episodes, episode, found.clouds, outputs=outputs)
+
+
+def _refuse_union(prepared: PreparedSet) -> None:
+    """Refuse to learn the clouds of all published episodes together.
+
+    Raises:
+        ConfigError: If the set is made of episodes.
+    """
+    if "episodes" in prepared.manifest.get("tables", {}):
+        raise ConfigError(
+            f"data.path={prepared.path}: it holds the clouds of few-shot episodes, which together "
+            "are no set; name one by data.episode=[way, shot, fold] with cluster.workers=0, or run "
+            "them all with jobs/fewshot.py"
+        )
 
 
 def _key(config: FinetuneConfig) -> tuple[str, str]:

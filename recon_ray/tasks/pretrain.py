@@ -1,10 +1,13 @@
-"""ReCon pre-training: masked reconstruction and distillation from teachers (paper, section 3)."""
+"""ReCon pre-training: masked reconstruction and distillation from teachers (paper, section 3).
+
+The two-tower ablation is trained in the same way; nothing probes its features.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,9 +19,10 @@ from recon_ray.data.device_augmentation import DeviceAugmentation
 from recon_ray.data.teacher_cache import StoredBank, StoredFeatures
 from recon_ray.errors import ConfigError
 from recon_ray.losses.pretrain import pretrain_losses
-from recon_ray.models.presets import PRESETS
+from recon_ray.models.presets import MODELS, preset_sizes
 from recon_ray.models.recon import Recon, svm_pool
 from recon_ray.models.teachers import ImageTeacher, TextTeacher
+from recon_ray.models.twotower import TwoTower
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.features import REFERENCE_SKIP, PointChoice, extract_features
@@ -41,6 +45,8 @@ from recon_ray.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
+Student: TypeAlias = Recon | TwoTower
+
 
 class PretrainModule(nn.Module):
     """The student with its losses, as the training loop calls it.
@@ -50,7 +56,7 @@ class PretrainModule(nn.Module):
         chamfer: ``l1`` or ``l2``.
     """
 
-    def __init__(self, model: Recon, *, chamfer: Literal["l1", "l2"]) -> None:
+    def __init__(self, model: Student, *, chamfer: Literal["l1", "l2"]) -> None:
         super().__init__()
         self.model = model
         self.chamfer = chamfer
@@ -62,7 +68,7 @@ class PretrainModule(nn.Module):
             output,
             image_features=batch.get("image_features"),
             text_features=batch.get("text_features"),
-            labels=batch["label"] if self.model.contrast_head is not None else None,
+            labels=batch["label"] if output.contrast is not None else None,
             chamfer=self.chamfer,
         )
 
@@ -133,21 +139,22 @@ class PretrainTask:
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the student."""
         config = self.config
-        arguments = {**PRESETS[config.model.preset], **config.model.overrides()}
-        arguments |= {
-            "image_dim": self._image_dim,
-            "text_dim": self._text_dim,
-            "self_contrast": config.loss.self_contrast,
-        }
+        kind, preset = config.model.kind, config.model.preset
+        arguments = {**preset_sizes(preset, kind), **config.model.overrides()}
+        arguments |= {"image_dim": self._image_dim, "text_dim": self._text_dim}
+        if kind == "recon":
+            arguments["self_contrast"] = config.loss.self_contrast
         if config.protocol == "reference":
             arguments["fps_min_sq_norm"] = REFERENCE_SKIP
         return arguments
 
     def build(self) -> nn.Module:
         """Make the student with its losses."""
-        return PretrainModule(Recon(**self.architecture()), chamfer=self.config.loss.chamfer)
+        model = MODELS[self.config.model.kind](**self.architecture())
+        assert isinstance(model, Student)
+        return PretrainModule(model, chamfer=self.config.loss.chamfer)
 
-    def stored_model(self, module: nn.Module) -> Recon:
+    def stored_model(self, module: nn.Module) -> Student:
         """The student without its losses."""
         assert isinstance(module, PretrainModule)
         return module.model
@@ -228,7 +235,7 @@ class PretrainTask:
         options = self.config.eval
         if not options.enabled or self.num_classes < 2:
             return {}
-        model = self.stored_model(module)
+        model = self._probed(module)
         test = self._extract(model, runtime, options.split)
         train = self._extract(model, runtime, "+".join(self.config.data.train_splits))
         self._check_labels(train["label"], test["label"])  # on every rank: none must wait for one
@@ -246,7 +253,13 @@ class PretrainTask:
         """The value that chooses the best epoch, if there is a validation."""
         if self.validation is None:
             return {}
-        return self.validation.run(self.stored_model(module), runtime)
+        return self.validation.run(self._probed(module), runtime)
+
+    def _probed(self, module: nn.Module) -> Recon:
+        """The student as the probes read it; the configuration refuses them for two towers."""
+        model = self.stored_model(module)
+        assert isinstance(model, Recon)
+        return model
 
     def records(self) -> dict[str, Any]:
         """Nothing goes with the model beyond its architecture."""

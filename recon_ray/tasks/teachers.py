@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recon_ray.config.schema import (
+    CacheSection,
     CacheTeachersConfig,
     ImageEncoderSection,
     PretrainConfig,
@@ -86,7 +87,7 @@ def stored_teachers(
     if options.image.name == SOURCE:
         image = joined_features([source_features(prepared, "image_features", s) for s in splits])
     elif options.image.name is not None and options.image.mode == "cached":
-        cache = _image_cache(config, prepared)
+        cache = _image_cache(config, prepared, splits)
         image = joined_features([cache.image_features(prepared, s, verify=verify) for s in splits])
     if options.text.name == SOURCE:
         text = joined_features([source_features(prepared, "text_features", s) for s in splits])
@@ -97,13 +98,18 @@ def stored_teachers(
     return StoredTeachers(image, text, bank)
 
 
-def _image_cache(config: PretrainConfig, prepared: PreparedSet) -> TeacherCache:
+def _image_cache(
+    config: PretrainConfig, prepared: PreparedSet, splits: Sequence[str]
+) -> TeacherCache:
     options = config.teacher.image
     wanted = _wanted_images(options, prepared)
     if options.cache is not None:
-        return _named_cache(config, Path(options.cache), wanted)
-    fitting, reason = find_caches(prepared, wanted)
+        return _named_cache(config, Path(options.cache), wanted, splits)
+    found, reason = find_caches(prepared, wanted)
+    fitting = [cache for cache in found if _absent(cache, splits) is None]
     if not fitting:
+        if found:
+            reason = f"{found[-1].path.name}: {_absent(found[-1], splits)}"
         nearest = f" (the nearest is {reason})" if reason else ""
         raise ConfigError(
             f"teacher.image.mode=cached: {prepared.path} has no features of {options.name} as "
@@ -114,14 +120,23 @@ def _image_cache(config: PretrainConfig, prepared: PreparedSet) -> TeacherCache:
     return fitting[-1]
 
 
-def _named_cache(config: PretrainConfig, path: Path, wanted: Identity) -> TeacherCache:
+def _absent(cache: TeacherCache, splits: Sequence[str]) -> str | None:
+    """Say in words which of the splits a cache of images lacks first; None if it has all."""
+    has = cache.manifest["splits"]
+    lacks = next((split for split in splits if split not in has), None)
+    return None if lacks is None else f"it holds {', '.join(has) or 'no split'}, not {lacks!r}"
+
+
+def _named_cache(
+    config: PretrainConfig, path: Path, wanted: Identity, splits: Sequence[str]
+) -> TeacherCache:
     if not path.is_dir():
         raise ConfigError(
             f"teacher.image.cache={path}: no such folder; leave it out, or make the cache: "
             f"{cache_command(config)}"
         )
     cache = TeacherCache.open(path)
-    wrong = difference(cache.identity, wanted)
+    wrong = difference(cache.identity, wanted) or _absent(cache, splits)
     if wrong is not None:
         raise ConfigError(
             f"teacher.image.cache={path}: it does not fit ({wrong}); leave it out, change the "
@@ -203,7 +218,7 @@ def stored_bank(
     return StoredBank(fitting[0]) if fitting else None
 
 
-def cache_command(config: PretrainConfig | CacheTeachersConfig) -> str:
+def cache_command(config: PretrainConfig) -> str:
     """The command that makes the cache which a configuration asks for."""
     now, usual = config.model_dump(), CacheTeachersConfig().model_dump()
     words = ["python", "jobs/cache_teachers.py", f"data.path={config.data.path}"]
@@ -215,6 +230,9 @@ def cache_command(config: PretrainConfig | CacheTeachersConfig) -> str:
             if value != default or name == "name":
                 text = {None: "null", True: "true", False: "false"}.get(value, str(value))
                 words.append(f"{section}.{name}={text}")
+    splits = tuple(dict.fromkeys(config.data.train_splits))
+    if splits != CacheSection().splits:
+        words.append(f"cache.splits=[{', '.join(splits)}]")
     return " ".join(shlex.quote(word) for word in words)
 
 

@@ -1,6 +1,7 @@
 """Files of weights: our safetensors, the reference's ``.pth``.
 
-Nothing is unpickled without ``weights_only``: a file can hold data and no code.
+Nothing is unpickled without ``weights_only``: a file can hold data and no code. numpy's numbers, as
+which the reference stores its metrics, are read by classes of ours.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,9 +143,50 @@ def strip_reference(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], t
     return {key: tensors[key] for key in tensors if key not in set(dropped)}, dropped
 
 
+class _NumberType:
+    """Stands for ``numpy.dtype`` in a pickle, and knows integers, floats and booleans only.
+
+    Args:
+        code: Kind and size, such as ``f8``.
+        flags: numpy's ``align`` and ``copy``, which say nothing here.
+    """
+
+    def __init__(self, code: str, *flags: bool) -> None:
+        del flags
+        if not (isinstance(code, str) and re.fullmatch(r"b1|[iu][1248]|f[248]", code)):
+            raise pickle.UnpicklingError(f"no number type: {code!r}")
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take the byte order of numpy's state."""
+        order = state[1]
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"no byte order: {order!r}")
+        self.code = f"{order}{self.code}"
+
+
+def _number(kind: _NumberType, content: bytes) -> float:
+    """Read one of numpy's numbers as a plain one; stands for its ``scalar``."""
+    if not isinstance(kind, _NumberType):
+        raise pickle.UnpicklingError("a number without number type")
+    (number,) = np.frombuffer(content, dtype=kind.code).tolist()
+    return number
+
+
+#: Names in a pickle of what makes numpy's numbers, before and since numpy 2, and who answers to
+#: them: nothing of numpy itself is called by a file.
+NUMBERS: list[Any] = [
+    _NumberType,
+    (_NumberType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+]
+
+
 def _read_torch(path: Path) -> Mapping[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises almost anything on a damaged file
         # torch's own message recommends to load the file without this protection: not passed on.
         found = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))

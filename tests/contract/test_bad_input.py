@@ -35,6 +35,7 @@ from recon_ray.cli import run_job
 from recon_ray.config import dump_yaml
 from recon_ray.config.schema import (
     CacheTeachersConfig,
+    EmbedConfig,
     EvaluateConfig,
     FewshotConfig,
     FinetuneConfig,
@@ -50,7 +51,9 @@ from recon_ray.config.schema import (
 )
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.models.recon import Recon
+from recon_ray.models.twotower import TwoTower
 from recon_ray.programs.cache_teachers import cache_teachers
+from recon_ray.programs.embed import embed
 from recon_ray.programs.evaluate import evaluate_classifier
 from recon_ray.programs.fewshot import fewshot
 from recon_ray.programs.finetune import finetune
@@ -248,6 +251,10 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ),
     ("data.limit=7", r"train\.global_batch_size=8: the split 'train' has only 7 samples"),
     # what does not exist
+    (
+        "model.kind=twotower",
+        r"eval\.enabled=true probes features of ReCon, which model\.kind=twotower does not have",
+    ),
     ("data.path=/absent/set", r"data\.path=/absent/set: no such folder; give the folder of a"),
     ("eval.split=val", r"eval\.split=val: .* has the splits train, test; choose one of them"),
     ("eval.split=train", r"eval\.split=train: it is trained on; choose a held-out split"),
@@ -313,6 +320,21 @@ def test_a_yaml_file_that_cannot_be_read_is_named_with_the_line(
 )
 def test_a_limit_of_a_stream_is_refused(jobs: Jobs, options: tuple[str, ...]) -> None:
     jobs.pretrain(*options).refused(2, r"data\.limit=8 needs data\.mode=shared, found data\.mode=")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["teacher.text.name=null"], r"distills from both teachers, found teacher\.text\.name=nu"),
+        (["loss.self_contrast=true"], r"has no class token for loss\.self_contrast=true; leave it"),
+        (["validation.every_epochs=1"], r"validation\.every_epochs=1 probes features of ReCon"),
+    ],
+)
+def test_two_towers_refuse_what_they_do_not_have(
+    jobs: Jobs, options: list[str], message: str
+) -> None:
+    given = ["model.kind=twotower", "eval.enabled=false", *options]
+    jobs.pretrain(*given).refused(2, message)
 
 
 def test_no_augmentation_cannot_run_on_the_device(jobs: Jobs) -> None:
@@ -1188,7 +1210,7 @@ def test_a_damaged_or_partial_cache_is_refused(jobs: Jobs, copy: Path, cache: Pa
     record["splits"] = {"test": record["splits"]["train"]}
     (cache / "_manifest.json").write_text(json.dumps(record))
     jobs.pretrain(*given).refused(
-        2, "holds features of test, not of 'train'; .*cache.splits=.train."
+        2, r"cache=.*: it does not fit \(it holds test, not 'train'\); .* make another: python"
     )
     (cache / "_manifest.json").unlink()
     jobs.pretrain(*given).refused(1, "is no finished teacher cache")
@@ -1371,6 +1393,10 @@ def _other_names(manifest: dict[str, Any]) -> None:
     manifest["classes"] = ["chair", "sofa", "mug"]
 
 
+def _of_episodes(manifest: dict[str, Any]) -> None:
+    manifest["tables"] = {"episodes": {"file": "episodes.parquet"}}
+
+
 def _empty_test(manifest: dict[str, Any]) -> None:
     manifest["splits"]["test"] |= {"rows": 0, "shards": []}
 
@@ -1402,6 +1428,11 @@ def _empty_test(manifest: dict[str, Any]) -> None:
             None,
             ("protocol=reference",),
             r"data\.num_points=64: protocol=reference samples 1024, 204",
+        ),
+        (
+            _of_episodes,
+            (),
+            r"data\.path=.*/copy: it holds the clouds of few-shot episodes, .*data\.episode=\[way",
         ),
         (None, ("model.num_groups=65",), r"model\.num_groups=65 is more than data\.num_points=64"),
         (None, ("model.num_heads=5",), r"model: .*embed_dim.*; change model"),
@@ -1496,6 +1527,7 @@ def run_downstream(jobs: Jobs, name: str, *arguments: object) -> Outcome:
         "zeroshot": (ZeroshotConfig, zeroshot),
         "linear_probe": (LinearProbeConfig, linear_probe),
         "partseg": (PartsegConfig, partseg),
+        "embed": (EmbedConfig, embed),
     }[name]
     given = [f"run.storage={jobs.runs}", "run.name=down", "cluster.workers=0"]
     given += ["data.num_points=64", *map(str, arguments)]
@@ -1542,6 +1574,12 @@ def encoder(tmp_path: Path) -> Path:
             "its features are 16 wide, the text projection .* gives 8",
         ),
         ("linear_probe", ("probe.knn=[1,25]",), 2, r"probe\.knn: 25 neighbours, .* 24 labeled"),
+        ("embed", ("init_from=null",), 2, r"init_from=<run folder or file of weights> must be"),
+        ("embed", ("data.path=null",), 2, r"data\.path=<prepared set> or files=\[a\.ply"),
+        ("embed", ("embed.splits=[val]",), 2, r"embed\.splits=val: .* has the splits train, test"),
+        ("embed", ("data.num_points=97",), 2, r"data\.num_points=97: .* holds 96 points a shape"),
+        ("embed", ("data.num_points=7",), 2, r"data\.num_points=7 is too few for the model's 8"),
+        ("embed", ("files=[absent.ply]",), 1, r"absent\.ply: cannot be read \(No such file"),
         ("partseg", (), 2, r"data\.path=.*: its shapes have no part labels"),
         ("partseg", ("test=only", "init_from=null"), 2, "test=only needs init_from=<weights"),
     ],
@@ -1558,6 +1596,20 @@ def test_what_a_downstream_job_cannot_do_is_refused(
     given = (f"init_from={encoder}", f"data.path={tiny_prepared.path}", *options)
     run_downstream(jobs, name, *given).refused(status, message)
     assert jobs.left_behind() == []
+
+
+def test_features_of_a_damaged_file_or_of_two_towers_are_refused(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, encoder: Path
+) -> None:
+    monkeypatch.chdir(jobs.folder)
+    Path("cut.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 9\nproperty float x\n")
+    refused = run_downstream(jobs, "embed", f"init_from={encoder}", "files=[cut.ply]")
+    refused.refused(1, r"cut\.ply: cannot be read \(")
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    towers = jobs.folder / "towers.safetensors"
+    save_weights(towers, TwoTower(**sizes).state_dict(), kind="twotower", architecture=sizes)
+    refused = run_downstream(jobs, "embed", f"init_from={towers}", "files=[cut.ply]")
+    refused.refused(1, r"holds the weights of a twotower model, which cannot start a")
 
 
 def test_part_segmentation_refuses_other_sets_splits_and_weights(

@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 FOLDERS: dict[str, str] = {
     "": "PretrainConfig",
     "prepare": "PrepareConfig",
+    "cache_teachers": "CacheTeachersConfig",
     "pretrain": "PretrainConfig",
     "finetune": "FinetuneConfig",
     "evaluate": "EvaluateConfig",

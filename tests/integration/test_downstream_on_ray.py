@@ -1,4 +1,4 @@
-"""Zero-shot, probes and part segmentation on a real Ray head: equality with one process."""
+"""Zero-shot, probes, features, part segmentation on a real Ray head: equality with one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from recon_ray.cli import run_job
+from recon_ray.config.schema import EmbedConfig
 from recon_ray.models.recon import Recon
+from recon_ray.programs.embed import embed
 from recon_ray.weights.files import save_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -67,6 +70,21 @@ def test_two_workers_classify_and_probe_as_one_process_does(run, workers, weight
     both = run("linear_probe", "both", *given, *probes, *workers)
     assert both["metrics"] == pytest.approx(alone["metrics"], abs=0.1)  # one of 11 shapes
     assert both["counts"]["encoded_clouds"] == 2 * 22
+
+
+def test_two_workers_write_the_same_features_as_one_process(
+    run, workers, weights, tiny_prepared, tmp_path
+):
+    given = (f"init_from={weights}", f"data.path={tiny_prepared.path}", "runtime.threads=1")
+    own = (f"run.storage={tmp_path / 'runs'}", "run.name=here", "data.num_points=64")
+    given_here = [*given, *own, "cluster.workers=0"]
+    assert run_job("embed", EmbedConfig, embed, arguments=given_here) == 0
+    assert run("embed", "there", *given, *workers)["counts"]["shapes"] == {"train": 24, "test": 12}
+    here, there = (tmp_path / "runs" / name / "embeddings" for name in ("here", "there"))
+    parts = sorted(path.relative_to(here) for path in here.rglob("*.parquet"))
+    assert len(parts) == 6
+    for part in parts:
+        assert (there / part).read_bytes() == (here / part).read_bytes()
 
 
 @pytest.mark.long

@@ -38,6 +38,11 @@ from recon_ray.config.schema.downstream import (
     FinetuneConfig,
     VotingSection,
 )
+from recon_ray.config.schema.embed import (
+    EmbedConfig,
+    EmbeddedDataSection,
+    EmbedSection,
+)
 from recon_ray.config.schema.fewshot import (
     FewshotConfig,
     FewshotSection,
@@ -113,6 +118,9 @@ __all__ = [
     "DataSection",
     "DoctorConfig",
     "DoctorSection",
+    "EmbedConfig",
+    "EmbedSection",
+    "EmbeddedDataSection",
     "EncodersSection",
     "EvaluateConfig",
     "EvaluatedDataSection",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recon_ray.config.schema.base import Count, Location, Positive, Section
 from recon_ray.config.schema.data import DataSection, PrepareSection
 from recon_ray.config.schema.training import ModelSection, TeacherSection, TrainingConfig
+
+_NOT_PROBED = (
+    "probes features of ReCon, which model.kind=twotower does not have (fine-tuning measures it: "
+    "configs/finetune/scan_hardest_twotower.yaml)"
+)
 
 
 class LossSection(Section):
@@ -72,3 +77,25 @@ class PretrainConfig(TrainingConfig):
     validation: ValidationSection = Field(
         ValidationSection(), description="Validation while training."
     )
+
+    @model_validator(mode="after")
+    def _two_towers_have_what_they_need(self) -> PretrainConfig:
+        """The ablation has both teachers, no class token and no published features."""
+        if self.model.kind != "twotower":
+            return self
+        for name in ("image", "text"):
+            if getattr(self.teacher, name).name is None:
+                raise ValueError(
+                    f"model.kind=twotower distills from both teachers, found teacher.{name}.name="
+                    "null; name one"
+                )
+        if self.loss.self_contrast:
+            raise ValueError(
+                "model.kind=twotower has no class token for loss.self_contrast=true; leave it out"
+            )
+        if self.eval.enabled:
+            raise ValueError(f"eval.enabled=true {_NOT_PROBED}; set eval.enabled=false")
+        if self.validation.every_epochs is not None:
+            every = self.validation.every_epochs
+            raise ValueError(f"validation.every_epochs={every} {_NOT_PROBED}; leave it out")
+        return self

@@ -54,11 +54,13 @@ class CacheSection(Section):
         "epoch e of a training reads copy e modulo their number.",
     )
     splits: tuple[str, ...] = Field(
-        ("train",), description="Splits whose pictures are encoded; training reads train only."
+        ("train",),
+        description="Splits whose pictures are encoded: those of the training's data.train_splits.",
     )
     batch_size: Count = Field(64, description="Pictures of a forward pass.")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="What the teacher computes in; online it is fp32."
+        "fp32",
+        description="What the teacher computes in; online it is the step's (runtime.precision).",
     )
 
 

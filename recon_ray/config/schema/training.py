@@ -22,6 +22,11 @@ from recon_ray.config.schema.data import SetSection
 class ModelSection(Section):
     """A preset and what differs from it. An empty value keeps the preset's."""
 
+    kind: Literal["recon", "twotower"] = Field(
+        "recon",
+        description="recon, or the paper's ablation twotower, which reconstructs and distills in "
+        "separate encoders.",
+    )
     preset: Literal["nano", "tiny", "small", "base"] = Field(
         "base", description="Named architecture (paper: tiny, small, base; nano is for CPUs)."
     )
@@ -41,7 +46,8 @@ class ModelSection(Section):
 
     def overrides(self) -> dict[str, int | float | str]:
         """The architecture options that differ from the preset."""
-        return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
+        given = self.model_dump(exclude={"kind", "preset"})
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ImageEncoderSection(Section):

@@ -25,9 +25,10 @@ from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError, ReconError
 from recon_ray.programs.episode_sets import open_episode, shared_clouds
 from recon_ray.programs.fewshot import fewshot
-from recon_ray.programs.finetune import finetune
+from recon_ray.programs.finetune import finetune, open_set
 from recon_ray.programs.sweep import sweep
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 TINY = {
     "model": {
         "preset": "nano", "embed_dim": 24, "depth": 1, "num_heads": 2, "num_groups": 8,
@@ -337,6 +338,27 @@ def test_shared_clouds_are_taken_without_reading(
     config = base.model_copy(update={"data": base.data.model_copy(update={"episode": (2, 3, 1)})})
     with shared_clouds(shared):
         assert open_episode(config, tiny_prepared).splits["train"].rows == 6
+
+
+def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
+) -> None:
+    for name in ("fewshot", "fewshot_linear", "fewshot_mlp3"):
+        config = load(FinetuneConfig, [str(CONFIGS / "finetune" / f"{name}.yaml")]).config
+        assert (config.data.episode, config.cluster.workers) == ((5, 10, 0), 0)
+    for name in ("full", "linear", "mlp3"):
+        everything = load(FewshotConfig, [str(CONFIGS / "fewshot" / f"{name}.yaml")]).config
+        assert everything.data.episode is None
+        assert len(everything.fewshot.episodes) == 40
+    assert everything.data.episodes == config.data.episodes == "datasets/episodes"
+    given = (
+        str(CONFIGS / "finetune" / "fewshot_linear.yaml"), f"data.path={tiny_prepared.path}",
+        f"data.episodes={episodes}", "data.episode=[2, 3, 1]", "data.num_points=64",
+        "protocol=sound",
+    )  # fmt: skip
+    found = open_set(load(FinetuneConfig, given).config)
+    assert len(found.classes) == 2
+    assert {name: split.rows for name, split in found.splits.items()} == {"train": 6, "test": 8}
 
 
 def test_episodes_that_do_not_fit_are_refused(

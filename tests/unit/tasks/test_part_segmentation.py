@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,7 @@ from recon_ray.weights.files import save_reference, save_weights
 SIZES: dict[str, Any] = {
     "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
 }  # fmt: skip
+PUBLISHED_METRICS = ("train_acc", "test_acc", "class_avg_iou", "inctance_avg_iou")
 NARROW = {"propagation_widths": (32, 24), "head_widths": (24, 16)}
 
 
@@ -182,6 +184,9 @@ def test_a_finished_run_and_a_file_of_it_score_the_same(config, tmp_path):
 
     weights = find_weights(tmp_path / "runs" / "run")
     save_reference(tmp_path / "seg.pth", weights)
+    state = torch.load(tmp_path / "seg.pth", weights_only=True)
+    metrics = dict.fromkeys(PUBLISHED_METRICS, np.float64(0.5))  # as the published scripts do
+    torch.save({"epoch": 3, **metrics, **state}, tmp_path / "seg.pth")
     for number, spec in enumerate((tmp_path / "runs" / "run", tmp_path / "seg.pth")):
         again = changed(
             config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,16 +12,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recon_ray.cli import Job
+from recon_ray.cli import Job, run_job
+from recon_ray.config import load
 from recon_ray.config.schema import CacheTeachersConfig, PretrainConfig
 from recon_ray.data.batches import IndexedTable, make_batch
 from recon_ray.data.files import write_table
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.schema import tensor_column
+from recon_ray.errors import ConfigError
 from recon_ray.points.random import SampleGenerator
 from recon_ray.programs.cache_teachers import cache_teachers
 from recon_ray.programs.pretrain import make_task, pretrain
+from recon_ray.tasks.teachers import cache_command
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 COPIES = 2
 
 
@@ -152,6 +157,43 @@ def test_the_cache_of_the_runs_seed_is_preferred_and_another_serves_too(tiny_con
     assert make_task(config, copy).stored.image.shape == (3, 32)
     make_cache(config, seed=3, copies=1)
     assert make_task(config, copy).stored.image.shape == (1, 32)
+
+
+def test_the_command_that_training_suggests_makes_what_it_needs(tiny_config, copy, tmp_path):
+    given = (
+        str(CONFIGS / "pretrain" / "base.yaml"), f"data.path={copy.path}", "data.num_points=64",
+        "model.preset=nano", "teacher.image.name=descriptor:32", "teacher.text.name=descriptor:32",
+        "teacher.image.mode=cached",
+    )  # fmt: skip
+    config = load(PretrainConfig, given).config
+
+    def suggested() -> list[str]:
+        with pytest.raises(
+            ConfigError, match=r"make them: python jobs/cache_teachers\.py"
+        ) as caught:
+            make_task(config, copy)
+        return shlex.split(str(caught.value).partition("make them: ")[2])[2:]
+
+    words = suggested()
+    here = ["cluster.workers=0", "cache.copies=1", f"run.storage={tmp_path}"]
+
+    def cache(name: str, given: list[str]) -> int:
+        given = [*given, *here, f"run.name={name}"]
+        return run_job("cache_teachers", CacheTeachersConfig, cache_teachers, arguments=given)
+
+    assert cache("half", [word for word in words if not word.startswith("cache.splits")]) == 0
+    assert suggested() == words  # the half of it is not enough
+    assert cache("whole", words) == 0
+    found = make_task(config, copy).stored.image
+    assert [path.parent.name for path in found.files] == ["train"] * 4 + ["test"] * 2
+
+
+@pytest.mark.parametrize("size", ["base", "small", "tiny"])
+def test_the_shipped_cache_is_the_one_of_the_shipped_pre_training(size):
+    config = load(PretrainConfig, [str(CONFIGS / "pretrain" / f"{size}.yaml")]).config
+    words = shlex.split(cache_command(config))[2:]
+    shipped = [str(CONFIGS / "cache_teachers" / "published.yaml")]
+    assert load(CacheTeachersConfig, words).config == load(CacheTeachersConfig, shipped).config
 
 
 def test_a_second_run_of_the_job_encodes_nothing(tiny_config, copy):

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -131,6 +134,62 @@ def test_the_references_names_in_safetensors_are_read_too(tmp_path: Path) -> Non
     assert same(read_file(tmp_path / "w.safetensors"), weights)
 
 
+METRICS = {
+    "train_acc": np.float64(0.95),
+    "test_acc": np.float32(0.5),
+    "class_avg_iou": np.float64(0.85),
+    "epoch": np.int64(299),
+    "done": np.bool_(True),
+}
+
+
+def write_pickle(content: object, path: Path, *, module: str) -> None:
+    """Write a torch file in which numpy's scalars are called what a numpy of another age does."""
+    torch.save(content, path.with_suffix(".now"))
+    with zipfile.ZipFile(path.with_suffix(".now")) as now, zipfile.ZipFile(path, "w") as then:
+        for name in now.namelist():
+            data = now.read(name)
+            if name.endswith("/data.pkl"):
+                assert b".multiarray" in data
+                data = re.sub(rb"numpy\._?core\.multiarray", module.encode(), data)
+            then.writestr(name, data)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numpys_numbers_beside_the_weights_are_read_as_plain_ones(
+    module: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "best_model.pth"
+    write_pickle({**published("partseg"), **METRICS}, path, module=module)
+    found = read_file(path)
+    assert same(found, make_weights("partseg"))
+    assert found.extra == METRICS
+    assert {type(value) for value in found.extra.values()} == {float, int, bool}
+
+
+def test_numbers_of_either_byte_order_are_read(tmp_path: Path) -> None:
+    swapped = np.array([0.85], dtype=">f8")[0]
+    content = {
+        **published("partseg"),
+        "class_avg_iou": swapped,
+        "other": Scalar(">f8", b"?\xf0" + bytes(6)),
+    }
+    torch.save(content, tmp_path / "w.pth")
+    extra = read_file(tmp_path / "w.pth").extra
+    assert (extra["class_avg_iou"], extra["other"]) == (0.85, 1.0)
+
+
+class Scalar:
+    """Is pickled as a scalar of numpy, of any type."""
+
+    def __init__(self, code: str, content: object) -> None:
+        self.code, self.content = code, content
+
+    def __reduce__(self) -> tuple:
+        make = np.float64(0).__reduce__()[0]
+        return make, (np.dtype(self.code), self.content)
+
+
 class Payload:
     """Stands for code hidden in a pickle."""
 
@@ -142,6 +201,13 @@ class Payload:
     ("content", "message"),
     [
         ({"base_model": Payload()}, r"it holds more than plain data \((posix|nt)\.system\) and is"),
+        (
+            {"base_model": {}, "acc": np.float64(1), "epoch": Payload()},
+            r"it holds more than plain data \((posix|nt)\.system\) and is",
+        ),
+        ({"acc": Scalar("O", [])}, "it cannot be read as a weights file"),
+        ({"acc": Scalar("V8", bytes(8))}, "it cannot be read as a weights file"),
+        ({"acc": Scalar("f8", bytes(4))}, "it cannot be read as a weights file"),
         ({"base_model": {"bert.layer.0": torch.zeros(1)}}, "another family of models .*bert.layer"),
         (
             {"model.encoder.blocks.global_blocks.0.norm1.weight": torch.zeros(1)},
