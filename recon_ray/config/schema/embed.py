@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, ProtocolConfig, Section
+from recon_ray.config.schema.base import Count, Location, ProtocolConfig, Section
 from recon_ray.config.schema.downstream import Normalization
 from recon_ray.config.schema.weights import ForeignModelSection
 
@@ -15,7 +15,7 @@ from recon_ray.config.schema.weights import ForeignModelSection
 class EmbeddedDataSection(Section):
     """The prepared set whose shapes are encoded, and how points are brought to the model."""
 
-    path: str | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
+    path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
     num_points: Count = Field(
         1024,
         description="Points of a cloud that the model is given, the farthest ones; a file that has "
@@ -45,7 +45,7 @@ class EmbedConfig(ProtocolConfig):
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto continues the run of this name, never sets it aside."
     )
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         None,
         description="Weights with an encoder: run folder, checkpoint, file or published name.",
     )
