@@ -24,6 +24,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
 from recon_ray.train.packing import FORMAT, Packed, expendable
+from recon_ray.train.storage import open_filesystem
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +42,6 @@ MANIFEST = "MANIFEST.json"
 BEST = "best.json"
 #: Waits between the attempts to write to an object store.
 RETRY_SECONDS = (1.0, 4.0)
-
-
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Give the file system and the path inside it of a folder or URI."""
-    if "://" in uri:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return pafs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 @dataclass(frozen=True)
@@ -103,36 +97,39 @@ class CheckpointStore:
         Raises:
             CheckpointError: If the storage refuses, a full disk for example; older ones stay.
         """
-        if packed.name not in self.names():
-            for waited in RETRY_SECONDS[: None if not self.is_local else 0]:
-                try:
-                    self._save(packed)
-                    break
-                except CheckpointError as error:
-                    logger.warning("%s; trying again in %g s", error, waited)
-                    time.sleep(waited)
-            else:
-                self._save(packed)
-        if packed.best is not None:
-            self._mark(packed.best)
+        for waited in RETRY_SECONDS[: None if not self.is_local else 0]:
+            try:
+                self._add(packed)
+                break
+            except CheckpointError as error:
+                logger.warning("%s; trying again in %g s", error, waited)
+                time.sleep(waited)
+        else:
+            self._add(packed)
         best = None if packed.best is None else packed.best["name"]
-        for old in expendable(self.names(), keep=self.keep, every=self.keep_every, best=best):
-            self._remove(self.path(old))
+        try:
+            for old in expendable(self.names(), keep=self.keep, every=self.keep_every, best=best):
+                self._remove(self.path(old))
+        except (CheckpointError, OSError) as error:
+            logger.warning("%s: older checkpoints could not be deleted (%s)", self.uri, error)
 
     def clean(self) -> list[str]:
         """Remove what interrupted commits have left behind, and give its names.
 
         To be called when nobody else writes: at the start of a run.
         """
-        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-        whole = set(self.names())
-        left = [
-            info.base_name
-            for info in infos
-            if info.base_name.startswith((".tmp-step-", "step-")) and info.base_name not in whole
-        ]
-        for name in left:
-            self._remove(self.path(name))
+        try:
+            whole = set(self.names())
+            left = [
+                name
+                for name in self._folders()
+                if name.startswith((".tmp-step-", "step-")) and name not in whole
+            ]
+            for name in left:
+                self._remove(self.path(name))
+        except (CheckpointError, OSError) as error:
+            logger.warning("%s: it was not looked for unfinished commits (%s)", self.uri, error)
+            return []
         return left
 
     def best(self) -> dict[str, Any] | None:
@@ -142,9 +139,9 @@ class CheckpointStore:
             CheckpointError: If the file that says so is damaged.
         """
         path = f"{self._root}/{BEST}"
-        if not self._exists(path):
-            return None
         try:
+            if not self._exists(path):
+                return None
             with self._fs.open_input_stream(path) as stream:
                 best = dict(json.loads(stream.read()))
             return best if best["name"] in self.names() else None
@@ -152,6 +149,26 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); name one of the checkpoints beside it"
             ) from error
+
+    def selected(self) -> str | None:
+        """Name of the best checkpoint where one was chosen by validation, else of the newest.
+
+        Raises:
+            CheckpointError: If ``best.json`` is damaged, or the storage cannot be reached.
+        """
+        best = self.best()
+        return best["name"] if best is not None else next(reversed(self.names()), None)
+
+    def hash_of_model(self, name: str) -> str:
+        """SHA-256 that names a checkpoint's model, by its manifest: its weights, and what it is.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or its manifest is damaged.
+        """
+        manifest = self._read_manifest(self.path(name))
+        weights = manifest["files"]["model.pt"]["sha256"]
+        content = [manifest["architecture"], manifest.get("records"), weights]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def load_selected(self) -> Checkpoint | None:
         """Load the best checkpoint where one was chosen by validation, else the newest.
@@ -161,6 +178,12 @@ class CheckpointStore:
         """
         best = self.best()
         return self.load_latest() if best is None else self.load(best["name"])
+
+    def _add(self, packed: Packed) -> None:
+        if packed.name not in self.names():
+            self._save(packed)
+        if packed.best is not None:
+            self._mark(packed.best)
 
     def _save(self, packed: Packed) -> None:
         name = packed.name
@@ -172,7 +195,8 @@ class CheckpointStore:
                 self._remove(self.path(name))
                 Path(target).rename(self.path(name))
         except BaseException as error:  # Ctrl-C too leaves no half checkpoint
-            self._remove(target)
+            with suppress(OSError):
+                self._remove(target)
             if not isinstance(error, OSError):
                 raise
             raise _refused(self.path(name), error) from error
@@ -188,10 +212,23 @@ class CheckpointStore:
             raise _refused(path, error) from error
 
     def names(self) -> list[str]:
-        """Folder names of the complete checkpoints, oldest first."""
-        infos = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-        names = sorted(info.base_name for info in infos if info.base_name.startswith("step-"))
-        return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+        """Folder names of the complete checkpoints, oldest first.
+
+        Raises:
+            CheckpointError: If the storage cannot be reached.
+        """
+        try:
+            names = sorted(name for name in self._folders() if name.startswith("step-"))
+            return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.uri}: the checkpoints there cannot be listed ({error}); see that the "
+                "storage can be reached and read"
+            ) from error
+
+    def _folders(self) -> list[str]:
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        return [info.base_name for info in self._fs.get_file_info(selector)]
 
     def load(self, name: str) -> Checkpoint:
         """Load a checkpoint after comparing every file with the manifest.
@@ -295,6 +332,8 @@ class CheckpointStore:
         if self.is_local:
             shutil.rmtree(path, ignore_errors=True)
         elif self._exists(path):
+            if self._exists(f"{path}/{MANIFEST}"):  # first: without it the rest does not count
+                self._fs.delete_file(f"{path}/{MANIFEST}")
             self._fs.delete_dir(path)
 
 

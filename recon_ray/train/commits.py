@@ -174,8 +174,8 @@ class Commits:
             self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
 
         def send() -> None:
+            folder.publish()  # first: a checkpoint without its records would leave a gap in them
             store.write(packed)
-            folder.publish()
 
         return self._uploader.submit(send)
 

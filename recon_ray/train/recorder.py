@@ -8,10 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard.summary import scalar
 
 from recon_ray.train.events import EventFile
+from recon_ray.train.runtime import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,16 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+def read_records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``, without a last one that is half written.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    text = folder.read("metrics.jsonl") or ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 class Recorder:

@@ -22,7 +22,7 @@ from test_fit import assert_same_weights, changed, losses, pretrain_here
 from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
-from recon_ray.train import checkpoint, commits
+from recon_ray.train import checkpoint, commits, storage
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
 from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
@@ -509,7 +509,7 @@ class _Filesystems:
 def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
     tiny_config, tiny_prepared, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint, "pafs", _Filesystems())
+    monkeypatch.setattr(storage, "pafs", _Filesystems())
     memory = fsspec.filesystem("memory")
     options = {"eval": {"enabled": False}, "train": {"ledger": True, "keep_checkpoints": 1}}
     config = changed(tiny_config, **options)
