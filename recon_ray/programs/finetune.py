@@ -43,6 +43,7 @@ from recon_ray.tasks.classification import (
 from recon_ray.tasks.clouds import pipeline_of
 from recon_ray.tasks.confusion import overall_accuracy
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.storage import join
 from recon_ray.weights.files import LoadedWeights
 from recon_ray.weights.load import compare
 
@@ -263,7 +264,7 @@ def _measure(
     found = evaluate(
         partial(
             AccuracyEvaluation,
-            {name: f"{run.folder.checkpoints}/{step}" for name, step in names.items()},
+            {name: join(run.folder.checkpoints, step) for name, step in names.items()},
             config.data.test_split,
             task.pipeline.test(),
             len(prepared.classes),

@@ -34,14 +34,12 @@ from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
 from recon_ray.train.packing import FORMAT, Packed, expendable
-from recon_ray.train.storage import open_filesystem
+from recon_ray.train.storage import RETRY_SECONDS, open_filesystem
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
-#: Waits between the attempts to write to an object store.
-RETRY_SECONDS = (1.0, 4.0)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
@@ -147,7 +148,7 @@ class Lease:
         self._own = replace(self._own, beat=self._own.beat + 1)
         try:
             self._write(self._own)
-        except OSError as error:  # a full disk is left to whoever writes next
+        except (OSError, ArrowInvalid) as error:  # a full disk is left to whoever writes next
             logger.debug("%s: %s", self._path, error)
         return None
 
@@ -214,7 +215,7 @@ def _end(fs: pafs.FileSystem, path: str, key: str, stopped: threading.Event) -> 
     if found is not None and found.key == key:
         try:
             fs.delete_file(path)
-        except OSError as error:
+        except (OSError, ArrowInvalid) as error:  # this: the process ends, and S3 before it
             logger.debug("%s: %s", path, error)
 
 

@@ -7,10 +7,12 @@ one of Ray Train; :class:`LocalRuntime` runs in this process and writes the same
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +27,9 @@ from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.inference import Inference
 from recon_ray.train.notices import Notice, stop_requested
-from recon_ray.train.storage import absolute, join, open_filesystem
+from recon_ray.train.storage import RETRY_SECONDS, absolute, join, open_filesystem
+
+logger = logging.getLogger(__name__)
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -124,10 +128,16 @@ class RunFolder:
         """
         if self.is_local:
             return
-        try:
-            pafs.copy_files(str(self.local), self._root, pafs.LocalFileSystem(), self._fs)
-        except OSError as error:
-            raise self._refused(self.uri, error) from error
+        for waited in (*RETRY_SECONDS, None):
+            try:
+                pafs.copy_files(str(self.local), self._root, pafs.LocalFileSystem(), self._fs)
+                return
+            except OSError as error:
+                refused = self._refused(self.uri, error)
+                if waited is None:
+                    raise refused from error
+                logger.warning("%s; trying again in %g s", refused, waited)
+                time.sleep(waited)
 
     def fetch(self, name: str) -> None:
         """Bring a file of an earlier attempt from the object store, to be continued."""
@@ -159,10 +169,10 @@ class RunFolder:
         shutil.move(self.local, target)
         return str(target)
 
-    @staticmethod
-    def _refused(path: Path | str, error: OSError) -> CheckpointError:
+    def _refused(self, path: Path | str, error: OSError) -> CheckpointError:
+        way = "free space" if self.is_local else "see that the storage can be reached and written,"
         return CheckpointError(
-            f"{path}: it could not be written ({_reason(error)}); free space or choose another "
+            f"{path}: it could not be written ({_reason(error)}); {way} or choose another "
             "run.storage"
         )
 

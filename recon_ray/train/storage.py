@@ -10,6 +10,9 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
+#: Waits between the attempts to write to an object store.
+RETRY_SECONDS = (1.0, 4.0)
+
 
 def is_uri(place: str) -> bool:
     """Whether a place is a URI rather than a path."""
