@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.stream import SplitBlocks
+from recon_ray.errors import CheckpointError
 from recon_ray.machine import cpu_count
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
@@ -114,7 +114,7 @@ def evaluate(
         payload = _Payload(
             make_evaluation=make_evaluation,
             blocks=put_tables(named, options.columns),
-            folder=_uri(folder),
+            folder=folder.place,
             inference=_inference(runtime, on_gpu=plan.gpus_per_worker > 0),
             ops_backend=runtime.ops_backend,
             driver_ops=ops.backend(),
@@ -156,7 +156,7 @@ def _run_on_ray(
         scaling_config=scaling(cluster, plan),
         run_config=RunConfig(
             name=RAY_FOLDER,
-            storage_path=_uri(folder),
+            storage_path=folder.place,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
         dataset_config=DataConfig(datasets_to_split=[]),
@@ -164,8 +164,8 @@ def _run_on_ray(
     try:
         return dict(outcome_of(payload.messenger, trainer.fit)["result"])
     finally:
-        if folder.is_local:
-            shutil.rmtree(folder.local / RAY_FOLDER, ignore_errors=True)
+        with contextlib.suppress(CheckpointError):
+            folder.remove(RAY_FOLDER)
 
 
 def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +208,3 @@ def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) 
 def _inference(runtime: RuntimeSection, *, on_gpu: bool) -> Inference:
     precision = resolve_precision(runtime.precision, on_gpu=on_gpu)
     return Inference(precision, runtime.compile, runtime.cuda_graph == "auto")
-
-
-def _uri(folder: RunFolder) -> str:
-    return folder.uri if "://" in folder.uri else str(folder.local)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pyarrow.fs import FileSelector
 
-from recon_ray.train.checkpoint import open_filesystem
 from recon_ray.train.runtime import RunFolder
+from recon_ray.train.storage import join, open_filesystem
 
 Status = Literal["done", "stopped", "failed", "waiting"]
 RESULT, STOPPED, FAILURE = "result.json", "stopped.json", "failure.txt"
@@ -34,11 +34,11 @@ class Ledger:
     @property
     def storage(self) -> str:
         """``run.storage`` of the trials."""
-        return f"{self.uri.rstrip('/')}/trials"
+        return join(self.uri, "trials")
 
     def folder(self, name: str) -> RunFolder:
         """The run folder of a trial."""
-        return RunFolder(f"{self.storage}/{name}")
+        return RunFolder(join(self.storage, name))
 
     def names(self) -> list[str]:
         """Trials that were begun: their folders with a ``config.yaml``, by name."""
@@ -79,13 +79,7 @@ class Ledger:
 
     def clear(self, name: str) -> None:
         """Forget an earlier failure, before a trial runs again."""
-        folder = self.folder(name)
-        if folder.read(FAILURE) is None:
-            return
-        if folder.is_local:
-            (folder.local / FAILURE).unlink()
-        else:  # an object store keeps it; a result.json outweighs it
-            folder.write(FAILURE, "it was started again and has not ended\n")
+        self.folder(name).remove(FAILURE)
 
     def _record(self, name: str, file: str) -> dict[str, Any] | None:
         text = self.folder(name).read(file)

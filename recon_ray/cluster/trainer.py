@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
-from pyarrow import fs as pafs
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -446,9 +445,4 @@ def _forget_snapshot(folder: RunFolder) -> None:
 
     The store finds and verifies checkpoints by itself.
     """
-    filesystem, path = pafs.LocalFileSystem(), str(folder.local / "checkpoints")
-    if "://" in folder.uri:
-        filesystem, path = pafs.FileSystem.from_uri(folder.checkpoints)
-    snapshot = f"{path}/checkpoint_manager_snapshot.json"
-    if filesystem.get_file_info(snapshot).type != pafs.FileType.NotFound:
-        filesystem.delete_file(snapshot)
+    folder.remove("checkpoints/checkpoint_manager_snapshot.json")

@@ -25,6 +25,7 @@ from recon_ray.cluster.board import Board
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.cluster.trials import Trial, TrialJob, TrialPlan
 from recon_ray.train.runtime import RunFolder
+from recon_ray.train.storage import is_uri
 
 #: Tune's own folder in the run's; it goes again.
 TUNE_FOLDER = ".ray-tune"
@@ -97,7 +98,7 @@ def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
 
 def _tune_storage(job: TrialJob) -> tuple[str, bool]:
     """Where Tune keeps its own state, which nobody reads: beside the trials if that is a folder."""
-    if "://" in job.folder:
+    if is_uri(job.folder):
         return tempfile.mkdtemp(prefix="recon-tune-"), True
     return str(Path(job.folder).absolute()), False
 
@@ -131,6 +132,7 @@ def _trainable(config: dict[str, Any], payload: _Payload) -> None:
 def _logging_to(folder: RunFolder) -> Iterator[None]:
     """Write the log of a trial to its folder."""
     folder.local.mkdir(parents=True, exist_ok=True)
+    folder.fetch(LOG)  # of an earlier attempt
     handler = logging.FileHandler(folder.local / LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     own = logging.getLogger("recon_ray")

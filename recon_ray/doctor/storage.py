@@ -15,7 +15,7 @@ from recon_ray.data.prepared import PreparedSet
 from recon_ray.doctor.findings import Finding
 from recon_ray.doctor.machine import gigabytes
 from recon_ray.errors import ConfigError, ReconError
-from recon_ray.train.checkpoint import open_filesystem
+from recon_ray.train.storage import open_filesystem
 
 #: What is written to measure the storage.
 TRIAL_BYTES = 16 * 1024**2

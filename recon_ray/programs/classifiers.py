@@ -16,6 +16,7 @@ from recon_ray.tasks.classification import CLASSIFIERS
 from recon_ray.tasks.confusion import class_accuracy, overall_accuracy, per_class
 from recon_ray.tasks.linear_probe import REFERENCE_BATCH
 from recon_ray.tasks.weights import find_weights
+from recon_ray.train.storage import absolute
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.files import LoadedWeights
 
@@ -42,7 +43,7 @@ def load_start(spec: str | None, **sizes: Any) -> tuple[str | None, LoadedWeight
     known = {**CATALOG[spec].sizes, **_given(sizes)} if published else sizes
     place = str(find_published(spec)) if published else spec
     weights = find_weights(place, **known)
-    return place if "://" in place else str(Path(place).absolute()), weights
+    return absolute(place), weights
 
 
 def check_points(prepared: PreparedSet, num_points: int, *, follows_reference: bool) -> None:

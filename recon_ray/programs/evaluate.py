@@ -24,6 +24,7 @@ from recon_ray.programs.classifiers import (
     describe_set,
     load_start,
 )
+from recon_ray.programs.inputs import inputs_of
 from recon_ray.programs.run import Run, open_run
 from recon_ray.tasks.clouds import CloudPipeline, pipeline_of
 from recon_ray.tasks.confusion import overall_accuracy
@@ -62,9 +63,6 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
         cluster=config.cluster,
         runtime=config.runtime,
     )
-    from recon_ray.programs.figures import draw_classification  # matplotlib, after the workers
-
-    draw_classification(run.folder, np.array(found["confusion"]), prepared.classes)
     return _finish(run, config, prepared, found)
 
 
@@ -99,6 +97,7 @@ def _plan(
         config.eval.batch_size,
         config.run.seed,
         config.eval.save_every_seconds,
+        inputs_of(config),
     )
     return make, weights, pipeline
 
@@ -133,6 +132,8 @@ def _pipeline(
 def _finish(
     run: Run, config: EvaluateConfig, prepared: PreparedSet, found: dict[str, Any]
 ) -> JobResult:
+    from recon_ray.programs.figures import draw_classification  # matplotlib, after the workers
+
     matrix, rounds = np.array(found["confusion"]), found["rounds"]
     metrics = {"accuracy": overall_accuracy(matrix), **vote_summary(rounds)}
     counts = {**found["counts"], "votes": len(rounds), "repeats": config.eval.repeats}
@@ -141,6 +142,7 @@ def _finish(
         table=_summary(metrics, matrix, prepared.classes),
         selection=_selection(config),
         counts={**counts, "workers": config.cluster.max_workers},
+        draw=partial(draw_classification, run.folder, matrix, prepared.classes),
         protocol=config.protocol,
         init_from=config.init_from,
         data=str(prepared.path),

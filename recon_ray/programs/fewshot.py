@@ -21,7 +21,7 @@ from recon_ray.programs.episode_sets import SharedClouds, read_clouds
 from recon_ray.programs.report import SweepStory, write_report
 from recon_ray.programs.run import Run, open_run
 from recon_ray.programs.sweep import finish_trials
-from recon_ray.programs.trial_runs import TrialWork, run_trials
+from recon_ray.programs.trial_runs import TrialWork, refuse_stale, run_trials
 from recon_ray.programs.trial_tables import (
     DEVIATION,
     Spread,
@@ -61,7 +61,8 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
     if job.dry_run:
         return _dry_run(trials, shared)
     run = open_run("fewshot", config, label=config.train.tune, resume=config.resume)
-    trial_job = _trial_job(run, config, base, shared)
+    work, trial_job = _trial_job(run, config, base, shared)
+    refuse_stale(run, trial_job.ledger, trials, work.config_of, called={})
     megabytes = shared.nbytes / 1e6
     logger.info("%d episodes share %d clouds (%.1f MB)", len(trials), shared.count, megabytes)
     run_trials(trial_job, config.cluster, trials, run=run)
@@ -102,11 +103,11 @@ def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
 
 def _trial_job(
     run: Run, config: FewshotConfig, base: FinetuneConfig, shared: SharedClouds
-) -> TrialJob:
-    uri = run.folder.uri
-    ledger = Ledger(uri if "://" in uri else str(Path(uri).absolute()))
-    return TrialJob(
-        run=TrialWork("finetune", base, ledger.storage, "val/accuracy"),
+) -> tuple[TrialWork, TrialJob]:
+    ledger = Ledger(run.folder.place)
+    work = TrialWork("finetune", base, ledger.storage, "val/accuracy")
+    return work, TrialJob(
+        run=work,
         folder=ledger.uri,
         section="fewshot",
         options=config.fewshot,

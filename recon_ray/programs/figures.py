@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,7 +17,9 @@ from recon_ray.points.random import SampleGenerator
 from recon_ray.programs.chosen_shapes import ChosenShape, shapes_of_set
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.events import EventFile
+from recon_ray.train.recorder import read_records
 from recon_ray.train.runtime import RunFolder
+from recon_ray.train.storage import join
 from recon_ray.visualize.figures import curve_figure, draw_confusion, draw_per_class
 from recon_ray.visualize.mesh import point_mesh
 from recon_ray.visualize.ply import Array, to_numpy
@@ -75,7 +76,7 @@ def writing_figures(folder: RunFolder) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder.local / 'figures'}: a figure could not be written "
+            f"{join(folder.uri, 'figures')}: a figure could not be written "
             f"({error.strerror or error}); free space there, then start the same run again"
         ) from error
 
@@ -120,8 +121,7 @@ def write_meshes(folder: RunFolder, views: Sequence[ShapeView], step: int = 0) -
 
 
 def _draw_curves(folder: RunFolder) -> None:
-    lines = (folder.local / "metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "train/loss" in record]
+    records = [record for record in read_records(folder) if "train/loss" in record]
     if not records:
         return
     names = [name for name in records[0] if name.startswith("train/loss")]

@@ -43,6 +43,7 @@ from recon_ray.tasks.classification import (
 from recon_ray.tasks.clouds import pipeline_of
 from recon_ray.tasks.confusion import overall_accuracy
 from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.storage import join
 from recon_ray.weights.files import LoadedWeights
 from recon_ray.weights.load import compare
 
@@ -75,9 +76,6 @@ def finetune(job: Job[FinetuneConfig]) -> JobResult:
     run = open_run("finetune", config, label=config.train.tune, resume=config.resume)
     outcome = _train(run, config, prepared)
     assert outcome is not None
-    from recon_ray.programs.figures import draw_classification  # matplotlib, after the workers
-
-    draw_classification(run.folder, outcome.matrices[outcome.selected], prepared.classes)
     return _finish(run, config, prepared, outcome)
 
 
@@ -266,7 +264,7 @@ def _measure(
     found = evaluate(
         partial(
             AccuracyEvaluation,
-            {name: f"{run.folder.checkpoints}/{step}" for name, step in names.items()},
+            {name: join(run.folder.checkpoints, step) for name, step in names.items()},
             config.data.test_split,
             task.pipeline.test(),
             len(prepared.classes),
@@ -295,6 +293,8 @@ def selection(config: FinetuneConfig, best: dict[str, Any] | None) -> str:
 
 
 def _finish(run: Run, config: FinetuneConfig, prepared: PreparedSet, outcome: Outcome) -> JobResult:
+    from recon_ray.programs.figures import draw_classification  # matplotlib, after the workers
+
     fitted, matrix = dict(outcome.fitted), outcome.matrices[outcome.selected]
     validated = {key: fitted.pop(f"accuracy_{key}", None) for key in ("last", "best")}
     metrics = {"accuracy": overall_accuracy(matrix)}
@@ -316,6 +316,7 @@ def _finish(run: Run, config: FinetuneConfig, prepared: PreparedSet, outcome: Ou
         table=_summary(metrics, matrix, prepared.classes),
         selection=selection(config, outcome.best),
         counts=counts,
+        draw=partial(draw_classification, run.folder, matrix, prepared.classes),
         protocol=config.protocol,
         init_from=config.init_from,
         data=str(prepared.path),

@@ -275,8 +275,7 @@ def _finish(
     scoring: Scoring,
     metrics: dict[str, float],
 ) -> JobResult:
-    folder = run.folder.uri if not run.folder.is_local else str(run.folder.local)
-    found = _score(run, config, prepared, scoring, folder, {})
+    found = _score(run, config, prepared, scoring, run.folder.place, {})
     counts = {
         "steps": int(metrics.pop("steps")),
         "epochs": int(metrics.pop("epochs")),

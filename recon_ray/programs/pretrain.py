@@ -54,9 +54,6 @@ def pretrain(job: Job[PretrainConfig]) -> JobResult:
     prepared = open_set(config)
     run = open_run("pretrain", config, label=config.model.preset, resume=config.resume)
     metrics = _train(run, config, prepared)
-    from recon_ray.programs.figures import draw_pretraining  # matplotlib, after the workers ended
-
-    draw_pretraining(run.folder, prepared, config)
     return _finish(run, config, prepared, metrics)
 
 
@@ -188,6 +185,8 @@ def _begin(run: Run, task: PretrainTask) -> None:
 def _finish(
     run: Run, config: PretrainConfig, prepared: PreparedSet, metrics: dict[str, float]
 ) -> JobResult:
+    from recon_ray.programs.figures import draw_pretraining  # matplotlib, after the workers ended
+
     rows = {name: split.rows for name, split in prepared.splits.items()}
     teachers = json.loads(run.folder.read(TEACHERS) or "{}")
     counts = {
@@ -202,6 +201,7 @@ def _finish(
         table=summary(metrics),
         selection=SELECTION + best_kept(config, metrics),
         counts=counts,
+        draw=partial(draw_pretraining, run.folder, prepared, config),
         protocol=config.protocol,
         teachers=teachers,
         data=str(prepared.path),

@@ -11,7 +11,6 @@ from typing import Any
 
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.errors import CheckpointError
-from recon_ray.programs.trial_runs import read_records
 from recon_ray.programs.trial_tables import (
     DEVIATION,
     Spread,
@@ -21,7 +20,9 @@ from recon_ray.programs.trial_tables import (
     summary_cells,
     written,
 )
+from recon_ray.train.recorder import read_records
 from recon_ray.train.runtime import RunFolder
+from recon_ray.train.storage import join
 from recon_ray.visualize.canvas import SERIES_COLORS
 from recon_ray.visualize.report import Report
 from recon_ray.visualize.trials import Curve, draw_parameter, draw_trial_curves
@@ -64,11 +65,11 @@ class SweepStory:
     figures: Sequence[tuple[str, Path]] = ()
 
 
-def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> Path:
+def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> str:
     """Draw the figures of a sweep to ``figures/`` and put all of it in one file.
 
     Returns:
-        The file.
+        Path or URI of the file.
     """
     report = Report(story.title)
     counts = Counter(row.status for row in story.rows)
@@ -87,7 +88,8 @@ def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> Path:
     _add_trials(report, story)
     report.heading("Configuration")
     report.folded("config.yaml of all of it; every trial's folder has its own", story.config)
-    return folder.write(REPORT_FILE, report.render())
+    folder.write(REPORT_FILE, report.render())
+    return join(folder.place, REPORT_FILE)
 
 
 def _add_summary(report: Report, story: SweepStory) -> None:

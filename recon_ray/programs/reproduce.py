@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.cluster.trials import Report, Trial, TrialJob
 from recon_ray.config.schema import PretrainConfig, ReproduceConfig
-from recon_ray.errors import ConfigError, ReconError
+from recon_ray.errors import ReconError
 from recon_ray.programs import pretrain
 from recon_ray.programs.checks import check_model
 from recon_ray.programs.episode_sets import SharedClouds
+from recon_ray.programs.inputs import SETS
 from recon_ray.programs.reproduce_checks import (
     check_row,
-    hashes_of,
     read_episodes_of,
     verify_sets,
 )
@@ -28,19 +26,17 @@ from recon_ray.programs.reproduce_plan import PRETRAIN, RowPlan, TablePlan, plan
 from recon_ray.programs.reproduce_results import finish_table
 from recon_ray.programs.reproduce_table import SCORE
 from recon_ray.programs.run import Run, open_run, refuse_other_config, with_name
-from recon_ray.programs.trial_runs import TrialWork, run_trials
+from recon_ray.programs.trial_runs import TrialWork, refuse_stale, run_trials
+from recon_ray.train.storage import absolute, join, split
 
 logger = logging.getLogger(__name__)
-
-#: Hashes of the sets that the runs are measured on.
-SETS_FILE = "sets.json"
 
 
 def reproduce(job: Job[ReproduceConfig]) -> JobResult:
     """Show the plan, run what is not done, and write the table."""
     # The runs lie in the run's folder, whose name may still have to be made.
     named = with_name("reproduce", job.config, label="table")
-    ledger = _ledger(f"{named.run.storage.rstrip('/')}/{named.run.name}")
+    ledger = Ledger(absolute(join(named.run.storage, str(named.run.name))))
     table = plan_table(named, job.origins, ledger.storage)
     run = open_run("reproduce", table.config, label="table", resume=table.config.resume)
     has_weights = table.pretrain is None or _is_done(run, ledger, PRETRAIN)
@@ -65,10 +61,6 @@ def reproduce(job: Job[ReproduceConfig]) -> JobResult:
         table = _checked(table, has_weights=True)
     _run_rows(run, ledger, table)
     return finish_table(run, ledger, table)
-
-
-def _ledger(uri: str) -> Ledger:
-    return Ledger(uri if "://" in uri else str(Path(uri).absolute()))
 
 
 def _is_done(run: Run, ledger: Ledger, name: str) -> bool:
@@ -100,37 +92,34 @@ def _checked(table: TablePlan, *, has_weights: bool) -> TablePlan:
 
 
 def _begin(run: Run, ledger: Ledger, table: TablePlan) -> None:
-    """Begin the run and note which sets it is measured on.
+    """Begin the run unless what is done in it belongs to something else.
 
     Raises:
-        ConfigError: If finished runs are of another configuration, or a set was prepared again
-            since.
+        ConfigError: If finished runs are of another configuration, or a set was prepared again, or
+            weights trained again, since.
     """
-    now = hashes_of(table.rows)
-    text = None if run.resume == "never" else run.folder.read(SETS_FILE)
-    before: dict[str, str] = {} if text is None else json.loads(text)
     works = _works(ledger, table.rows)
+    own = table.pretrain
+    if own is not None:
+        called = {name: f"{PRETRAIN}.{name}" for name in SETS}
+        refuse_stale(run, ledger, [Trial(PRETRAIN, {})], lambda _: own, called=called)
     for plan in table.rows:
+        if not plan.is_run:
+            continue
+        config_of = works[plan.row.name].config_of
         for trial in plan.trials:
-            if plan.is_run and _is_done(run, ledger, trial.name):
-                refuse_other_config(
-                    ledger.folder(trial.name), works[plan.row.name].config_of(trial)
-                )
-    changed = [name for name, value in now.items() if before.get(name, value) != value]
-    if changed:
-        raise ConfigError(
-            f"sets.{changed[0]}.path: the set was prepared again since {ledger.uri} was begun, "
-            "whose finished runs would not belong to it; choose another run.name, or resume=never"
-        )
+            if _is_done(run, ledger, trial.name):
+                refuse_other_config(ledger.folder(trial.name), config_of(trial))
+        called = {"data.path": f"sets.{plan.row.set}.path", "data.episodes": "sets.episodes"}
+        refuse_stale(run, ledger, plan.trials, config_of, called=called)
     run.begin()
-    run.folder.write(SETS_FILE, json.dumps({**before, **now}, indent=2) + "\n")
 
 
 # --- Running --------------------------------------------------------------------------------------
 
 
 def _pretrain(run: Run, config: PretrainConfig) -> None:
-    logger.info("pre-training first, in %s/%s", config.run.storage, config.run.name)
+    logger.info("pre-training first, in %s", join(config.run.storage, str(config.run.name)))
     pretrain.pretrain(Job("pretrain", config, {}, ()))
 
 
@@ -169,7 +158,7 @@ def _run_rows(run: Run, ledger: Ledger, table: TablePlan) -> None:
         for plan in plans
         if plan.row.follows is not None
         for trial in plan.trials
-        if ledger.status(Path(str(trial.values["init_from"])).name) == "done"
+        if ledger.status(split(str(trial.values["init_from"]))[1]) == "done"
     ]
     if not then:
         return

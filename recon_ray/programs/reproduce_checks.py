@@ -24,6 +24,7 @@ from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.episode_sets import SharedClouds, read_clouds
 from recon_ray.programs.paper import PRETRAINED_ON
 from recon_ray.programs.reproduce_plan import RowPlan
+from recon_ray.train.runtime import RunFolder
 from recon_ray.weights.catalog import CATALOG
 
 #: Teachers without weights, which stand in for real ones.
@@ -143,10 +144,10 @@ def weights_notes(spec: str) -> list[str]:
     if spec in CATALOG:
         return []
     try:
-        result = json.loads((Path(spec) / "result.json").read_text())
+        result = json.loads(RunFolder(spec).read("result.json") or "{}")
         names = [teacher["name"] for teacher in result["teachers"].values() if teacher]
         return pretraining_notes(str(result["data"]), names)
-    except (OSError, ValueError, KeyError, TypeError, DataError):
+    except (OSError, ValueError, KeyError, TypeError, DataError, CheckpointError):
         return [f"unknown pre-training: {spec} does not tell"]
 
 
@@ -184,12 +185,3 @@ def verify_sets(plans: Sequence[RowPlan]) -> list[RowPlan]:
         else plan
         for plan in plans
     ]
-
-
-def hashes_of(plans: Sequence[RowPlan]) -> dict[str, str]:
-    """Hash of the manifest of every set that is measured on, by its place in the section."""
-    return {
-        plan.row.set: PreparedSet.open(str(plan.path)).manifest_hash
-        for plan in plans
-        if plan.is_run
-    }

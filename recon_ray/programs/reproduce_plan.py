@@ -27,6 +27,7 @@ from recon_ray.programs.budget import Budget, describe
 from recon_ray.programs.fewshot import fold_config, fold_trial
 from recon_ray.programs.inner_jobs import InnerJob, option
 from recon_ray.programs.paper import FOLDS, ROWS, SEEDS, Row
+from recon_ray.train.storage import join
 
 #: Root model of what each option of the section ``rows`` holds.
 SCHEMAS: dict[str, type[JobConfig]] = {
@@ -95,7 +96,7 @@ class TablePlan:
     def starts_itself(self, plan: RowPlan) -> bool:
         """Whether a row starts from the pre-training of this table."""
         own = self.pretrain
-        start = None if own is None else f"{own.run.storage}/{own.run.name}"
+        start = None if own is None else join(own.run.storage, str(own.run.name))
         return start is not None and option(plan.config, "init_from") == start
 
 
@@ -188,7 +189,7 @@ def _runtime(config: ReproduceConfig) -> dict[str, Any]:
 def _fixed(config: ReproduceConfig, row: Row, storage: str) -> dict[str, Any]:
     """What the table decides of a row's configuration."""
     fixed: dict[str, Any] = {
-        "init_from": getattr(config, row.weights) or config.init_from or f"{storage}/{PRETRAIN}",
+        "init_from": getattr(config, row.weights) or config.init_from or join(storage, PRETRAIN),
         "run.seed": config.run.seed,
         **_runtime(config),
     }
@@ -246,7 +247,7 @@ def _trials(
     for number in range(seed, seed + budget.seeds):
         values: dict[str, Any] = {"run.seed": number}
         if row.follows is not None:
-            values["init_from"] = f"{storage}/{seed_name(row.follows, number)}"
+            values["init_from"] = join(storage, seed_name(row.follows, number))
         trials.append(Trial(seed_name(row.name, number), values))
     return tuple(trials), ()
 

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,10 +25,12 @@ from recon_ray.cli import JobResult
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.schema import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
+from recon_ray.programs.inputs import INPUTS, inputs_of, refuse_other_inputs
+from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore
 from recon_ray.train.lease import Lease
 from recon_ray.train.packing import pack
 from recon_ray.train.runtime import AFRESH, RunFolder
+from recon_ray.train.storage import absolute, join, open_filesystem, split
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -73,6 +75,7 @@ class Run:
         resume: ``auto`` continues, ``never`` sets an earlier run of the name aside, a path is the
             checkpoint that a new run starts from.
         start: That checkpoint, unless the run has some of its own.
+        inputs: Hashes of the sets and the weights that it reads.
     """
 
     job: str
@@ -80,6 +83,7 @@ class Run:
     folder: RunFolder
     resume: str = "never"
     start: Checkpoint | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     has_begun: bool = False
     lease: Lease | None = None
@@ -108,6 +112,8 @@ class Run:
         elif self.resume not in ("auto", "never"):
             logger.info("the run has checkpoints of its own, %s is not read again", self.resume)
         self.folder.write("config.yaml", dump_yaml(self.config))
+        if self.inputs:
+            self.folder.write(INPUTS, json.dumps(self.inputs, indent=2) + "\n")
         self.folder.write("environment.json", json.dumps(environment(), indent=2) + "\n")
         logger.info("%s %s, run folder %s", self.job, __version__, self.folder.uri)
         if self.resume != "never":
@@ -121,15 +127,17 @@ class Run:
         table: str,
         selection: str,
         counts: Mapping[str, Any],
+        draw: Callable[[], None] | None = None,
         **more: Any,  # noqa: ANN401 - further records of the job
     ) -> JobResult:
-        """Write ``result.json`` and give what the job prints.
+        """Write ``result.json``, draw, and give what the job prints.
 
         Args:
             metrics: Name to number.
             table: Short table for the terminal.
             selection: How the numbers were chosen.
             counts: What was counted.
+            draw: Draws the run's figures; what it cannot write does not cost the result.
             more: Further records.
         """
         result = {
@@ -143,10 +151,16 @@ class Run:
             **more,
         }
         path = self.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+        failure = None
+        try:
+            if draw is not None:
+                draw()
+        except CheckpointError as error:
+            failure = str(error)
         if self.lease is not None:
             self.lease.release()
-        shown = str(path) if self.folder.is_local else f"{self.folder.uri}/result.json"
-        return JobResult(table=table, result_path=shown)
+        shown = str(path) if self.folder.is_local else join(self.folder.uri, "result.json")
+        return JobResult(table=table, result_path=shown, failure=failure)
 
 
 def start_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
@@ -167,13 +181,15 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
 
     Raises:
         ConfigError: If the storage cannot be had, the run exists with a configuration that computes
-            something else, or ``resume`` names no checkpoint.
-        CheckpointError: If that checkpoint, or the existing run's ``config.yaml``, is damaged.
+            something else, or with other sets or weights, or ``resume`` names no checkpoint.
+        CheckpointError: If that checkpoint, or a file of the existing run, is damaged.
     """
     config = with_name(job, config, label=label)
     folder = _find_folder(config.run.storage, str(config.run.name))
+    inputs = inputs_of(config)
     if resume != "never":
         refuse_other_config(folder, config)
+        refuse_other_inputs(folder, config, inputs)
     elif not folder.is_local and folder.read("config.yaml") is not None:
         raise ConfigError(
             f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
@@ -187,7 +203,7 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
         )
     has_own = bool(CheckpointStore(folder.checkpoints).names())
     start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
-    return Run(job, config, folder, resume, start)
+    return Run(job, config, folder, resume, start, inputs)
 
 
 def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
@@ -203,7 +219,7 @@ def is_submitted() -> bool:
 
 def _find_folder(storage: str, name: str) -> RunFolder:
     try:
-        return RunFolder(f"{storage.rstrip('/')}/{name}")
+        return RunFolder(join(storage, name))
     except (OSError, ArrowInvalid) as error:
         raise ConfigError(
             f"run.storage={storage}: it cannot be reached ({_first_line(error)}); give a folder, "
@@ -306,7 +322,7 @@ def _find_checkpoint(path: str) -> Checkpoint:
         CheckpointError: If it is damaged.
     """
     try:
-        source, root = open_filesystem(path.rstrip("/"))
+        source, root = open_filesystem(path)
         found = source.get_file_info(f"{root}/{MANIFEST}").type
     except (OSError, ArrowInvalid) as error:
         raise ConfigError(
@@ -318,8 +334,7 @@ def _find_checkpoint(path: str) -> Checkpoint:
             f"resume={path}: no checkpoint there ({MANIFEST} is missing); give a folder "
             "<run>/checkpoints/step-<number>, or auto"
         )
-    where = path.rstrip("/") if "://" in path else root
-    parent, _, name = where.rpartition("/")
+    parent, name = split(absolute(path))
     try:
         return CheckpointStore(parent).load(name)
     except CheckpointError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -29,11 +28,12 @@ from recon_ray.config.search import Domain
 from recon_ray.data.files import parquet_bytes, write_file
 from recon_ray.errors import ReconError
 from recon_ray.programs.inner_jobs import option
+from recon_ray.programs.inputs import SETS, WEIGHTS
 from recon_ray.programs.pretrain import open_set
 from recon_ray.programs.report import REPORT_FILE, SweepStory, write_report
 from recon_ray.programs.run import Run, open_run
 from recon_ray.programs.sweep_plan import Plan, makes_set, plan_sweep
-from recon_ray.programs.trial_runs import TrialWork, announce, run_trials
+from recon_ray.programs.trial_runs import TrialWork, announce, refuse_stale, run_trials
 from recon_ray.programs.trial_tables import (
     DEVIATION,
     Spread,
@@ -46,6 +46,7 @@ from recon_ray.programs.trial_tables import (
     text_table,
     trials_table,
 )
+from recon_ray.train.storage import join
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +62,22 @@ def sweep(job: Job[SweepConfig]) -> JobResult:
     if job.dry_run:
         return _dry_run(plan)
     run = open_run("sweep", config, label=config.job, resume=config.resume)
-    trial_job = _trial_job(plan, run.folder.uri)
+    trial_job = _trial_job(plan, run.folder.place)
     if isinstance(plan.base, PretrainConfig) and makes_set(plan.base):
         open_set(plan.base)  # once, before the trials find none and make it side by side
     trials = plan.trials
     if config.sweep.search == "optuna":
         trials = _search(run, plan, trial_job)
     else:
+        _refuse_stale(run, plan, trial_job, trials)
         run_trials(trial_job, config.cluster, trials, run=run)
     return _finish(run, plan, read_rows(trial_job.ledger, trials))
+
+
+def _refuse_stale(run: Run, plan: Plan, job: TrialJob, trials: Sequence[Trial]) -> None:
+    names = {name: f"config.{name}" for name in (*SETS, WEIGHTS)}
+    work = _work(plan, job.ledger)
+    refuse_stale(run, job.ledger, trials, work.config_of, called=names)
 
 
 def _dry_run(plan: Plan) -> JobResult:
@@ -88,9 +96,9 @@ def _dry_run(plan: Plan) -> JobResult:
 # --- Running --------------------------------------------------------------------------------------
 
 
-def _trial_job(plan: Plan, uri: str) -> TrialJob:
-    config, options, base = plan.config, plan.config.sweep, plan.base
-    ledger = Ledger(uri if "://" in uri else str(Path(uri).absolute()))
+def _trial_job(plan: Plan, place: str) -> TrialJob:
+    options, base = plan.config.sweep, plan.base
+    ledger = Ledger(place)
     stopping = None
     if options.scheduler != "none":
         stopping = EarlyStopping(
@@ -101,16 +109,8 @@ def _trial_job(plan: Plan, uri: str) -> TrialJob:
             options.grace_epochs,
             options.reduction_factor,
         )
-    work = TrialWork(
-        config.job,
-        base,
-        ledger.storage,
-        options.watch,
-        reports_all=stopping is not None,
-        is_nested=plan.is_nested,
-    )
     return TrialJob(
-        run=work,
+        run=_work(plan, ledger),
         folder=ledger.uri,
         section="sweep",
         options=options,
@@ -122,11 +122,24 @@ def _trial_job(plan: Plan, uri: str) -> TrialJob:
     )
 
 
+def _work(plan: Plan, ledger: Ledger) -> TrialWork:
+    options = plan.config.sweep
+    return TrialWork(
+        plan.config.job,
+        plan.base,
+        ledger.storage,
+        options.watch,
+        reports_all=options.scheduler != "none",
+        is_nested=plan.is_nested,
+    )
+
+
 def _search(run: Run, plan: Plan, job: TrialJob) -> list[Trial]:
     """Let Optuna propose the trials; those on disk are told to it first."""
     ledger, options = job.ledger, plan.config.sweep
     names = [] if run.resume == "never" else ledger.names()
     begun = [(name, _values_on_disk(ledger, name, plan.space)) for name in names]
+    _refuse_stale(run, plan, job, [Trial(name, values) for name, values in begun])
     earlier, unfinished = [], []
     for name, values in begun:
         if ledger.status(name) in ("done", "stopped"):
@@ -198,7 +211,7 @@ def finish_trials(
     groups: Sequence[Spread],
     story: SweepStory,
     *,
-    report: Path,
+    report: str,
     table: str | None = None,
     metrics: Mapping[str, float] | None = None,
     more: Mapping[str, Any] | None = None,
@@ -210,7 +223,7 @@ def finish_trials(
         rows: All trials.
         groups: Configurations, the best first.
         story: What the report told.
-        report: Its file.
+        report: Path or URI of its file.
         table: Table for the terminal; by default the best configurations.
         metrics: Numbers of the whole; by default those of the best configuration.
         more: Further records of ``result.json``.
@@ -257,7 +270,7 @@ def _record(row: TrialRow, ledger: Ledger) -> dict[str, Any]:
         "selection": row.selection,
         "seconds": row.seconds,
         "error": row.error or None,
-        "config": f"{ledger.storage}/{row.name}/config.yaml",
+        "config": join(ledger.storage, row.name, "config.yaml"),
     }
 
 
@@ -268,7 +281,7 @@ def _failure(failed: Sequence[TrialRow], total: int, uri: str) -> str:
     reason = "" if first is None else f"; {first.name}: {first.error}"
     return (
         f"{len(failed)} of {total} trials failed ({names}{more}){reason}; each has a failure.txt "
-        f"in {uri}/trials, and the same command runs only them again"
+        f"in {join(uri, 'trials')}, and the same command runs only them again"
     )
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard.summary import hparams, scalar
@@ -31,17 +30,20 @@ from recon_ray.config.fields import scalar_text
 from recon_ray.config.loader import override
 from recon_ray.config.schema import ClusterSection, JobConfig
 from recon_ray.programs.episode_sets import shared_clouds
+from recon_ray.programs.inputs import inputs_of, refuse_other_inputs
 from recon_ray.programs.run import Run
 from recon_ray.train.events import EventFile
-from recon_ray.train.lines import read_lines
-from recon_ray.train.recorder import listening
+from recon_ray.train.recorder import listening, read_records
 from recon_ray.train.runtime import RunFolder
+from recon_ray.train.storage import join
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two reports of a trial that nothing would stop, and between two looks at the
-#: records of an inner run.
-REPORT_SECONDS, POLL_SECONDS = 2.0, 0.5
+#: Seconds between two reports of a trial that nothing would stop.
+REPORT_SECONDS = 2.0
+#: Seconds between two looks at the records of an inner run: in a folder, and on an object store,
+#: where every look is a request and new ones come with the commits.
+POLL_SECONDS, STORE_POLL_SECONDS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,14 @@ class TrialWork:
     ) -> dict[str, float]:
         """Run the job with the values of a trial and give the metrics of its ``result.json``."""
         config = self.config_of(trial, None if self.is_nested else threads)
-        folder = RunFolder(f"{self.storage}/{trial.name}")
+        folder = RunFolder(join(self.storage, trial.name))
         told = _Told(self.watch, report, 0.0 if self.reports_all else REPORT_SECONDS)
         follow = _following(folder, told) if self.is_nested else listening(told)
         with follow, shared_clouds(shared):
-            result = _program(self.job)(Job(self.job, config, {}, ()))
-        found: dict[str, Any] = json.loads(Path(str(result.result_path)).read_text())
+            failure = _program(self.job)(Job(self.job, config, {}, ())).failure
+        if failure is not None:
+            logger.warning("%s", failure)
+        found: dict[str, Any] = json.loads(folder.read("result.json") or "{}")
         metrics = {name: float(value) for name, value in found["metrics"].items()}
         _write_hparams(folder, trial.values, metrics)
         return metrics
@@ -151,16 +155,12 @@ def _following(folder: RunFolder, told: _Told) -> Iterator[None]:
 
 def _follow(folder: RunFolder, told: _Told, stopped: threading.Event) -> None:
     seen = 0
-    while not stopped.wait(POLL_SECONDS):
+    seconds = POLL_SECONDS if folder.is_local else STORE_POLL_SECONDS
+    while not stopped.wait(seconds):
         records = read_records(folder)
         for record in records[seen:]:
             told(int(record["step"]), int(record["epoch"]), record)
         seen = len(records)
-
-
-def read_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The records of a run's ``metrics.jsonl``, without those that are half written or damaged."""
-    return read_lines(folder.read("metrics.jsonl", errors="replace") or "", key="step")
 
 
 def _write_hparams(
@@ -193,6 +193,35 @@ def unfinished(run: Run, ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]
     if run.resume == "never":
         return list(trials)
     return [trial for trial in trials if ledger.status(trial.name) not in ("done", "stopped")]
+
+
+def refuse_stale(
+    run: Run,
+    ledger: Ledger,
+    trials: Sequence[Trial],
+    config_of: Callable[[Trial], JobConfig],
+    *,
+    called: Mapping[str, str],
+) -> None:
+    """Refuse to count trials that were done with other sets or weights than there are now.
+
+    Args:
+        run: The run of the whole.
+        ledger: The folders of the trials.
+        trials: All of them.
+        config_of: Gives the configuration of one.
+        called: What their options are called in that of the run.
+
+    Raises:
+        ConfigError: Naming what has changed.
+    """
+    if run.resume == "never":
+        return
+    for trial in trials:
+        if ledger.status(trial.name) in ("done", "stopped"):
+            config = config_of(trial)
+            inputs = inputs_of(config)
+            refuse_other_inputs(ledger.folder(trial.name), config, inputs, called=called)
 
 
 def run_trials(

@@ -221,7 +221,6 @@ def _finish(
             metrics[f"zeroshot_accuracy_{split}"] = overall_accuracy(matrix)
     from recon_ray.programs.figures import draw_classification  # matplotlib, after the workers
 
-    draw_classification(run.folder, whole, candidates.names)
     options = config.zeroshot
     lines = [f"{name:28}{value:>12.1%}" for name, value in metrics.items()]
     return run.finish(
@@ -234,6 +233,7 @@ def _finish(
             "classes": len(candidates.names),
             "workers": config.cluster.max_workers,
         },
+        draw=partial(draw_classification, run.folder, whole, candidates.names),
         protocol=config.protocol,
         zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": list(matrices)},
         texts=dict(zip(candidates.names, candidates.texts, strict=True)),

@@ -23,8 +23,8 @@ from recon_ray.models.twotower import TwoTowerClassifier
 from recon_ray.tasks.embedding_parts import KEY, EmbedTask, Rows
 from recon_ray.tasks.features import PointChoice, load_embedder
 from recon_ray.tasks.weights import find_weights
-from recon_ray.train.checkpoint import open_filesystem
 from recon_ray.train.inference import Function, Inference
+from recon_ray.train.storage import open_filesystem
 from recon_ray.weights.load import build
 
 Encoder: TypeAlias = Embedder | TwoTowerClassifier

@@ -24,7 +24,7 @@ from recon_ray.data.single_files import cloud_of_file
 from recon_ray.data.teacher_cache import digest
 from recon_ray.errors import DataError
 from recon_ray.tasks.features import PointChoice
-from recon_ray.train.checkpoint import open_filesystem
+from recon_ray.train.storage import open_filesystem
 
 #: Where a part says what it was computed from, in the metadata of the file.
 KEY = b"recon_ray.key"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -74,6 +74,7 @@ class VotingEvaluation:
         batch_size: Clouds that are encoded at once.
         seed: Seed of the subsets.
         save_every_seconds: Seconds between two records of finished rounds.
+        inputs: Hashes of what is read; rounds that were recorded of others do not count.
     """
 
     weights: str
@@ -86,6 +87,7 @@ class VotingEvaluation:
     batch_size: int
     seed: int
     save_every_seconds: float = 30.0
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
         """Give ``confusion`` (plain), ``rounds`` (accuracies) and ``counts``.
@@ -189,7 +191,8 @@ class VotingEvaluation:
     ) -> list[float]:
         """Accuracy of every round; those that an earlier attempt has recorded are not repeated.
 
-        Records of other weights do not count: a run that went on has another best checkpoint.
+        Records of other weights or data do not count: a run that went on has another best
+        checkpoint.
         """
         rounds = self._recorded(runtime, source)[: self.votes]
         vote = runtime.inference.prepare(partial(self._vote, model), runtime.device)
@@ -203,11 +206,15 @@ class VotingEvaluation:
             rounds.append(_sums(runtime, int(right))[0] / clouds)
             due = time.monotonic() - saved > self.save_every_seconds or len(rounds) == self.votes
             if runtime.rank == 0 and due:
-                record = {"weights": source, "rounds": rounds}
+                record = {**self._origin(source), "rounds": rounds}
                 runtime.folder.write(ROUNDS, json.dumps(record) + "\n")
                 logger.info("vote %d/%d: %.4f", number + 1, self.votes, rounds[-1])
                 saved = time.monotonic()
         return rounds
+
+    def _origin(self, source: str) -> dict[str, Any]:
+        """What recorded rounds are of."""
+        return {"weights": source, "inputs": dict(self.inputs)}
 
     def _vote(
         self, model: nn.Module, candidates: Tensor, ids: Tensor, number: Tensor
@@ -225,9 +232,9 @@ class VotingEvaluation:
         """The rounds that rank 0 finds in the run's folder, on every rank."""
         text = runtime.folder.read(ROUNDS) if runtime.rank == 0 and self.votes else None
         try:
-            record = {"weights": source, "rounds": []} if text is None else json.loads(text)
-            rounds = [float(value) for value in record["rounds"]]
-            rounds = rounds if record["weights"] == source else []
+            record = {"weights": None, "rounds": []} if text is None else json.loads(text)
+            rounds = [float(value) for value in record.pop("rounds")]
+            rounds = rounds if record == self._origin(source) else []
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{runtime.folder.uri}/{ROUNDS}: it is damaged; {AFRESH}"

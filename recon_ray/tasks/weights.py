@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore, open_filesystem
+from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore
+from recon_ray.train.storage import absolute, is_uri, join, open_filesystem, split
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.files import LoadedWeights, from_own, read_file
 
@@ -32,7 +35,7 @@ def find_weights(
         CheckpointError: If there is nothing of that name, or it cannot be read.
     """
     text = str(spec)
-    if "://" in text or Path(text).is_dir():
+    if is_uri(text) or Path(text).is_dir():
         weights = _from_run(text)
     elif Path(text).is_file():
         weights = read_file(text)
@@ -44,6 +47,38 @@ def find_weights(
             ".safetensors or .pth file, or a name of published weights"
         )
     return weights.with_sizes(**sizes)
+
+
+def hash_of_weights(spec: str | Path) -> str:
+    """SHA-256 that names the content of weights, without reading those of a run.
+
+    Args:
+        spec: As :func:`find_weights` has it.
+
+    Raises:
+        CheckpointError: If there are none of that name.
+    """
+    text = str(spec)
+    if is_uri(text) or Path(text).is_dir():
+        store, name = _place_of(text)
+        if name is None:
+            raise _no_checkpoint(text)
+        return store.hash_of_model(name)
+    path = Path(text) if Path(text).is_file() else find_published(text)
+    try:
+        state = path.stat()
+        return _hash_of_file(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"{path}: it cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=8)
+def _hash_of_file(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _from_run(path: str) -> LoadedWeights:
@@ -59,15 +94,32 @@ def _checkpoint(path: str) -> Checkpoint:
         CheckpointError: If there is none, or it is damaged.
     """
     if _has(path, MANIFEST):
-        parent, _, name = (path if "://" in path else str(Path(path).absolute())).rpartition("/")
+        parent, name = split(absolute(path))
         return CheckpointStore(parent).load(name)
-    inner = f"{path}/checkpoints"
-    found = CheckpointStore(inner if _has(path, "checkpoints") else path).load_selected()
+    found = _store_of(path).load_selected()
     if found is None:
-        raise CheckpointError(
-            f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
-        )
+        raise _no_checkpoint(path)
     return found
+
+
+def _place_of(path: str) -> tuple[CheckpointStore, str | None]:
+    """Where the checkpoint lies that :func:`_checkpoint` loads, unless that is damaged."""
+    if _has(path, MANIFEST):
+        parent, name = split(absolute(path))
+        return CheckpointStore(parent), name
+    store = _store_of(path)
+    return store, store.selected()
+
+
+def _store_of(path: str) -> CheckpointStore:
+    inner = join(path, "checkpoints")
+    return CheckpointStore(inner if _has(path, "checkpoints") else path)
+
+
+def _no_checkpoint(path: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
+    )
 
 
 def _has(path: str, name: str) -> bool:

@@ -34,6 +34,7 @@ from pyarrow import fs as pafs
 from recon_ray.errors import CheckpointError
 from recon_ray.train.packing import FORMAT, Packed, expendable
 from recon_ray.train.retries import patiently
+from recon_ray.train.storage import open_filesystem
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,6 @@ MANIFEST = "MANIFEST.json"
 BEST = "best.json"
 
 T = TypeVar("T")
-
-
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Give the file system and the path inside it of a folder or URI."""
-    if "://" in uri:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return pafs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 @dataclass(frozen=True)
@@ -177,6 +170,26 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); name one of the checkpoints beside it"
             ) from error
+
+    def selected(self) -> str | None:
+        """Name of the best checkpoint where one was chosen by validation, else of the newest.
+
+        Raises:
+            CheckpointError: If ``best.json`` is damaged, or the storage cannot be reached.
+        """
+        best = self.best()
+        return best["name"] if best is not None else next(reversed(self.names()), None)
+
+    def hash_of_model(self, name: str) -> str:
+        """SHA-256 that names a checkpoint's model, by its manifest: its weights, and what it is.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or its manifest is damaged.
+        """
+        manifest = self._read_manifest(self.path(name))
+        weights = manifest["files"]["model.pt"]["sha256"]
+        content = [manifest["architecture"], manifest.get("records"), weights]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def load_selected(self) -> Checkpoint | None:
         """Load the best checkpoint where one was chosen by validation, else the newest.
@@ -344,6 +357,8 @@ class CheckpointStore:
         if self.is_local:
             shutil.rmtree(path, ignore_errors=True)
         elif self._exists(path):
+            if self._exists(f"{path}/{MANIFEST}"):  # first: without it the rest does not count
+                self._fs.delete_file(f"{path}/{MANIFEST}")
             self._fs.delete_dir(path)
 
 

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
-from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.train.checkpoint import open_filesystem
+from recon_ray.errors import CheckpointError, ConfigError, ReconError
+from recon_ray.train.storage import open_filesystem
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Lease:
         self._name = name
         self._fs, root = open_filesystem(uri)
         self._path = f"{root}/{FILE}"
+        self._is_local = isinstance(self._fs, pafs.LocalFileSystem)
         self._own: Holder | None = None
         self._silent: Holder | None = None
         self._release: Callable[[], object] = lambda: None
@@ -114,18 +116,17 @@ class Lease:
         """Take it; the folder is there.
 
         Raises:
-            ConfigError: If another job has just done so.
-            CheckpointError: If the storage does not say, or does not take it.
+            ConfigError: If another job has just done so, or an object store lets nobody write.
+            CheckpointError: If the storage does not say, or does not take it (a full disk).
         """
         self.check()
         self._own = Holder.here()
-        self._write(self._own)
+        try:
+            self._write(self._own)
+        except OSError as error:
+            raise self._refused(error) from error
         found = self._look()
-        if found is None:
-            raise CheckpointError(
-                f"{self._path}: it could not be written; free space or choose another run.storage"
-            )
-        if found.key != self._own.key:
+        if found is None or found.key != self._own.key:
             raise ConfigError(
                 f"run.name={self._name}: another job has begun it in the same moment, in "
                 f"{self._uri}; choose another run.name"
@@ -153,7 +154,10 @@ class Lease:
         if self._own is None or (found is not None and found.key != self._own.key):
             return found
         self._own = replace(self._own, beat=self._own.beat + 1)
-        self._write(self._own)
+        try:
+            self._write(self._own)
+        except (OSError, ArrowInvalid) as error:  # a full disk is left to whoever writes next
+            logger.debug("%s: %s", self._path, error)
         return None
 
     def _changes(self, found: Holder) -> bool:
@@ -198,18 +202,31 @@ class Lease:
         )
 
     def _write(self, holder: Holder) -> None:
-        """Write the file at once; what a full disk refuses is left to whoever writes next."""
-        partial = f"{self._path}.{holder.key}"
+        """Write the file at once."""
+        text = json.dumps(asdict(holder))
+        if not self._is_local:
+            with self._fs.open_output_stream(self._path) as stream:
+                stream.write(text.encode())
+            return
+        partial = Path(f"{self._path}.{holder.key}")
         try:
-            if not isinstance(self._fs, pafs.LocalFileSystem):
-                with self._fs.open_output_stream(self._path) as stream:
-                    stream.write(json.dumps(asdict(holder)).encode())
-                return
-            Path(partial).write_text(json.dumps(asdict(holder)))
-            Path(partial).replace(self._path)
-        except OSError as error:
-            Path(partial).unlink(missing_ok=True)
-            logger.debug("%s: %s", self._path, error)
+            partial.write_text(text)
+            partial.replace(self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _refused(self, error: OSError) -> ReconError:
+        reason = error.strerror or str(error).partition("\n")[0]
+        if self._is_local:
+            return CheckpointError(
+                f"{self._path}: it could not be written ({reason}); free space or choose another "
+                "run.storage"
+            )
+        return ConfigError(
+            f"run.storage: {self._path} cannot be written ({reason}); see that the bucket is there "
+            "and may be written from here, or choose another run.storage"
+        )
 
 
 def _beat(lease: weakref.ref[Lease], stopped: threading.Event) -> None:

@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard.summary import scalar
 
 from recon_ray.train.events import EventFile
+from recon_ray.train.lines import read_lines
+from recon_ray.train.runtime import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,15 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+def read_records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``, without those that are half written or damaged.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    return read_lines(folder.read("metrics.jsonl", errors="replace") or "", key="step")
 
 
 class Recorder:

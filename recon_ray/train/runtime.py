@@ -22,10 +22,11 @@ from pyarrow import fs as pafs
 from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, make_batch
 from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
-from recon_ray.train.checkpoint import CheckpointStore, open_filesystem
+from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.inference import Inference
 from recon_ray.train.notices import Notice, stop_heard, stop_requested
 from recon_ray.train.retries import patiently
+from recon_ray.train.storage import absolute, join, open_filesystem
 
 #: What to do with a run whose own files are damaged.
 AFRESH = "choose another run.name, or resume=never to set this run aside"
@@ -52,12 +53,12 @@ class RunFolder:
     @property
     def checkpoints(self) -> str:
         """Folder or URI of the run's checkpoints."""
-        return f"{self.uri.rstrip('/')}/checkpoints"
+        return join(self.uri, "checkpoints")
 
     @property
     def place(self) -> str:
         """The URI, or the absolute path: what other processes find it by."""
-        return str(self.local) if self.is_local and "://" not in self.uri else self.uri
+        return absolute(self.uri)
 
     def read(self, name: str, *, errors: Literal["strict", "replace"] = "strict") -> str | None:
         """Text of a file of the run, or None.
@@ -150,6 +151,22 @@ class RunFolder:
         if content is not None:
             self.local.joinpath(name).write_bytes(content)
 
+    def remove(self, name: str) -> None:
+        """Delete a file or folder of the run, if it is there.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            kind = self._fs.get_file_info(path).type
+            if kind == pafs.FileType.Directory:
+                self._fs.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                self._fs.delete_file(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: it could not be deleted ({_reason(error)})") from error
+
     def set_aside(self, suffix: str) -> str | None:
         """Rename an earlier run's folder, so that nothing is lost; give its new name."""
         if not self.is_local or not self.local.is_dir() or not any(self.local.iterdir()):
@@ -158,14 +175,15 @@ class RunFolder:
         shutil.move(self.local, target)
         return str(target)
 
-    @staticmethod
-    def _unreadable(path: str, error: OSError | ValueError) -> CheckpointError:
-        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {AFRESH}")
+    def _unreadable(self, path: str, error: OSError | ValueError) -> CheckpointError:
+        is_away = isinstance(error, OSError) and not self.is_local
+        way = "see that the storage can be reached and read" if is_away else AFRESH
+        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {way}")
 
-    @staticmethod
-    def _refused(path: Path | str, error: OSError) -> CheckpointError:
+    def _refused(self, path: Path | str, error: OSError) -> CheckpointError:
+        way = "free space" if self.is_local else "see that the storage can be reached and written,"
         return CheckpointError(
-            f"{path}: it could not be written ({_reason(error)}); free space or choose another "
+            f"{path}: it could not be written ({_reason(error)}); {way} or choose another "
             "run.storage"
         )
 

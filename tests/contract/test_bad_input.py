@@ -729,6 +729,76 @@ def test_a_run_is_not_continued_with_other_teachers(jobs: Jobs, finished: Path) 
     jobs.pretrain(*QUICK).refused(1, r"run/teachers\.json: it is damaged; choose another run\.name")
 
 
+def _prepare_again(folder: Path) -> None:
+    """What a second preparation with other options leaves at the same place."""
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    (folder / "_manifest.json").write_text(json.dumps({**manifest, "seed": manifest["seed"] + 1}))
+
+
+def test_a_run_is_not_continued_on_a_set_that_was_prepared_again(jobs: Jobs, copy: Path) -> None:
+    given = (*QUICK, f"data.path={copy}")
+    jobs.pretrain(*given).done()
+    run = jobs.runs / "run"
+    assert json.loads((run / "inputs.json").read_text()) == {
+        "data.path": PreparedSet.open(copy).manifest_hash
+    }
+    before = file_tree(run)
+    jobs.pretrain(*given).done()  # the same content is gone on with
+    before |= file_tree(run)
+    kept = (copy / "_manifest.json").read_text()
+    _prepare_again(copy)
+    jobs.pretrain(*given).refused(
+        2,
+        r"data\.path=.*/copy: the set is no longer what .*runs/run was begun with .*; put back what"
+        r" was there, or choose another run\.name, or resume=never to set this run aside$",
+    )
+    assert file_tree(run) == before
+    (copy / "_manifest.json").write_text(kept)
+    jobs.pretrain(*given).done()
+    _prepare_again(copy)
+    jobs.pretrain(*given, "resume=never").done()
+    (run / "inputs.json").write_text("[")
+    jobs.pretrain(*given).refused(1, r"run/inputs\.json: it is damaged; choose another run\.name")
+
+
+def test_a_run_is_not_continued_from_weights_that_were_trained_again(
+    jobs: Jobs, finished: Path, tiny_prepared: PreparedSet
+) -> None:
+    start = (f"data.path={tiny_prepared.path}", f"init_from={finished}")
+    jobs.finetune(*start).done()
+    tuned = jobs.runs / "tuned"
+    vote = (
+        f"data.path={tiny_prepared.path}", f"init_from={tuned}", "run.name=voted", "eval.votes=2",
+    )  # fmt: skip
+    jobs.evaluate(*vote).done()
+    before = (tuned / "result.json").read_text()
+    jobs.pretrain(*QUICK, "resume=never", "run.seed=4").done()
+    jobs.finetune(*start).refused(
+        2, r"init_from=.*runs/run: the weights are no longer what .*runs/tuned was begun with"
+    )
+    assert (tuned / "result.json").read_text() == before
+    jobs.evaluate(*vote).done()
+    jobs.finetune(*start, "resume=never").done()
+    jobs.evaluate(*vote).refused(2, r"init_from=.*runs/tuned: the weights are no longer what")
+
+
+def test_trials_of_a_sweep_are_not_counted_for_a_set_that_was_prepared_again(
+    jobs: Jobs, copy: Path
+) -> None:
+    options = (
+        f"config.data.path={copy}", "config.data.num_points=64", "config.model.preset=nano",
+        "config.model.embed_dim=24", "config.model.num_heads=2", "config.model.depth=1",
+        "config.model.num_groups=8", "config.model.group_size=8", "config.train.steps=1",
+        "config.train.global_batch_size=8",
+    )  # fmt: skip
+    jobs.sweep(*options, "sweep.seeds=2").done()
+    _prepare_again(copy)
+    jobs.sweep(*options, "sweep.seeds=2").refused(
+        2, r"config\.data\.path=.*/copy: the set is no longer what .*/trials/\S+ was begun with"
+    )
+    assert len(list((jobs.runs / "sweep" / "trials").iterdir())) == 2
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
     jobs: Jobs, finished: Path
 ) -> None:
@@ -881,11 +951,14 @@ def test_a_full_disk_while_figures_are_written(jobs: Jobs, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr("recon_ray.programs.figures.curve_figure", _refuse)
         outcome = jobs.pretrain(*QUICK)
-    outcome.refused(
-        1, r"run/figures: a figure could not be written \(No space left on device\); fre"
-    )
-    assert not (jobs.runs / "run" / "result.json").exists()
+    assert outcome.status == 1
+    (complaint,) = outcome.complaints()
+    assert re.search(r"run/figures: a figure could not be written \(No space left", complaint)
+    assert outcome.out.rstrip().endswith("run/result.json")
+    assert json.loads((jobs.runs / "run" / "result.json").read_text())["status"] == "done"
+    assert not (jobs.runs / "run" / "lease.json").exists()
     jobs.pretrain(*QUICK).done()
+    assert (jobs.runs / "run" / "figures" / "curves.png").exists()
 
 
 def test_an_error_beyond_these_is_one_line_on_a_full_disk_too(

@@ -160,8 +160,14 @@ def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(
     # Finished runs are not taken for those of another configuration or set.
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 then, 0\.1 now"):
         run(make({"obj_bg": {**TRAIN, "optim.lr": 0.1, "data.num_points": 64}}))
-    write_json(folder / "sets.json", {"modelnet40": "0" * 64})
-    with pytest.raises(ConfigError, match=r"sets\.modelnet40\.path: the set was prepared again"):
+    noted = folder / "trials" / "svm" / "inputs.json"
+    before = json.loads(noted.read_text())
+    assert before.keys() == {"data.path", "init_from"}
+    write_json(noted, before | {"data.path": "0" * 64})
+    with pytest.raises(ConfigError, match=r"sets\.modelnet40\.path=.*: the set is no longer what"):
+        run(make())
+    write_json(noted, before | {"init_from": "0" * 64})
+    with pytest.raises(ConfigError, match=r"init_from=.*pretrain: the weights are no longer what"):
         run(make())
 
 

@@ -119,12 +119,15 @@ def test_recorded_rounds_are_not_computed_again(weights, tiny_prepared, tmp_path
     folder = tmp_path / "part"
     run(evaluation(weights, votes=2), tiny_prepared, folder)
     assert json.loads((folder / ROUNDS).read_text())["rounds"] == whole["rounds"][:2]
-    record = {"weights": weights, "rounds": [0.25, *whole["rounds"][1:2]]}
+    record = {"weights": weights, "inputs": {}, "rounds": [0.25, *whole["rounds"][1:2]]}
     (folder / ROUNDS).write_text(json.dumps(record))
     continued = run(evaluation(weights, votes=4), tiny_prepared, folder)
     assert continued["rounds"] == [0.25, *whole["rounds"][1:]]
     (folder / ROUNDS).write_text(json.dumps({**record, "weights": "others"}))
     assert run(evaluation(weights, votes=4), tiny_prepared, folder)["rounds"] == whole["rounds"]
+    (folder / ROUNDS).write_text(json.dumps(record))
+    other = evaluation(weights, votes=4, inputs={"data.path": "0" * 64})  # prepared again
+    assert run(other, tiny_prepared, folder)["rounds"] == whole["rounds"]
 
 
 def test_damaged_records_of_rounds_are_named(weights, tiny_prepared, tmp_path):

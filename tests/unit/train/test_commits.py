@@ -23,8 +23,7 @@ from recon_ray.cluster import progress
 from recon_ray.cluster.trainer import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
-from recon_ray.programs.trial_runs import read_records
-from recon_ray.train import checkpoint, commits, retries
+from recon_ray.train import commits, retries, storage
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.commits import Commits
 from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
@@ -32,7 +31,7 @@ from recon_ray.train.lease import Holder, Lease
 from recon_ray.train.ledger import SampleLedger, ledger_table
 from recon_ray.train.notices import Notice, catching_sigterm, stop_requested
 from recon_ray.train.packing import expendable, pack
-from recon_ray.train.recorder import listening
+from recon_ray.train.recorder import listening, read_records
 from recon_ray.train.runtime import IndexedFeed, RunFolder
 
 NAMES = [f"step-{step:08d}" for step in (10, 15, 20, 25, 30)]
@@ -525,7 +524,7 @@ class _Filesystems:
 def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
     tiny_config, tiny_prepared, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint, "pafs", _Filesystems())
+    monkeypatch.setattr(storage, "pafs", _Filesystems())
     memory = fsspec.filesystem("memory")
     options = {"eval": {"enabled": False}, "train": {"ledger": True, "keep_checkpoints": 1}}
     config = changed(tiny_config, **options)
