@@ -54,20 +54,18 @@ def ops_backend(request: pytest.FixtureRequest) -> ops.BackendName:
 
 @pytest.fixture(autouse=True)
 def _own_log_levels() -> Iterator[None]:
-    """Undo what a job that ran in this process did to the loggers."""
-    loggers = [logging.getLogger(name) for name in ("recon_ray", *_package_loggers())]
-    before = [(one, one.level, list(one.handlers), one.propagate) for one in loggers]
+    """Undo what a job that ran in this process, perhaps for a whole module, did to the loggers."""
+    _reset_loggers()
     yield
-    for name in _package_loggers():
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    for one, level, handlers, propagate in before:
-        one.setLevel(level)
-        one.handlers[:] = handlers
-        one.propagate = propagate
+    _reset_loggers()
 
 
-def _package_loggers() -> list[str]:
-    return [name for name in logging.root.manager.loggerDict if name.startswith("recon_ray.")]
+def _reset_loggers() -> None:
+    below = [name for name in logging.root.manager.loggerDict if name.startswith("recon_ray.")]
+    for logger in map(logging.getLogger, ("recon_ray", *below)):
+        logger.setLevel(logging.NOTSET)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.schema.base import Count, Location, ProtocolConfig, Section
+from recon_ray.config.schema.base import Count, LocalPath, Location, ProtocolConfig, Section
 from recon_ray.config.schema.downstream import Normalization
 from recon_ray.config.schema.weights import ForeignModelSection
 
@@ -50,7 +49,7 @@ class EmbedConfig(ProtocolConfig):
         description="Weights with an encoder: run folder, checkpoint, file or published name.",
     )
     data: EmbeddedDataSection = Field(EmbeddedDataSection(), description="Prepared shapes.")
-    files: tuple[Path, ...] = Field(
+    files: tuple[LocalPath, ...] = Field(
         (), description="Meshes or clouds to encode as well (.ply, .off, .obj, .npy, ...)."
     )
     up_axis: Literal["x", "y", "z"] = Field(
