@@ -273,6 +273,8 @@ def _git_state() -> str | None:
 def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
     """Refuse to take what a run has computed for what another configuration would.
 
+    Options that were added after the run was begun had their defaults then.
+
     Args:
         folder: The run's folder; without a ``config.yaml`` nothing is refused.
         config: The configuration.
@@ -292,6 +294,8 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
             f"continued; {AFRESH}"
         ) from error
     now = _flat(config.model_dump(mode="json"))
+    added = _flat(type(config).model_construct().model_dump(mode="json"))
+    before |= {key: value for key, value in added.items() if key in now and _is_new(key, before)}
     changed = [
         f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
@@ -302,6 +306,12 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
             f"run.name={config.run.name}: {folder.uri} holds a run with another configuration "
             f"({'; '.join(changed)}); choose another run.name, or resume=never to set it aside"
         )
+
+
+def _is_new(key: str, before: Mapping[str, Any]) -> bool:
+    """Whether a run's configuration knows neither an option nor what it is a part of."""
+    parts = key.split(".")
+    return not any(".".join(parts[: end + 1]) in before for end in range(len(parts)))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
