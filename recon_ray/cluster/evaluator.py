@@ -19,8 +19,10 @@ from ray.train.torch import TorchConfig
 
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
 from recon_ray.cluster.interrupts import InterruptibleTrainer
+from recon_ray.cluster.job import resolve_precision
 from recon_ray.cluster.notices import guarded, messenger, outcome_of
-from recon_ray.cluster.trainer import put_tables, read_tables, resolve_precision, scaling
+from recon_ray.cluster.tables import put_tables, read_tables
+from recon_ray.cluster.trainer import scaling
 from recon_ray.cluster.worker import set_up_worker_log, use_ops, work_in
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable

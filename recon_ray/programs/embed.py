@@ -15,8 +15,8 @@ import torch
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.context import plan_workers, ray_session
+from recon_ray.cluster.job import resolve_precision
 from recon_ray.cluster.shard_actors import Encode, encode_here, encode_on_ray
-from recon_ray.cluster.trainer import resolve_precision
 from recon_ray.cluster.worker import use_ops as use_driver_ops
 from recon_ray.config.schema import EmbedConfig
 from recon_ray.data.files import remove_temporaries

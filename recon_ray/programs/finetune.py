@@ -16,7 +16,7 @@ import torch
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluator import evaluate
-from recon_ray.cluster.trainer import TrainingJob
+from recon_ray.cluster.job import TrainingJob
 from recon_ray.config.schema import FinetuneConfig
 from recon_ray.data.held_out import hold_out
 from recon_ray.data.prepared import PreparedSet

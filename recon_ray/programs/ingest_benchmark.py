@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.feed_loop import EpochTime, feed_loop, time_epoch
-from recon_ray.cluster.trainer import Mode, TrainingJob, run_workers
+from recon_ray.cluster.job import Mode, TrainingJob
+from recon_ray.cluster.trainer import run_workers
 from recon_ray.config.schema import BenchmarkConfig, IngestBenchmarkSection
 from recon_ray.data.batches import Batch, BatchOptions
 from recon_ray.data.meshes import Shape

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recon_ray.cli import Job, JobResult
-from recon_ray.cluster.trainer import TrainingJob
+from recon_ray.cluster.job import TrainingJob
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError

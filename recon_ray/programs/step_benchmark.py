@@ -33,7 +33,7 @@ from recon_ray.tasks.voting import ROUNDS
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.clock import StepClock
 from recon_ray.train.inference import Inference
-from recon_ray.train.loop import peak_memory_bytes
+from recon_ray.train.metrics import peak_memory_bytes
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import RunFolder, TrainFeed
 from recon_ray.train.settings import FitSettings

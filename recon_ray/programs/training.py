@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from recon_ray.cluster.context import plan_workers, ray_session
-from recon_ray.cluster.trainer import Mode, TrainingJob, resolve_mode, train_here, train_on_ray
+from recon_ray.cluster.job import Mode, TrainingJob, resolve_mode
+from recon_ray.cluster.trainer import train_here, train_on_ray
 from recon_ray.config.schema import SetSection, TrainingConfig
 from recon_ray.programs.checks import check_here
 from recon_ray.train.notices import catching_sigterm

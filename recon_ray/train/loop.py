@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from recon_ray.data.batches import Batch
 from recon_ray.data.prefetch import prefetch_batches
-from recon_ray.errors import CheckpointError, ConfigError, ReconError, StoppedError
+from recon_ray.errors import CheckpointError, ReconError, StoppedError
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
-from recon_ray.train.checkpoint import Checkpoint, load_model_state
+from recon_ray.train.checkpoint import load_model_state
 from recon_ray.train.clock import Lap, StepClock
 from recon_ray.train.commits import Commits, agree
 from recon_ray.train.journal import Journal, explain_restart, last_record
 from recon_ray.train.ledger import SampleLedger, write_ledger
-from recon_ray.train.metrics import Mean, Reading, is_distributed
+from recon_ray.train.metrics import Mean, Reading, is_distributed, peak_memory_bytes
 from recon_ray.train.optim import CosineSchedule, load_optimizer, stored_optimizer
 from recon_ray.train.packing import Packed, pack
+from recon_ray.train.progress import Progress
 from recon_ray.train.recorder import Recorder
+from recon_ray.train.resume import check_feed, newest_checkpoint
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.step import Step, wants_graph
@@ -54,45 +54,6 @@ class _Interval:
     lr: float
     reading: Reading
     lap: Lap
-
-
-@dataclass
-class Progress:
-    """Where a run stands; stored beside the model."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    samples: int = 0
-    train_seconds: float = 0.0
-    commit_seconds: float = 0.0
-    loss_first: float = math.nan
-    loss_last: float = math.nan
-    metrics: dict[str, float] = field(default_factory=dict)
-    validated: dict[str, float] = field(default_factory=dict)
-    best: dict[str, Any] | None = None
-    seen: Tensor | None = None
-
-    def advance(self, samples: int) -> None:
-        """Count one optimizer step."""
-        self.step += 1
-        self.step_in_epoch += 1
-        self.samples += samples
-
-    def finish_epoch(self) -> None:
-        """Go to the start of the next epoch."""
-        self.epoch += 1
-        self.step_in_epoch = 0
-        self.seen = None
-
-    def mark(self, sample_ids: Tensor) -> None:
-        """Note the samples that this worker has used in the epoch."""
-        highest = int(sample_ids.max()) + 1
-        if self.seen is None:
-            self.seen = torch.zeros(highest, dtype=torch.uint8)
-        elif len(self.seen) < highest:
-            self.seen = torch.cat([self.seen, self.seen.new_zeros(highest - len(self.seen))])
-        self.seen[sample_ids] = 1
 
 
 class Trainer:
@@ -169,7 +130,8 @@ class Trainer:
         self._evaluate("after")
         self.commits.note("done", self.progress.step)
         agree(self._end_records())
-        return self._result()
+        memory = float(peak_memory_bytes(self.runtime.device))
+        return self.progress.summary() | {"peak_memory_bytes": memory}
 
     # -- the steps -------------------------------------------------------------------------------
 
@@ -327,21 +289,6 @@ class Trainer:
         self.progress.best = {"name": name, "metric": metric, "value": value, "epoch": epoch}
         return True
 
-    def _result(self) -> dict[str, float]:
-        progress = self.progress
-        result = dict(progress.metrics)
-        result |= {f"{name}_last": value for name, value in progress.validated.items()}
-        if progress.best is not None:
-            result[f"{progress.best['metric']}_best"] = float(progress.best["value"])
-            result["best_epoch"] = float(progress.best["epoch"])
-        if not math.isnan(progress.loss_first):
-            result |= {"loss_first": progress.loss_first, "loss_last": progress.loss_last}
-        if progress.train_seconds > 0:
-            result["samples_per_second"] = progress.samples / progress.train_seconds
-            result["commit_fraction"] = progress.commit_seconds / progress.train_seconds
-        result["peak_memory_bytes"] = float(peak_memory_bytes(self.runtime.device))
-        return result | {"steps": float(progress.step), "epochs": float(progress.epoch)}
-
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _commit(self) -> None:
@@ -351,8 +298,7 @@ class Trainer:
         progress = self.progress
         if progress.step == self._committed:
             return
-        if is_distributed() and progress.seen is not None:
-            progress.seen = _union(progress.seen, self.runtime.device)
+        progress.share_marks(self.runtime.device)
         if self.ledger is not None:
             self.ledger.merge(self.runtime.device)
         self.commits.store(
@@ -407,31 +353,20 @@ class Trainer:
             left = self.runtime.store.clean()
             if left:
                 logger.info("removed %s, which were not committed", ", ".join(left))
-        found = self._newest()
+        found = newest_checkpoint(self.runtime.store, rank=self.runtime.rank)
         if found is None:
             return
         source = f"{self.runtime.store.uri}/{found.name}"
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
         load_optimizer(self.optimizer, found.train["optimizer"])
         self.progress = progress = Progress(**found.train["progress"])
-        self._check_feed(found)
+        check_feed(found, progress, tracks_samples=self.feed.tracks_samples)
         if self.ledger is not None:
             self.ledger = SampleLedger(found.train.get("ledger"))
         if progress.best is not None and progress.best["name"] not in self.runtime.store.names():
             progress.best = None  # of the run that this one was started from
         if self.runtime.rank == 0:
             logger.info("continuing from %s (step %d)", source, self.progress.step)
-
-    def _check_feed(self, found: Checkpoint) -> None:
-        """Refuse to end an epoch in another order than it was begun in: samples would repeat."""
-        streamed = found.train.get("tracks_samples", self.feed.tracks_samples)
-        if self.progress.step_in_epoch and streamed != self.feed.tracks_samples:
-            was, now = ("a stream", "by index") if streamed else ("by index", "a stream")
-            way = "data.mode=" + ("stream and cluster.workers=1 or more" if streamed else "shared")
-            raise ConfigError(
-                f"data.mode: epoch {self.progress.epoch + 1} was begun with samples read {was} and "
-                f"would go on {now}, with samples used twice; set {way} until it has ended"
-            )
 
     def _explain_restart(self) -> None:
         last, idle = last_record(self.runtime.folder)
@@ -450,35 +385,6 @@ class Trainer:
             f"stopped {self.runtime.reason()} after a commit at step {self.progress.step}; the "
             "same command with the same run.name goes on from there"
         )
-
-    def _newest(self) -> Checkpoint | None:
-        """The checkpoint that rank 0 finds valid, on every rank."""
-        store = self.runtime.store
-        if not is_distributed():
-            return store.load_latest()
-        found = store.load_latest() if self.runtime.rank == 0 else None
-        box = [found.name if found is not None else None]
-        dist.broadcast_object_list(box, src=0)
-        if box[0] is None or self.runtime.rank == 0:
-            return found
-        return store.load(box[0])
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory of this worker so far: on the GPU, or of the process without one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _union(seen: Tensor, device: torch.device) -> Tensor:
-    """Samples that any worker has used."""
-    length = torch.tensor([len(seen)], device=device)
-    dist.all_reduce(length, op=dist.ReduceOp.MAX)
-    padded = torch.zeros(int(length), dtype=torch.uint8, device=device)
-    padded[: len(seen)] = seen.to(device)
-    dist.all_reduce(padded, op=dist.ReduceOp.MAX)
-    return padded.cpu()
 
 
 def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]:

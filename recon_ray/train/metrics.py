@@ -5,6 +5,7 @@ Values are summed on the device and read once a logging interval.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -98,3 +99,10 @@ def gather_rows(values: Tensor) -> Tensor:
     parts = [torch.zeros_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size].cpu() for part, size in zip(parts, sizes, strict=True)])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory of this worker so far: on the GPU, or of the process without one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

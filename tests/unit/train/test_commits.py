@@ -20,7 +20,7 @@ import torch
 from test_fit import assert_same_weights, changed, losses, pretrain_here
 
 from recon_ray.cluster import progress
-from recon_ray.cluster.trainer import _mode_of_epoch
+from recon_ray.cluster.job import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.programs.run import start_run
 from recon_ray.train import commits, retries, storage
