@@ -19,8 +19,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
+from recon_ray.cluster.failures import FailureNotes, explaining_failures
 from recon_ray.cluster.trainer import put_tables, read_tables, resolve_precision, scaling
-from recon_ray.cluster.worker import set_up_worker_log, use_ops
+from recon_ray.cluster.worker import set_up_worker_log, told, use_ops
 from recon_ray.config.schema import ClusterSection, RuntimeSection
 from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
@@ -28,6 +29,7 @@ from recon_ray.data.stream import SplitBlocks
 from recon_ray.errors import CheckpointError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
+from recon_ray.train.memory import MEASURING, explaining_memory
 from recon_ray.train.runtime import EvaluationRuntime, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -153,11 +155,13 @@ def _run_on_ray(
             name=RAY_FOLDER,
             storage_path=folder.place,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[FailureNotes(None)],
         ),
         dataset_config=DataConfig(datasets_to_split=[]),
     )
     try:
-        outcome: Mapping[str, Any] = trainer.fit().return_value
+        with explaining_failures(MEASURING):
+            outcome: Mapping[str, Any] = trainer.fit().return_value
     finally:
         with contextlib.suppress(CheckpointError):
             folder.remove(RAY_FOLDER)
@@ -194,11 +198,11 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
         use_ops(payload.ops_backend, payload.driver_ops)
         return {"result": _run(payload.make_evaluation, runtime)}
     except ReconError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return told(error)
 
 
 def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) -> dict[str, Any]:
-    with torch.inference_mode():
+    with torch.inference_mode(), explaining_memory(runtime.device, MEASURING):
         return make_evaluation().run(runtime)
 
 

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
-from recon_ray.cluster.failures import FailureNotes
+from recon_ray.cluster.failures import FailureNotes, explaining_failures
 from recon_ray.cluster.notices import messenger
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.reservations import free_earlier, note_submission
@@ -42,6 +42,7 @@ from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
+from recon_ray.train.memory import training_advice
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import LocalRuntime, RunFolder, new_attempt
 from recon_ray.train.settings import FitSettings
@@ -284,7 +285,9 @@ def run_workers(
         trainer = _trainer(loop, job, cluster, plan, mode, actor)
         free_earlier(job.folder)
         note_submission(job.folder, trainer.train_run_context.run_id)
-        outcome: Mapping[str, Any] = trainer.fit().return_value
+        advice = training_advice(job.settings, world_size=plan.max_workers)
+        with explaining_failures(advice):
+            outcome: Mapping[str, Any] = trainer.fit().return_value
     if "error" in outcome:
         kind = getattr(errors, str(outcome["error"]), ReconError)
         raise kind(outcome["message"])

@@ -17,7 +17,7 @@ from recon_ray.cluster.notices import Watch
 from recon_ray.cluster.prometheus import RunMetrics
 from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, ShuffleBuffer, make_batch
 from recon_ray.data.stream import SplitBlocks, tables_of
-from recon_ray.errors import ReconError
+from recon_ray.errors import OutOfMemoryError, ReconError
 from recon_ray.points import ops
 from recon_ray.train.batching import BatchPlan
 from recon_ray.train.checkpoint import CheckpointStore
@@ -180,7 +180,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Entry point of a worker.
 
     A :class:`ReconError` is returned, not raised: Ray would restart the workers for it, though the
-    same error would come again.
+    same error would come again. What only one of several workers may meet is raised, so that the
+    others do not wait for it; :class:`~recon_ray.cluster.failures.FailureNotes` ends the run then.
 
     Args:
         config: ``{"payload": WorkerPayload}``.
@@ -198,7 +199,14 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         with exported_metrics(runtime):
             return {"metrics": fit(payload.make_task(), runtime, payload.settings)}
     except ReconError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return told(error)
+
+
+def told(error: ReconError) -> dict[str, Any]:
+    """What a worker returns for an error; it is raised where the other workers would wait."""
+    if isinstance(error, OutOfMemoryError) and ray.train.get_context().get_world_size() > 1:
+        raise error
+    return {"error": type(error).__name__, "message": str(error)}
 
 
 @contextmanager
