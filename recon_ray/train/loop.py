@@ -452,11 +452,21 @@ class Trainer:
         )
 
     def _newest(self) -> Checkpoint | None:
-        """The checkpoint that rank 0 finds valid, on every rank."""
+        """The checkpoint that rank 0 finds valid, on every rank.
+
+        Raises:
+            CheckpointError: On every rank, if all are damaged or the storage cannot be reached.
+        """
         store = self.runtime.store
         if not is_distributed():
             return store.load_latest()
-        found = store.load_latest() if self.runtime.rank == 0 else None
+        found, failure = None, ""
+        if self.runtime.rank == 0:
+            try:
+                found = store.load_latest()
+            except CheckpointError as error:
+                failure = str(error)
+        agree(failure)
         box = [found.name if found is not None else None]
         dist.broadcast_object_list(box, src=0)
         if box[0] is None or self.runtime.rank == 0:
