@@ -33,6 +33,10 @@ class StoppedError(ReconError):
     exit_code = 143
 
 
+class OutOfMemoryError(ReconError):
+    """The memory of a GPU or a machine is exhausted."""
+
+
 class OpsError(ReconError):
     """A point-op backend was forced that is not available."""
 

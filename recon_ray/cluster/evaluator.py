@@ -18,6 +18,7 @@ from ray.train import DataConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig
 
 from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
+from recon_ray.cluster.failures import FailureNotes, explaining_failures
 from recon_ray.cluster.interrupts import InterruptibleTrainer
 from recon_ray.cluster.job import resolve_precision
 from recon_ray.cluster.notices import guarded, messenger, outcome_of
@@ -32,6 +33,7 @@ from recon_ray.errors import CheckpointError
 from recon_ray.machine import cpu_count
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
+from recon_ray.train.memory import MEASURING, explaining_memory
 from recon_ray.train.runtime import EvaluationRuntime, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -160,11 +162,13 @@ def _run_on_ray(
             name=RAY_FOLDER,
             storage_path=folder.place,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[FailureNotes(None)],
         ),
         dataset_config=DataConfig(datasets_to_split=[]),
     )
     try:
-        return dict(outcome_of(payload.messenger, trainer.fit)["result"])
+        with explaining_failures(MEASURING):
+            return dict(outcome_of(trainer.fit())["result"])
     finally:
         with contextlib.suppress(CheckpointError):
             folder.remove(RAY_FOLDER)
@@ -203,7 +207,7 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) -> dict[str, Any]:
-    with torch.inference_mode():
+    with torch.inference_mode(), explaining_memory(runtime.device, MEASURING):
         return make_evaluation().run(runtime)
 
 

@@ -26,16 +26,12 @@ POLL_SECONDS = 0.5
 #: How long a worker with an error waits for the others to meet it too.
 TOGETHER_SECONDS = 5.0
 
-#: ``{"error": class name, "message": ...}``
-Failure = Mapping[str, str]
-
 
 class _Messenger:
     """Carries the driver's wish to end to the workers, and their errors; on the driver's node."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self._failure: Failure | None = None
         self._failed: set[int] = set()
         self._all_failed = asyncio.Event()
         self._heard = asyncio.Event()
@@ -48,19 +44,14 @@ class _Messenger:
         """Return once the run was asked to end."""
         return await self._asked.wait()
 
-    async def fail(self, failure: Failure, rank: int, workers: int) -> bool:
-        """Note what ends the run, the first error only; whether soon every worker has met one."""
-        self._failure = self._failure or failure
+    async def fail(self, rank: int, workers: int) -> bool:
+        """Note that a worker has met an error; whether all have, at once or within seconds."""
         self._failed.add(rank)
         if len(self._failed) == workers:
             self._all_failed.set()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_failed.wait(), TOGETHER_SECONDS)
         return self._all_failed.is_set()
-
-    async def failure(self) -> Failure | None:
-        """What ended the run, if anything did."""
-        return self._failure
 
     async def hear(self) -> None:
         """Note that the run knows that it is to end."""
@@ -106,44 +97,34 @@ def messenger() -> Iterator[Any]:
 def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  # noqa: ANN401
     """Run a worker's part so that an error of ours ends the run, on every worker and at once.
 
-    An error that all workers meet is returned: Ray would start them anew for a raised one. One
-    that a single worker meets is raised, as the others wait for it in a collective: Ray ends them,
-    and the workers that it starts next find the error noted and return it.
+    It would come again, so that a restart is of no use. An error that all workers meet is
+    returned. One that a single worker meets is raised, as the others wait for it in a collective;
+    :class:`~recon_ray.cluster.failures.FailureNotes` then ends the run.
 
     Args:
         actor: Handle that :func:`messenger` gave.
         run: The worker's part.
 
     Returns:
-        What ``run`` gives, or a :data:`Failure`.
+        What ``run`` gives, or ``{"error": class name, "message": ...}``.
     """
-    earlier: Failure | None = ray.get(actor.failure.remote())
-    if earlier is not None:
-        return dict(earlier)
     try:
         return run()
     except ReconError as error:
-        failure = {"error": type(error).__name__, "message": str(error)}
         context = ray.train.get_context()
-        noted = actor.fail.remote(failure, context.get_world_rank(), context.get_world_size())
+        noted = actor.fail.remote(context.get_world_rank(), context.get_world_size())
         if ray.get(noted):
-            return failure
+            return {"error": type(error).__name__, "message": str(error)}
         raise
 
 
-def outcome_of(actor: Any, fit: Callable[[], ray.train.Result]) -> dict[str, Any]:  # noqa: ANN401
-    """Wait for the workers of :func:`guarded` and give what rank 0 has returned.
+def outcome_of(result: ray.train.Result) -> dict[str, Any]:
+    """Give what rank 0 of the workers of :func:`guarded` has returned.
 
     Raises:
-        ReconError: What a worker met that the user can act on.
+        ReconError: What all of them have met.
     """
-    try:
-        outcome: Mapping[str, Any] = fit().return_value
-    except ray.train.TrainingFailedError:
-        failure: Failure | None = ray.get(actor.failure.remote())
-        if failure is None:
-            raise
-        outcome = failure
+    outcome: Mapping[str, Any] = result.return_value
     if "error" in outcome:
         kind = getattr(errors, str(outcome["error"]), ReconError)
         raise kind(outcome["message"])

@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from recon_ray.cluster.context import WorkerPlan
-from recon_ray.cluster.failures import FailureNotes
+from recon_ray.cluster.failures import FailureNotes, explaining_failures
 from recon_ray.cluster.interrupts import InterruptibleTrainer
 from recon_ray.cluster.job import Mode, TrainingJob, with_precision
 from recon_ray.cluster.notices import messenger, outcome_of
@@ -32,6 +32,7 @@ from recon_ray.machine import cpu_count
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
+from recon_ray.train.memory import training_advice
 from recon_ray.train.residency import indexed_feed
 from recon_ray.train.runtime import LocalRuntime, RunFolder, new_attempt
 
@@ -118,7 +119,8 @@ def run_workers(
         trainer = _trainer(loop, job, cluster, plan, mode, payload)
         free_earlier(job.folder)
         note_submission(job.folder, payload.attempt, trainer.train_run_context.run_id)
-        return dict(outcome_of(actor, trainer.fit)["metrics"])
+        with explaining_failures(training_advice(job.settings, world_size=plan.max_workers)):
+            return dict(outcome_of(trainer.fit())["metrics"])
 
 
 def _trainer(

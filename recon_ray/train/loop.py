@@ -28,6 +28,7 @@ from recon_ray.train.clock import Lap, StepClock
 from recon_ray.train.commits import Commits, agree
 from recon_ray.train.journal import Journal, explain_restart, last_record
 from recon_ray.train.ledger import SampleLedger, write_ledger
+from recon_ray.train.memory import explaining_memory, training_advice
 from recon_ray.train.metrics import Mean, Reading, is_distributed, peak_memory_bytes
 from recon_ray.train.optim import CosineSchedule, load_optimizer, stored_optimizer
 from recon_ray.train.packing import Packed, pack
@@ -393,6 +394,9 @@ def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]
     Raises:
         CheckpointError: If no checkpoint can be read or written.
         ConfigError: If the global batch does not fit the workers or the data.
+        OutOfMemoryError: If memory runs out.
         ReconError: If a loss is not finite.
     """
-    return Trainer(task, runtime, settings).run()
+    advice = training_advice(settings, world_size=runtime.world_size)
+    with explaining_memory(runtime.device, advice):
+        return Trainer(task, runtime, settings).run()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from recon_ray.errors import ConfigError
+from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train.checkpoint import Checkpoint, CheckpointStore
+from recon_ray.train.commits import agree
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.progress import Progress
 
@@ -14,11 +15,17 @@ def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None
     """Load the checkpoint that rank 0 finds valid; every rank takes part.
 
     Raises:
-        CheckpointError: If there are checkpoints and all of them are damaged.
+        CheckpointError: On every rank, if all are damaged or the storage cannot be reached.
     """
     if not is_distributed():
         return store.load_latest()
-    found = store.load_latest() if rank == 0 else None
+    found, failure = None, ""
+    if rank == 0:
+        try:
+            found = store.load_latest()
+        except CheckpointError as error:
+            failure = str(error)
+    agree(failure)
     box = [found.name if found is not None else None]
     dist.broadcast_object_list(box, src=0)
     if box[0] is None or rank == 0:

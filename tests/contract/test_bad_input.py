@@ -260,6 +260,10 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ("eval.split=train", r"eval\.split=train: it is trained on; choose a held-out split"),
     ("runtime.device=cuda", r"runtime\.device=cuda: torch finds no usable GPU in this process"),
     ("run.storage=/dev/null/runs", r"run\.storage=/dev/null/runs: .*\(Not a directory\); choose"),
+    (
+        "run.storage=s3://me:s3cret@bucket/runs",
+        r"^error: (?!.*s3cret)run\.storage .*the URI has a password in it, .*; leave it out",
+    ),
     ("run.storage=gopher://x", r"run\.storage=gopher://x: it cannot be reached .*give a folder"),
     ("resume=/absent/step-1", r"resume=/absent/step-1: no checkpoint there \(MANIFEST\.json is"),
     ("resume=gopher://x/step-1", r"resume=gopher://x/step-1: it cannot be reached"),
@@ -959,6 +963,62 @@ def test_a_full_disk_while_figures_are_written(jobs: Jobs, monkeypatch: pytest.M
     assert not (jobs.runs / "run" / "lease.json").exists()
     jobs.pretrain(*QUICK).done()
     assert (jobs.runs / "run" / "figures" / "curves.png").exists()
+
+
+def _starve(*_: Any, **__: Any) -> Any:
+    """Ask for more than any machine has."""
+    return torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def _starve_gpu(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"
+    )
+
+
+def _starve_python(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("starve", "reason"),
+    [
+        (_starve, r".*you tried to allocate 1152921504606846976 bytes"),
+        (_starve_gpu, "Tried to allocate 2.00 GiB"),
+        (_starve_python, "MemoryError"),
+    ],
+)
+def test_training_out_of_memory_names_what_to_lower(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, starve: Callable[..., Any], reason: str
+) -> None:
+    monkeypatch.setattr("recon_ray.train.step.Step._losses", starve)
+    jobs.pretrain(*QUICK).refused(
+        1,
+        rf"^error: memory is exhausted \({reason}.*\); lower train\.micro_batch_size to 4 \(a "
+        r"worker holds 8 samples\), .* set data\.residency=host or data\.mode=stream",
+    )
+
+
+def test_an_evaluation_out_of_memory_names_what_to_lower(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tiny_prepared: PreparedSet
+) -> None:
+    data = f"data.path={tiny_prepared.path}"
+    jobs.finetune(data).done()
+    monkeypatch.setattr("recon_ray.tasks.voting.VotingEvaluation._plain", _starve)
+    jobs.evaluate(data, f"init_from={jobs.runs / 'tuned'}", "run.name=measured").refused(
+        1, r"^error: memory is exhausted \(.*\); lower eval\.batch_size"
+    )
+
+
+def test_an_error_of_another_kind_is_not_taken_for_want_of_memory(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("recon_ray.train.step.Step._losses", fail)
+    monkeypatch.setattr("tempfile.mkstemp", _refuse)  # for the traceback
+    jobs.pretrain(*QUICK).refused(1, r"RuntimeError: mat1 and mat2 shapes")
 
 
 def test_an_error_beyond_these_is_one_line_on_a_full_disk_too(

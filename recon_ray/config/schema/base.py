@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -47,6 +48,17 @@ class RunSection(Section):
         description="Folder or URI in which the run's own folder is made; seen by all nodes.",
     )
     seed: int = Field(0, ge=0, description="Seed of weights, order, augmentation and masks.")
+
+    @field_validator("storage")
+    @classmethod
+    def _has_no_password(cls, storage: str) -> str:
+        """The configuration of a run is written down where the run is."""
+        if "://" in storage and urlsplit(storage).password is not None:
+            raise ValueError(
+                "the URI has a password in it, which would be written to config.yaml; leave it out "
+                "and give it as its store asks for it (AWS_SECRET_ACCESS_KEY for example)"
+            )
+        return storage
 
     @field_validator("name")
     @classmethod

@@ -44,33 +44,24 @@ def broken() -> dict:
     raise CheckpointError(FAILURE["message"])
 
 
-def raised() -> ray.train.Result:
-    raise ray.train.TrainingFailedError("workers failed")
-
-
-def test_what_one_worker_meets_is_raised_and_then_returned_by_all(worker):
+def test_what_one_worker_meets_is_raised(worker):
     with pytest.raises(CheckpointError):  # Ray ends the other one, which may wait for this one
         guarded(worker, broken)
-    ran = []
-    assert guarded(worker, lambda: ran.append(1) or {}) == FAILURE
-    assert ran == []
+
+
+def test_what_all_workers_meet_is_returned_and_raised_by_the_driver(worker):
+    worker.actor._failed.add(0)
+    outcome = guarded(worker, broken)
+    assert outcome == FAILURE
     with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
-        outcome_of(worker, raised)
-
-
-def test_what_all_workers_meet_is_returned(worker):
-    worker.fail.remote(FAILURE, 0, 2)
-    worker.actor._failure = None  # both began before
-    assert guarded(worker, broken) == FAILURE
+        outcome_of(SimpleNamespace(return_value=outcome))
 
 
 def test_other_errors_stay_what_they_are(worker):
     with pytest.raises(ZeroDivisionError):
         guarded(worker, lambda: {"metrics": 1 / 0})
-    with pytest.raises(ray.train.TrainingFailedError):
-        outcome_of(worker, raised)
     done = SimpleNamespace(return_value={"metrics": {"loss": 1.0}})
-    assert outcome_of(worker, lambda: done) == {"metrics": {"loss": 1.0}}
+    assert outcome_of(done) == {"metrics": {"loss": 1.0}}
 
 
 def test_a_folder_that_is_not_the_drivers_is_refused(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from recon_ray.cli import Job
 from recon_ray.config.schema import EmbedConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.schema import points_to_numpy
-from recon_ray.errors import CheckpointError, DataError
+from recon_ray.errors import CheckpointError, ConfigError, DataError
 from recon_ray.models.presets import MODELS
 from recon_ray.points.transforms import normalize
 from recon_ray.programs import embed as program
@@ -112,7 +112,7 @@ def test_only_missing_and_damaged_parts_are_computed_again(options):
     assert pq.read_table(folder / "train").num_rows == 24
 
 
-def test_an_interrupted_job_goes_on_and_other_weights_begin_anew(options, weights, monkeypatch):
+def test_an_interrupted_job_goes_on_and_other_weights_are_refused(options, weights, monkeypatch):
     written, original = [], embedding._write
 
     def write(task: Any, table: Any) -> None:
@@ -129,7 +129,9 @@ def test_an_interrupted_job_goes_on_and_other_weights_begin_anew(options, weight
     assert result["counts"]["parts_written"] == result["counts"]["parts"] - 2
     old = numbers(pq.read_table(folder / "train"), "features")
     save(weights, seed=1)
-    result, _ = run(options)
+    with pytest.raises(ConfigError, match="the weights are no longer what"):
+        run(options)
+    result, folder = run(options, resume="never")
     assert result["counts"]["parts_written"] == result["counts"]["parts"]
     assert not np.allclose(numbers(pq.read_table(folder / "train"), "features"), old)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from recon_ray.models.batch_norm import BatchNorm
 from recon_ray.programs.pretrain import make_task, training_job
 from recon_ray.programs.run import open_run, start_run
 from recon_ray.tasks.pretrain import PretrainModule
+from recon_ray.train import commits, loop
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import fit
+from recon_ray.train.loop import Trainer, fit
 from recon_ray.train.runtime import IndexedFeed, LocalRuntime
 
 #: Biases that a batch norm takes out again, and the means that follow them: their gradient is
@@ -180,6 +182,23 @@ def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared
     assert_same_weights(several, one, rtol=1e-3, atol=1e-5)
     assert together["zeroshot_before"] == alone["zeroshot_before"]
     assert together["probe_full_before"] == pytest.approx(alone["probe_full_before"], abs=0.09)
+
+
+def test_all_workers_are_told_that_all_checkpoints_are_damaged(
+    tiny_config, tiny_prepared, monkeypatch
+):
+    config = changed(tiny_config, train={"steps": 1}, eval={"enabled": False})
+    _, folder = pretrain_here(config, tiny_prepared)
+    (folder / "checkpoints" / "step-00000001" / "model.pt").write_bytes(b"half of it")
+    told = []
+    for module in (loop, commits):
+        monkeypatch.setattr(module, "is_distributed", lambda: True)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: told.append(*box))
+    first = SimpleNamespace(store=CheckpointStore(str(folder / "checkpoints")), rank=0)
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+        Trainer._newest(SimpleNamespace(runtime=first))
+    assert len(told) == 1
+    assert "all 1 checkpoints are damaged" in told[0]
 
 
 def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(tiny_config, tiny_prepared):

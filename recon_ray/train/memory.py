@@ -1,0 +1,62 @@
+"""What to do when memory runs out: one sentence in place of torch's or Python's traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from recon_ray.errors import OutOfMemoryError
+from recon_ray.train.settings import FitSettings
+
+#: What torch says where it has no exception of its own for it.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: What to change where finished models are measured.
+MEASURING = "lower eval.batch_size (zeroshot.batch_size, probe.batch_size) or cluster.workers"
+
+
+def training_advice(settings: FitSettings, *, world_size: int) -> str:
+    """What to change where a model is trained."""
+    most = -(-settings.global_batch_size // world_size)
+    size = min(settings.micro_batch_size or most, most)
+    lower = f"lower train.micro_batch_size to {max(size // 2, 1)} (a worker holds {size} samples)"
+    return (
+        f"{lower}, in evaluations eval.batch_size, set data.residency=host or data.mode=stream, or "
+        "give every worker more memory; under another run.name, as a run keeps its options "
+        "(--dry-run measures a step)"
+    )
+
+
+@contextmanager
+def explaining_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Turn what is raised for want of memory into one sentence.
+
+    Args:
+        device: Where the model is.
+        advice: What to change.
+
+    Raises:
+        OutOfMemoryError: If memory runs out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        on_host = isinstance(error, MemoryError) or "CPUAllocator" in str(error)
+        whose = "memory" if on_host or device.type != "cuda" else "the GPU's memory"
+        raise OutOfMemoryError(f"{whose} is exhausted ({_reason(error)}); {advice}") from error
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(word in str(error) for word in _WORDS)
+
+
+def _reason(error: Exception) -> str:
+    """The sentence of the message that says how much was asked for."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    sentences = [part for part in first.split(". ") if "allocate" in part]
+    return (sentences or [first or type(error).__name__])[0].rstrip(".")

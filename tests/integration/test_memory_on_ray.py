@@ -1,0 +1,66 @@
+"""A worker that runs out of memory ends a run of several workers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+from ray import cloudpickle
+
+from recon_ray.cluster.context import plan_workers, ray_session
+from recon_ray.cluster.trainer import run_workers
+from recon_ray.cluster.worker import train_loop
+from recon_ray.config.schema import ClusterSection, PretrainConfig
+from recon_ray.data.prepared import PreparedSet
+from recon_ray.errors import OutOfMemoryError
+from recon_ray.programs.pretrain import make_task, training_job
+from recon_ray.programs.run import start_run
+from recon_ray.train.step import Step
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
+# The workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def starved_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """The usual loop, in which the second worker's third step asks for too much."""
+    if ray.train.get_context().get_world_rank() == 1:
+        losses, steps = Step._losses, iter(range(1, 9))
+
+        def starved(step: Step, *arguments: Any) -> Any:
+            if next(steps) == 3:
+                torch.empty(1 << 60, dtype=torch.uint8)
+            return losses(step, *arguments)
+
+        Step._losses = starved
+    return train_loop(config)
+
+
+def test_the_other_workers_do_not_wait_and_nothing_is_tried_again(
+    tiny_config: PretrainConfig, tiny_prepared: PreparedSet
+) -> None:
+    cluster = ClusterSection(workers=2, cpus_per_worker=0.5)
+    config = tiny_config.model_copy(
+        update={
+            "cluster": cluster,
+            "eval": tiny_config.eval.model_copy(update={"enabled": False}),
+        }
+    )
+    run = start_run("pretrain", config, label="test")
+    job = training_job(run, config, tiny_prepared, make_task(config, tiny_prepared))
+    with ray_session(cluster, show_workers=False):
+        plan = plan_workers(cluster, reads_during_training=False, device="cpu")
+        began = time.monotonic()
+        with pytest.raises(
+            OutOfMemoryError,
+            match=r"^memory is exhausted .*; lower train\.micro_batch_size to 2 \(a worker holds 4",
+        ):
+            run_workers(starved_loop, job, cluster, plan, "shared")
+        assert time.monotonic() - began < 120  # the others would wait for ten minutes
+    events = map(json.loads, (run.folder.read("events.jsonl") or "").splitlines())
+    assert [event["event"] for event in events] == ["submitted", "trains", "failed"]
