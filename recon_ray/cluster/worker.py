@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.train import CheckpointUploadMode
+from torch.distributed.distributed_c10d import _get_default_store
 
 from recon_ray.cluster.notices import Watch
 from recon_ray.cluster.prometheus import RunMetrics
@@ -24,6 +27,7 @@ from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.inference import Inference
 from recon_ray.train.journal import Journal
 from recon_ray.train.loop import fit, records
+from recon_ray.train.metrics import is_distributed
 from recon_ray.train.notices import Notice
 from recon_ray.train.recorder import listening
 from recon_ray.train.residency import Residency, indexed_feed
@@ -32,6 +36,9 @@ from recon_ray.train.settings import FitSettings
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
+
+#: How long a worker waits to see whether the others fail as it does.
+MEETING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Entry point of a worker.
 
     A :class:`ReconError` is returned, not raised: Ray would restart the workers for it, though the
-    same error would come again. What only one of several workers may meet is raised, so that the
-    others do not wait for it; :class:`~recon_ray.cluster.failures.FailureNotes` ends the run then.
+    same error would come again. What only some of the workers meet is raised, so that the others do
+    not wait for them; :class:`~recon_ray.cluster.failures.FailureNotes` ends the run then.
 
     Args:
         config: ``{"payload": WorkerPayload}``.
@@ -204,9 +211,23 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
 def told(error: ReconError) -> dict[str, Any]:
     """What a worker returns for an error; it is raised where the other workers would wait."""
-    if isinstance(error, OutOfMemoryError) and ray.train.get_context().get_world_size() > 1:
+    if isinstance(error, OutOfMemoryError) and is_distributed() and not _met_by_all("memory"):
         raise error
     return {"error": type(error).__name__, "message": str(error)}
+
+
+def _met_by_all(what: str) -> bool:
+    """Whether every worker comes here, within :data:`MEETING_SECONDS`; none waits for a tensor."""
+    store = _get_default_store()
+    store.set(f"recon/{what}/{dist.get_rank()}", "met")
+    try:
+        store.wait(
+            [f"recon/{what}/{rank}" for rank in range(dist.get_world_size())],
+            timedelta(seconds=MEETING_SECONDS),
+        )
+    except RuntimeError:  # torch's, when the time is up
+        return False
+    return True
 
 
 @contextmanager
