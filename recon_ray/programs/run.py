@@ -30,7 +30,7 @@ from recon_ray.train.checkpoint import MANIFEST, Checkpoint, CheckpointStore
 from recon_ray.train.lease import Lease
 from recon_ray.train.packing import pack
 from recon_ray.train.runtime import AFRESH, RunFolder
-from recon_ray.train.storage import absolute, join, open_filesystem, split
+from recon_ray.train.storage import absolute, is_uri, join, open_filesystem, split
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -195,7 +195,8 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
             f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
             "another run.name"
         )
-    if folder.is_local and not Path(config.run.storage).is_absolute() and is_submitted():
+    is_relative = not is_uri(config.run.storage) and not Path(config.run.storage).is_absolute()
+    if is_relative and is_submitted():
         logger.warning(
             "run.storage=%s is relative: it lies in the submitted job's temporary folder; give an "
             "absolute path or a URI to keep the run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -243,6 +244,21 @@ def test_an_object_store_that_stays_away_is_told_at_the_next_commit(remote):
     with pytest.raises(CheckpointError, match="the bucket does not answer"):
         store(committed, 3)
     assert remote.store.load_latest().step == 1  # the older one stays
+
+
+def test_an_object_store_that_cannot_be_listed_is_told_in_a_sentence(remote, monkeypatch):
+    def refuse() -> list[str]:
+        raise OSError(5, "the bucket does not answer")
+
+    remote.store.gate.set()
+    committed = made(remote)
+    store(committed, 1)
+    committed.finish()
+    monkeypatch.setattr(remote.store, "_folders", refuse)
+    store(committed, 2)
+    with pytest.raises(CheckpointError, match=r"cannot be listed \(.*the bucket does not answer"):
+        committed.finish()
+    assert remote.store.clean() == []  # looking for leftovers is no reason to end
 
 
 # --- The journal ---------------------------------------------------------------------------------
@@ -502,6 +518,15 @@ def test_a_second_job_of_the_name_is_refused_and_moves_nothing(tmp_path, tiny_co
     assert sorted(path.name for path in folder.iterdir()) == ["lease.json"]
 
 
+def test_a_lease_that_cannot_be_written_is_not_taken_for_another_jobs(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(CheckpointError, match=r"lease\.json: it could not be written \(No space"):
+        Lease(str(tmp_path), "run").take()
+
+
 # --- A whole run on an object store that lies in this process's memory ----------------------------
 
 
@@ -519,6 +544,27 @@ class _Filesystems:
 
     def __getattr__(self, name: str):
         return getattr(pafs, name)
+
+
+def test_records_are_sent_to_an_object_store_again_when_it_refuses(monkeypatch, caplog):
+    monkeypatch.setattr(storage, "pafs", _Filesystems())
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0))
+    failures = [OSError(5, "the bucket does not answer")] * 2
+    copy = pafs.copy_files
+
+    def refuse(*places: object) -> None:
+        if failures:
+            raise failures.pop()
+        copy(*places)
+
+    monkeypatch.setattr(pafs, "copy_files", refuse)
+    folder = RunFolder("memory://bucket/sent")
+    folder.write("a.txt", "x")
+    assert folder.read("a.txt") == "x"
+    assert caplog.text.count("trying again") == 2
+    failures += [OSError(5, "the bucket does not answer")] * 3
+    with pytest.raises(CheckpointError, match="see that the storage can be reached and written"):
+        folder.publish()
 
 
 def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
