@@ -31,6 +31,7 @@ from recon_ray.train.recorder import listening
 from recon_ray.train.residency import Residency, indexed_feed
 from recon_ray.train.runtime import RunFolder, TrainFeed
 from recon_ray.train.settings import FitSettings
+from recon_ray.train.storage import split
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ def exported_metrics(runtime: RayRuntime) -> Iterator[None]:
         yield
         return
     starts = [e for e in Journal(runtime.folder).events() if e["event"] == "trains"]
-    name = runtime.folder.uri.rstrip("/").rpartition("/")[2]
+    _, name = split(runtime.folder.uri)
     with listening(RunMetrics(name, workers=runtime.world_size, restarts=len(starts))):
         yield
 

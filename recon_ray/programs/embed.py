@@ -39,6 +39,7 @@ from recon_ray.tasks.embedding import (
 from recon_ray.tasks.embedding_parts import EmbedTask, file_tasks, set_tasks
 from recon_ray.tasks.features import PointChoice
 from recon_ray.train.inference import Inference
+from recon_ray.train.storage import join
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def embed(job: Job[EmbedConfig]) -> JobResult:
         shapes = sum(task.rows.count for task in tasks)
         return JobResult(f"dry run: {shapes:,} shapes in {len(tasks)} parts, nothing is written")
     run = open_run("embed", config, label=_label(prepared), resume=config.resume)
-    folder = f"{run.folder.place}/{EMBEDDINGS}"
+    folder = join(run.folder.place, EMBEDDINGS)
     tasks = _plan(config, prepared, name, folder)
     run.begin()
     todo = [task for task in tasks if not task.is_finished()]

@@ -38,6 +38,7 @@ from recon_ray.train.resume import check_feed, newest_checkpoint
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.step import Step, wants_graph
+from recon_ray.train.storage import join
 from recon_ray.train.task import Task
 from recon_ray.train.waiting import waiting_for_rank_zero
 
@@ -357,7 +358,7 @@ class Trainer:
         found = newest_checkpoint(self.runtime.store, rank=self.runtime.rank)
         if found is None:
             return
-        source = f"{self.runtime.store.uri}/{found.name}"
+        source = join(self.runtime.store.uri, found.name)
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
         load_optimizer(self.optimizer, found.train["optimizer"])
         self.progress = progress = Progress(**found.train["progress"])
