@@ -57,7 +57,7 @@ def renew_after_failure() -> threading.Thread:
 
     def renew() -> None:
         until = time.monotonic() + RENEWED_FOR
-        while time.monotonic() < until:
+        while time.monotonic() < until and ray.is_initialized():  # else asking would start one
             try:
                 coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
                 looked = coordinator.get_reserved_resources.remote(COORDINATOR, recompute=True)

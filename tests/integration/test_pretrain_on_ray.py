@@ -120,6 +120,7 @@ def test_an_error_of_a_worker_reaches_the_terminal_as_one_sentence(runner):
     assert "the loss is not finite" in complaints[0]
 
 
+@pytest.mark.long
 def test_an_error_that_one_worker_meets_ends_the_others_too(runner):
     """Only rank 0 looks for checkpoints; rank 1 waits for what it finds."""
     options = ("train.commit_every_seconds=600", "eval.enabled=false")
