@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +20,9 @@ from recon_ray.models.batch_norm import BatchNorm
 from recon_ray.programs.pretrain import make_task, training_job
 from recon_ray.programs.run import open_run, start_run
 from recon_ray.tasks.pretrain import PretrainModule
-from recon_ray.train import commits, loop
+from recon_ray.train import commits, resume
 from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.train.loop import Trainer, fit
+from recon_ray.train.loop import fit
 from recon_ray.train.runtime import IndexedFeed, LocalRuntime
 
 #: Biases that a batch norm takes out again, and the means that follow them: their gradient is
@@ -191,12 +190,12 @@ def test_all_workers_are_told_that_all_checkpoints_are_damaged(
     _, folder = pretrain_here(config, tiny_prepared)
     (folder / "checkpoints" / "step-00000001" / "model.pt").write_bytes(b"half of it")
     told = []
-    for module in (loop, commits):
+    for module in (resume, commits):
         monkeypatch.setattr(module, "is_distributed", lambda: True)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: told.append(*box))
-    first = SimpleNamespace(store=CheckpointStore(str(folder / "checkpoints")), rank=0)
+    store = CheckpointStore(str(folder / "checkpoints"))
     with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
-        Trainer._newest(SimpleNamespace(runtime=first))
+        resume.newest_checkpoint(store, rank=0)
     assert len(told) == 1
     assert "all 1 checkpoints are damaged" in told[0]
 
