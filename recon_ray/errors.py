@@ -6,6 +6,9 @@ alone, without a traceback, and ends with :attr:`ReconError.exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ReconError(Exception):
     """Root of the errors that a user can act on."""
@@ -47,3 +50,14 @@ class TeacherError(ReconError):
 
 class TeacherNameError(TeacherError, ConfigError):
     """What a teacher's name asks for does not exist, so that the configuration has to change."""
+
+
+def as_record(error: ReconError) -> dict[str, str]:
+    """The error as plain data: raised in a process of Ray, it would come wrapped, or be retried."""
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def from_record(record: Mapping[str, Any]) -> ReconError:
+    """The error that :func:`as_record` was given."""
+    kind: type[ReconError] = globals().get(str(record["error"]), ReconError)
+    return kind(record["message"])

@@ -9,10 +9,7 @@ from typing import Literal
 from recon_ray.config.schema import RuntimeSection
 from recon_ray.data.batches import BatchOptions
 from recon_ray.data.prepared import PreparedSet, Split
-from recon_ray.data.stream import (
-    decoded_bytes,
-    fits_object_store,
-)
+from recon_ray.data.stream import decoded_bytes, fits_object_store
 from recon_ray.data.teacher_cache import StoredFeatures
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.train.batching import BatchPlan, steps_per_epoch

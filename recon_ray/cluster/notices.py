@@ -15,8 +15,7 @@ import torch.distributed as dist
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from recon_ray import errors
-from recon_ray.errors import ReconError
+from recon_ray.errors import ReconError, as_record, from_record
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.notices import Notice, stop_heard, stop_requested
 
@@ -106,7 +105,7 @@ def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  #
         run: The worker's part.
 
     Returns:
-        What ``run`` gives, or ``{"error": class name, "message": ...}``.
+        What ``run`` gives, or :func:`~recon_ray.errors.as_record` of the error.
     """
     try:
         return run()
@@ -114,7 +113,7 @@ def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  #
         context = ray.train.get_context()
         noted = actor.fail.remote(context.get_world_rank(), context.get_world_size())
         if ray.get(noted):
-            return {"error": type(error).__name__, "message": str(error)}
+            return as_record(error)
         raise
 
 
@@ -126,8 +125,7 @@ def outcome_of(result: ray.train.Result) -> dict[str, Any]:
     """
     outcome: Mapping[str, Any] = result.return_value
     if "error" in outcome:
-        kind = getattr(errors, str(outcome["error"]), ReconError)
-        raise kind(outcome["message"])
+        raise from_record(outcome)
     return dict(outcome)
 
 

@@ -13,12 +13,11 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from recon_ray import errors
 from recon_ray.cluster.context import WorkerPlan
 from recon_ray.cluster.worker import set_up_worker_log, work_in
 from recon_ray.config.schema import ClusterSection
 from recon_ray.data.stream import configure
-from recon_ray.errors import ReconError
+from recon_ray.errors import ReconError, as_record, from_record
 
 Record = dict[str, Any]
 Encode = Callable[[Sequence[Any]], Iterator[Record]]
@@ -79,7 +78,7 @@ def encode_on_ray(worker: ShardWorker, cluster: ClusterSection, plan: WorkerPlan
         for row in records.iter_rows():
             record = json.loads(row["record"])
             if "error" in record:
-                raise error_of(record)
+                raise from_record(record)
             yield record
 
     return run
@@ -105,16 +104,5 @@ class _ShardEncoder:
                 self._encode = self._worker.start(self._device)
             record = self._encode(task)
         except ReconError as error:
-            record = told(error)
+            record = as_record(error)
         return {"record": [json.dumps(record)]}
-
-
-def told(error: ReconError) -> Record:
-    """An error of ours as a value: raised, it would come wrapped by Ray, and be tried again."""
-    return {"error": type(error).__name__, "message": str(error)}
-
-
-def error_of(record: Record) -> ReconError:
-    """The error that :func:`told` was given."""
-    kind: type[ReconError] = getattr(errors, str(record["error"]), ReconError)
-    return kind(record["message"])

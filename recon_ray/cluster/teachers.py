@@ -10,10 +10,10 @@ import ray
 from torch import Tensor
 
 from recon_ray.cluster.context import WorkerPlan
-from recon_ray.cluster.shard_actors import Record, error_of, told
+from recon_ray.cluster.shard_actors import Record
 from recon_ray.cluster.worker import set_up_worker_log, work_in
 from recon_ray.data.teacher_shards import EncodeTask, encode_shard
-from recon_ray.errors import ReconError
+from recon_ray.errors import ReconError, as_record, from_record
 from recon_ray.models.teachers import ImageTeacher
 
 
@@ -53,7 +53,7 @@ def encode_texts_on_ray(encode: Callable[[str], Tensor], plan: WorkerPlan) -> Te
     task = task.options(num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker)
     encoded = ray.get(task.remote(encode, device, str(Path.cwd())))
     if isinstance(encoded, dict):
-        raise error_of(encoded)
+        raise from_record(encoded)
     return encoded
 
 
@@ -63,4 +63,4 @@ def _encode_texts(encode: Callable[[str], Tensor], device: str, directory: str) 
     try:
         return encode(device)
     except ReconError as error:
-        return told(error)
+        return as_record(error)

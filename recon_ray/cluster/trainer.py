@@ -24,9 +24,7 @@ from recon_ray.cluster.tables import put_tables, read_features, read_tables, tra
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection
 from recon_ray.data.batches import IndexedTable
-from recon_ray.data.stream import (
-    put_blocks,
-)
+from recon_ray.data.stream import put_blocks
 from recon_ray.errors import ConfigError
 from recon_ray.machine import cpu_count
 from recon_ray.points import ops

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.models.cloud import EncoderModel
-from recon_ray.models.encoder import INITS
+from recon_ray.models.encoder import check_init
 from recon_ray.models.heads import ClassHead
 from recon_ray.points.random import RandomSource
 
@@ -119,8 +119,7 @@ class Classifier(Protocol, EncoderModel):
         Raises:
             ValueError: If ``init`` is unknown.
         """
-        if init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, found {init!r}")
+        check_init(init)
         if init == "scratch":
             self.encoder.init_weights()
         else:

@@ -15,6 +15,16 @@ from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, dro
 INITS = ("scratch", "reference")
 
 
+def check_init(init: str) -> None:
+    """Refuse an unknown initialization.
+
+    Raises:
+        ValueError: If it is none of :data:`INITS`.
+    """
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}, found {init!r}")
+
+
 def make_token(dim: int) -> nn.Parameter:
     """Make a token (1, 1, D) of zeros."""
     return nn.Parameter(torch.zeros(1, 1, dim))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recon_ray.models.batch_norm import BatchNorm
 from recon_ray.models.cloud import EncoderModel
-from recon_ray.models.encoder import INITS
+from recon_ray.models.encoder import check_init
 from recon_ray.models.heads import drop_units
 from recon_ray.points import ops
 from recon_ray.points.random import RandomSource
@@ -206,8 +206,7 @@ class PartSegmenter(EncoderModel):
         Raises:
             ValueError: If ``init`` is unknown.
         """
-        if init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, found {init!r}")
+        check_init(init)
         if init == "scratch":
             self.encoder.init_weights()
             return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recon_ray.models.classifier import Protocol
 from recon_ray.models.cloud import CloudModel
 from recon_ray.models.decoder import ReconDecoder, ReconOutput
-from recon_ray.models.encoder import INITS, PlainEncoder, init_projection
+from recon_ray.models.encoder import PlainEncoder, check_init, init_projection
 from recon_ray.models.heads import ClassHead
 from recon_ray.models.masking import count_masked, hide_patches
 from recon_ray.points.random import RandomSource
@@ -215,8 +215,7 @@ class TwoTowerClassifier(Protocol, CloudModel):
         Raises:
             ValueError: If ``init`` is unknown.
         """
-        if init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, found {init!r}")
+        check_init(init)
         if init == "scratch":
             self.encoder.init_weights()
         self.contrast_encoder.init_weights()

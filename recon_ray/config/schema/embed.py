@@ -7,26 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from recon_ray.config.schema.base import Count, LocalPath, Location, ProtocolConfig, Section
-from recon_ray.config.schema.downstream import Normalization
+from recon_ray.config.schema.probes import EvaluatedSetSection
 from recon_ray.config.schema.weights import ForeignModelSection
 
 
-class EmbeddedDataSection(Section):
+class EmbeddedDataSection(EvaluatedSetSection):
     """The prepared set whose shapes are encoded, and how points are brought to the model."""
 
-    path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
+    path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")  # type: ignore[assignment]
     num_points: Count = Field(
         1024,
         description="Points of a cloud that the model is given, the farthest ones; a file that has "
         "fewer keeps them all.",
     )
-    normalize: Normalization = Field(
-        "auto",
-        description="Centre and scale each stored cloud (whole), the chosen points (subset), or "
-        "none; auto is what the set's card says, else whole.",
-    )
-    limit: Count | None = Field(None, description="Use at most this many shapes a split.")
-    verify: bool = Field(True, description="Compare the SHA-256 of every shard first.")
 
 
 class EmbedSection(Section):
