@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recon_ray.models.encoder import ReconEncoder
 from recon_ray.models.grouping import cut_patches
-from recon_ray.points import random
+from recon_ray.points import ops, random
 from recon_ray.points.random import RandomSource
 
 
@@ -44,6 +44,7 @@ class CloudModel(nn.Module):
         self.embed_dim, self.num_groups, self.group_size = embed_dim, num_groups, group_size
         self.drop_path = drop_path
         self.fps_min_sq_norm = fps_min_sq_norm
+        ops.backend()  # looked for before a compiler traces it, which would trace again after it
 
     def _cut(self, points: Tensor) -> tuple[Tensor, Tensor]:
         return cut_patches(

@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +27,7 @@ from recon_ray.data.prefetch import prefetch_batches
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.programs.step_workloads import (
     REPEATS,
+    EvaluationWorkload,
     TrainingWorkload,
     evaluation_workload,
     training_workload,
@@ -46,6 +49,8 @@ WARMUP = 6
 MATMUL_SIZE = 8192
 #: Rate of the trainings whose losses are compared.
 CURVE_LR = 5e-4
+#: Timings of an evaluation, of which the median counts.
+PAIRS = 3
 #: Evaluations, and how many clouds they encode at once.
 EVALUATIONS = {"svm": 128, "vote_scan": 320, "vote_modelnet8k": 320}
 
@@ -143,7 +148,7 @@ def _evaluated(
 ) -> Iterator[tuple[Variant, dict[str, float]]]:
     size = options.batch_size or EVALUATIONS[name]
     torch.manual_seed(seed)
-    workload = evaluation_workload(name, options.preset, size)
+    workload = evaluation_workload(name, options.preset, size, on_gpu=device.type == "cuda")
     workload.model.to(device)
     clouds = torch.randn(2, workload.num_points, 3, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -158,19 +163,20 @@ def _evaluated(
         how = Inference(**way.settings)
         with tempfile.TemporaryDirectory(dir=folder.local) as place, torch.inference_mode():
             runtime = WorkerRuntime(0, 1, device, RunFolder(place), tables, {}, how)
-            seconds = []
-            for amount in (workload.amounts[0], *workload.amounts):  # the first one compiles
-                started = time.perf_counter()
-                workload.run(runtime, amount)
-                _wait(device)
-                seconds.append(time.perf_counter() - started)
-                (RunFolder(place).local / ROUNDS).unlink(missing_ok=True)
+            model = how.place(workload.model, device)
+            few, many = workload.amounts
+            start_seconds = _evaluation_seconds(workload, model, runtime, few)  # compiles
+            # Each evaluation captures and ends; the difference of two is that of their batches.
+            pairs = [
+                [_evaluation_seconds(workload, model, runtime, amount) for amount in (few, many)]
+                for _ in range(PAIRS)
+            ]
+            spent = statistics.median(longer - shorter for shorter, longer in pairs)
             trace = _trace(name, variant, options, folder)
             if trace is not None:
                 with _traced(trace, device):
-                    workload.run(runtime, workload.amounts[0])
-        clouds_timed = workload.clouds * (workload.amounts[1] - workload.amounts[0])
-        rate = clouds_timed / (seconds[2] - seconds[1])
+                    workload.run(model, runtime, few)
+        rate = workload.clouds * (many - few) / spent
         passes = REPEATS if name != "svm" else 1
         yield (
             variant,
@@ -178,10 +184,21 @@ def _evaluated(
                 "samples_per_second": rate,
                 "milliseconds": 1e3 * size / passes / rate,
                 "peak_memory_bytes": float(peak_memory_bytes(device)),
-                "start_seconds": seconds[0],
+                "start_seconds": start_seconds,
                 "flops": flops * size,
             },
         )
+
+
+def _evaluation_seconds(
+    workload: EvaluationWorkload, model: nn.Module, runtime: WorkerRuntime, amount: int
+) -> float:
+    started = time.perf_counter()
+    workload.run(model, runtime, amount)
+    _wait(runtime.device)
+    seconds = time.perf_counter() - started
+    (runtime.folder.local / ROUNDS).unlink(missing_ok=True)
+    return seconds
 
 
 def _start(way: Way, device: torch.device) -> None:

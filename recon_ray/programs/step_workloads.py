@@ -39,8 +39,10 @@ CLASSIFIERS = {"finetune_scan": (2048, 2048, 128, 15), "finetune_modelnet8k": (8
 ONLINE_TEACHER = "vit_base_patch16_224"
 #: Passes over random subsets whose logits a voting round averages (published).
 REPEATS = 10
-#: Rounds of voting, and batches of encoding, that are timed; batches of clouds in a round.
-VOTES, VOTED_BATCHES, SVM_BATCHES = 4, 6, (4, 44)
+#: Rounds of voting beyond the first, and batches of encoding, that are timed on a GPU and on CPUs.
+VOTES, SVM_BATCHES = {True: 4, False: 1}, {True: (4, 84), False: (1, 3)}
+#: Batches of clouds in a round.
+VOTED_BATCHES = 6
 #: Distinct pictures of an online teacher, and their side in pixels.
 PICTURES, PICTURE_SIZE = 256, 224
 
@@ -118,29 +120,32 @@ class EvaluationWorkload:
 
     model: nn.Module
     table: IndexedTable
-    run: Callable[[EvaluationRuntime, int], object]
+    run: Callable[[nn.Module, EvaluationRuntime, int], object]
     amounts: tuple[int, int]
     clouds: int
     num_points: int
 
 
-def evaluation_workload(name: str, preset: str, batch_size: int) -> EvaluationWorkload:
+def evaluation_workload(
+    name: str, preset: str, batch_size: int, *, on_gpu: bool
+) -> EvaluationWorkload:
     """Make an evaluation of the step benchmark.
 
     Args:
         name: ``svm``, ``vote_scan`` or ``vote_modelnet8k``.
         preset: Architecture.
         batch_size: Clouds that are encoded at once.
+        on_gpu: Whether there is so much to do that a GPU can be timed.
     """
     if name == "svm":
-        return _svm(preset, batch_size)
+        return _svm(preset, batch_size, SVM_BATCHES[on_gpu])
     stored, points, groups, classes = CLASSIFIERS[name.replace("vote", "finetune")]
     config = FinetuneConfig.model_validate({"model": {"preset": preset, "num_groups": groups}})
     kind, architecture = classifier_of(config, None, classes)
     model = MODELS[kind](**architecture).eval()
     clouds = VOTED_BATCHES * batch_size // REPEATS
 
-    def vote(runtime: EvaluationRuntime, votes: int) -> object:
+    def vote(model: nn.Module, runtime: EvaluationRuntime, votes: int) -> object:
         evaluation = VotingEvaluation(
             weights="",
             sizes={},
@@ -155,16 +160,16 @@ def evaluation_workload(name: str, preset: str, batch_size: int) -> EvaluationWo
         return evaluation.measure(model, runtime, source="random")
 
     table = random_table(clouds, stored, classes)
-    return EvaluationWorkload(model, table, vote, (1, 1 + VOTES), clouds, points)
+    return EvaluationWorkload(model, table, vote, (1, 1 + VOTES[on_gpu]), clouds, points)
 
 
-def _svm(preset: str, batch_size: int) -> EvaluationWorkload:
+def _svm(preset: str, batch_size: int, amounts: tuple[int, int]) -> EvaluationWorkload:
     model = Embedder(**preset_sizes(preset, "embedder")).eval()
     choice = PointChoice(1024, how="resample")
 
-    def extract(runtime: EvaluationRuntime, batches: int) -> object:
+    def extract(model: nn.Module, runtime: EvaluationRuntime, batches: int) -> object:
         return extract_features(
-            lambda points: {"svm": model.svm_features(points)},
+            lambda points: {"svm": model(points)},
             runtime,
             "test",
             choice,
@@ -172,9 +177,8 @@ def _svm(preset: str, batch_size: int) -> EvaluationWorkload:
             limit=batches * batch_size,
         )
 
-    few, many = SVM_BATCHES
-    table = random_table(many * batch_size, 8192, 40)
-    return EvaluationWorkload(model, table, extract, (few, many), batch_size, 1024)
+    table = random_table(amounts[1] * batch_size, 8192, 40)
+    return EvaluationWorkload(model, table, extract, amounts, batch_size, 1024)
 
 
 def _classifier(name: str, preset: str, samples: int) -> TrainingWorkload:

@@ -209,7 +209,7 @@ class AccuracyEvaluation:
         for folder in dict.fromkeys(self.checkpoints.values()):
             model, _ = build(find_weights(folder))
             matrix = confusion_of(
-                model.to(runtime.device).eval(),
+                runtime.inference.place(model, runtime.device),
                 runtime,
                 self.split,
                 self.choice,

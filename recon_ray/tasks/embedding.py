@@ -97,7 +97,7 @@ class ShardEmbedder:
                 f"{weights}: the weights have changed since the job began; run it again, or give "
                 "one checkpoint of a run that goes on"
             )
-        self._model = model.to(device)
+        self._model = inference.place(model, device)
         self._device, self._inference, self._batch_size = device, inference, batch_size
         self._encoders: dict[PointChoice, Function] = {}
 

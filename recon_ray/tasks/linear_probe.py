@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,8 @@ class ProbeEvaluation:
         if options.untrained:
             torch.manual_seed(self.seed)  # every worker draws the same network
             models["_untrained"] = load_embedder(self.weights, trained=False, **self.sizes)
-        models = {name: model.to(runtime.device) for name, model in models.items()}
+        place = partial(runtime.inference.place, device=runtime.device)
+        models = {name: place(model) for name, model in models.items()}
 
         def encode(points: Tensor) -> dict[str, Tensor]:
             return {f"svm{name}": model.svm_features(points) for name, model in models.items()}

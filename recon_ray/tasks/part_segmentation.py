@@ -222,7 +222,7 @@ class PartEvaluation:
         """Give the metrics and the table of categories."""
         model, _ = build(find_weights(self.weights), **self.sizes)
         assert isinstance(model, PartSegmenter)
-        model = model.eval().to(runtime.device)
+        model = runtime.inference.place(model, runtime.device)
         scores = score_split(model, runtime, self.split, self.scoring)
         return {"metrics": scores.metrics(), "categories": scores.record()}
 

@@ -97,7 +97,8 @@ class VotingEvaluation:
         """
         weights = find_weights(self.weights)
         model, _ = build(weights, **self.sizes)
-        return self.measure(model.to(runtime.device).eval(), runtime, source=weights.source)
+        model = runtime.inference.place(model, runtime.device)
+        return self.measure(model, runtime, source=weights.source)
 
     def measure(
         self, model: nn.Module, runtime: EvaluationRuntime, *, source: str

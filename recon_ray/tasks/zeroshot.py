@@ -137,7 +137,8 @@ class ZeroshotEvaluation:
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
         """Give the confusion matrix of every split, and what was computed."""
         vectors = class_vectors(self._bank(runtime.device)).cpu()
-        model = load_embedder(self.weights, **self.sizes).to(runtime.device)
+        model = load_embedder(self.weights, **self.sizes)
+        model = runtime.inference.place(model, runtime.device)
         tally = Tally()
         splits = {
             split: self._confusion(model, runtime, split, vectors, tally).tolist()

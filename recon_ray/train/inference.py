@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from recon_ray.models.transformer import Attention, CrossAttention, Mlp
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 #: From tensors whose first axis is the batch to named results.
 Function: TypeAlias = Callable[..., Mapping[str, Tensor]]
@@ -29,6 +34,25 @@ class Inference:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["off", "default", "max"] = "off"
     cuda_graph: bool = True
+
+    def place(self, model: ModuleT, device: torch.device) -> ModuleT:
+        """Give a finished model on the device, in evaluation mode.
+
+        With ``bf16`` it is a copy whose transformer weights are rounded now and not by autocast in
+        every batch, where that takes as many kernels as the products; the results are the same.
+
+        Args:
+            model: A model whose weights do not change any more.
+            device: Where it computes.
+        """
+        model = model.to(device).eval()
+        if self.precision == "fp32":
+            return model
+        model = deepcopy(model)
+        for module in model.modules():
+            if isinstance(module, Attention | CrossAttention | Mlp):  # nothing but products
+                module.bfloat16()
+        return model
 
     def prepare(self, function: Function, device: torch.device) -> Function:
         """Give a function that computes the same, in float32 at the end; without gradient.

@@ -76,8 +76,9 @@ class ElasticRun:
 
     @property
     def log(self) -> str:
-        """What it has printed, in all of its attempts."""
-        return self.folder.with_suffix(".log").read_text()
+        """What it has printed, in all of its attempts; nothing where it was submitted as a job."""
+        file = self.folder.with_suffix(".log")
+        return file.read_text() if file.exists() else ""
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -10,12 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from recon_ray.config.schema import PretrainConfig
 from recon_ray.data.batches import Batch, BatchOptions, IndexedTable
 from recon_ray.data.schema import tensor_column
 from recon_ray.errors import ConfigError
 from recon_ray.models.heads import ClassHead
+from recon_ray.models.recon import Embedder
+from recon_ray.points import ops
 from recon_ray.points.random import SampleGenerator
 from recon_ray.programs.step_benchmark import endless
 from recon_ray.programs.step_workloads import random_table
@@ -36,6 +39,7 @@ SIZES = {
     "preset": "nano", "embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_depth": 1,
     "num_groups": 8, "group_size": 8, "drop_path": 0.2,
 }  # fmt: skip
+ENCODER = {name: SIZES[name] for name in SIZES if name not in ("preset", "decoder_depth")}
 EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": False}
 
 
@@ -258,6 +262,31 @@ def test_prepared_functions_compute_the_same_for_whole_and_incomplete_batches(de
     for found, expected in kept:  # later calls have not overwritten earlier results
         assert found.dtype == torch.float32  # what comes after knows no half precision
         torch.testing.assert_close(found, expected, **tolerance)
+
+
+def test_a_placed_model_computes_what_autocast_computes():
+    model = Embedder(**ENCODER, image_dim=4).train()
+    how, place = Inference("bf16"), torch.device("cpu")
+    points, found = torch.randn(3, 64, 3), []
+    with torch.inference_mode():
+        placed = how.place(model, place)
+        for one in (model.eval(), placed):
+            encode = how.prepare(lambda points, one=one: {"f": one.encode_image(points)}, place)
+            found.append(encode(points)["f"])
+    assert torch.equal(*found)
+    assert placed.encoder.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16  # rounded once
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert Inference("fp32").place(model, place) is model
+
+
+def test_looking_for_the_compiled_operations_does_not_compile_a_model_twice(monkeypatch):
+    monkeypatch.setattr(ops, "_found", {})
+    model, counter = Embedder(**ENCODER).eval(), CompileCounter()
+    torch._dynamo.reset()
+    encode = torch.compile(model.svm_features, backend=counter)
+    for _ in range(2):
+        encode(torch.randn(2, 64, 3))
+    assert counter.frame_count == 1
 
 
 # -- Whole steps -----------------------------------------------------------------------------------
