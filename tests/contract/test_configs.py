@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,6 @@ from recon_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-README = ROOT / "README.md"
 
 # Folder below configs/ ("" for the files directly in it) -> root model of the job that reads it.
 FOLDERS: dict[str, str] = {
@@ -130,26 +128,3 @@ def test_a_location_is_expanded_wherever_it_is_given(
         "table:/somewhere/t.npz",
     )
     assert load(schema.PretrainConfig, ["data.path=a/~b"]).config.data.path == "a/~b"
-
-
-def option_names(text: str) -> Iterator[str]:
-    """Find the dotted names in the first column of the README's tables."""
-    sections = {key for model in root_models().values() for key in index(model).sections if key}
-    for line in text.splitlines():
-        if not line.lstrip().startswith("|"):
-            continue
-        for name in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)`", line.split("|")[1]):
-            if name.partition(".")[0] in sections:
-                yield name
-
-
-def test_option_names_are_found_in_tables_only() -> None:
-    text = "`optim.no`\n| `optim.lr`, `run.name` | `data.x` |\n| `jobs/x.py` |\n| `torch.nn` |\n"
-    assert list(option_names(text)) == ["optim.lr", "run.name"]
-
-
-def test_every_option_in_the_tables_of_the_readme_exists() -> None:
-    if not README.is_file():
-        pytest.skip("there is no README.md yet")
-    known = {key for model in root_models().values() for key in index(model).keys}
-    assert [name for name in option_names(README.read_text()) if name not in known] == []
