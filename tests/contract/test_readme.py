@@ -123,8 +123,8 @@ COMMANDS = sorted(
 
 
 def test_commands_are_found_in_blocks_and_in_lines() -> None:
-    text = "```bash\npython jobs/a.py x=1 \\\n  y=...   # z\n```\n`jobs/b.py <a>/b.yaml [k=<set>]` `b.py`\n"
-    assert list(commands(text)) == [["jobs/a.py", "x=1"], ["jobs/b.py", "k=WORD"]]
+    block = "```bash\npython jobs/a.py x=1 \\\n  y=...   # z\n```\n"
+    assert list(commands(f"{block}`jobs/b.py <a>/b.yaml [k=<set>]` `b.py`\n")) == [["jobs/a.py", "x=1"], ["jobs/b.py", "k=WORD"]]
     assert len(COMMANDS) > 40
 
 

@@ -93,8 +93,8 @@ def _read(path: Path) -> tuple[list[str], Tensor]:
         texts, features = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise TeacherError(
-            f"{path}: it cannot be read as a table of text features ({error}); see the README for "
-            "its layout"
+            f"{path}: it cannot be read as a table of text features ({error}); see Teachers in "
+            "jobs/README.md for its layout"
         ) from error
     shape = features.shape
     if features.ndim != 3 or len(texts) != shape[0] or shape[1] not in (1, NUM_PROMPTS):
