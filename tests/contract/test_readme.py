@@ -124,7 +124,8 @@ COMMANDS = sorted(
 
 def test_commands_are_found_in_blocks_and_in_lines() -> None:
     block = "```bash\npython jobs/a.py x=1 \\\n  y=...   # z\n```\n"
-    assert list(commands(f"{block}`jobs/b.py <a>/b.yaml [k=<set>]` `b.py`\n")) == [["jobs/a.py", "x=1"], ["jobs/b.py", "k=WORD"]]
+    found = list(commands(f"{block}`jobs/b.py <a>/b.yaml [k=<set>]` `b.py`\n"))
+    assert found == [["jobs/a.py", "x=1"], ["jobs/b.py", "k=WORD"]]
     assert len(COMMANDS) > 40
 
 
