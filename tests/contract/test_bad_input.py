@@ -376,6 +376,17 @@ def test_a_set_too_small_for_the_model_is_not_made(jobs: Jobs) -> None:
     assert not target.exists()
 
 
+def test_a_mistyped_path_does_not_become_the_set_that_a_file_asks_for(jobs: Jobs) -> None:
+    text = jobs.config.read_text()
+    assert "create: never" in text
+    jobs.config.write_text(text.replace("create: never", "create: synthetic"))
+    for flags in ((), ("--dry-run",)):
+        outcome = jobs.pretrain(f"data.path={jobs.folder / 'mistyped'}", *flags)
+        outcome.refused(2, r"data\.path=.*/mistyped: no such folder; give the folder of a prepared")
+    assert not (jobs.folder / "mistyped").exists()
+    assert jobs.left_behind() == []
+
+
 def test_too_few_shapes_for_the_probes_are_refused(jobs: Jobs) -> None:
     jobs.pretrain("eval.limit=1", "train.steps=1").refused(2, r"eval\.limit=1: that leaves 1 clas")
 
@@ -1160,12 +1171,7 @@ def test_ctrl_c_while_several_processes_prepare_ends_with_one_line(jobs: Jobs) -
     [
         ("pretrain", ("train.eporch=3",), 2, r"train\.eporch \(command line\): unknown key"),
         ("pretrain", ("absent.yaml",), 2, r"absent\.yaml: no such file"),
-        (
-            "pretrain",
-            ("cluster.workers=0", "data.path=/absent", "data.create=never"),
-            2,
-            "data.pat",
-        ),
+        ("pretrain", ("data.path=mistyped",), 2, "data.path=mistyped: no such folder"),
         ("prepare", ("source=custom", "input=/absent"), 2, r"input=/absent: no such folder"),
     ],
 )
