@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -247,9 +248,10 @@ class Trainer:
         self.recorder.write(interval.step, interval.epoch, values)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         records.info(
-            "epoch %d/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%%",
-            interval.epoch, self.last_epoch, interval.step, self.max_steps, values["train/loss"],
-            parts, interval.lr, rate, 100 * waited,
+            "epoch %.1f/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%% left %s",
+            interval.step / self.steps_per_epoch, self.last_epoch, interval.step, self.max_steps,
+            values["train/loss"], parts, interval.lr, rate, 100 * waited,
+            timedelta(seconds=round((self.max_steps - interval.step) * lap.seconds / lap.steps)),
         )  # fmt: skip
 
     def _memory(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -66,9 +67,12 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
         torch.testing.assert_close(a[key], b[key], **(tolerance or {"rtol": 0, "atol": 0}), msg=key)
 
 
-def test_the_loss_falls_and_the_metrics_are_complete(tiny_config, tiny_prepared):
+def test_the_loss_falls_and_the_metrics_are_complete(tiny_config, tiny_prepared, caplog):
+    caplog.set_level("INFO", logger="recon_ray")
     config = changed(tiny_config, train={"epochs": 12})
     metrics, folder = pretrain_here(config, tiny_prepared)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(re.match(r"epoch 12\.0/12 step 36/36 .* left 0:00:00$", line) for line in lines)
     assert metrics["loss_last"] < 0.67 * metrics["loss_first"]
     assert metrics["steps"] == 12 * 3
     assert {"probe_before", "probe_after", "zeroshot_before", "zeroshot_accuracy"} <= metrics.keys()
