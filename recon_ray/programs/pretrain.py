@@ -18,6 +18,7 @@ from recon_ray.config.sources import COMMAND_LINE
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.programs.checks import (
+    check_images,
     check_labels,
     check_model,
     check_split,
@@ -28,7 +29,7 @@ from recon_ray.programs.checks import (
     use_ops,
 )
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train
+from recon_ray.programs.training import fit_settings, placement, train, training_rows
 from recon_ray.programs.validation import (
     best_kept,
     validated_set,
@@ -68,7 +69,8 @@ def _creates(job: Job[PretrainConfig]) -> bool:
     if job.config.data.create == "never":
         return False
     asked, named = (job.origins.get(key, "") for key in ("data.create", "data.path"))
-    return asked == COMMAND_LINE or not named or asked.rpartition(":")[0] == named.rpartition(":")[0]
+    same_file = asked.rpartition(":")[0] == named.rpartition(":")[0]
+    return asked == COMMAND_LINE or not named or same_file
 
 
 def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
@@ -87,6 +89,9 @@ def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
         _make_synthetic(config, path)
     prepared = find_set("data.path", path)
     check_split(config, prepared)
+    image = config.teacher.image
+    if image.name not in (None, SOURCE) and image.mode == "online":
+        check_images(prepared)
     if config.data.verify:
         prepared.verify_hashes()
     return prepared
@@ -264,7 +269,7 @@ def _dry_run(config: PretrainConfig, *, creates: bool) -> JobResult:
     task = make_task(config, prepared)
     module = task.stored_model(task.build())
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    rows = prepared.join(config.data.train_splits).rows
+    rows = training_rows(config, prepared)
     steps = rows // config.train.global_batch_size
     step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
     lines = [

@@ -9,6 +9,7 @@ from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.job import Mode, TrainingJob, resolve_mode
 from recon_ray.cluster.trainer import train_here, train_on_ray
 from recon_ray.config.schema import SetSection, TrainingConfig
+from recon_ray.data.prepared import PreparedSet
 from recon_ray.programs.checks import check_here
 from recon_ray.train.notices import catching_sigterm
 from recon_ray.train.residency import Residency
@@ -54,6 +55,12 @@ def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: A
         commit_every_seconds=train.commit_every_seconds,
         **more,
     )
+
+
+def training_rows(config: TrainingConfig, prepared: PreparedSet) -> int:
+    """Shapes that an epoch is made of: those of the training splits, or data.limit of them."""
+    rows = prepared.join(config.data.train_splits).rows
+    return min(rows, config.data.limit or rows)
 
 
 def train(
