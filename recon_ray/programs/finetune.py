@@ -305,6 +305,7 @@ def _finish(run: Run, config: FinetuneConfig, prepared: PreparedSet, outcome: Ou
     metrics["chance"] = 1 / len(prepared.classes)
     counts = {
         "samples": {name: split.rows for name, split in prepared.splits.items()},
+        "training_samples": training_rows(config, prepared),
         "classes": len(prepared.classes),
         "steps": int(fitted.pop("steps")),
         "epochs": int(fitted.pop("epochs")),

@@ -214,6 +214,7 @@ def _finish(
     teachers = json.loads(run.folder.read(TEACHERS) or "{}")
     counts = {
         "samples": rows,
+        "training_samples": training_rows(config, prepared),
         "classes": len(prepared.classes),
         "steps": int(metrics.pop("steps")),
         "epochs": int(metrics.pop("epochs")),

@@ -242,7 +242,7 @@ class Trainer:
         rate = lap.steps * self.settings.global_batch_size / lap.seconds
         waited = lap.waited / lap.seconds
         values = {"train/loss": means.pop("loss")}
-        values |= {f"train/loss_{name}": value for name, value in means.items()}
+        values |= {_record_name(name): value for name, value in means.items()}
         values |= {"train/lr": interval.lr, "perf/samples_per_second": rate}
         values |= {"perf/data_wait_fraction": waited, **self._memory()}
         self.recorder.write(interval.step, interval.epoch, values)
@@ -403,3 +403,8 @@ def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]
     advice = training_advice(settings, world_size=runtime.world_size)
     with explaining_memory(runtime.device, advice):
         return Trainer(task, runtime, settings).run()
+
+
+def _record_name(name: str) -> str:
+    """Name in the records of what a step tells beside its loss: parts of the loss, or accuracy."""
+    return "train/accuracy" if name == "accuracy" else f"train/loss_{name}"
