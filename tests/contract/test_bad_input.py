@@ -735,6 +735,20 @@ def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: P
     assert file_tree(finished) == before
 
 
+@pytest.mark.parametrize("known_by", ["environment.json", "result.json"])
+def test_a_run_of_another_job_is_neither_continued_nor_set_aside(
+    jobs: Jobs, finished: Path, known_by: str, tiny_prepared: PreparedSet
+) -> None:
+    given = "run.name=run", f"init_from={finished}", f"data.path={tiny_prepared.path}"
+    other = {"environment.json": "result.json", "result.json": "environment.json"}[known_by]
+    (finished / other).unlink()
+    before = file_tree(jobs.runs)
+    refusal = r"run\.name=run: .*/runs/run holds a run of jobs/pretrain\.py; choose another run\.n"
+    jobs.finetune(*given).refused(2, refusal)
+    jobs.visualize(*given, "data.num_points=64").refused(2, refusal)
+    assert file_tree(jobs.runs) == before
+
+
 def test_a_damaged_record_of_the_configuration_is_named(jobs: Jobs, finished: Path) -> None:
     (finished / "config.yaml").write_text("train: [")
     jobs.pretrain(*QUICK).refused(1, r"run/config\.yaml: it is damaged, .*choose another run\.name")
