@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from recon_ray.train.residency import Residency
 from recon_ray.train.settings import FitSettings
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def placement(data: SetSection) -> tuple[Mode, Residency]:
@@ -85,6 +88,12 @@ def train(
     """
     job.check(config.cluster.allowed_workers)
     check_here(config)
+    warm_up, epochs = config.optim.warmup_epochs, config.train.epochs
+    if warm_up >= epochs:
+        logger.warning(
+            "optim.warmup_epochs=%g is not less than train.epochs=%d: the learning rate never "
+            "reaches optim.lr=%g; lower the warm-up", warm_up, epochs, config.optim.lr,
+        )  # fmt: skip
     if config.cluster.workers == 0:
         begin()
         with catching_sigterm():
