@@ -336,7 +336,7 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
 
 def _defaults(model: type[JobConfig]) -> JobConfig:
     """All defaults, those of a section too without which there is no configuration."""
-    sections = {
+    sections: dict[str, Any] = {
         name: section.model_construct()
         for name, info in model.model_fields.items()
         if info.is_required() and (section := section_model(info.annotation)) is not None

@@ -1852,7 +1852,7 @@ def test_a_failed_trial_fails_the_sweep_by_name(jobs: Jobs, tiny_prepared: Prepa
 
 def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> None:
     given = (f"data.path={tiny_prepared.path}", "data.num_points=64", "cluster.workers=0")
-    jobs.fewshot(*given).refused(1, r"data\.episodes=.*: holds no few-shot episodes; make them")
+    jobs.fewshot(*given).refused(1, r"data\.episodes=\S*[^:\s]: holds no few-shot episodes; make")
     jobs.fewshot(*given, "data.episodes=absent").refused(
         2, r"data\.episodes=absent: no such folder"
     )
