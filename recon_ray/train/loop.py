@@ -98,6 +98,7 @@ class Trainer:
         self.recorder: Recorder | None = None
         self.ledger = SampleLedger() if runtime.keeps_ledger else None
         self._committed: int | None = None
+        self._last: str | None = None  # the newest checkpoint
         self._journal = Journal(runtime.folder)
         self.commits = Commits(
             runtime, every_seconds=settings.commit_every_seconds, journal=self._journal
@@ -227,10 +228,11 @@ class Trainer:
         means = interval.reading.means()
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
+            start = "" if self._last is None else f" resume={self.runtime.store.uri}/{self._last}"
             raise ReconError(
-                f"step {interval.step}: the loss is not finite ({', '.join(bad)}); lower "
-                "optim.lr, set runtime.precision=fp32 or train.clip_norm, and start the run again: "
-                "it continues from the last checkpoint"
+                f"step {interval.step}: the loss is not finite ({', '.join(bad)}); begin another "
+                "run with a lower optim.lr, runtime.precision=fp32 or train.clip_norm=10: "
+                f"run.name=<another>{start}"
             )
         progress, lap = self.progress, interval.lap
         if math.isnan(progress.loss_first):
@@ -282,7 +284,7 @@ class Trainer:
             named = {f"val/{name}": value for name, value in values.items()}
             self.recorder.write(self.progress.step, epoch, named)
             shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-            logger.info("epoch %d/%d validation: %s", epoch, self.last_epoch, shown)
+            logger.info("validation after epoch %d of %d: %s", epoch + 1, self.last_epoch, shown)
         metric = self.settings.select
         if metric is None or not math.isfinite(values.get(metric, math.nan)):
             return False
@@ -312,7 +314,7 @@ class Trainer:
             metrics=progress.metrics,
             failure=self._record_failure(),
         )
-        self._committed = progress.step
+        self._committed, self._last = progress.step, f"step-{progress.step:08d}"
         progress.commit_seconds += time.monotonic() - began
 
     def _record_failure(self) -> str:
@@ -360,7 +362,7 @@ class Trainer:
         found = newest_checkpoint(self.runtime.store, rank=self.runtime.rank)
         if found is None:
             return
-        source = join(self.runtime.store.uri, found.name)
+        self._last, source = found.name, join(self.runtime.store.uri, found.name)
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
         load_optimizer(self.optimizer, found.train["optimizer"])
         self.progress = progress = Progress(**found.train["progress"])

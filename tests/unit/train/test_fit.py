@@ -252,11 +252,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(
         losses = original(self, batch, source)
         return {**losses, "text_distill": losses["text_distill"] * float("nan")}
 
+    _, folder = pretrain_here(changed(tiny_config, train={"steps": 2}), tiny_prepared)
     monkeypatch.setattr(PretrainModule, "forward", poisoned)
-    with pytest.raises(
-        ReconError, match=r"the loss is not finite \(text_distill\); lower optim.lr"
-    ):
-        pretrain_here(tiny_config, tiny_prepared)
+    refused = r"the loss is not finite \(text_distill\); begin another run with a lower optim.lr, "
+    with pytest.raises(ReconError, match=refused) as caught:
+        pretrain_here(changed(tiny_config, resume="auto"), tiny_prepared)
+    monkeypatch.undo()
+    resume = str(caught.value).partition(" resume=")[2]
+    assert Path(resume) == folder / "checkpoints" / "step-00000002"
+    # What it says can be done: options that a continued run may not change.
+    optim, name = {"lr": 1e-4}, {"name": "again"}
+    again = changed(tiny_config, run=name, resume=resume, optim=optim, train={"steps": 3})
+    assert pretrain_here(again, tiny_prepared)[0]["steps"] == 3
 
 
 def test_fewer_samples_than_a_global_batch_are_refused_before_anything_starts(
