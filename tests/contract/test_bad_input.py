@@ -1733,7 +1733,7 @@ def encoder(tmp_path: Path) -> Path:
             2,
             "its features are 16 wide, the text projection .* gives 8",
         ),
-        ("linear_probe", ("probe.knn=[1,25]",), 2, r"probe\.knn: 25 neighbours, .* 24 labeled"),
+        ("linear_probe", ("probe.knn=[1,25]",), 2, r"probe\.knn: 25 neighbors, .* 24 labeled"),
         ("embed", ("init_from=null",), 2, r"init_from=<run folder or file of weights> must be"),
         ("embed", ("data.path=null",), 2, r"data\.path=<prepared set> or files=\[a\.ply"),
         ("embed", ("embed.splits=[val]",), 2, r"embed\.splits=val: .* has the splits train, test"),
