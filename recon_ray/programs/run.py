@@ -285,10 +285,12 @@ def _refuse_other_job(folder: RunFolder, job: str, config: JobConfig) -> None:
     """
     for file in (ENVIRONMENT, "result.json"):
         try:
-            found = json.loads(folder.read(file) or "{}").get("job", job)
-        except (ValueError, AttributeError):
+            found = json.loads(folder.read(file) or "{}").get("job")
+        except (ValueError, AttributeError):  # it is damaged, or no record
             continue
-        if found != job:
+        if found == job:
+            return
+        if found is not None:
             way = ", or resume=never to set it aside" if hasattr(config, "resume") else ""
             raise ConfigError(
                 f"run.name={config.run.name}: {folder.uri} holds a run of jobs/{found}.py; choose "
