@@ -124,7 +124,9 @@ class DataSection(SetSection):
     )
     normalize: bool = Field(True, description="Center each cloud and scale it to the unit sphere.")
     create: Literal["never", "synthetic"] = Field(
-        "never", description="Prepare the synthetic set at data.path when there is none."
+        "never",
+        description="Prepare the synthetic set at data.path when there is none; a file's choice is "
+        "for the path in that file only.",
     )
 
 
