@@ -97,9 +97,15 @@ def embed(model: nn.Module, points: Tensor, *, batch_size: int = 64) -> Tensor:
 
     Raises:
         TypeError: If the model has no such feature.
+        ValueError: If the points are no clouds, or not all of them are finite.
     """
     if not isinstance(model, EncoderModel):
         raise TypeError(f"{type(model).__name__} has no features of the linear probes")
+    if points.ndim != 3 or points.shape[-1] != 3 or len(points) == 0:
+        raise ValueError(f"points have shape {tuple(points.shape)}; give (B, N, 3) with B >= 1")
+    wrong = ~points.isfinite().flatten(1).all(dim=1)
+    if wrong.any():
+        raise ValueError(f"cloud {int(wrong.nonzero()[0])} has points that are not finite")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

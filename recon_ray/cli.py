@@ -22,6 +22,8 @@ from recon_ray.errors import ConfigError, ReconError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
+logger = logging.getLogger(__name__)
+
 DEBUG_VARIABLE = "RECON_DEBUG"
 INTERRUPTED = 130
 _FLAGS = ("--help", "--print-config", "--dry-run")
@@ -134,6 +136,8 @@ def run_job(
             _say(dump_yaml(loaded.config).rstrip("\n"))
             return 0
         set_up_logging()
+        if default in loaded.files:
+            logger.info("without a CONFIG.yaml the options of %s apply", default)
         result = main(Job(name, loaded.config, loaded.origins, loaded.files, line.dry_run))
     except KeyboardInterrupt:
         _complain(_interrupted("resume" in schema.model_fields))

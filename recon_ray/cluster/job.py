@@ -11,7 +11,7 @@ from recon_ray.data.batches import BatchOptions
 from recon_ray.data.prepared import PreparedSet, Split
 from recon_ray.data.stream import decoded_bytes, fits_object_store
 from recon_ray.data.teacher_cache import StoredFeatures
-from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.errors import CheckpointError
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import CheckpointStore
 from recon_ray.train.residency import Residency
@@ -103,11 +103,6 @@ class TrainingJob:
         steps_per_epoch(self.train_rows, self.settings.global_batch_size, split=name)
         for world_size in workers:
             BatchPlan(self.settings.global_batch_size, world_size)
-        if self.uses_views and not self.prepared.has_views:
-            raise ConfigError(
-                f"teacher.image.name: {self.prepared.path} holds no images; set "
-                "teacher.image.name=null, or prepare the set again with prepare.views=4"
-            )
 
 
 def with_precision(settings: FitSettings, precision: str, *, on_gpu: bool) -> FitSettings:

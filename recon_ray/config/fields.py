@@ -30,11 +30,15 @@ _TIE = 0.02
 
 @dataclass(frozen=True)
 class SchemaIndex:
-    """Every key of a schema: sections (the root is ""), options (leaves), and free mappings."""
+    """Every key of a schema: sections (the root is ""), options (leaves), and free mappings.
+
+    ``defaults`` has the options whose default is that of the job, not of the section's own class.
+    """
 
     sections: dict[str, type[BaseModel]] = field(default_factory=dict)
     options: dict[str, FieldInfo] = field(default_factory=dict)
     mappings: set[str] = field(default_factory=set)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
@@ -53,23 +57,42 @@ def index(schema: type[BaseModel]) -> SchemaIndex:
         The keys in schema order.
     """
     found = SchemaIndex()
-    _collect(schema, "", found)
+    _collect(schema, "", found, None)
     return found
 
 
-def _collect(model: type[BaseModel], prefix: str, found: SchemaIndex) -> None:
+def _collect(
+    model: type[BaseModel], prefix: str, found: SchemaIndex, default: BaseModel | None
+) -> None:
     found.sections[prefix] = model
     for name, info in model.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
         section = section_model(info.annotation)
         if section is not None:
-            _collect(section, key, found)
+            _collect(section, key, found, section_default(info, name, default))
             continue
         found.options[key] = info
+        if default is not None and name in default.model_fields_set:
+            found.defaults[key] = getattr(default, name)
         if any(
             type_origin(branch) is dict or branch is dict for branch in members(info.annotation)
         ):
             found.mappings.add(key)
+
+
+def section_default(info: FieldInfo, name: str, outer: BaseModel | None) -> BaseModel | None:
+    """Give the values that a section starts from where some of its options are given.
+
+    Args:
+        info: Field of the section.
+        name: Its name.
+        outer: Default of the section that it lies in, which wins over the field's own.
+    """
+    if outer is not None and name in outer.model_fields_set:
+        value = getattr(outer, name)
+    else:
+        value = None if info.is_required() else info.get_default(call_default_factory=True)
+    return value if isinstance(value, BaseModel) else None
 
 
 def members(annotation: TypeForm) -> tuple[Any, ...]:

@@ -38,7 +38,7 @@ def format_help(schema: type[BaseModel], section: str | None = None, *, width: i
     """
     keys = index(schema)
     if section in keys.options:
-        return "\n".join(_table({section: keys.options[section]}, width))
+        return "\n".join(_table({section: keys.options[section]}, keys, width))
     if section is not None and section not in keys.sections:
         raise ConfigError(_unknown_section(section, keys))
     wanted = section or ""
@@ -55,7 +55,7 @@ def _section(name: str, keys: SchemaIndex, width: int) -> list[str]:
         return []
     summary = (keys.sections[name].__doc__ or "").strip().partition("\n")[0]
     title = [f"{name}: {summary}" if summary else name] if name else []
-    return ["\n".join(title + _table(options, width))]
+    return ["\n".join(title + _table(options, keys, width))]
 
 
 def _unknown_section(section: str, keys: SchemaIndex) -> str:
@@ -65,9 +65,9 @@ def _unknown_section(section: str, keys: SchemaIndex) -> str:
     return f"{section}: unknown section; {hint}"
 
 
-def _table(options: Mapping[str, FieldInfo], width: int) -> list[str]:
+def _table(options: Mapping[str, FieldInfo], keys: SchemaIndex, width: int) -> list[str]:
     rows = [
-        (key, type_label(info), _default(info), info.description or "")
+        (key, type_label(info), _default(key, info, keys), info.description or "")
         for key, info in options.items()
     ]
     sizes = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -89,10 +89,13 @@ def _row(cells: Sequence[str], sizes: Sequence[int]) -> list[str]:
     return lines
 
 
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
+def _default(key: str, info: FieldInfo, keys: SchemaIndex) -> str:
+    if key in keys.defaults:
+        value = _as_data(keys.defaults[key])
+    elif info.is_required():
         return "required"
-    value = _as_data(info.get_default(call_default_factory=True))
+    else:
+        value = _as_data(info.get_default(call_default_factory=True))
     if isinstance(value, list | dict):
         dumped = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=_NO_WRAP)
         return dumped.strip()

@@ -23,6 +23,7 @@ from recon_ray.config.fields import (
     literal_values,
     members,
     nearest,
+    section_default,
     section_model,
     type_origin,
 )
@@ -141,7 +142,9 @@ def _validated(
     schema: type[ConfigT], tree: MappingNode, files: tuple[Path, ...]
 ) -> Loaded[ConfigT]:
     try:
-        config = schema.model_validate(_decode(schema, tree))
+        values = _decode_section(schema, tree)
+        _start_from_defaults(schema, values, None)
+        config = schema.model_validate(values)
     except ValidationError as error:
         lines = _Report(schema, tree).lines(error)
         raise ConfigError("\n".join(lines)) from None
@@ -219,6 +222,21 @@ def _decode_section(model: type[BaseModel], node: MappingNode) -> dict[str, Any]
         if info.is_required() and section_model(info.annotation) is not None:
             values.setdefault(name, {})  # so that the missing options are named, not the section
     return values
+
+
+def _start_from_defaults(
+    model: type[BaseModel], values: dict[str, Any], default: BaseModel | None
+) -> None:
+    """Add what a job sets in a section by default and the user did not.
+
+    A section given in part would else be completed with its class's defaults, not the job's.
+    """
+    for name, info in model.model_fields.items():
+        section = section_model(info.annotation)
+        if section is not None and isinstance(values.get(name), dict):
+            _start_from_defaults(section, values[name], section_default(info, name, default))
+        elif default is not None and name in default.model_fields_set:
+            values.setdefault(name, getattr(default, name))
 
 
 def _decode_list(base: object, node: Tree) -> object:

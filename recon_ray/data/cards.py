@@ -38,7 +38,7 @@ class Card:
         counts: Published number of samples of each split.
         num_points: Points of a sample in the published experiments.
         up_axis: The axis that points up in the published clouds.
-        normalization: When a cloud is centred and scaled to the unit sphere: ``whole``, before the
+        normalization: When a cloud is centered and scaled to the unit sphere: ``whole``, before the
             points of a step are chosen; ``subset``, after that; ``none``, never.
         variants: The layouts in which it is offered and read.
         license: Terms of use, in short.
@@ -68,8 +68,8 @@ def describe(card: Card) -> str:
     """Give a card as text to read."""
     counts = ", ".join(f"{split} {count:,}" for split, count in card.counts.items())
     when = {
-        "whole": "every cloud is centred and scaled to the unit sphere before points are chosen",
-        "subset": "points are chosen first, then centred and scaled to the unit sphere",
+        "whole": "every cloud is centered and scaled to the unit sphere before points are chosen",
+        "subset": "points are chosen first, then centered and scaled to the unit sphere",
         "none": "none: coordinates are used as they are",
     }
     lines = {

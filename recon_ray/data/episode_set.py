@@ -152,6 +152,7 @@ def _manifest(
     manifest = copy.deepcopy(prepared.manifest)
     card = manifest.get("card")
     if card is not None and str(card["name"]).startswith("modelnet"):
-        manifest["card"] = as_record(CARDS["fewshot"])
+        title = f"{card['title']} few-shot episodes"
+        manifest["card"] = {**as_record(CARDS["fewshot"]), "title": title}
     rows = sum(map(len, tables.values()))
     return {**manifest, "classes": classes, "rows": rows, "views": None, "features": None}

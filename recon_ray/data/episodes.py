@@ -72,7 +72,10 @@ def draw_episodes(
     train, test = _by_class(train_ids, train_labels), _by_class(test_ids, test_labels)
     classes = sorted(train)
     if len(classes) < max(ways):
-        raise DataError(f"episodes of {max(ways)} classes need as many; there are {len(classes)}")
+        raise DataError(
+            f"episodes of {max(ways)} classes need as many; there are training shapes of "
+            f"{len(classes)}"
+        )
     _check_enough(train, classes, max(shots), "training")
     _check_enough(test, classes, test_per_class, "test")
     rows: list[tuple[int, int, int, str, str, int]] = []

@@ -36,6 +36,11 @@ class ShardProgress:
         rate = self._done_units / max(now - self._start, 1e-9)
         left = (self.units - self._done_units) / max(rate, 1e-9)
         logger.info(
-            "%s: %d/%d shards, %.0f %s/s, about %.0f s left",
-            self.job, self._done_shards, self.shards, rate, self.unit, left,
+            "%s: %d/%d shards, %s %s/s, about %.0f s left",
+            self.job, self._done_shards, self.shards, _short(rate), self.unit, left,
         )  # fmt: skip
+
+
+def _short(rate: float) -> str:
+    """A rate with a decimal where a whole number would be 0 or say little."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"

@@ -141,7 +141,7 @@ def inspect_data(path: str) -> list[Finding]:
         prepared = PreparedSet.open(Path(path))
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
     except _WHAT_CAN_FAIL as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].removeprefix(f"{path}: ")
         advice = "prepare it (jobs/prepare.py) in a folder that all nodes share"
         return [Finding("data", "error", f"{path}: {reason}", advice)]
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in prepared.splits.items())

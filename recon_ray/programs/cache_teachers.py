@@ -39,7 +39,7 @@ from recon_ray.data.teacher_shards import (
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.machine import cpu_count
 from recon_ray.models.teachers import ImageTeacher, text_bank
-from recon_ray.programs.checks import check_here, check_texts, find_set, texts_of
+from recon_ray.programs.checks import check_here, check_images, check_texts, find_set, texts_of
 from recon_ray.programs.run import start_run
 from recon_ray.tasks.teachers import (
     image_identity,
@@ -91,11 +91,7 @@ def _label(config: CacheTeachersConfig) -> str:
 def _check(config: CacheTeachersConfig, prepared: PreparedSet) -> None:
     if config.teacher.image.name is None:
         return
-    if not prepared.has_views:
-        raise ConfigError(
-            f"teacher.image.name: {prepared.path} holds no images; set teacher.image.name=null, "
-            "or prepare the set again with prepare.views=4"
-        )
+    check_images(prepared)
     for name in config.cache.splits:
         if name not in prepared.splits:
             raise ConfigError(

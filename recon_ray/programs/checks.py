@@ -71,14 +71,19 @@ def check_model(config: PretrainConfig) -> None:
 
 
 def check_split(config: PretrainConfig, prepared: PreparedSet) -> None:
-    """Refuse more points than are stored, and a held-out split that is none.
+    """Refuse more points than are stored, splits that are none, and one held out that is not.
 
     Raises:
         ConfigError: Naming the option.
-        DataError: If there is no training split.
     """
-    joined = prepared.join(config.data.train_splits)
     path, split = prepared.path, config.eval.split
+    for name in config.data.train_splits:
+        if name not in prepared.splits:
+            raise ConfigError(
+                f"data.train_splits: {path} has no split {name!r}; choose of "
+                f"{', '.join(prepared.splits)}"
+            )
+    joined = prepared.join(config.data.train_splits)
     if config.data.num_points > prepared.num_points:
         raise ConfigError(
             f"data.num_points={config.data.num_points}: {path} holds {prepared.num_points} points "
@@ -97,6 +102,19 @@ def check_split(config: PretrainConfig, prepared: PreparedSet) -> None:
         raise ConfigError(
             f"eval.split={split}: {reason}; choose a held-out split with shapes in it, or "
             "eval.enabled=false"
+        )
+
+
+def check_images(prepared: PreparedSet) -> None:
+    """Refuse an image teacher without pictures; its weights need not be fetched to say so.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    if not prepared.has_views:
+        raise ConfigError(
+            f"teacher.image.name: {prepared.path} holds no images; set teacher.image.name=null, "
+            "or prepare the set again with prepare.views=4"
         )
 
 

@@ -33,7 +33,8 @@ def doctor(job: Job[DoctorConfig]) -> JobResult:
         return JobResult("dry run: would look the driver and every node over; nothing was run")
     with ray_session(config.cluster) if config.cluster.workers else nullcontext():
         nodes = living_nodes() if config.cluster.workers else []
-        logger.info("looking over the driver and %d nodes", len(nodes))
+        on_ray = f" and {len(nodes)} node{'s'[: len(nodes) != 1]}" if config.cluster.workers else ""
+        logger.info("looking over the driver%s", on_ray)
         found = examine(config, nodes)
     rows = gather(found)
     table = format_table(rows, len(found))

@@ -75,7 +75,8 @@ def read_clouds(
         episodes = read_episodes(folder)
         rows = pa.concat_tables([episode_rows(episodes, episode) for episode in wanted])
     except DataError as error:
-        raise DataError(f"data.episodes={folder}: {error}") from error
+        reason = str(error).removeprefix(f"{folder}: ")
+        raise DataError(f"data.episodes={folder}: {reason}") from error
     return SharedClouds(_key(config), rows, collect_clouds(prepared, rows))
 
 

@@ -11,7 +11,7 @@ from recon_ray.data.episodes import draw_episodes
 from recon_ray.data.files import read_json, write_json, write_table
 from recon_ray.data.prepared import EPISODES_RECORD, PreparedSet, read_episodes
 from recon_ray.data.schema import MANIFEST
-from recon_ray.errors import ConfigError
+from recon_ray.errors import ConfigError, DataError
 from recon_ray.programs.checks import find_set
 from recon_ray.programs.run import start_run
 
@@ -74,7 +74,10 @@ def _draw(prepared: PreparedSet, seed: int) -> Any:  # noqa: ANN401 - an Arrow t
     for split in ("train", "test"):
         rows = prepared.read(split, ["object_id", "label"])
         columns += [rows["object_id"].to_pylist(), rows["label"].to_pylist()]
-    return draw_episodes(*columns, seed=seed)
+    try:
+        return draw_episodes(*columns, seed=seed)
+    except DataError as error:
+        raise DataError(f"{prepared.path}: {error}; give a larger set as input") from error
 
 
 def _count(table: Any) -> int:  # noqa: ANN401 - an Arrow table

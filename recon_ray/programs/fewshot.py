@@ -146,7 +146,7 @@ def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow
         config=dump_yaml(run.config),
         rows=rows,
         groups=groups,
-        summary=([*head, "published, mean ± std in %"], beside),
+        summary=([*head, "published (ModelNet40), mean ± std in %"], beside),
     )
     return finish_trials(
         run,
@@ -181,7 +181,7 @@ def _metrics(groups: Sequence[Spread]) -> dict[str, float]:
 
 
 def _table(groups: Sequence[Spread]) -> str:
-    head = ["way", "shot", "folds", "accuracy, mean ± std", "published"]
+    head = ["way", "shot", "folds", "accuracy, mean ± std", "published (ModelNet40)"]
     rows = []
     for group in groups:
         way, shot = str(group.values["way"]), str(group.values["shot"])

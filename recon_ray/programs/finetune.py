@@ -33,7 +33,7 @@ from recon_ray.programs.classifiers import (
 )
 from recon_ray.programs.episode_sets import open_episode
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train
+from recon_ray.programs.training import fit_settings, placement, train, training_rows
 from recon_ray.tasks.classification import (
     AccuracyEvaluation,
     ClassificationTask,
@@ -305,6 +305,7 @@ def _finish(run: Run, config: FinetuneConfig, prepared: PreparedSet, outcome: Ou
     metrics["chance"] = 1 / len(prepared.classes)
     counts = {
         "samples": {name: split.rows for name, split in prepared.splits.items()},
+        "training_samples": training_rows(config, prepared),
         "classes": len(prepared.classes),
         "steps": int(fitted.pop("steps")),
         "epochs": int(fitted.pop("epochs")),
@@ -351,7 +352,7 @@ def _dry_run(config: FinetuneConfig) -> JobResult:
     task = replace_config(make(), init_from=None)
     model = task.stored_model(task.build())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows = prepared.join(config.data.train_splits).rows
+    rows = training_rows(config, prepared)
     batch = config.train.global_batch_size
     lines = [
         "dry run: one step was taken, nothing is kept",

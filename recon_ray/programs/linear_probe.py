@@ -28,7 +28,7 @@ from recon_ray.weights.load import compare, construct
 #: Probes in the order of the table.
 PROBES = {
     "accuracy": "linear SVM",
-    "knn_accuracy": "nearest neighbours",
+    "knn_accuracy": "nearest neighbors",
     "logistic_accuracy": "logistic regression",
     "few_label_accuracy": "linear SVM, few labels",
 }
@@ -98,7 +98,7 @@ def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
         count = check_batch(prepared, config.probe.train_split, count)
     if max(config.probe.knn) > count:
         raise ConfigError(
-            f"probe.knn: {max(config.probe.knn)} neighbours, but {prepared.path} has {count} "
+            f"probe.knn: {max(config.probe.knn)} neighbors, but {prepared.path} has {count} "
             f"labeled shapes in {config.probe.train_split!r}; lower it"
         )
 
@@ -135,7 +135,7 @@ def _finish(
     return run.finish(
         metrics,
         table=summary(metrics),
-        selection="neighbours and regularization are chosen on training shapes; nothing is chosen "
+        selection="neighbors and regularization are chosen on training shapes; nothing is chosen "
         f"on {config.probe.test_split!r}",
         counts={
             **found["counts"],

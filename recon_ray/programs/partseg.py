@@ -23,7 +23,7 @@ from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.part_table import read_part_table
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train
+from recon_ray.programs.training import fit_settings, placement, train, training_rows
 from recon_ray.tasks.features import REFERENCE_SKIP
 from recon_ray.tasks.iou import PartTable, category_lines
 from recon_ray.tasks.part_segmentation import (
@@ -372,7 +372,7 @@ def _dry_run(config: PartsegConfig) -> JobResult:
         metrics = _train(run, config, prepared, task)
         seconds = time.monotonic() - started
     parameters = sum(value.numel() for value in _meta_model(task.sizes).parameters())
-    rows = prepared.join(config.data.train_splits).rows
+    rows = training_rows(config, prepared)
     step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
     lines = [
         "dry run: one step was taken, nothing is kept",

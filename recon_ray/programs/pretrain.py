@@ -14,9 +14,11 @@ from typing import Any
 from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.job import TrainingJob
 from recon_ray.config.schema import PretrainConfig
+from recon_ray.config.sources import COMMAND_LINE
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.programs.checks import (
+    check_images,
     check_labels,
     check_model,
     check_split,
@@ -27,7 +29,7 @@ from recon_ray.programs.checks import (
     use_ops,
 )
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train
+from recon_ray.programs.training import fit_settings, placement, train, training_rows
 from recon_ray.programs.validation import (
     best_kept,
     validated_set,
@@ -49,26 +51,47 @@ def pretrain(job: Job[PretrainConfig]) -> JobResult:
     """Pre-train, evaluate before and after, draw, and write ``result.json``."""
     config = job.config
     check_model(config)
+    creates = _creates(job)
     if job.dry_run:
-        return _dry_run(config)
-    prepared = open_set(config)
+        return _dry_run(config, creates=creates)
+    prepared = open_set(config, creates=creates)
     run = open_run("pretrain", config, label=config.model.preset, resume=config.resume)
     metrics = _train(run, config, prepared)
     return _finish(run, config, prepared, metrics)
 
 
-def open_set(config: PretrainConfig) -> PreparedSet:
+def _creates(job: Job[PretrainConfig]) -> bool:
+    """Whether a missing set may be made: only where data.create was meant for that data.path.
+
+    The quickstart's file asks for its own set; a path that is mistyped on the command line must not
+    become a folder of procedural shapes.
+    """
+    if job.config.data.create == "never":
+        return False
+    asked, named = (job.origins.get(key, "") for key in ("data.create", "data.path"))
+    same_file = asked.rpartition(":")[0] == named.rpartition(":")[0]
+    return asked == COMMAND_LINE or not named or same_file
+
+
+def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
     """Open the prepared set, making the synthetic one first where that is asked for.
+
+    Args:
+        config: The configuration.
+        creates: False where data.create was not meant for this path.
 
     Raises:
         ConfigError: If there is no such folder, or the configuration asks for what is not in it.
         DataError: If it is damaged.
     """
     path = Path(config.data.path)
-    if config.data.create == "synthetic" and not (path / "_manifest.json").exists():
+    if creates and config.data.create == "synthetic" and not (path / "_manifest.json").exists():
         _make_synthetic(config, path)
     prepared = find_set("data.path", path)
     check_split(config, prepared)
+    image = config.teacher.image
+    if image.name not in (None, SOURCE) and image.mode == "online":
+        check_images(prepared)
     if config.data.verify:
         prepared.verify_hashes()
     return prepared
@@ -191,6 +214,7 @@ def _finish(
     teachers = json.loads(run.folder.read(TEACHERS) or "{}")
     counts = {
         "samples": rows,
+        "training_samples": training_rows(config, prepared),
         "classes": len(prepared.classes),
         "steps": int(metrics.pop("steps")),
         "epochs": int(metrics.pop("epochs")),
@@ -228,7 +252,7 @@ def summary(metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _dry_run(config: PretrainConfig) -> JobResult:
+def _dry_run(config: PretrainConfig, *, creates: bool) -> JobResult:
     """Build everything, take one step in a throw-away run, report size and time."""
     with tempfile.TemporaryDirectory(prefix="recon-dry-run-") as storage:
         update: dict[str, Any] = {
@@ -238,7 +262,7 @@ def _dry_run(config: PretrainConfig) -> JobResult:
             "validation": config.validation.model_copy(update={"every_epochs": None}),
         }
         config = config.model_copy(update=update)
-        prepared = open_set(config)
+        prepared = open_set(config, creates=creates)
         run = open_run("pretrain", config, label=config.model.preset)
         started = time.monotonic()
         metrics = _train(run, config, prepared)
@@ -246,7 +270,7 @@ def _dry_run(config: PretrainConfig) -> JobResult:
     task = make_task(config, prepared)
     module = task.stored_model(task.build())
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    rows = prepared.join(config.data.train_splits).rows
+    rows = training_rows(config, prepared)
     steps = rows // config.train.global_batch_size
     step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
     lines = [

@@ -22,6 +22,7 @@ from pyarrow import fs as pafs
 
 from recon_ray import __version__
 from recon_ray.cli import JobResult
+from recon_ray.config.fields import section_model
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.schema import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
@@ -36,6 +37,8 @@ ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 logger = logging.getLogger(__name__)
 
+#: File of a run that says what made it.
+ENVIRONMENT = "environment.json"
 #: Packages whose versions explain a run.
 PACKAGES = (
     "torch",
@@ -114,7 +117,8 @@ class Run:
         self.folder.write("config.yaml", dump_yaml(self.config))
         if self.inputs:
             self.folder.write(INPUTS, json.dumps(self.inputs, indent=2) + "\n")
-        self.folder.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+        record = {"job": self.job, **environment()}
+        self.folder.write(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
         logger.info("%s %s, run folder %s", self.job, __version__, self.folder.uri)
         if self.resume != "never":
             name = self.config.run.name
@@ -187,6 +191,8 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
     config = with_name(job, config, label=label)
     folder = _find_folder(config.run.storage, str(config.run.name))
     inputs = inputs_of(config)
+    if resume != "never" or "resume" not in type(config).model_fields:
+        _refuse_other_job(folder, job, config)
     if resume != "never":
         refuse_other_config(folder, config)
         refuse_other_inputs(folder, config, inputs)
@@ -271,6 +277,27 @@ def _git_state() -> str | None:
     return done.stdout.strip() or None
 
 
+def _refuse_other_job(folder: RunFolder, job: str, config: JobConfig) -> None:
+    """Refuse to continue, or to set aside unasked, what another job has made.
+
+    Raises:
+        ConfigError: Naming the job.
+    """
+    for file in (ENVIRONMENT, "result.json"):
+        try:
+            found = json.loads(folder.read(file) or "{}").get("job")
+        except (ValueError, AttributeError):  # it is damaged, or no record
+            continue
+        if found == job:
+            return
+        if found is not None:
+            way = ", or resume=never to set it aside" if hasattr(config, "resume") else ""
+            raise ConfigError(
+                f"run.name={config.run.name}: {folder.uri} holds a run of jobs/{found}.py; choose "
+                f"another run.name{way}"
+            )
+
+
 def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
     """Refuse to take what a run has computed for what another configuration would.
 
@@ -295,7 +322,7 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
             f"continued; {AFRESH}"
         ) from error
     now = _flat(config.model_dump(mode="json"))
-    added = _flat(type(config).model_construct().model_dump(mode="json"))
+    added = _flat(_defaults(type(config)).model_dump(mode="json"))
     before |= {key: value for key, value in added.items() if key in now and _is_new(key, before)}
     changed = [
         f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
@@ -307,6 +334,16 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
             f"run.name={config.run.name}: {folder.uri} holds a run with another configuration "
             f"({'; '.join(changed)}); choose another run.name, or resume=never to set it aside"
         )
+
+
+def _defaults(model: type[JobConfig]) -> JobConfig:
+    """All defaults, those of a section too without which there is no configuration."""
+    sections: dict[str, Any] = {
+        name: section.model_construct()
+        for name, info in model.model_fields.items()
+        if info.is_required() and (section := section_model(info.annotation)) is not None
+    }
+    return model.model_construct(**sections)
 
 
 def _is_new(key: str, before: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,12 +10,15 @@ from recon_ray.cluster.context import plan_workers, ray_session
 from recon_ray.cluster.job import Mode, TrainingJob, resolve_mode
 from recon_ray.cluster.trainer import train_here, train_on_ray
 from recon_ray.config.schema import SetSection, TrainingConfig
+from recon_ray.data.prepared import PreparedSet
 from recon_ray.programs.checks import check_here
 from recon_ray.train.notices import catching_sigterm
 from recon_ray.train.residency import Residency
 from recon_ray.train.settings import FitSettings
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def placement(data: SetSection) -> tuple[Mode, Residency]:
@@ -56,6 +60,12 @@ def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: A
     )
 
 
+def training_rows(config: TrainingConfig, prepared: PreparedSet) -> int:
+    """Shapes that an epoch is made of: those of the training splits, or data.limit of them."""
+    rows = prepared.join(config.data.train_splits).rows
+    return min(rows, config.data.limit or rows)
+
+
 def train(
     job: TrainingJob,
     config: TrainingConfig,
@@ -78,6 +88,12 @@ def train(
     """
     job.check(config.cluster.allowed_workers)
     check_here(config)
+    warm_up, epochs = config.optim.warmup_epochs, config.train.epochs
+    if warm_up >= epochs:
+        logger.warning(
+            "optim.warmup_epochs=%g is not less than train.epochs=%d: the learning rate never "
+            "reaches optim.lr=%g; lower the warm-up", warm_up, epochs, config.optim.lr,
+        )  # fmt: skip
     if config.cluster.workers == 0:
         begin()
         with catching_sigterm():

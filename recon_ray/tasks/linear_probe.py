@@ -1,4 +1,4 @@
-"""Probes on frozen features: linear SVM, nearest neighbours, logistic regression."""
+"""Probes on frozen features: linear SVM, nearest neighbors, logistic regression."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFERENCE_BATCH = 128
 LOGISTIC_C = (0.001, 0.01, 0.1, 1.0, 10.0)
 #: Part of the training features on which it chooses.
 HELD_OUT = 0.2
-#: Queries that nearest neighbours compares at once.
+#: Queries that nearest neighbors compares at once.
 QUERIES = 1024
 
 
@@ -112,13 +112,13 @@ def nearest_neighbors(
 ) -> np.ndarray:
     """Most frequent class among the k training features of largest cosine.
 
-    A tie goes to the class whose tied neighbours are the more similar, then to the lowest.
+    A tie goes to the class whose tied neighbors are the more similar, then to the lowest.
 
     Args:
         train: (B, D) training features.
         train_labels: (B,) their classes.
         queries: (T, D) features.
-        k: Neighbours, at most B (B - 1 without the query itself).
+        k: Neighbors, at most B (B - 1 without the query itself).
         leave_out_self: The queries are the training features, none of which counts for itself.
 
     Returns:
@@ -148,7 +148,7 @@ def neighbor_accuracies(
     test_labels: np.ndarray,
     ks: Sequence[int],
 ) -> dict[int, float]:
-    """Test accuracy of nearest neighbours for each k; arguments as :func:`svm_accuracy`."""
+    """Test accuracy of nearest neighbors for each k; arguments as :func:`svm_accuracy`."""
     return {
         k: float(np.mean(nearest_neighbors(train, train_labels, test, k) == test_labels))
         for k in ks
@@ -156,7 +156,7 @@ def neighbor_accuracies(
 
 
 def choose_k(train: np.ndarray, train_labels: np.ndarray, ks: Sequence[int]) -> int:
-    """The k that classifies most training features right by their neighbours; nothing is tested.
+    """The k that classifies most training features right by their neighbors; nothing is tested.
 
     Args:
         train: (B, D) training features.

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -97,6 +98,7 @@ class Trainer:
         self.recorder: Recorder | None = None
         self.ledger = SampleLedger() if runtime.keeps_ledger else None
         self._committed: int | None = None
+        self._last: str | None = None  # the newest checkpoint
         self._journal = Journal(runtime.folder)
         self.commits = Commits(
             runtime, every_seconds=settings.commit_every_seconds, journal=self._journal
@@ -226,10 +228,11 @@ class Trainer:
         means = interval.reading.means()
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
+            start = "" if self._last is None else f" resume={self.runtime.store.uri}/{self._last}"
             raise ReconError(
-                f"step {interval.step}: the loss is not finite ({', '.join(bad)}); lower "
-                "optim.lr, set runtime.precision=fp32 or train.clip_norm, and start the run again: "
-                "it continues from the last checkpoint"
+                f"step {interval.step}: the loss is not finite ({', '.join(bad)}); begin another "
+                "run with a lower optim.lr, runtime.precision=fp32 or train.clip_norm=10: "
+                f"run.name=<another>{start}"
             )
         progress, lap = self.progress, interval.lap
         if math.isnan(progress.loss_first):
@@ -241,15 +244,16 @@ class Trainer:
         rate = lap.steps * self.settings.global_batch_size / lap.seconds
         waited = lap.waited / lap.seconds
         values = {"train/loss": means.pop("loss")}
-        values |= {f"train/loss_{name}": value for name, value in means.items()}
+        values |= {_record_name(name): value for name, value in means.items()}
         values |= {"train/lr": interval.lr, "perf/samples_per_second": rate}
         values |= {"perf/data_wait_fraction": waited, **self._memory()}
         self.recorder.write(interval.step, interval.epoch, values)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         records.info(
-            "epoch %d/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%%",
-            interval.epoch, self.last_epoch, interval.step, self.max_steps, values["train/loss"],
-            parts, interval.lr, rate, 100 * waited,
+            "epoch %.1f/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%% left %s",
+            interval.step / self.steps_per_epoch, self.last_epoch, interval.step, self.max_steps,
+            values["train/loss"], parts, interval.lr, rate, 100 * waited,
+            timedelta(seconds=round((self.max_steps - interval.step) * lap.seconds / lap.steps)),
         )  # fmt: skip
 
     def _memory(self) -> dict[str, float]:
@@ -280,7 +284,7 @@ class Trainer:
             named = {f"val/{name}": value for name, value in values.items()}
             self.recorder.write(self.progress.step, epoch, named)
             shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-            logger.info("epoch %d/%d validation: %s", epoch, self.last_epoch, shown)
+            logger.info("validation after epoch %d of %d: %s", epoch + 1, self.last_epoch, shown)
         metric = self.settings.select
         if metric is None or not math.isfinite(values.get(metric, math.nan)):
             return False
@@ -310,7 +314,7 @@ class Trainer:
             metrics=progress.metrics,
             failure=self._record_failure(),
         )
-        self._committed = progress.step
+        self._committed, self._last = progress.step, f"step-{progress.step:08d}"
         progress.commit_seconds += time.monotonic() - began
 
     def _record_failure(self) -> str:
@@ -358,7 +362,7 @@ class Trainer:
         found = newest_checkpoint(self.runtime.store, rank=self.runtime.rank)
         if found is None:
             return
-        source = join(self.runtime.store.uri, found.name)
+        self._last, source = found.name, join(self.runtime.store.uri, found.name)
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
         load_optimizer(self.optimizer, found.train["optimizer"])
         self.progress = progress = Progress(**found.train["progress"])
@@ -401,3 +405,8 @@ def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]
     advice = training_advice(settings, world_size=runtime.world_size)
     with explaining_memory(runtime.device, advice):
         return Trainer(task, runtime, settings).run()
+
+
+def _record_name(name: str) -> str:
+    """Name in the records of what a step tells beside its loss: parts of the loss, or accuracy."""
+    return "train/accuracy" if name == "accuracy" else f"train/loss_{name}"

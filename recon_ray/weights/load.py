@@ -255,7 +255,10 @@ def _check_shapes(
 def option_of(key: str) -> str:
     """Name the configuration key that decides the shape of a weight."""
     if key.startswith("head."):
-        return "the number of classes, or the kind of head (protocol)"
+        return (
+            "the number of classes or the kind of head (train.tune), or leave the head out: "
+            "jobs/import_weights.py kind=embedder writes weights without one"
+        )
     return next((option for part, option in OPTIONS if part in key), DEFAULT_OPTION)
 
 

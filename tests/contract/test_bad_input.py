@@ -223,7 +223,7 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ("optim.lr=.inf", r"optim\.lr \(command line\): expected a number > 0, found \.inf"),
     ("optim.weight_decay=.nan", r"optim\.weight_decay .*expected a number >= 0, found \.nan"),
     ("model.preset=huge", r"model\.preset .*expected one of nano, tiny, small, base, found 'huge'"),
-    ("cluster.workers=[3, 2]", r"cluster: workers must be \[min, max\], found \[3, 2\]"),
+    ("cluster.workers=[3, 2]", r"cluster: workers=\[3, 2\]: min is more than max; give \[2, 3\]$"),
     ("cluster.workers=3", r"train\.global_batch_size=8 is not divisible by 3 workers"),
     ("--workers", r"--workers: unknown flag; options are written key=value, see --help"),
     ("absent.yaml", r"^error: absent\.yaml: no such file$"),
@@ -256,6 +256,10 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
         r"eval\.enabled=true probes features of ReCon, which model\.kind=twotower does not have",
     ),
     ("data.path=/absent/set", r"data\.path=/absent/set: no such folder; give the folder of a"),
+    (
+        "data.train_splits=[val]",
+        r"data\.train_splits: .* has no split 'val'; choose of train, test$",
+    ),
     ("eval.split=val", r"eval\.split=val: .* has the splits train, test; choose one of them"),
     ("eval.split=train", r"eval\.split=train: it is trained on; choose a held-out split"),
     ("runtime.device=cuda", r"runtime\.device=cuda: torch finds no usable GPU in this process"),
@@ -376,6 +380,23 @@ def test_a_set_too_small_for_the_model_is_not_made(jobs: Jobs) -> None:
     assert not target.exists()
 
 
+def test_a_mistyped_path_does_not_become_the_set_that_a_file_asks_for(jobs: Jobs) -> None:
+    text = jobs.config.read_text()
+    assert "create: never" in text
+    jobs.config.write_text(text.replace("create: never", "create: synthetic"))
+    for flags in ((), ("--dry-run",)):
+        outcome = jobs.pretrain(f"data.path={jobs.folder / 'mistyped'}", *flags)
+        outcome.refused(2, r"data\.path=.*/mistyped: no such folder; give the folder of a prepared")
+    assert not (jobs.folder / "mistyped").exists()
+    assert jobs.left_behind() == []
+
+
+def test_a_dry_run_counts_the_shapes_that_data_limit_leaves(jobs: Jobs) -> None:
+    outcome = jobs.pretrain("--dry-run", "data.limit=16")
+    outcome.done()
+    assert re.search(r"training samples +16\nsteps an epoch +2\n", outcome.out)
+
+
 def test_too_few_shapes_for_the_probes_are_refused(jobs: Jobs) -> None:
     jobs.pretrain("eval.limit=1", "train.steps=1").refused(2, r"eval\.limit=1: that leaves 1 clas")
 
@@ -448,11 +469,6 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
         "no-splits",
         lambda root: _change_manifest(root, lambda manifest: manifest.pop("splits")),
         r"_manifest\.json: is not a readable manifest \(KeyError: 'splits'\); prepare it again",
-    ),
-    (
-        "no-train",
-        lambda root: _change_manifest(root, lambda manifest: manifest["splits"].pop("train")),
-        r"copy: has no split 'train', only test",
     ),
     (
         "no-manifest",
@@ -529,7 +545,8 @@ def test_a_set_of_which_some_shapes_have_no_class_is_not_taught_with_classes(job
 def test_pictures_are_asked_for_where_there_are_none(jobs: Jobs) -> None:
     jobs.custom(_clouds(jobs.folder)).done()
     shutil.rmtree(jobs.runs)
-    outcome = jobs.pretrain(f"data.path={jobs.folder / 'set'}", "eval.enabled=false")
+    absent = "teacher.image.name=timm:vit_tiny_patch16_224:/absent.safetensors"  # never looked for
+    outcome = jobs.pretrain(f"data.path={jobs.folder / 'set'}", "eval.enabled=false", absent)
     outcome.refused(2, r"teacher\.image\.name: .*/set holds no images; set teacher\.image\.name=nu")
     assert jobs.left_behind() == []
 
@@ -654,6 +671,7 @@ def test_a_folder_of_unreadable_files_only_is_status_1(jobs: Jobs) -> None:
 WRONG_SOURCES: list[tuple[tuple[str, ...], int, str]] = [
     (("source=custom",), 2, r"source=custom needs input=<folder>"),
     (("source=modelnet",), 2, r"source \(command line\): expected one of synthetic, custom"),
+    (("source=custom", f"input={ROOT / 'LICENSE'}"), 2, r"LICENSE: it is a file, and no \.zip or"),
     (("source=custom", "input=/absent"), 2, r"input=/absent: no such folder; give the folder that"),
     (("source=custom", "input={empty}"), 1, r"empty: holds no shape files; expected one of \.glb"),
     (
@@ -715,6 +733,20 @@ def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: P
         r"ame, or resume=never to set it aside$",
     )
     assert file_tree(finished) == before
+
+
+@pytest.mark.parametrize("known_by", ["environment.json", "result.json"])
+def test_a_run_of_another_job_is_neither_continued_nor_set_aside(
+    jobs: Jobs, finished: Path, known_by: str, tiny_prepared: PreparedSet
+) -> None:
+    given = "run.name=run", f"init_from={finished}", f"data.path={tiny_prepared.path}"
+    other = {"environment.json": "result.json", "result.json": "environment.json"}[known_by]
+    (finished / other).unlink()
+    before = file_tree(jobs.runs)
+    refusal = r"run\.name=run: .*/runs/run holds a run of jobs/pretrain\.py; choose another run\.n"
+    jobs.finetune(*given).refused(2, refusal)
+    jobs.visualize(*given, "data.num_points=64").refused(2, refusal)
+    assert file_tree(jobs.runs) == before
 
 
 def test_a_damaged_record_of_the_configuration_is_named(jobs: Jobs, finished: Path) -> None:
@@ -1160,12 +1192,7 @@ def test_ctrl_c_while_several_processes_prepare_ends_with_one_line(jobs: Jobs) -
     [
         ("pretrain", ("train.eporch=3",), 2, r"train\.eporch \(command line\): unknown key"),
         ("pretrain", ("absent.yaml",), 2, r"absent\.yaml: no such file"),
-        (
-            "pretrain",
-            ("cluster.workers=0", "data.path=/absent", "data.create=never"),
-            2,
-            "data.pat",
-        ),
+        ("pretrain", ("data.path=mistyped",), 2, "data.path=mistyped: no such folder"),
         ("prepare", ("source=custom", "input=/absent"), 2, r"input=/absent: no such folder"),
     ],
 )
@@ -1463,7 +1490,7 @@ def test_an_export_needs_a_set_and_a_folder_of_its_own(jobs: Jobs, copy: Path) -
 def test_episodes_of_too_few_classes_are_refused(jobs: Jobs, copy: Path) -> None:
     target = jobs.folder / "episodes"
     jobs.prepare("source=fewshot", f"input={copy}", f"output={target}").refused(
-        1, r"episodes of 10 classes need as many; there are 3"
+        1, r"/copy: episodes of 10 classes need as many; there are training shapes of 3"
     )
     assert not target.exists()
 
@@ -1706,7 +1733,7 @@ def encoder(tmp_path: Path) -> Path:
             2,
             "its features are 16 wide, the text projection .* gives 8",
         ),
-        ("linear_probe", ("probe.knn=[1,25]",), 2, r"probe\.knn: 25 neighbours, .* 24 labeled"),
+        ("linear_probe", ("probe.knn=[1,25]",), 2, r"probe\.knn: 25 neighbors, .* 24 labeled"),
         ("embed", ("init_from=null",), 2, r"init_from=<run folder or file of weights> must be"),
         ("embed", ("data.path=null",), 2, r"data\.path=<prepared set> or files=\[a\.ply"),
         ("embed", ("embed.splits=[val]",), 2, r"embed\.splits=val: .* has the splits train, test"),
@@ -1825,7 +1852,7 @@ def test_a_failed_trial_fails_the_sweep_by_name(jobs: Jobs, tiny_prepared: Prepa
 
 def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> None:
     given = (f"data.path={tiny_prepared.path}", "data.num_points=64", "cluster.workers=0")
-    jobs.fewshot(*given).refused(1, r"data\.episodes=.*: holds no few-shot episodes; make them")
+    jobs.fewshot(*given).refused(1, r"data\.episodes=\S*[^:\s]: holds no few-shot episodes; make")
     jobs.fewshot(*given, "data.episodes=absent").refused(
         2, r"data\.episodes=absent: no such folder"
     )

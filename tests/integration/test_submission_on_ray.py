@@ -82,6 +82,7 @@ def test_the_quickstart_is_submitted_stopped_and_continued_on_three_nodes(cluste
     jobs = Submissions(cluster)
     options = (
         "run.name=quick", f"run.storage={tmp_path}", f"data.path={tmp_path}/set",
+        "data.create=synthetic",
         "cluster.address=null", "cluster.workers=3", "train.global_batch_size=30",
         "cluster.cpus_per_worker=1", "eval.enabled=false", "train.log_every_steps=1",
         "train.ledger=true", "prepare.train_per_class=12", "prepare.test_per_class=3",

@@ -146,7 +146,8 @@ class ClusterSection(Section):
     @model_validator(mode="after")
     def _ordered(self) -> ClusterSection:
         if not isinstance(self.workers, int) and self.workers[0] > self.workers[1]:
-            raise ValueError(f"workers must be [min, max], found {list(self.workers)}")
+            low, high = self.workers
+            raise ValueError(f"workers=[{low}, {high}]: min is more than max; give [{high}, {low}]")
         return self
 
 

@@ -122,9 +122,11 @@ class DataSection(SetSection):
         "category",
         description="What the text teacher reads: class texts in 60 prompts, or captions.",
     )
-    normalize: bool = Field(True, description="Centre each cloud and scale it to the unit sphere.")
+    normalize: bool = Field(True, description="Center each cloud and scale it to the unit sphere.")
     create: Literal["never", "synthetic"] = Field(
-        "never", description="Prepare the synthetic set at data.path when there is none."
+        "never",
+        description="Prepare the synthetic set at data.path when there is none; a file's choice is "
+        "for the path in that file only.",
     )
 
 

@@ -23,7 +23,7 @@ from recon_ray.config.schema.weights import ForeignModelSection
 Normalization = Literal["auto", "whole", "subset", "none"]
 
 _NORMALIZE = (
-    "Centre and scale to the unit sphere the whole stored cloud, the drawn subset of its points, "
+    "Center and scale to the unit sphere the whole stored cloud, the drawn subset of its points, "
     "or neither; auto is what the set's card says, else whole."
 )
 

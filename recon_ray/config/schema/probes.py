@@ -28,7 +28,7 @@ class EvaluatedSetSection(Section):
     num_points: Count = Field(1024, description="Points of a cloud that the model is given.")
     normalize: Normalization = Field(
         "auto",
-        description="Centre and scale each stored cloud (whole), the chosen points (subset), or "
+        description="Center and scale each stored cloud (whole), the chosen points (subset), or "
         "none; auto is what the set's card says, else whole.",
     )
     limit: Count | None = Field(None, description="Use at most this many shapes a split.")
@@ -104,7 +104,7 @@ class ProbeSection(Section):
     knn: tuple[Count, ...] = Field(
         (1, 5, 20),
         min_length=1,
-        description="Neighbours; the number for knn_accuracy is chosen on the training features.",
+        description="Neighbors; the number for knn_accuracy is chosen on the training features.",
     )
     logistic: bool = Field(True, description="Also fit a logistic regression.")
     shots: Annotated[int, Field(ge=0)] = Field(
@@ -122,7 +122,7 @@ class ProbeSection(Section):
 
 
 class LinearProbeConfig(ProtocolConfig):
-    """jobs/linear_probe.py: linear SVM, nearest neighbours, logistic regression on features."""
+    """jobs/linear_probe.py: linear SVM, nearest neighbors, logistic regression on features."""
 
     init_from: Location | None = Field(
         None,

@@ -134,9 +134,7 @@ class SweepConfig(JobConfig):
         description="The job's own options, as in its YAML files; include: [file] reads such files "
         "first. Dotted keys change single options: config.optim.lr=1e-4.",
     )
-    sweep: SweepSection = Field(
-        SweepSection(seeds=8), description="What is varied and how trials are compared."
-    )
+    sweep: SweepSection = Field(description="What is varied and how trials are compared.")
 
     @model_validator(mode="after")
     def _has_no_workers_of_its_own(self) -> SweepConfig:

@@ -40,7 +40,7 @@ class ModelSection(Section):
         None, description="Part of the patches that is hidden."
     )
     mask_type: Literal["random", "block"] | None = Field(
-        None, description="Hide random patches, or the ones nearest to a random centre."
+        None, description="Hide random patches, or the ones nearest to a random center."
     )
     drop_path: Fraction | None = Field(None, description="Stochastic depth of the last block.")
 

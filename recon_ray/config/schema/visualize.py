@@ -25,7 +25,7 @@ class ShownDataSection(Section):
     num_points: Count = Field(
         1024, description="Points drawn from each shape; a cloud that has fewer keeps them all."
     )
-    normalize: bool = Field(True, description="Centre each cloud and scale it to the unit sphere.")
+    normalize: bool = Field(True, description="Center each cloud and scale it to the unit sphere.")
 
 
 class VisualizeSection(Section):
@@ -47,7 +47,7 @@ class VisualizeSection(Section):
     )
     mask_type: Literal["random", "block"] | None = Field(
         None,
-        description="Hide random patches, or the ones nearest to a random centre; by default as in "
+        description="Hide random patches, or the ones nearest to a random center; by default as in "
         "training.",
     )
 

@@ -48,6 +48,11 @@ def create_source(name: str, folder: Path | None, settings: Mapping[str, Any]) -
         raise ConfigError(f"source={name}: unknown; choose from {', '.join(SOURCES)}")
     if name == "synthetic":
         return SyntheticSource(**_chosen(settings, "seed", "train_per_class", "test_per_class"))
+    if folder is not None and folder.is_file():
+        raise ConfigError(
+            f"input={folder}: it is a file, and no .zip or .tar archive; give the folder that "
+            "holds the shapes"
+        )
     if folder is None or not folder.is_dir():
         raise ConfigError(f"input={folder}: no such folder; give the folder that holds the shapes")
     if name == "custom":

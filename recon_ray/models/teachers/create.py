@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 from recon_ray.errors import TeacherNameError
 from recon_ray.models.teachers.descriptor import DescriptorImageTeacher, DescriptorTextTeacher
@@ -121,13 +122,16 @@ def _width(specification: Specification) -> int:
 
 def _log(kind: str, teacher: FrozenTeacher) -> None:
     identity = teacher.identity
-    parameters = sum(parameter.numel() for parameter in teacher.parameters())
-    logger.info(
-        "%s teacher %s, weights %s, sha256 %s, %d wide, %d parameters (frozen)",
-        kind,
-        identity["name"],
-        identity["tag"],
-        identity["sha256"][:12],
-        teacher.dim,
-        parameters,
-    )
+    if identity["name"] == "descriptor":
+        said = f"{teacher.dim} wide, a weight-free stand-in: not for published numbers"
+    else:
+        count = sum(parameter.numel() for parameter in teacher.parameters())
+        weights = f"weights {identity['tag']}, sha256 {identity['sha256'][:12]}"
+        said = f"{weights}, {teacher.dim} wide, {count:,} parameters (frozen)"
+    _log_once(f"{kind} teacher {identity['name']}: {said}")
+
+
+@cache
+def _log_once(line: str) -> None:
+    """Log a line once a process: what is checked before training is made again to train."""
+    logger.info("%s", line)

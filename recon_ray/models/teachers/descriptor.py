@@ -8,7 +8,6 @@ with their category names, and not enough for published numbers.
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 
 import numpy as np
@@ -20,8 +19,6 @@ from recon_ray.models.prompts import PREFIXES, SUFFIXES
 from recon_ray.models.teachers.protocol import ImageTeacher, TextTeacher
 from recon_ray.models.teachers.weights_file import state_dict_sha256
 
-logger = logging.getLogger(__name__)
-
 VERSION = "1"  # part of the identity: change it with any change to the features
 SCALE = 8.0  # length of every feature; unit-length ones give the distillation loss too little
 IMAGE_SIZE = 64
@@ -32,11 +29,6 @@ DESCRIPTOR_DIM = ORIENTATIONS * EDGE_CELLS**2 + 6 * COLOR_CELLS**2 + OUTLINE_CEL
 
 NGRAM_RANGE = (2, 4)
 TEMPLATE_WEIGHT = 0.2  # the prompt's share beside the name's 1: the category must dominate
-
-_NOTE = (
-    "the %s teacher is the weight-free descriptor, a stand-in for a pretrained encoder: "
-    "fine for trying things out, not for published numbers"
-)
 
 
 class DescriptorImageTeacher(ImageTeacher):
@@ -66,7 +58,6 @@ class DescriptorImageTeacher(ImageTeacher):
         )
         self.register_buffer("projection", projection, persistent=False)
         self.freeze()
-        logger.info(_NOTE, "image")
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, dim) of images (B, 3, H, W) in [0, 1]."""
@@ -107,7 +98,6 @@ class DescriptorTextTeacher(TextTeacher):
             analyzer="char_wb", ngram_range=NGRAM_RANGE, n_features=dim, norm="l2"
         )
         self.freeze()
-        logger.info(_NOTE, "text")
 
     def forward(self, texts: list[str]) -> Tensor:
         """Features (T, dim) of texts."""

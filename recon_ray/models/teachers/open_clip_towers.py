@@ -27,6 +27,7 @@ from recon_ray.models.teachers.weights_file import (
     Weights,
     WeightsFile,
     check_pin,
+    fetching,
     identify,
     load_strictly,
     read_weights,
@@ -220,7 +221,8 @@ def _download(specification: Specification, tag: str) -> Path:
 
     published = open_clip.get_pretrained_cfg(specification.arch, tag)
     try:
-        return Path(open_clip.download_pretrained(published))
+        with fetching(specification.text):
+            return Path(open_clip.download_pretrained(published))
     except Exception as error:  # whatever hub, proxy or disk raise, the way out is one
         raise TeacherError(
             f"Teacher {specification.text!r}: the weights {tag!r} could not be fetched "

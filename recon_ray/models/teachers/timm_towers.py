@@ -25,6 +25,7 @@ from recon_ray.models.teachers.weights_file import (
     WAY_OUT,
     WeightsFile,
     check_pin,
+    fetching,
     identify,
     load_strictly,
     read_weights,
@@ -197,9 +198,10 @@ def _download_original(specification: Specification) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            ORIGINAL_URL, str(path), hash_prefix=ORIGINAL_HASH_PREFIX, progress=False
-        )
+        with fetching(ORIGINAL_FILE):
+            torch.hub.download_url_to_file(
+                ORIGINAL_URL, str(path), hash_prefix=ORIGINAL_HASH_PREFIX, progress=False
+            )
     except (OSError, RuntimeError) as error:
         raise TeacherError(
             f"Teacher {specification.text!r}: {ORIGINAL_FILE} could not be fetched "
@@ -242,7 +244,8 @@ def _download(specification: Specification, source: Source) -> Path:
     last: Exception | None = None
     for file in [*files, "model.safetensors", "pytorch_model.bin"] if repository else []:
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, file))
+            with fetching(specification.text):
+                return Path(huggingface_hub.hf_hub_download(repository, file))
         except Exception as error:  # the hub's many kinds of failure have one way out
             last = error
     raise TeacherError(

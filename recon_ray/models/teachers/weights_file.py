@@ -6,7 +6,8 @@ import hashlib
 import logging
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,23 @@ WAY_OUT = "give a local file of the weights in the teacher's name, or use the te
 
 # What OpenAI's published TorchScript archives hold beside the weights.
 ARCHIVE_EXTRAS = frozenset({"input_resolution", "context_length", "vocab_size"})
+
+
+@contextmanager
+def fetching(weights: str) -> Iterator[None]:
+    """Say that weights are fetched, and keep the hub's warning of every failed attempt to itself.
+
+    Args:
+        weights: What is fetched.
+    """
+    logger.info("fetching %s; without a connection that is given up within a minute", weights)
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,16 @@ def test_log_lines_go_to_standard_error_once(capsys: Captured) -> None:
     ]
 
 
+def test_the_file_that_is_read_unasked_is_named(capsys: Captured, tmp_path: Path) -> None:
+    default = tmp_path / "default.yaml"
+    default.write_text("optim: {lr: 1}\n")
+    assert job(lambda found: None, default=default) == 0
+    assert f"without a CONFIG.yaml the options of {default} apply" in capsys.readouterr().err
+    (tmp_path / "own.yaml").write_text("optim: {lr: 2}\n")
+    assert job(lambda found: None, str(tmp_path / "own.yaml"), default=default) == 0
+    assert capsys.readouterr().err == ""
+
+
 # --- Flags -------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from recon_ray.config import fields
+from recon_ray.config.fields import index
+from recon_ray.config.help import format_help
 from recon_ray.config.loader import load, override
+from recon_ray.config.schema import (
+    BenchmarkConfig,
+    FewshotConfig,
+    FinetuneConfig,
+    PartsegConfig,
+    PretrainConfig,
+)
 from recon_ray.config.schema.base import LocalPath
 from recon_ray.errors import ConfigError
 
@@ -492,3 +501,47 @@ def test_types_are_described_in_words(
         {"__annotations__": {"x": annotation}, "x": Field(**constraints)},
     )
     assert fields.expectation(model.model_fields["x"]) == expected
+
+
+# --- Defaults of a job ---------------------------------------------------------------------------
+
+
+class Rates(Section):
+    lr: float = 0.5
+    warmup: float | None = 10.0
+
+
+class Stages(Section):
+    rates: Rates = Rates()
+    name: str = "a"
+
+
+class OwnDefaults(Section):
+    """A job that starts from other values than its sections' classes do."""
+
+    rates: Rates = Rates(lr=0.1, warmup=None)
+    stages: Stages = Stages(rates=Rates(lr=0.2))
+
+
+def test_one_option_of_a_section_leaves_the_jobs_other_defaults() -> None:
+    found = load(OwnDefaults, ["rates.warmup=3", "stages.name=b"]).config
+    assert (found.rates.lr, found.rates.warmup) == (0.1, 3.0)
+    assert (found.stages.rates.lr, found.stages.rates.warmup) == (0.2, 10.0)
+    found = load(OwnDefaults, ["rates.lr=1", "stages.rates.warmup=null"]).config
+    assert (found.rates.lr, found.rates.warmup) == (1.0, None)
+    assert (found.stages.rates.lr, found.stages.rates.warmup) == (0.2, None)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [BenchmarkConfig, FewshotConfig, FinetuneConfig, PartsegConfig, PretrainConfig],
+)
+def test_every_default_that_the_help_tells_is_the_one_that_applies(schema: type[BaseModel]) -> None:
+    config = schema()
+    for key in index(schema).options:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not isinstance(value, tuple | list | dict):
+            row = format_help(schema, key, width=1000)
+            assert f"  {fields.scalar_text(value)}  " in row, f"{key} is {value}: {row}"

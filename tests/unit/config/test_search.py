@@ -119,7 +119,7 @@ def test_sweeps_that_make_no_sense_are_refused(options: dict[str, Any], message:
 
 def test_several_workers_are_those_of_the_trials() -> None:
     with pytest.raises(ValidationError, match=r"cluster\.workers=2: the trials are the workers"):
-        SweepConfig(cluster={"workers": 2})
+        SweepConfig(cluster={"workers": 2}, sweep={"seeds": 2})
 
 
 def test_folds_are_a_number_or_a_list() -> None:

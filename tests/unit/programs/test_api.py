@@ -96,6 +96,19 @@ def test_a_run_and_its_export_give_the_same_start(finished_run, tmp_path):
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (torch.zeros(64, 3), r"points have shape \(64, 3\); give \(B, N, 3\)"),
+        (torch.zeros(0, 64, 3), r"points have shape \(0, 64, 3\)"),
+        (torch.stack([torch.zeros(64, 3), torch.full((64, 3), float("nan"))]), "cloud 1 has point"),
+    ],
+)
+def test_what_is_no_cloud_is_refused(points, message):
+    with pytest.raises(ValueError, match=message):
+        recon_ray.embed(recon_ray.create_model("nano"), points)
+
+
 def test_a_two_tower_model_has_no_probe_features():
     with pytest.raises(TypeError, match="TwoTower has no features of the linear probes"):
         recon_ray.embed(recon_ray.create_model("nano", task="twotower"), torch.randn(2, 64, 3))

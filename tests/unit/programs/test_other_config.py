@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from recon_ray.config import dump_yaml
-from recon_ray.config.schema import LinearProbeConfig, PretrainConfig
+from recon_ray.config.schema import LinearProbeConfig, PretrainConfig, SweepConfig
 from recon_ray.errors import ConfigError
 from recon_ray.programs.run import refuse_other_config
 from recon_ray.train.runtime import RunFolder
@@ -41,3 +41,9 @@ def test_a_job_that_needs_an_option_has_defaults_for_the_others(tmp_path):
     other = LinearProbeConfig(init_from="weights", run={"name": "run"}, probe={"svm_c": 7.0})
     with pytest.raises(ConfigError, match=r"probe.svm_c: 0.075 then, 7.0 now"):
         refuse_other_config(folder, other)
+
+
+def test_a_section_without_which_there_is_no_configuration_has_defaults_too(tmp_path):
+    config = SweepConfig(run={"name": "run"}, sweep={"seeds": 2})
+    folder = folder_of_a_run(tmp_path, config, without="sweep.watch_mode")
+    refuse_other_config(folder, config)

@@ -337,6 +337,17 @@ def test_several_splits_are_trained_on_together(config, three_splits):
     assert result["counts"]["steps"] == (16 + 8) // 8
 
 
+def test_what_a_limit_leaves_is_counted_and_accuracy_is_recorded_as_such(config, caplog):
+    sections = {"data": {"limit": 16}, "train": {"epochs": 1}, "optim": {"warmup_epochs": 1.0}}
+    result, folder = run_job(changed(config, **sections))
+    assert "optim.warmup_epochs=1 is not less than train.epochs=1" in caplog.text
+    assert result["counts"]["training_samples"] == 16
+    assert result["counts"]["steps"] == 16 // 8
+    line = (folder / "metrics.jsonl").read_text().splitlines()[0]
+    assert 0 <= json.loads(line)["train/accuracy"] <= 1
+    assert "loss_accuracy" not in line
+
+
 def test_the_reference_chooses_on_the_test_split_and_trains_one_more_epoch(
     config, three_splits, monkeypatch
 ):

@@ -183,7 +183,7 @@ def test_nothing_is_sampled_where_all_points_are_read(probe):
 
 
 def test_probes_refuse_what_they_cannot_do(probe, tmp_path):
-    with pytest.raises(ConfigError, match=r"probe\.knn: 25 neighbours, but .* has 24 labeled"):
+    with pytest.raises(ConfigError, match=r"probe\.knn: 25 neighbors, but .* has 24 labeled"):
         run_probe(probe, probe={"knn": (25,)})
     with pytest.raises(ConfigError, match="leaves out what does not fill a batch of 128: all 24"):
         run_probe(probe, protocol="reference")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import pytest
 import torch
@@ -107,15 +108,19 @@ def test_a_tag_is_fetched_through_the_hub(published, monkeypatch):
     assert create_image_teacher(f"timm:{ARCH}").identity == teacher.identity
 
 
-def test_an_unreachable_hub_names_the_way_out(monkeypatch):
+def test_an_unreachable_hub_names_the_way_out(monkeypatch, caplog):
     huggingface_hub = pytest.importorskip("huggingface_hub")
 
     def fail(repository, file):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    caplog.set_level("INFO")
     with pytest.raises(TeacherError, match=r"ConnectionError.*local file.*'descriptor'"):
         create_image_teacher(f"timm:{ARCH}")
+    assert {record.name.partition(".")[0] for record in caplog.records} == {"recon_ray"}
+    assert f"fetching timm:{ARCH}" in caplog.text
 
 
 def test_the_original_file_is_taken_from_the_cache_or_fetched(original, tmp_path, monkeypatch):

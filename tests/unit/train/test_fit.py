@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -66,9 +67,12 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
         torch.testing.assert_close(a[key], b[key], **(tolerance or {"rtol": 0, "atol": 0}), msg=key)
 
 
-def test_the_loss_falls_and_the_metrics_are_complete(tiny_config, tiny_prepared):
+def test_the_loss_falls_and_the_metrics_are_complete(tiny_config, tiny_prepared, caplog):
+    caplog.set_level("INFO", logger="recon_ray")
     config = changed(tiny_config, train={"epochs": 12})
     metrics, folder = pretrain_here(config, tiny_prepared)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(re.match(r"epoch 12\.0/12 step 36/36 .* left 0:00:00$", line) for line in lines)
     assert metrics["loss_last"] < 0.67 * metrics["loss_first"]
     assert metrics["steps"] == 12 * 3
     assert {"probe_before", "probe_after", "zeroshot_before", "zeroshot_accuracy"} <= metrics.keys()
@@ -248,11 +252,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(
         losses = original(self, batch, source)
         return {**losses, "text_distill": losses["text_distill"] * float("nan")}
 
+    _, folder = pretrain_here(changed(tiny_config, train={"steps": 2}), tiny_prepared)
     monkeypatch.setattr(PretrainModule, "forward", poisoned)
-    with pytest.raises(
-        ReconError, match=r"the loss is not finite \(text_distill\); lower optim.lr"
-    ):
-        pretrain_here(tiny_config, tiny_prepared)
+    refused = r"the loss is not finite \(text_distill\); begin another run with a lower optim.lr, "
+    with pytest.raises(ReconError, match=refused) as caught:
+        pretrain_here(changed(tiny_config, resume="auto"), tiny_prepared)
+    monkeypatch.undo()
+    resume = str(caught.value).partition(" resume=")[2]
+    assert Path(resume) == folder / "checkpoints" / "step-00000002"
+    # What it says can be done: options that a continued run may not change.
+    optim, name = {"lr": 1e-4}, {"name": "again"}
+    again = changed(tiny_config, run=name, resume=resume, optim=optim, train={"steps": 3})
+    assert pretrain_here(again, tiny_prepared)[0]["steps"] == 3
 
 
 def test_fewer_samples_than_a_global_batch_are_refused_before_anything_starts(

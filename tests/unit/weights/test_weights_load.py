@@ -106,7 +106,7 @@ def test_pointmae_fills_the_patch_path_and_the_contrast_branch_is_reported(targe
         (
             "classifier",
             {"num_classes": 6},
-            r"head.fc3.weight has shape \(5, 256\) .* number of classes",
+            r"head.fc3.weight has shape \(5, 256\) .* number of classes .* kind=embedder writes",
         ),
         ("partseg", {"num_parts": 9}, "part_head.fc3.weight has shape .* number of parts differs"),
         ("partseg", {"num_categories": 4}, "category.fc.weight has shape .* number of categories"),
