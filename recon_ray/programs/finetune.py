@@ -33,7 +33,7 @@ from recon_ray.programs.classifiers import (
 )
 from recon_ray.programs.episode_sets import open_episode
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train, training_rows
+from recon_ray.programs.training import fit_settings, job_of, train, training_rows
 from recon_ray.tasks.classification import (
     AccuracyEvaluation,
     ClassificationTask,
@@ -201,10 +201,11 @@ def training_job(
     run: Run, config: FinetuneConfig, prepared: PreparedSet, make: Callable[[], ClassificationTask]
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
-    data = config.data
     watched = validation_split(config)
-    mode, residency = placement(config.data)
-    return TrainingJob(
+    return job_of(
+        run,
+        config,
+        prepared,
         make_task=make,
         settings=fit_settings(
             config,
@@ -213,18 +214,7 @@ def training_job(
             select="accuracy",
         ),
         options=make().batch_options(),
-        prepared=prepared,
-        folder=run.folder,
         evaluation_splits=() if watched is None else (watched,),
-        mode=mode,
-        residency=residency,
-        limit=data.limit,
-        shuffle_buffer=data.shuffle_buffer,
-        keep_checkpoints=config.train.keep_checkpoints,
-        keep_every=config.train.keep_every_steps,
-        keeps_ledger=config.train.ledger,
-        runtime=config.runtime,
-        train_splits=data.train_splits,
     )
 
 

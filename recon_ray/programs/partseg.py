@@ -23,7 +23,7 @@ from recon_ray.programs.checks import check_here, find_set, use_ops
 from recon_ray.programs.classifiers import load_start
 from recon_ray.programs.part_table import read_part_table
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train, training_rows
+from recon_ray.programs.training import fit_settings, job_of, train, training_rows
 from recon_ray.tasks.features import REFERENCE_SKIP
 from recon_ray.tasks.iou import PartTable, category_lines
 from recon_ray.tasks.part_segmentation import (
@@ -210,11 +210,13 @@ def training_job(
     run: Run, config: PartsegConfig, prepared: PreparedSet, task: PartSegmentationTask
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
-    data = config.data
     selects = config.selection_split is not None
-    held_out = dict.fromkeys((data.test_split, config.selection_split or data.test_split))
-    mode, residency = placement(config.data)
-    return TrainingJob(
+    test = config.data.test_split
+    held_out = dict.fromkeys((test, config.selection_split or test))
+    return job_of(
+        run,
+        config,
+        prepared,
         make_task=partial(
             PartSegmentationTask,
             config,
@@ -230,18 +232,7 @@ def training_job(
             select="instance_miou" if selects else None,
         ),
         options=part_options(prepared.layout.valid_points),
-        prepared=prepared,
-        folder=run.folder,
         evaluation_splits=tuple(held_out),
-        mode=mode,
-        residency=residency,
-        limit=data.limit,
-        shuffle_buffer=data.shuffle_buffer,
-        keep_checkpoints=config.train.keep_checkpoints,
-        keep_every=config.train.keep_every_steps,
-        keeps_ledger=config.train.ledger,
-        runtime=config.runtime,
-        train_splits=data.train_splits,
     )
 
 

@@ -29,7 +29,7 @@ from recon_ray.programs.checks import (
     use_ops,
 )
 from recon_ray.programs.run import Run, open_run
-from recon_ray.programs.training import fit_settings, placement, train, training_rows
+from recon_ray.programs.training import fit_settings, job_of, train, training_rows
 from recon_ray.programs.validation import (
     best_kept,
     validated_set,
@@ -148,9 +148,10 @@ def training_job(
     run: Run, config: PretrainConfig, prepared: PreparedSet, task: PretrainTask
 ) -> TrainingJob:
     """Translate the configuration for the trainer."""
-    data = config.data
-    mode, residency = placement(config.data)
-    return TrainingJob(
+    return job_of(
+        run,
+        config,
+        prepared,
         make_task=partial(
             PretrainTask,
             config,
@@ -165,19 +166,8 @@ def training_job(
             select=None if task.validation is None else task.validation.plan.metric,
         ),
         options=task.batch_options(),
-        prepared=prepared,
-        folder=run.folder,
         evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
-        mode=mode,
-        residency=residency,
-        limit=data.limit,
-        shuffle_buffer=data.shuffle_buffer,
-        keep_checkpoints=config.train.keep_checkpoints,
-        keep_every=config.train.keep_every_steps,
-        keeps_ledger=config.train.ledger,
-        runtime=config.runtime,
         features=task.stored.features,
-        train_splits=data.train_splits,
         other_tables=validation_tables(task, validated_set(config, prepared)),
     )
 

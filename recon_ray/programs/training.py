@@ -12,6 +12,7 @@ from recon_ray.cluster.trainer import train_here, train_on_ray
 from recon_ray.config.schema import SetSection, TrainingConfig
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.programs.checks import check_here
+from recon_ray.programs.run import Run
 from recon_ray.train.notices import catching_sigterm
 from recon_ray.train.residency import Residency
 from recon_ray.train.settings import FitSettings
@@ -64,6 +65,39 @@ def training_rows(config: TrainingConfig, prepared: PreparedSet) -> int:
     """Shapes that an epoch is made of: those of the training splits, or data.limit of them."""
     rows = prepared.join(config.data.train_splits).rows
     return min(rows, config.data.limit or rows)
+
+
+def job_of(
+    run: Run,
+    config: TrainingConfig,
+    prepared: PreparedSet,
+    **more: Any,  # noqa: ANN401
+) -> TrainingJob:
+    """Translate the configuration for the trainer.
+
+    Args:
+        run: The run.
+        config: Configuration of the job.
+        prepared: The set that is trained on.
+        more: What is particular to the job: at least its task, settings, what a batch holds, and
+            the splits that are evaluated on.
+    """
+    data, train = config.data, config.train
+    mode, residency = placement(data)
+    return TrainingJob(
+        prepared=prepared,
+        folder=run.folder,
+        train_splits=data.train_splits,
+        mode=mode,
+        residency=residency,
+        limit=data.limit,
+        shuffle_buffer=data.shuffle_buffer,
+        keep_checkpoints=train.keep_checkpoints,
+        keep_every=train.keep_every_steps,
+        keeps_ledger=train.ledger,
+        runtime=config.runtime,
+        **more,
+    )
 
 
 def train(
