@@ -8,7 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -37,13 +37,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook too
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, and say what runs in the same process."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if config.getoption("loadgroup", None):  # a process of `pytest -n ... --dist loadgroup`
+        _group(items)
+
+
+def _group(items: list[pytest.Item]) -> None:
+    """One Ray at a time: its tests are one group, and the first; other files are one each."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
-        if "cuda" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        group = item.location[0] if item.get_closest_marker("ray") is None else "ray"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +79,14 @@ def _reset_loggers() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread(ops_backend: ops.BackendName) -> None:
-    """Two cores are shared by several processes in many tests."""
-    torch.set_num_threads(1)
+def _chosen_backend(ops_backend: ops.BackendName) -> None:
     ops.set_backend(ops_backend)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two cores are shared by several processes; a job may have set another number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +101,24 @@ def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return PreparedSet.open(root)
 
 
-def tiny_overrides(
-    tiny_prepared: PreparedSet, storage: Path, backend: ops.BackendName = "auto"
+@pytest.fixture(scope="session")
+def tiny_config_in(
+    tiny_prepared: PreparedSet, ops_backend: ops.BackendName
+) -> Callable[[Path], PretrainConfig]:
+    """Makes the configuration of a pre-training that takes a second, for runs in a folder."""
+
+    def make(storage: Path) -> PretrainConfig:
+        return PretrainConfig(**tiny_options(tiny_prepared, storage, ops_backend))
+
+    return make
+
+
+def tiny_options(
+    tiny_prepared: PreparedSet, storage: Path, backend: ops.BackendName
 ) -> dict[str, object]:
-    """Options of a pre-training that takes a second."""
     return {
         "run": {"name": "run", "storage": str(storage), "seed": 3},
-        "runtime": {"ops_backend": backend},
+        "runtime": {"ops_backend": backend, "threads": 1},
         "cluster": {"workers": 0},
         "data": {"path": str(tiny_prepared.path), "num_points": 64},
         "model": {
@@ -111,11 +136,9 @@ def tiny_overrides(
 
 
 @pytest.fixture
-def tiny_config(
-    tiny_prepared: PreparedSet, tmp_path: Path, ops_backend: ops.BackendName
-) -> PretrainConfig:
+def tiny_config(tiny_config_in: Callable[[Path], PretrainConfig], tmp_path: Path) -> PretrainConfig:
     """The configuration of a pre-training that takes a second, in this process."""
-    return PretrainConfig(**tiny_overrides(tiny_prepared, tmp_path / "runs", ops_backend))
+    return tiny_config_in(tmp_path / "runs")
 
 
 @dataclass(frozen=True)

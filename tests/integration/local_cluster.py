@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,22 @@ def descendants(root: int, name: str = "") -> list[int]:
         if pid != root and ancestor == root and title.startswith(name):
             below.append(pid)
     return below
+
+
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen, seconds: float = 240
+) -> None:
+    """Wait for what a process does; fail where it ends before, and kill it when time is over.
+
+    The time is long, as a busy machine takes minutes to start a Ray job.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"waited for {seconds:g} s in vain", process.communicate())
+        time.sleep(0.02)
 
 
 def ray_environment(folder: Path) -> dict[str, str]:

@@ -17,11 +17,11 @@ from recon_ray.weights.files import save_reference
 from recon_ray.weights.load import encoder_sizes, initialize
 
 
-@pytest.fixture
-def finished_run(tiny_config, tiny_prepared):
-    task = make_task(tiny_config, tiny_prepared)
-    run = start_run("pretrain", tiny_config, label="test")
-    train_here(training_job(run, tiny_config, tiny_prepared, task))
+@pytest.fixture(scope="module")
+def finished_run(tiny_config_in, tiny_prepared, tmp_path_factory):
+    config = tiny_config_in(tmp_path_factory.mktemp("runs"))
+    run = start_run("pretrain", config, label="test")
+    train_here(training_job(run, config, tiny_prepared, make_task(config, tiny_prepared)))
     return run.folder
 
 
