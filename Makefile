@@ -12,7 +12,7 @@ quickstart: $(VENV)/.ops
 
 # The tests that start a Ray in one process, the others in those beside it.
 test: $(VENV)/.installed-dev $(VENV)/.ops
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # One after the other: the long tests wait for what happens on a busy Ray.
 test-all: $(VENV)/.installed-dev $(VENV)/.ops

@@ -26,6 +26,7 @@ from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.points import ops
 
 ROOT = Path(__file__).resolve().parents[1]
+RAY_TESTS = "tests/integration/"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,23 +38,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook too
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, and say what runs in the same process."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    if config.getoption("loadgroup", None):  # a process of `pytest -n ... --dist loadgroup`
-        _group(items)
-
-
-def _group(items: list[pytest.Item]) -> None:
-    """One Ray at a time: its tests are one group, and the first; other files are one each."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
     for item in items:
-        group = item.location[0] if item.get_closest_marker("ray") is None else "ray"
-        item.add_marker(pytest.mark.xdist_group(group))
+        if "cuda" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """For `-n ... --dist loadfile`: one Ray at a time, so that its tests count as one file."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return RAY_TESTS if file.startswith(RAY_TESTS) else file
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")
