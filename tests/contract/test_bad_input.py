@@ -1411,14 +1411,8 @@ def _cut_hdf5(folder: Path) -> None:
     (folder / "a_train.h5").write_bytes(content[: len(content) // 2])
 
 
-def _without_lists(folder: Path) -> None:
-    (folder / "shapenet_pc").mkdir()
-    np.save(folder / "shapenet_pc" / "02691156-a.npy", _cloud(0))
-
-
 PUBLISHED: list[tuple[str, Callable[[Path], object], str]] = [
     ("hdf5", _cut_hdf5, r"a_train\.h5: is damaged or cut off, or not an HDF5 file"),
-    ("shapenet55", _without_lists, r"ShapeNet-55/train\.txt: the list is missing"),
     ("modelnet40", lambda folder: None, r"/in: expected modelnet40_train\.txt, \*\.dat, .*neither"),
 ]
 

@@ -108,9 +108,7 @@ def test_a_trained_model_is_loaded_with_its_architecture(finished_run, where):
     features = recon_ray.embed(model, points)
     assert features.shape == (3, 2 * 24)
     assert not model.training
-    assert torch.equal(features, recon_ray.embed(model, points, batch_size=1)) or torch.allclose(
-        features, recon_ray.embed(model, points, batch_size=1), atol=1e-5
-    )
+    assert torch.allclose(features, recon_ray.embed(model, points, batch_size=1), atol=1e-5)
     # clouds are centered and scaled: where they lie and how large they are has no effect
     assert torch.allclose(features, recon_ray.embed(model, 5 * points + 3), atol=1e-3)
 
