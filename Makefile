@@ -10,9 +10,11 @@ WITHOUT_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo RECON_OPS_C
 quickstart: $(VENV)/.ops
 	$(BIN)/python jobs/pretrain.py
 
+# The tests that start a Ray in one process, the others beside it.
 test: $(VENV)/.installed-dev $(VENV)/.ops
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
+# One after the other: the long tests wait for what happens on a busy Ray.
 test-all: $(VENV)/.installed-dev $(VENV)/.ops
 	$(BIN)/python -m pytest -q -m ''
 

@@ -7,8 +7,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray's workers are 15 nicer than their node: they would wait for the tests beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,6 +28,7 @@ from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.points import ops
 
 ROOT = Path(__file__).resolve().parents[1]
+RAY_TESTS = "tests/integration/"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +47,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """For `-n ... --dist loadfile`: one Ray at a time, so that its tests count as one file."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return RAY_TESTS if file.startswith(RAY_TESTS) else file
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +87,14 @@ def _reset_loggers() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread(ops_backend: ops.BackendName) -> None:
-    """Two cores are shared by several processes in many tests."""
-    torch.set_num_threads(1)
+def _chosen_backend(ops_backend: ops.BackendName) -> None:
     ops.set_backend(ops_backend)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two cores are shared by several processes; a job may have set another number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +109,24 @@ def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return PreparedSet.open(root)
 
 
-def tiny_overrides(
-    tiny_prepared: PreparedSet, storage: Path, backend: ops.BackendName = "auto"
+@pytest.fixture(scope="session")
+def tiny_config_in(
+    tiny_prepared: PreparedSet, ops_backend: ops.BackendName
+) -> Callable[[Path], PretrainConfig]:
+    """Makes the configuration of a pre-training that takes a second, for runs in a folder."""
+
+    def make(storage: Path) -> PretrainConfig:
+        return PretrainConfig(**tiny_options(tiny_prepared, storage, ops_backend))
+
+    return make
+
+
+def tiny_options(
+    tiny_prepared: PreparedSet, storage: Path, backend: ops.BackendName
 ) -> dict[str, object]:
-    """Options of a pre-training that takes a second."""
     return {
         "run": {"name": "run", "storage": str(storage), "seed": 3},
-        "runtime": {"ops_backend": backend},
+        "runtime": {"ops_backend": backend, "threads": 1},
         "cluster": {"workers": 0},
         "data": {"path": str(tiny_prepared.path), "num_points": 64},
         "model": {
@@ -111,11 +144,9 @@ def tiny_overrides(
 
 
 @pytest.fixture
-def tiny_config(
-    tiny_prepared: PreparedSet, tmp_path: Path, ops_backend: ops.BackendName
-) -> PretrainConfig:
+def tiny_config(tiny_config_in: Callable[[Path], PretrainConfig], tmp_path: Path) -> PretrainConfig:
     """The configuration of a pre-training that takes a second, in this process."""
-    return PretrainConfig(**tiny_overrides(tiny_prepared, tmp_path / "runs", ops_backend))
+    return tiny_config_in(tmp_path / "runs")
 
 
 @dataclass(frozen=True)

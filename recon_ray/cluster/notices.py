@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from recon_ray.cluster.messenger import Messenger
 from recon_ray.errors import ReconError, as_record, from_record
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.notices import Notice, stop_heard, stop_requested
@@ -22,43 +22,6 @@ from recon_ray.train.notices import Notice, stop_heard, stop_requested
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-#: How long a worker with an error waits for the others to meet it too.
-TOGETHER_SECONDS = 5.0
-
-
-class _Messenger:
-    """Carries the driver's wish to end to the workers, and their errors; on the driver's node."""
-
-    def __init__(self) -> None:
-        self._asked = asyncio.Event()
-        self._failed: set[int] = set()
-        self._all_failed = asyncio.Event()
-        self._heard = asyncio.Event()
-
-    async def ask(self) -> None:
-        """Ask the run to end."""
-        self._asked.set()
-
-    async def asked(self) -> bool:
-        """Return once the run was asked to end."""
-        return await self._asked.wait()
-
-    async def fail(self, rank: int, workers: int) -> bool:
-        """Note that a worker has met an error; whether all have, at once or within seconds."""
-        self._failed.add(rank)
-        if len(self._failed) == workers:
-            self._all_failed.set()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._all_failed.wait(), TOGETHER_SECONDS)
-        return self._all_failed.is_set()
-
-    async def hear(self) -> None:
-        """Note that the run knows that it is to end."""
-        self._heard.set()
-
-    async def heard(self) -> bool:
-        """Return once the run knows that it is to end."""
-        return await self._heard.wait()
 
 
 @contextmanager
@@ -67,7 +30,7 @@ def messenger() -> Iterator[Any]:
     here = ray.get_runtime_context().get_node_id()
     # On the driver's own node: it would not survive without that one anyway.
     affinity = NodeAffinitySchedulingStrategy(here, soft=False)
-    actor = ray.remote(_Messenger).options(num_cpus=0, scheduling_strategy=affinity).remote()
+    actor = ray.remote(Messenger).options(num_cpus=0, scheduling_strategy=affinity).remote()
     ended = threading.Event()
 
     def forward() -> None:

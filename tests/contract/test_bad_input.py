@@ -52,6 +52,7 @@ from recon_ray.config.schema import (
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower
+from recon_ray.programs import figures
 from recon_ray.programs.cache_teachers import cache_teachers
 from recon_ray.programs.embed import embed
 from recon_ray.programs.evaluate import evaluate_classifier
@@ -73,6 +74,7 @@ from recon_ray.weights.files import save_weights
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("eval.enabled=false", "train.steps=1")
 FULL = OSError(errno.ENOSPC, "No space left on device")
+DRAW = figures.draw_pretraining
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,14 @@ class Jobs:
             "model.preset=nano", "model.embed_dim=24", "model.depth=2", "model.num_heads=2",
             "model.num_groups=8", "model.group_size=8", "data.num_points=64", "train.steps=1",
             "train.global_batch_size=8", "cluster.workers=0", f"run.storage={self.runs}",
+            "runtime.threads=1",
         )  # fmt: skip
         given = ["run.name=tuned", *tiny, *map(str, arguments)]
         return self._outcome(run_job("finetune", FinetuneConfig, finetune, arguments=given))
 
     def evaluate(self, *arguments: object) -> Outcome:
-        given = [f"run.storage={self.runs}", "cluster.workers=0", *map(str, arguments)]
+        own = (f"run.storage={self.runs}", "cluster.workers=0", "runtime.threads=1")
+        given = [*own, *map(str, arguments)]
         status = run_job("evaluate", EvaluateConfig, evaluate_classifier, arguments=given)
         return self._outcome(status)
 
@@ -186,6 +190,13 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     root.handlers[:] = handlers
     own.setLevel(level)
     assert list((tmp_path / "temporary").glob("*.traceback.txt")) == []
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else that these runs do, and is tested elsewhere."""
+    monkeypatch.setattr(figures, "draw_pretraining", lambda *_: None)
+    monkeypatch.setattr(figures, "draw_classification", lambda *_: None)
 
 
 @pytest.fixture
@@ -716,11 +727,23 @@ def test_the_output_of_other_options_is_not_touched(jobs: Jobs) -> None:
 # --- Runs and checkpoints ------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def one_step(
+    tiny_config_in: Callable[[Path], PretrainConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run of one step, to copy."""
+    folder = tmp_path_factory.mktemp("one_step")
+    config = folder / "tiny.yaml"
+    config.write_text(dump_yaml(tiny_config_in(folder / "runs")))
+    arguments = [str(config), *QUICK]
+    assert run_job("pretrain", PretrainConfig, pretrain, arguments=arguments) == 0
+    return folder / "runs" / "run"
+
+
 @pytest.fixture
-def finished(jobs: Jobs) -> Path:
+def finished(jobs: Jobs, one_step: Path) -> Path:
     """The folder of a run of one step."""
-    jobs.pretrain(*QUICK).done()
-    return jobs.runs / "run"
+    return shutil.copytree(one_step, jobs.runs / "run")
 
 
 def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: Path) -> None:
@@ -984,6 +1007,7 @@ def test_a_full_disk_while_metrics_are_written(jobs: Jobs, monkeypatch: pytest.M
 
 
 def test_a_full_disk_while_figures_are_written(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "draw_pretraining", DRAW)
     with monkeypatch.context() as patch:
         patch.setattr("recon_ray.programs.figures.curve_figure", _refuse)
         outcome = jobs.pretrain(*QUICK)
@@ -1414,14 +1438,8 @@ def _cut_hdf5(folder: Path) -> None:
     (folder / "a_train.h5").write_bytes(content[: len(content) // 2])
 
 
-def _without_lists(folder: Path) -> None:
-    (folder / "shapenet_pc").mkdir()
-    np.save(folder / "shapenet_pc" / "02691156-a.npy", _cloud(0))
-
-
 PUBLISHED: list[tuple[str, Callable[[Path], object], str]] = [
     ("hdf5", _cut_hdf5, r"a_train\.h5: is damaged or cut off, or not an HDF5 file"),
-    ("shapenet55", _without_lists, r"ShapeNet-55/train\.txt: the list is missing"),
     ("modelnet40", lambda folder: None, r"/in: expected modelnet40_train\.txt, \*\.dat, .*neither"),
 ]
 
@@ -1515,6 +1533,7 @@ def test_episodes_of_too_few_classes_are_refused(jobs: Jobs, copy: Path) -> None
 )
 def test_what_cannot_be_shown_is_refused(
     jobs: Jobs,
+    finished: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
     status: int,
@@ -1524,9 +1543,8 @@ def test_what_cannot_be_shown_is_refused(
     header = b"ply\nformat ascii 1.0\nelement vertex 9\nproperty float x\n"
     for name, content in (("cut.ply", header), ("notes.docx", b"x"), ("cut.pth", b"PK")):
         Path(name).write_bytes(content)
-    jobs.pretrain(*QUICK).done()
     before = jobs.left_behind()
-    given = (f"init_from={jobs.runs / 'run'}", *arguments)
+    given = (f"init_from={finished}", *arguments)
     jobs.visualize(*given[any("init_from" in word for word in arguments) :]).refused(
         status, message
     )

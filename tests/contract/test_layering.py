@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,13 @@ def _may_import(unit: str, other: str) -> bool:
 
 def test_imports_go_one_way() -> None:
     assert violations(ROOT) == []
+
+
+def test_the_actor_beside_the_driver_loads_nothing_large() -> None:
+    """Its process would take seconds and hundreds of megabytes for torch and Ray Train."""
+    path = ROOT / "recon_ray" / "cluster" / "messenger.py"
+    found = {item.module for item in imports(path, ROOT)}
+    assert found <= {*sys.stdlib_module_names, "__future__"}
 
 
 def test_the_walk_sees_the_whole_package() -> None:

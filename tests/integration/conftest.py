@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 from local_cluster import descendants, free_ports, ray_environment
 
+from recon_ray.cli import run_job
 from recon_ray.config import dump_yaml
 from recon_ray.config.schema import PretrainConfig
+from recon_ray.programs.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = 4
@@ -114,6 +116,11 @@ class JobRunner:
         if status == 0:
             assert out.rstrip().splitlines()[-1].endswith(f"{name}/result.json")
         return err
+
+    def here(self, name: str, *overrides: str) -> None:
+        """Run to the end in this process, without Ray."""
+        given = [str(self.config), f"run.name={name}", *overrides, "cluster.workers=0"]
+        assert run_job("pretrain", PretrainConfig, pretrain, arguments=given) == 0
 
     def folder(self, name: str) -> Path:
         """The folder of a run."""

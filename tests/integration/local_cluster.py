@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,22 @@ def descendants(root: int, name: str = "") -> list[int]:
     return below
 
 
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen, seconds: float = 240
+) -> None:
+    """Wait for what a process does; fail where it ends before, and kill it when time is over.
+
+    The time is long, as a busy machine takes minutes to start a Ray job.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"waited for {seconds:g} s in vain", process.communicate())
+        time.sleep(0.02)
+
+
 def ray_environment(folder: Path) -> dict[str, str]:
     """Environment of a private Ray: a token of its own, everything on loopback."""
     (folder / "ray").mkdir()
@@ -74,6 +92,7 @@ def ray_environment(folder: Path) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
 

@@ -10,12 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from local_cluster import wait_until
 from test_pretrain_on_ray import ALL_STEPS, losses
+
+from recon_ray.cli import run_job
+from recon_ray.config.schema import CacheTeachersConfig
+from recon_ray.programs.cache_teachers import cache_teachers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,17 +30,24 @@ def copy(tiny_prepared, tmp_path) -> Path:
     return shutil.copytree(tiny_prepared.path, tmp_path / "set")
 
 
-def command(runner, path: Path, *options: str) -> list[str]:
+def arguments(runner, path: Path, *options: str) -> list[str]:
     return [
-        sys.executable, str(ROOT / "jobs" / "cache_teachers.py"), f"run.storage={runner.storage}",
-        "run.seed=3", f"data.path={path}", "teacher.image.name=descriptor:32",
-        "teacher.text.name=descriptor:32", "cache.copies=4", *options,
+        f"run.storage={runner.storage}", "run.seed=3", f"data.path={path}",
+        "teacher.image.name=descriptor:32", "teacher.text.name=descriptor:32", "cache.copies=4",
+        *options,
     ]  # fmt: skip
 
 
+def here(runner, path: Path) -> None:
+    """Encode in this process."""
+    given = arguments(runner, path, "cluster.workers=0")
+    assert run_job("cache_teachers", CacheTeachersConfig, cache_teachers, arguments=given) == 0
+
+
 def start(runner, path: Path, *options: str) -> subprocess.Popen:
+    job = str(ROOT / "jobs" / "cache_teachers.py")
     return subprocess.Popen(
-        command(runner, path, *options),
+        [sys.executable, job, *arguments(runner, path, *options)],
         env=runner.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,15 +76,12 @@ def contents(path: Path) -> dict[str, str]:
 def test_any_number_of_actors_and_a_kill_give_the_same_bytes(
     runner, ray_head, copy, tiny_prepared, tmp_path
 ):
-    finish(runner, copy, "cluster.workers=0")
+    here(runner, copy)
     whole = contents(copy)
     assert len(whole) == 2 * 4 + 1 + 2  # shards with records, manifest, the text bank with its own
     other = Path(shutil.copytree(tiny_prepared.path, tmp_path / "other"))
     process = start(runner, other, *on_ray(ray_head))
-    for _ in range(1200):
-        if list(other.rglob("teachers/*/_records/train/*.json")) or process.poll() is not None:
-            break
-        time.sleep(0.02)
+    wait_until(lambda: list(other.rglob("teachers/*/_records/train/*.json")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = len(list(other.rglob("teachers/*/train/*.parquet")))
@@ -89,16 +97,14 @@ def test_any_number_of_actors_and_a_kill_give_the_same_bytes(
 def test_a_killed_actor_is_replaced(runner, ray_head, copy):
     options = ("cache.copies=400", "teacher.image.augment=reference", "teacher.text.name=null")
     process = start(runner, copy, *options, *on_ray(ray_head, workers=1))
-    for _ in range(1200):
-        actors = ray_head.descendants("ray::MapWorker(MapBatches(_ShardEncoder)).submit")
-        if actors and list(copy.rglob("teachers/*/_records/train/*.json")):
-            os.kill(actors[0], signal.SIGKILL)
-            break
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    else:
-        process.kill()
-        pytest.fail("no actor was seen at work")
+    actors: list[int] = []
+
+    def encodes() -> bool:
+        actors[:] = ray_head.descendants("ray::MapWorker(MapBatches(_ShardEncoder)).submit")
+        return bool(actors and list(copy.rglob("teachers/*/_records/train/*.json")))
+
+    wait_until(encodes, process)
+    os.kill(actors[0], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     manifest = json.loads(next(copy.glob("teachers/*/_manifest.json")).read_text())
@@ -123,12 +129,12 @@ def test_an_error_of_an_actor_is_one_sentence(runner, ray_head, copy):
 
 @pytest.mark.long
 def test_every_mode_trains_with_the_cache_and_evaluates_each_row_once(runner, copy):
-    finish(runner, copy, "cluster.workers=0")
+    here(runner, copy)
     options = (
         f"data.path={copy}", "teacher.image.augment=reference", "data.shuffle_buffer=8",
         "eval.limit=11",  # no multiple of the workers
     )  # fmt: skip
-    runner.finish("online", *options, "cluster.workers=0")
+    runner.here("online", *options)
     online = losses(runner.folder("online"))
     for mode in ("shared", "stream", "cached"):
         runner.finish(mode, *options, "teacher.image.mode=cached", f"data.mode={mode}")

@@ -10,16 +10,23 @@ from typing import Any
 
 import pytest
 
+from recon_ray.cli import run_job
 from recon_ray.config import dump_yaml
-from recon_ray.config.schema import FinetuneConfig
+from recon_ray.config.schema import EvaluateConfig, FinetuneConfig
+from recon_ray.programs.evaluate import evaluate_classifier
+from recon_ray.programs.finetune import finetune
 from recon_ray.train.checkpoint import CheckpointStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+#: The jobs' configurations and what they run.
+JOBS = {"finetune": (FinetuneConfig, finetune), "evaluate": (EvaluateConfig, evaluate_classifier)}
+
+
 class Runner:
-    """Runs jobs on classifiers on the head, with two workers unless told otherwise."""
+    """Runs jobs on classifiers: on two workers of the head, or ``here``, in this process."""
 
     def __init__(self, folder: Path, config: Path, environment: dict[str, str], port: int) -> None:
         self.runs = folder / "runs"
@@ -27,23 +34,28 @@ class Runner:
         self._environment = environment
         self._where = (f"cluster.address=127.0.0.1:{port}", "cluster.workers=2")
 
-    def finetune(self, name: str, *options: str) -> dict[str, Any]:
-        return self._run("finetune", name, str(self.config), *options)
+    def finetune(self, name: str, *options: str, here: bool = False) -> dict[str, Any]:
+        return self._run("finetune", name, str(self.config), *options, here=here)
 
-    def evaluate(self, name: str, weights: str, *options: str) -> dict[str, Any]:
+    def evaluate(
+        self, name: str, weights: str, *options: str, here: bool = False
+    ) -> dict[str, Any]:
         data = FinetuneConfig.model_validate_json((self.config.with_suffix(".json")).read_text())
         given = (f"init_from={self.runs / weights}", f"data.path={data.data.path}")
-        return self._run("evaluate", name, f"run.storage={self.runs}", *given, *options)
+        own = (f"run.storage={self.runs}", "runtime.threads=1")
+        return self._run("evaluate", name, *own, *given, *options, here=here)
 
-    def _run(self, job: str, name: str, *options: str) -> dict[str, Any]:
-        command = [
-            sys.executable, str(ROOT / "jobs" / f"{job}.py"), f"run.name={name}", *self._where,
-        ]  # fmt: skip
-        done = subprocess.run(
-            [*command, *options], env=self._environment, cwd=self.runs.parent,
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    def _run(self, job: str, name: str, *options: str, here: bool) -> dict[str, Any]:
+        given = [f"run.name={name}", *options]
+        if here:
+            assert run_job(job, *JOBS[job], arguments=[*given, "cluster.workers=0"]) == 0
+        else:
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *given, *self._where],
+                env=self._environment, cwd=self.runs.parent, capture_output=True, text=True,
+                timeout=300, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
         return json.loads((self.runs / name / "result.json").read_text())
 
     def losses(self, name: str) -> list[float]:
@@ -62,6 +74,7 @@ def runner(ray_head, tiny_prepared, tmp_path) -> Runner:
         },
         train={"epochs": 3, "global_batch_size": 8, "log_every_steps": 1},
         optim={"lr": 1e-3, "warmup_epochs": 1},
+        runtime={"threads": 1},
     )  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(dump_yaml(config))
     (tmp_path / "tiny.json").write_text(config.model_dump_json())
@@ -69,14 +82,14 @@ def runner(ray_head, tiny_prepared, tmp_path) -> Runner:
 
 
 def test_two_workers_learn_and_measure_what_one_process_does(runner):
-    alone = runner.finetune("alone", "cluster.workers=0")
+    alone = runner.finetune("alone", here=True)
     workers = runner.finetune("workers")
     # sums over workers round differently, and Adam's first steps scale rounding up
     assert runner.losses("workers") == pytest.approx(runner.losses("alone"), rel=1e-3)
     assert sum(map(sum, workers["confusion"])) == sum(map(sum, alone["confusion"])) == 12
     assert workers["counts"]["workers"] == 2
     options = ("eval.votes=3", "eval.repeats=2")
-    here = runner.evaluate("here", "workers", *options, "cluster.workers=0")
+    here = runner.evaluate("here", "workers", *options, here=True)
     there = runner.evaluate("there", "workers", *options)
     assert there["confusion"] == here["confusion"] == workers["confusion"]
     assert there["votes"] == here["votes"]
@@ -87,7 +100,7 @@ def test_two_workers_learn_and_measure_what_one_process_does(runner):
 
 @pytest.mark.long
 def test_an_interrupted_run_ends_like_a_whole_one_and_a_stream_takes_all_steps(runner):
-    runner.finetune("whole", "cluster.workers=0")
+    runner.finetune("whole", here=True)
     runner.finetune("part", "train.steps=4")
     runner.finetune("part")
     assert runner.losses("part") == pytest.approx(runner.losses("whole"), rel=1e-3)

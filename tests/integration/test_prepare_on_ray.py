@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from local_cluster import wait_until
 
+from recon_ray.cli import run_job
+from recon_ray.config.schema import PrepareConfig
 from recon_ray.data.prepared import PreparedSet
+from recon_ray.programs.prepare import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +26,8 @@ OPTIONS = (
     "prepare.num_points=64", "prepare.views=2", "prepare.image_size=64",
     "prepare.samples_per_shard=20", "prepare.train_per_class=10", "prepare.test_per_class=5",
 )  # fmt: skip
+#: Not at the start of a line always: Ray's own lines, of other threads, may end late.
+COMPLAINT = re.compile(r"error: .*")
 SHARDS = 12  # 160 training and 80 test shapes of 16 categories
 
 
@@ -59,11 +65,14 @@ def job(ray_head, tmp_path):
     return Prepare(ray_head, tmp_path)
 
 
-@pytest.fixture
-def local(job):
-    """Checksums of the set that one process of this machine makes."""
-    job.finish("output=local", "prepare.parallel=local", "prepare.processes=1", *OPTIONS)
-    return checksums(job.folder / "local")
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Checksums of the set that this process makes."""
+    folder = tmp_path_factory.mktemp("local")
+    own = (f"output={folder / 'local'}", f"run.storage={folder / 'runs'}")
+    here = (*own, "prepare.parallel=local", "prepare.processes=1", *OPTIONS)
+    assert run_job("prepare", PrepareConfig, prepare, arguments=here) == 0
+    return checksums(folder / "local")
 
 
 def checksums(root: Path) -> dict[str, str]:
@@ -78,9 +87,8 @@ def records(root: Path) -> list[Path]:
     return list(root.glob("_records/*/*.json"))
 
 
-@pytest.mark.parametrize("at_once", [(), ("prepare.processes=1",)])
-def test_ray_gives_the_bytes_of_one_process(job, local, at_once):
-    err = job.finish("output=set", job.address, *OPTIONS, *at_once)
+def test_ray_gives_the_bytes_of_one_process(job, local):
+    err = job.finish("output=set", job.address, *OPTIONS)
     assert checksums(job.folder / "set") == local
     assert f"prepare: {SHARDS}/{SHARDS} shards" in err
     PreparedSet.open(job.folder / "set").verify()
@@ -90,11 +98,7 @@ def test_a_killed_driver_continues_to_the_same_bytes(job, local):
     slow = ("prepare.processes=1", *OPTIONS)
     process = job.start("output=set", job.address, *slow)
     root = job.folder / "set"
-    for _ in range(3000):
-        if records(root):
-            break
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    wait_until(lambda: records(root), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (root / "_manifest.json").exists()
@@ -106,20 +110,17 @@ def test_a_killed_driver_continues_to_the_same_bytes(job, local):
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(job, local, ray_head):
     process = job.start("output=set", job.address, "prepare.processes=1", *OPTIONS)
-    killed: list[int] = []
-    for _ in range(3000):
+    working: list[int] = []
+
+    def builds() -> bool:
         # The worker that builds has the name of the task.
-        working = ray_head.descendants("ray::MapBatches")
-        if records(job.folder / "set") and working:
-            os.kill(working[0], signal.SIGKILL)
-            killed = working[:1]
-            break
-        if process.poll() is not None:
-            break
-        time.sleep(0.01)
+        working[:] = ray_head.descendants("ray::MapBatches") if records(job.folder / "set") else []
+        return bool(working)
+
+    wait_until(builds, process)
+    os.kill(working[0], signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
-    assert killed, "the job ended before a worker could be killed"
     assert checksums(job.folder / "set") == local
 
 
@@ -132,19 +133,18 @@ def test_too_many_bad_samples_end_the_job_with_their_sentence(job):
         "source=custom", "input=in", "output=set", job.address, "prepare.samples_per_shard=2",
         status=1,
     )  # fmt: skip
-    complaints = [line for line in err.splitlines() if line.startswith("error:")]
-    assert len(complaints) == 1
+    complaints = COMPLAINT.findall(err)
+    assert len(complaints) == 1, err
     assert "80 of 80 points are not finite" in complaints[0]
     assert not (job.folder / "set" / "_manifest.json").exists()
-    assert not list(job.folder.rglob(".tmp-*"))
 
 
 def test_a_shard_that_cannot_be_written_ends_the_job_with_its_sentence(job):
     (job.folder / "set").mkdir()
     (job.folder / "set" / "geometry").touch()  # a file where the folder should be
     err = job.finish("output=set", job.address, *OPTIONS, status=1)
-    complaints = [line for line in err.splitlines() if line.startswith("error:")]
-    assert len(complaints) == 1
+    complaints = COMPLAINT.findall(err)
+    assert len(complaints) == 1, err
     assert "cannot be written" in complaints[0]
 
 

@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from local_cluster import wait_until
 
+from recon_ray.cli import run_job
+from recon_ray.config import dump_yaml
+from recon_ray.config.schema import PretrainConfig
+from recon_ray.programs.pretrain import pretrain
 from recon_ray.train.checkpoint import CheckpointStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -19,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Steps of the whole tiny run: 24 samples in batches of 8 for 4 epochs.
 ALL_STEPS = 12
+#: A run that is long enough to be disturbed, with a commit every few steps.
+LONGER = ("train.epochs=40", "train.commit_every_seconds=0.2", "eval.enabled=false")
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -33,24 +39,19 @@ def steps_so_far(folder: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=-1)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    process.kill()
-    pytest.fail("the run did not get there in two minutes")
-
-
-def assert_same_as_undisturbed(runner, name: str, options: tuple[str, ...]) -> None:
-    """Compare with one process that nobody disturbed: the number of workers has no effect."""
-    runner.finish("whole", *options, "cluster.workers=0")
-    assert losses(runner.folder(name)) == pytest.approx(losses(runner.folder("whole")), rel=1e-3)
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config_in, tmp_path_factory) -> dict[int, float]:
+    """Losses of the run of ``LONGER`` in one process: the number of workers has no effect."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = folder / "tiny.yaml"
+    config.write_text(dump_yaml(tiny_config_in(folder)))
+    given = [str(config), "run.name=whole", *LONGER]
+    assert run_job("pretrain", PretrainConfig, pretrain, arguments=given) == 0
+    return losses(folder / "whole")
 
 
 def test_two_ray_workers_compute_what_one_process_computes(runner):
-    runner.finish("alone", "cluster.workers=0")
+    runner.here("alone")
     runner.finish("workers")
     alone, workers = losses(runner.folder("alone")), losses(runner.folder("workers"))
     assert list(workers) == list(alone) == list(range(1, ALL_STEPS + 1))
@@ -90,27 +91,27 @@ def test_a_stream_uses_every_sample_once_an_epoch_across_an_interruption(runner)
     assert list(losses(runner.folder("run"))) == list(range(1, 7))
 
 
-def test_a_killed_driver_continues_where_it_was_committed(runner):
-    options = ("train.epochs=40", "train.commit_every_seconds=0.2", "eval.enabled=false")
-    process = runner.start("killed", *options)
+def test_a_killed_driver_continues_where_it_was_committed(runner, undisturbed):
+    process = runner.start("killed", *LONGER)
     wait_until(lambda: steps_so_far(runner.folder("killed")) >= 10, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     committed = CheckpointStore(str(runner.folder("killed") / "checkpoints")).load_latest()
     assert 0 < committed.step < 120
-    assert "continuing from" in runner.finish("killed", *options)
-    assert_same_as_undisturbed(runner, "killed", options)
+    assert "continuing from" in runner.finish("killed", *LONGER)
+    assert losses(runner.folder("killed")) == pytest.approx(undisturbed, rel=1e-3)
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(runner, ray_head):
-    options = ("train.epochs=40", "train.commit_every_seconds=0.2", "eval.enabled=false")
-    process = runner.start("hurt", *options)
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(
+    runner, ray_head, undisturbed
+):
+    process = runner.start("hurt", *LONGER)
     wait_until(lambda: steps_so_far(runner.folder("hurt")) >= 10, process)
     os.kill(ray_head.descendants("ray::RayTrainWorker")[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "continuing from" in err
-    assert_same_as_undisturbed(runner, "hurt", options)
+    assert losses(runner.folder("hurt")) == pytest.approx(undisturbed, rel=1e-3)
 
 
 def test_an_error_of_a_worker_reaches_the_terminal_as_one_sentence(runner):
@@ -124,7 +125,7 @@ def test_an_error_of_a_worker_reaches_the_terminal_as_one_sentence(runner):
 def test_an_error_that_one_worker_meets_ends_the_others_too(runner):
     """Only rank 0 looks for checkpoints; rank 1 waits for what it finds."""
     options = ("train.commit_every_seconds=600", "eval.enabled=false")
-    runner.finish("spoilt", *options, "train.steps=3", "cluster.workers=0")
+    runner.here("spoilt", *options, "train.steps=3")
     store = CheckpointStore(str(runner.folder("spoilt") / "checkpoints"))
     for name in store.names():
         (Path(store.path(name)) / "model.pt").write_bytes(b"not what it was")
@@ -139,8 +140,6 @@ def test_an_error_that_one_worker_meets_ends_the_others_too(runner):
 def test_more_workers_than_the_cluster_has_are_refused(runner):
     err = runner.finish("many", "cluster.workers=8", status=2)
     assert "cluster.workers=8: they reserve 8 CPUs (1 each), the cluster has 4" in err
-    err = runner.finish("starved", "data.mode=stream", "cluster.cpus_per_worker=2", status=2)
-    assert "data.mode=stream needs one free CPU" in err
 
 
 def test_a_submitted_job_does_the_same(runner, ray_head):

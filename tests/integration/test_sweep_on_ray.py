@@ -54,14 +54,16 @@ def finetuning(prepared: PreparedSet) -> dict[str, Any]:
 class Tracked:
     """A trial that notes when it ran and tells its epochs; trial 2 fails if it may."""
 
-    def __init__(self, folder: str, *, fails: bool, epochs: int = 3, seconds: float = 0.3) -> None:
+    epochs, seconds = 3, 0.3
+
+    def __init__(self, folder: str, *, fails: bool) -> None:
         self.folder = folder
         self.fails = fails
-        self.epochs = epochs
-        self.seconds = seconds
+        self.at_once = 1
 
     def __call__(self, trial: Trial, shared: Any, threads: int, report: Any) -> dict[str, float]:
         began, x = time.time(), trial.values["x"]
+        self._wait_for_others(trial.name)
         if self.fails and x == 2:
             raise ValueError("no trial like that\nsecond line")
         for epoch in range(self.epochs):
@@ -75,6 +77,17 @@ class Tracked:
         }
         Ledger(self.folder).folder(trial.name).write("result.json", json.dumps(record))
         return record["metrics"]
+
+    def _wait_for_others(self, name: str) -> None:
+        """Wait until so many trials have begun: a busy machine starts them one after the other."""
+        begun = Path(self.folder, "begun")
+        begun.mkdir(parents=True, exist_ok=True)
+        (begun / name).touch()
+        deadline = time.monotonic() + 120
+        while len(list(begun.iterdir())) < self.at_once:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.at_once} trials did not run at once")
+            time.sleep(0.05)
 
 
 def tracked_job(
@@ -119,7 +132,7 @@ def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
 ) -> None:
     options = TrialSection(cpus_per_trial=0.25, gpus_per_trial=0.25)
     job = tracked_job(tmp_path, options)
-    job.run.seconds = 1.0
+    job.run.at_once = 4
     trials = [Trial(f"t{x}", {"x": x}) for x in range(8)]
     assert plan_trials(job, cluster, 8).at_once == 4
     run(job, cluster, trials)

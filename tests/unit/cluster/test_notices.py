@@ -9,7 +9,7 @@ import pytest
 import ray
 import ray.train
 
-from recon_ray.cluster import notices
+from recon_ray.cluster import messenger
 from recon_ray.cluster.notices import guarded, outcome_of
 from recon_ray.cluster.reservations import note_submission
 from recon_ray.cluster.worker import check_storage
@@ -23,7 +23,7 @@ class Handle:
     """The actor without Ray: its methods run where they are called."""
 
     def __init__(self) -> None:
-        self.actor = notices._Messenger()
+        self.actor = messenger.Messenger()
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         method = getattr(self.actor, name)
@@ -36,7 +36,7 @@ def worker(monkeypatch):
     context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(notices, "TOGETHER_SECONDS", 0.1)
+    monkeypatch.setattr(messenger, "TOGETHER_SECONDS", 0.1)
     return Handle()
 
 

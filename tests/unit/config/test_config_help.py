@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,10 +95,19 @@ def test_help_of_an_unknown_section_names_the_nearest() -> None:
 
 
 def test_every_option_of_pretraining_has_a_line_with_its_description() -> None:
-    text = format_help(PretrainConfig, width=400)
-    assert "optim.lr " in text
-    assert "teacher.image.name " in text
-    assert all(len(line.split("  ")) >= 4 for line in text.splitlines() if line.startswith("  "))
+    lines = format_help(PretrainConfig, width=400).splitlines()
+    for name, description in _options(PretrainConfig):
+        assert description, name
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert line.endswith(f"  {description}"), name
+
+
+def _options(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _options(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description
 
 
 TRICKY = [

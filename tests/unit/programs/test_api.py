@@ -17,11 +17,11 @@ from recon_ray.weights.files import save_reference
 from recon_ray.weights.load import encoder_sizes, initialize
 
 
-@pytest.fixture
-def finished_run(tiny_config, tiny_prepared):
-    task = make_task(tiny_config, tiny_prepared)
-    run = start_run("pretrain", tiny_config, label="test")
-    train_here(training_job(run, tiny_config, tiny_prepared, task))
+@pytest.fixture(scope="module")
+def finished_run(tiny_config_in, tiny_prepared, tmp_path_factory):
+    config = tiny_config_in(tmp_path_factory.mktemp("runs"))
+    run = start_run("pretrain", config, label="test")
+    train_here(training_job(run, config, tiny_prepared, make_task(config, tiny_prepared)))
     return run.folder
 
 
@@ -121,9 +121,7 @@ def test_a_trained_model_is_loaded_with_its_architecture(finished_run, where):
     features = recon_ray.embed(model, points)
     assert features.shape == (3, 2 * 24)
     assert not model.training
-    assert torch.equal(features, recon_ray.embed(model, points, batch_size=1)) or torch.allclose(
-        features, recon_ray.embed(model, points, batch_size=1), atol=1e-5
-    )
+    assert torch.allclose(features, recon_ray.embed(model, points, batch_size=1), atol=1e-5)
     # clouds are centered and scaled: where they lie and how large they are has no effect
     assert torch.allclose(features, recon_ray.embed(model, 5 * points + 3), atol=1e-3)
 

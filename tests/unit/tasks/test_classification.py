@@ -46,7 +46,7 @@ def config(tiny_prepared: PreparedSet, tmp_path: Path, ops_backend) -> FinetuneC
     """A fine-tuning from scratch that takes a second, in this process."""
     return FinetuneConfig(
         run={"name": "run", "storage": str(tmp_path / "runs"), "seed": 3},
-        runtime={"ops_backend": ops_backend},
+        runtime={"ops_backend": ops_backend, "threads": 1},
         cluster={"workers": 0},
         data={"path": str(tiny_prepared.path), "num_points": 64},
         model={"preset": "nano", **SIZES},

@@ -42,7 +42,7 @@ def config(tiny_parts: PreparedSet, tmp_path: Path, ops_backend) -> PartsegConfi
     """A training from scratch that takes seconds, in this process."""
     return PartsegConfig(
         run={"name": "run", "storage": str(tmp_path / "runs"), "seed": 3},
-        runtime={"ops_backend": ops_backend},
+        runtime={"ops_backend": ops_backend, "threads": 1},
         cluster={"workers": 0},
         data={"path": str(tiny_parts.path), "num_points": 64},
         model={"preset": "nano", **SIZES, **NARROW, "dropout": 0.0, "drop_path": 0.0},

@@ -63,6 +63,7 @@ def usual(prepared: PreparedSet, weights: Path, storage: Path) -> dict[str, Any]
     return {
         "run": {"name": "run", "storage": str(storage / "runs"), "seed": 3},
         "cluster": {"workers": 0},
+        "runtime": {"threads": 1},
         "init_from": str(weights),
         "data": {"path": str(prepared.path), "num_points": 64},
     }

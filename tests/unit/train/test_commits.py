@@ -401,14 +401,15 @@ def _impatient(monkeypatch):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_the_silence_of_another_machine_ends_its_lease_and_a_beat_keeps_it(tmp_path):
+def test_the_silence_of_another_machine_ends_its_lease_and_a_beat_keeps_it(tmp_path, monkeypatch):
     elsewhere(tmp_path)
     lease, started = Lease(str(tmp_path), "run"), time.monotonic()
     lease.check()
     waited = time.monotonic() - started
     assert waited > 0.4
+    monkeypatch.setattr("recon_ray.train.lease.PATIENCE_SECONDS", 20.0)
     lease.take()
-    assert time.monotonic() - started < waited + 0.3  # it is not watched twice
+    assert time.monotonic() - started < waited + 15  # it is not watched twice
     lease.release()
     elsewhere(tmp_path)
     threading.Timer(0.2, elsewhere, (tmp_path,), {"beat": 1}).start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -88,20 +87,32 @@ def test_a_run_in_half_precision_learns_and_is_evaluated(tiny_config, tiny_prepa
     assert all(value.dtype != torch.bfloat16 for value in weights(folder).values())
 
 
-def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tiny_config, tiny_prepared):
-    _, first = pretrain_here(changed(tiny_config, run={"name": "a"}), tiny_prepared)
+@pytest.fixture(scope="module")
+def one(tiny_config_in, tiny_prepared, tmp_path_factory) -> tuple[dict[str, float], Path]:
+    """Metrics and folder of the tiny run, in this process and without interruption."""
+    return pretrain_here(tiny_config_in(tmp_path_factory.mktemp("one")), tiny_prepared)
+
+
+@pytest.fixture
+def whole(one) -> Path:
+    """Folder of that run."""
+    return one[1]
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
+    tiny_config, tiny_prepared, whole
+):
     _, again = pretrain_here(changed(tiny_config, run={"name": "b"}), tiny_prepared)
     _, other = pretrain_here(changed(tiny_config, run={"name": "c", "seed": 4}), tiny_prepared)
-    assert losses(first) == losses(again)
-    assert_same_weights(first, again)
-    assert losses(first) != losses(other)
+    assert losses(whole) == losses(again)
+    assert_same_weights(whole, again)
+    assert losses(whole) != losses(other)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7])
 def test_stopping_and_continuing_equals_the_uninterrupted_run(
-    tiny_config, tiny_prepared, stop_after
+    tiny_config, tiny_prepared, whole, stop_after
 ):
-    _, whole = pretrain_here(changed(tiny_config, run={"name": "whole"}), tiny_prepared)
     part = changed(tiny_config, run={"name": "part"}, train={"steps": stop_after})
     pretrain_here(part, tiny_prepared)
     metrics, continued = pretrain_here(changed(part, train={"steps": None}), tiny_prepared)
@@ -133,11 +144,44 @@ class _GlooRuntime(LocalRuntime):
         self.rank, self.world_size = rank, world_size
 
 
-def _worker(rank: int, world_size: int, rendezvous: str, config: PretrainConfig) -> None:
+#: Training options of the runs of two workers.
+OF_TWO = {
+    "plain": {},
+    "half": {"gradient_precision": "bf16", "bucket_megabytes": 0.05},
+    "flat": {"gradient_exchange": "flat"},
+    # Micro batches, and to each worker its own batch-norm statistics, of which rank 0's are kept.
+    "local": {"sync_batch_norm": False, "micro_batch_size": 2},
+    "local-flat": {
+        "sync_batch_norm": False,
+        "micro_batch_size": 2,
+        "gradient_exchange": "flat",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def of_two(tiny_config_in, tmp_path_factory) -> Path:
+    """The folder with the runs of two workers, one after the other in the same two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    config = tiny_config_in(folder)
+    configs = [
+        changed(config, run={"name": name}, train=options, eval={"enabled": name == "plain"})
+        for name, options in OF_TWO.items()
+    ]
+    mp.start_processes(_worker, (2, configs), nprocs=2, start_method="spawn")
+    return folder
+
+
+def _worker(rank: int, world_size: int, configs: list[PretrainConfig]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
-    )
+    for config in configs:
+        meet = f"file://{config.run.storage}/{config.run.name}.rendezvous"
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+        _train(rank, world_size, config)
+        dist.destroy_process_group()
+
+
+def _train(rank: int, world_size: int, config: PretrainConfig) -> None:
     prepared = PreparedSet.open(config.data.path)
     task = make_task(config, prepared)
     run = open_run("pretrain", config, label="test", resume="auto")
@@ -160,29 +204,15 @@ def _worker(rank: int, world_size: int, rendezvous: str, config: PretrainConfig)
     metrics = fit(job.make_task(), runtime, job.settings)
     if rank == 0:
         run.folder.write("metrics.json", json.dumps(metrics))
-    dist.destroy_process_group()
 
 
-def losses_of_two(config: PretrainConfig, **changes) -> list[float]:
-    """Losses of a run of two workers."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (2, f"{folder}/rendezvous", changed(config, run={"storage": folder}, **changes))
-        mp.start_processes(_worker, arguments, nprocs=2, start_method="spawn")
-        (found,) = Path(folder).glob("*/metrics.jsonl")
-        return losses(found.parent)
-
-
-def test_two_workers_compute_the_same_function_as_one(tiny_config, tiny_prepared):
-    alone, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
-    config = changed(tiny_config, run={"name": "several"})
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (2, f"{folder}/rendezvous", config)
-        mp.start_processes(_worker, arguments, nprocs=2, start_method="spawn")
-    several = one.parent / "several"
+def test_two_workers_compute_the_same_function_as_one(one, of_two):
+    alone, whole = one
+    several = of_two / "plain"
     together = json.loads((several / "metrics.json").read_text())
     # sums over workers round differently; batch-norm statistics are synchronized
-    assert losses(several) == pytest.approx(losses(one), rel=1e-4)
-    assert_same_weights(several, one, rtol=1e-3, atol=1e-5)
+    assert losses(several) == pytest.approx(losses(whole), rel=1e-4)
+    assert_same_weights(several, whole, rtol=1e-3, atol=1e-5)
     assert together["zeroshot_before"] == alone["zeroshot_before"]
     assert together["probe_full_before"] == pytest.approx(alone["probe_full_before"], abs=0.09)
 
@@ -204,23 +234,17 @@ def test_all_workers_are_told_that_all_checkpoints_are_damaged(
     assert "all 1 checkpoints are damaged" in told[0]
 
 
-def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(tiny_config, tiny_prepared):
-    _, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
-    half = {"gradient_precision": "bf16"}
-    several = losses_of_two(tiny_config, train={**half, "bucket_megabytes": 0.05})
-    assert several == pytest.approx(losses(one), rel=0.03)
-    assert several != pytest.approx(losses(one), rel=1e-5)
+def test_gradients_exchanged_in_half_precision_differ_by_rounding_only(whole, of_two):
+    half = losses(of_two / "half")
+    assert half == pytest.approx(losses(whole), rel=0.03)
+    assert half != pytest.approx(losses(whole), rel=1e-5)
 
 
-def test_gradients_exchanged_all_at_once_are_the_same(tiny_config, tiny_prepared):
-    _, one = pretrain_here(changed(tiny_config, run={"name": "one"}), tiny_prepared)
-    flat = {"gradient_exchange": "flat"}
-    assert losses_of_two(tiny_config, train=flat) == pytest.approx(losses(one), rel=1e-4)
-    # Micro batches, and to each worker its own batch-norm statistics, of which rank 0's are kept.
-    local = {"sync_batch_norm": False, "micro_batch_size": 2}
-    buckets = losses_of_two(tiny_config, train=local)
-    assert losses_of_two(tiny_config, train={**local, **flat}) == pytest.approx(buckets, rel=1e-4)
-    assert buckets != pytest.approx(losses(one), rel=1e-4)
+def test_gradients_exchanged_all_at_once_are_the_same(whole, of_two):
+    assert losses(of_two / "flat") == pytest.approx(losses(whole), rel=1e-4)
+    local = losses(of_two / "local")
+    assert losses(of_two / "local-flat") == pytest.approx(local, rel=1e-4)
+    assert local != pytest.approx(losses(whole), rel=1e-4)
 
 
 def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(
@@ -235,12 +259,10 @@ def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_bef
     assert rates[2] > 1e-5
 
 
-def test_clipping_changes_the_steps(tiny_config, tiny_prepared):
-    _, plain = pretrain_here(changed(tiny_config, run={"name": "a"}), tiny_prepared)
-    config = changed(tiny_config, run={"name": "b"}, train={"clip_norm": 1e-3})
-    _, clipped = pretrain_here(config, tiny_prepared)
-    assert losses(plain)[0] == losses(clipped)[0]
-    assert losses(plain)[-1] != losses(clipped)[-1]
+def test_clipping_changes_the_steps(tiny_config, tiny_prepared, whole):
+    _, clipped = pretrain_here(changed(tiny_config, train={"clip_norm": 1e-3}), tiny_prepared)
+    assert losses(whole)[0] == losses(clipped)[0]
+    assert losses(whole)[-1] != losses(clipped)[-1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(
