@@ -131,13 +131,14 @@ class Lease:
                 f"run.name={self._name}: another job has begun it in the same moment, in "
                 f"{self._uri}; choose another run.name"
             )
-        stopped = threading.Event()
+        stopped, writing = threading.Event(), threading.RLock()
         thread = threading.Thread(
-            target=_beat, args=(weakref.ref(self), stopped), daemon=True, name="lease"
+            target=_beat, args=(weakref.ref(self), stopped, writing), daemon=True, name="lease"
         )
         thread.start()
         # At the end of the process too, and when a failed job's run is forgotten.
-        self._release = weakref.finalize(self, _end, self._fs, self._path, self._own.key, stopped)
+        end = (self._fs, self._path, self._own.key, stopped, writing)
+        self._release = weakref.finalize(self, _end, *end)
 
     def release(self) -> None:
         """Let another job have it."""
@@ -229,13 +230,16 @@ class Lease:
         )
 
 
-def _beat(lease: weakref.ref[Lease], stopped: threading.Event) -> None:
+def _beat(lease: weakref.ref[Lease], stopped: threading.Event, writing: threading.RLock) -> None:
     """Count up until the lease is released; end the job where another one has taken it."""
     while not stopped.wait(BEAT_SECONDS):
         held = lease()
         if held is None:
             return
-        other = held.renew()
+        with writing:  # never after the file has been removed
+            if stopped.is_set():
+                return
+            other = held.renew()
         if other is not None:
             if not (other.is_this_process() or stopped.is_set()):
                 logger.error("%s has taken over the folder of this run: it ends", other.host)
@@ -244,14 +248,17 @@ def _beat(lease: weakref.ref[Lease], stopped: threading.Event) -> None:
         del held
 
 
-def _end(fs: pafs.FileSystem, path: str, key: str, stopped: threading.Event) -> None:
-    stopped.set()
-    try:
-        found = _read(fs, path)
-        if found is not None and found.key == key:
-            fs.delete_file(path)
-    except (OSError, ValueError) as error:
-        logger.debug("%s: %s", path, error)
+def _end(
+    fs: pafs.FileSystem, path: str, key: str, stopped: threading.Event, writing: threading.RLock
+) -> None:
+    with writing:
+        stopped.set()
+        try:
+            found = _read(fs, path)
+            if found is not None and found.key == key:
+                fs.delete_file(path)
+        except (OSError, ValueError) as error:
+            logger.debug("%s: %s", path, error)
 
 
 def _read(fs: pafs.FileSystem, path: str) -> Holder | None:

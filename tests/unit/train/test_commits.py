@@ -446,6 +446,27 @@ def test_a_run_that_failed_lets_the_next_one_begin(tmp_path, tiny_config):
     assert not path.exists()
 
 
+def test_a_beat_that_is_being_written_does_not_bring_a_released_lease_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("recon_ray.train.lease.BEAT_SECONDS", 0.01)
+    write, begun = Lease._write, threading.Event()
+
+    def slowly(lease: Lease, holder: Holder) -> None:
+        if holder.beat:
+            begun.set()
+            time.sleep(0.3)
+        write(lease, holder)
+
+    monkeypatch.setattr(Lease, "_write", slowly)
+    lease = Lease(str(tmp_path), "run")
+    lease.take()
+    assert begun.wait(10)
+    lease.release()
+    for thread in threading.enumerate():
+        if thread.name == "lease":
+            thread.join(10)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_lease_is_nobodys(tmp_path):
     (tmp_path / "lease.json").write_text("{")
     Lease(str(tmp_path), "run").check()
