@@ -110,11 +110,11 @@ class PatchEmbed(nn.Module):
         keep = flat.shape[0]
         if context is not None:
             flat = torch.cat([flat, context.reshape(-1, group_size, channels)])  # (B (V + M), K, 3)
-        x = self.fc2(F.relu(self.norm1(self.fc1(flat)), inplace=True))
+        x = self.fc2(F.relu(self.norm1(self.fc1(flat))))
         pooled = max_over_points(x)
         global_weight, point_weight = self.fc3.weight.split(pooled.shape[-1], dim=1)
         x = F.linear(x, point_weight) + F.linear(pooled, global_weight, self.fc3.bias)[:, None]
-        x = self.fc4(F.relu(self.norm2(x, keep), inplace=True))  # (B V, K, D)
+        x = self.fc4(F.relu(self.norm2(x, keep)))  # (B V, K, D)
         return max_over_points(x).view(batch, num_patches, -1)
 
     def _by_running(self, flat: Tensor) -> Tensor:
