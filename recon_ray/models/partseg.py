@@ -159,6 +159,8 @@ class PartSegmenter(EncoderModel):
         ValueError: If the sizes do not fit each other, or a name is unknown.
     """
 
+    recomputes_embedding = True
+
     def __init__(
         self,
         *,

@@ -994,8 +994,9 @@ def test_training_out_of_memory_names_what_to_lower(
     monkeypatch.setattr("recon_ray.train.step.Step._losses", starve)
     jobs.pretrain(*QUICK).refused(
         1,
-        rf"^error: memory is exhausted \({reason}.*\); lower train\.micro_batch_size to 4 \(a "
-        r"worker holds 8 samples\), .* set data\.residency=host or data\.mode=stream",
+        rf"^error: memory is exhausted \({reason}.*\); continue it with "
+        r"train\.activation_checkpointing=true \(slower\), or lower train\.micro_batch_size to 4 "
+        r"\(a worker holds 8 samples\), .* set data\.residency=host or data\.mode=stream",
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils.checkpoint import checkpoint
 
 from recon_ray.cluster.trainer import train_here
 from recon_ray.config.schema import PretrainConfig
@@ -217,6 +218,37 @@ def test_gradients_exchanged_all_at_once_are_the_same(tiny_config, tiny_prepared
     buckets = losses_of_two(tiny_config, train=local)
     assert losses_of_two(tiny_config, train={**local, **flat}) == pytest.approx(buckets, rel=1e-4)
     assert buckets != pytest.approx(losses(one), rel=1e-4)
+
+
+def test_activations_computed_again_give_the_same_training(tiny_config, tiny_prepared, monkeypatch):
+    calls = []
+
+    def counted(part, *arguments, **options):
+        calls.append(part)
+        return checkpoint(part, *arguments, **options)
+
+    config = changed(
+        tiny_config,
+        model={"kind": "twotower"},
+        train={"micro_batch_size": 3, "epochs": 2},
+        eval={"enabled": False},
+    )
+    _, plain = pretrain_here(changed(config, run={"name": "plain"}), tiny_prepared)
+    again = {"activation_checkpointing": True}
+    monkeypatch.setattr("recon_ray.models.checkpointing.checkpoint", counted)
+    _, other = pretrain_here(changed(config, run={"name": "again"}, train=again), tiny_prepared)
+    assert losses(other) == losses(plain)
+    assert_same_weights(other, plain)
+    # 6 steps of 3 micro batches: two embeddings, two towers of two blocks, a decoder of one.
+    assert len(calls) == 6 * 3 * (2 + 4 + 1)
+
+
+def test_two_workers_agree_on_statistics_that_are_computed_again(tiny_config, tiny_prepared):
+    changes = {"model": {"kind": "twotower"}, "eval": {"enabled": False}}
+    _, one = pretrain_here(changed(tiny_config, **changes), tiny_prepared)
+    again = {"activation_checkpointing": True}
+    several = losses_of_two(tiny_config, **changes, train=again)
+    assert several == pytest.approx(losses(one), rel=1e-4)
 
 
 def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(
