@@ -88,6 +88,22 @@ def test_two_workers_write_the_same_features_as_one_process(
 
 
 @pytest.mark.long
+def test_two_workers_retrieve_as_one_process_does(run, workers, weights, tiny_prepared):
+    given = (f"init_from={weights}", f"data.path={tiny_prepared.path}", "data.limit=11")
+    given += ("teacher.text.name=descriptor:16", "teacher.image.name=descriptor:16")
+    given += ("retrieval.splits=[train,test]", "retrieval.texts=caption")
+    here = run("retrieve", "here", *given, "cluster.workers=0")
+    there = run("retrieve", "there", *given, *workers)
+    assert there["metrics"] == pytest.approx(here["metrics"])
+    assert len(here["counts"]["directions"]) == 4
+    assert there["counts"] == {**here["counts"], "workers": 2}
+    query = ("query=[a red chair]", "retrieval.top_k=4")
+    alone = run("retrieve", "alone", *given, *query, "cluster.workers=0")
+    both = run("retrieve", "both", *given, *query, *workers)
+    assert [row["sample_id"] for row in both["found"]] == [r["sample_id"] for r in alone["found"]]
+
+
+@pytest.mark.long
 def test_two_workers_segment_as_one_process_does(run, workers, tiny_parts, tmp_path):
     sizes = [f"model.{name}={value}" for name, value in SIZES.items()]
     sizes += ["model.preset=nano", "model.propagation_widths=[32,24]", "model.head_widths=[24,16]"]
