@@ -6,7 +6,7 @@ It can take statistics from more rows than it normalizes, which the patch embedd
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -86,6 +86,20 @@ def _normalize_traced(
     return y, mean.detach(), variance.detach(), count
 
 
+class BatchStatistics(NamedTuple):
+    """Statistics of one batch.
+
+    Attributes:
+        mean: (C,).
+        variance: (C,), biased.
+        rows: () float64, how many they are of.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    rows: Tensor
+
+
 class BatchNorm(nn.Module):
     """Batch normalization of (..., C) tensors.
 
@@ -131,9 +145,21 @@ class BatchNorm(nn.Module):
         Raises:
             ValueError: If there is one row only to take statistics from.
         """
+        y, statistics = self.normalize(x, keep)
+        self.track(statistics)
+        return y
+
+    def normalize(
+        self, x: Tensor, keep: int | None = None
+    ) -> tuple[Tensor, BatchStatistics | None]:
+        """Normalize as :meth:`forward` does, without noting anything.
+
+        Returns:
+            (..., C), and the statistics for :meth:`track`; None in evaluation.
+        """
         keep = x.shape[0] if keep is None else keep
         if not self.training:
-            return self._normalize_by_running(x[:keep])
+            return self._normalize_by_running(x[:keep]), None
         rows = x.reshape(-1, self.num_features)
         sync = self.sync and _is_distributed()
         if rows.shape[0] < 2 and not sync:
@@ -142,11 +168,21 @@ class BatchNorm(nn.Module):
         kept_rows = keep * (rows.shape[0] // max(x.shape[0], 1))
         arguments = (rows, self.weight, self.bias, self.eps, kept_rows)
         if torch.compiler.is_compiling() and not sync:
-            y, mean, variance, count = _normalize_traced(*arguments)
+            y, *statistics = _normalize_traced(*arguments)
         else:
-            y, mean, variance, count = _Normalize.apply(*arguments, sync)
-        self._track(mean, variance, count)
-        return y.to(x.dtype).view(keep, *x.shape[1:])
+            y, *statistics = _Normalize.apply(*arguments, sync)
+        return y.to(x.dtype).view(keep, *x.shape[1:]), BatchStatistics(*statistics)
+
+    @torch.no_grad()
+    def track(self, statistics: BatchStatistics | None) -> None:
+        """Move the running statistics towards those of a batch; None leaves them."""
+        if statistics is None:
+            return
+        mean, variance, rows = statistics
+        unbiased = variance * (rows / (rows - 1)).to(variance.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_(1)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale (C,) and shift (C,) that the layer comes down to in evaluation."""
@@ -156,13 +192,6 @@ class BatchNorm(nn.Module):
     def _normalize_by_running(self, x: Tensor) -> Tensor:
         scale, shift = self.affine()
         return torch.addcmul(shift, x, scale).to(x.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        unbiased = variance * (count / (count - 1)).to(variance.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked.add_(1)
 
 
 def set_sync_batch_norm(model: nn.Module, enabled: bool) -> None:

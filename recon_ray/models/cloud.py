@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.models.encoder import ReconEncoder
-from recon_ray.models.grouping import cut_patches
+from recon_ray.models.grouping import PatchEmbed, cut_patches
 from recon_ray.points import ops, random
 from recon_ray.points.random import RandomSource
 
@@ -24,9 +25,16 @@ class CloudModel(nn.Module):
         drop_path: Drop rate of the last block.
         fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
 
+    Attributes:
+        recomputes_embedding: Whether activation checkpointing includes the patch embedding. It
+            lowers the peak only where much else is kept with it: at the peak of a model with one
+            encoder and a small head, the embedding's backward pass, all of it is there anyhow.
+
     Raises:
         ValueError: If the sizes do not fit each other.
     """
+
+    recomputes_embedding = False
 
     def __init__(
         self,
@@ -56,6 +64,17 @@ class CloudModel(nn.Module):
         if not self.training or self.drop_path == 0:
             return None
         return random.uniform(source, len(points), calls, device=points.device)
+
+
+def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
+    """Have the models in ``model`` compute activations again in the backward pass, or keep them."""
+    for whole in model.modules():
+        if not isinstance(whole, CloudModel):
+            continue
+        for part in whole.modules():
+            if isinstance(part, Checkpointing):
+                pays = whole.recomputes_embedding or not isinstance(part, PatchEmbed)
+                part.checkpointing = enabled and pays
 
 
 class EncoderModel(CloudModel):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.models.encoder import make_token
 from recon_ray.models.grouping import PositionEmbed
 from recon_ray.models.transformer import Block, drop_path_rates, drop_path_scales
@@ -42,7 +43,7 @@ def _init_xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class ReconDecoder(nn.Module):
+class ReconDecoder(Checkpointing):
     """Reconstruct hidden patches from the encoded visible ones.
 
     Args:
@@ -101,6 +102,7 @@ class ReconDecoder(nn.Module):
         x_pos = self.pos_embed(torch.cat([visible_centers, hidden_centers], dim=1))
         scales = None if drop_numbers is None else drop_path_scales(self.drop_rates, drop_numbers)
         for number, block in enumerate(self.blocks):
-            x = block(x + x_pos, None if scales is None else scales[2 * number : 2 * number + 2])
+            step = None if scales is None else scales[2 * number : 2 * number + 2]
+            x = self._call(block, x + x_pos, scales=step)
         x = self.head(self.norm(x[:, -num_hidden:]))  # (B, M, 3 K)
         return x.view(batch, num_hidden, -1, 3)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.models.grouping import PatchEmbed, PositionEmbed
 from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, drop_path_scales
 
@@ -50,7 +51,7 @@ def init_projection(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class ReconEncoder(nn.Module):
+class ReconEncoder(Checkpointing):
     """Embedding, query tokens and the blocks; shared by pre-training and all downstream models.
 
     Args:
@@ -130,9 +131,8 @@ class ReconEncoder(nn.Module):
         kept: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             step = None if scales is None else scales[4 * number : 4 * number + 4]
-            queries, x = block(
-                queries + queries_pos, x + x_pos, stop_gradient=stop_gradient, scales=step
-            )
+            inputs = queries + queries_pos, x + x_pos
+            queries, x = self._call(block, *inputs, stop_gradient=stop_gradient, scales=step)
             if number in keep:
                 kept.append(x)
         return queries, x, kept
@@ -162,7 +162,7 @@ class ReconEncoder(nn.Module):
         return self.norm(queries), self.norm(x)
 
 
-class PlainEncoder(nn.Module):
+class PlainEncoder(Checkpointing):
     """Encoder of ordinary pre-norm blocks, in which tokens and patches attend to each other.
 
     Args:
@@ -234,6 +234,7 @@ class PlainEncoder(nn.Module):
             x_pos = torch.cat([queries_pos.to(x_pos.dtype).expand(batch, -1, -1), x_pos], dim=1)
         scales = None if drop_numbers is None else drop_path_scales(self.drop_rates, drop_numbers)
         for number, block in enumerate(self.blocks):
-            x = block(x + x_pos, None if scales is None else scales[2 * number : 2 * number + 2])
+            step = None if scales is None else scales[2 * number : 2 * number + 2]
+            x = self._call(block, x + x_pos, scales=step)
         x = self.norm(x)
         return x[:, :num_tokens], x[:, num_tokens:]

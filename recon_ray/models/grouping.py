@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon_ray.models.batch_norm import BatchNorm
+from recon_ray.models.batch_norm import BatchNorm, BatchStatistics
+from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.points import ops
 
 
@@ -67,7 +68,7 @@ def max_over_points(x: Tensor) -> Tensor:
     return _MaxOverPoints.apply(x) if torch.compiler.is_compiling() else x.max(dim=1).values
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(Checkpointing):
     """Embed patches by a small point network with two max-pools (spec: a mini-PointNet).
 
     The second stage of the original acts on [patch maximum, point feature] of every point; its
@@ -110,12 +111,27 @@ class PatchEmbed(nn.Module):
         keep = flat.shape[0]
         if context is not None:
             flat = torch.cat([flat, context.reshape(-1, group_size, channels)])  # (B (V + M), K, 3)
-        x = self.fc2(F.relu(self.norm1(self.fc1(flat)), inplace=True))
+        x, first, second = self._call(self._by_batch, flat, keep)
+        self.norm1.track(first)
+        self.norm2.track(second)
+        return max_over_points(x).view(batch, num_patches, -1)
+
+    def _by_batch(
+        self, flat: Tensor, keep: int
+    ) -> tuple[Tensor, BatchStatistics | None, BatchStatistics | None]:
+        """Embed the points (keep, K, D) of the first of (P, K, 3) patches; give the statistics.
+
+        The maximum comes after: it keeps the places of the largest values only, so that the last
+        product is not computed again.
+        """
+        # Not in place: in place on a view, the backward pass copies the whole gradient three times.
+        x, first = self.norm1.normalize(self.fc1(flat))
+        x = self.fc2(F.relu(x))
         pooled = max_over_points(x)
         global_weight, point_weight = self.fc3.weight.split(pooled.shape[-1], dim=1)
         x = F.linear(x, point_weight) + F.linear(pooled, global_weight, self.fc3.bias)[:, None]
-        x = self.fc4(F.relu(self.norm2(x, keep), inplace=True))  # (B V, K, D)
-        return max_over_points(x).view(batch, num_patches, -1)
+        x, second = self.norm2.normalize(x, keep)
+        return self.fc4(F.relu(x)), first, second
 
     def _by_running(self, flat: Tensor) -> Tensor:
         """Embed (P, K, 3) patches with the running statistics, folded into the layers before."""

@@ -77,8 +77,8 @@ class FeaturePropagation(nn.Module):
         point_weight, patch_weight = self.fc1.weight.split([3, x.shape[-1]], dim=1)
         x = ops.three_interpolate(F.linear(x, patch_weight), idx, weights)
         x = x + F.linear(points, point_weight, self.fc1.bias)
-        x = F.relu(self.norm1(x), inplace=True)
-        return F.relu(self.norm2(self.fc2(x)), inplace=True)
+        x = F.relu(self.norm1(x))
+        return F.relu(self.norm2(self.fc2(x)))
 
 
 class PartHead(nn.Module):
@@ -109,9 +109,9 @@ class PartHead(nn.Module):
         # The first layer acts on both side by side; the shape's half is evaluated once a shape.
         point_weight, shape_weight = self.fc1.weight.split([x.shape[-1], shape.shape[-1]], dim=1)
         x = F.linear(x, point_weight) + F.linear(shape, shape_weight, self.fc1.bias)[:, None]
-        x = F.relu(self.norm1(x), inplace=True)
+        x = F.relu(self.norm1(x))
         x = drop_units(x, self.dropout, source, enabled=self.training)
-        x = F.relu(self.norm2(self.fc2(x)), inplace=True)
+        x = F.relu(self.norm2(self.fc2(x)))
         return self.fc3(x)
 
 
@@ -158,6 +158,8 @@ class PartSegmenter(EncoderModel):
     Raises:
         ValueError: If the sizes do not fit each other, or a name is unknown.
     """
+
+    recomputes_embedding = True
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class TwoTower(CloudModel):
         ValueError: If the sizes do not fit each other.
     """
 
+    recomputes_embedding = True
+
     def __init__(
         self,
         *,
@@ -169,6 +171,8 @@ class TwoTowerClassifier(Protocol, CloudModel):
     Raises:
         ValueError: If the sizes do not fit each other, or a name is unknown.
     """
+
+    recomputes_embedding = True
 
     def __init__(
         self,

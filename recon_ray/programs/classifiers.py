@@ -10,6 +10,7 @@ import numpy as np
 
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.errors import ConfigError
+from recon_ray.models.cloud import CloudModel
 from recon_ray.points.transforms import CANDIDATE_POINTS
 from recon_ray.programs.checks import texts_of
 from recon_ray.tasks.classification import CLASSIFIERS
@@ -62,6 +63,20 @@ def check_points(prepared: PreparedSet, num_points: int, *, follows_reference: b
         raise ConfigError(
             f"data.num_points={num_points}: protocol=reference samples {known} points; choose one "
             "of them, or protocol=sound"
+        )
+
+
+def check_patches(num_points: int, model: CloudModel) -> None:
+    """Refuse fewer points than the model cuts its patches of.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    needed = max(model.num_groups, model.group_size)
+    if num_points < needed:
+        raise ConfigError(
+            f"data.num_points={num_points} is too few for the model's {model.num_groups} patches "
+            f"of {model.group_size} points; give {needed} or more"
         )
 
 

@@ -26,7 +26,7 @@ from recon_ray.errors import ConfigError
 from recon_ray.machine import cpu_count
 from recon_ray.points import ops
 from recon_ray.programs.checks import check_here, find_set, use_ops
-from recon_ray.programs.classifiers import check_points, load_start
+from recon_ray.programs.classifiers import check_patches, check_points, load_start
 from recon_ray.programs.run import open_run
 from recon_ray.tasks.clouds import pipeline_of
 from recon_ray.tasks.embedding import (
@@ -147,12 +147,7 @@ def _check(config: EmbedConfig, prepared: PreparedSet | None, model: Encoder) ->
     Raises:
         ConfigError: Naming the option.
     """
-    needed = max(model.num_groups, model.group_size)
-    if config.data.num_points < needed:
-        raise ConfigError(
-            f"data.num_points={config.data.num_points} is too few for the model's "
-            f"{model.num_groups} patches of {model.group_size} points; give {needed} or more"
-        )
+    check_patches(config.data.num_points, model)
     if prepared is None:
         return
     check_points(prepared, config.data.num_points, follows_reference=False)

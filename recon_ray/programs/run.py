@@ -54,7 +54,7 @@ PACKAGES = (
 MAY_CHANGE = (
     "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend",
     "runtime.compile", "runtime.cuda_graph", "train.bucket_megabytes", "train.steps",
-    "train.gradient_exchange",
+    "train.gradient_exchange", "train.activation_checkpointing",
     "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
     "train.keep_every_steps", "data.verify",
     "eval.votes", "eval.batch_size", "eval.save_every_seconds",

@@ -25,6 +25,8 @@ from recon_ray.config.schema import BenchmarkConfig, StepBenchmarkSection, Varia
 from recon_ray.data.batches import Batch
 from recon_ray.data.prefetch import prefetch_batches
 from recon_ray.models.batch_norm import set_sync_batch_norm
+from recon_ray.models.cloud import set_activation_checkpointing
+from recon_ray.programs.memory import TensorPeak
 from recon_ray.programs.step_workloads import (
     REPEATS,
     EvaluationWorkload,
@@ -63,11 +65,13 @@ class Way:
         settings: What differs in the settings of the loop.
         residency: Where the rows lie.
         tf32: Whether products of float32 take the tensor cores.
+        checkpointing: Whether activations are computed again in the backward pass.
     """
 
     settings: dict[str, Any]
     residency: Residency = "host"
     tf32: bool = False
+    checkpointing: bool = False
 
 
 _EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": False}
@@ -82,6 +86,9 @@ WAYS = {
     "compile+graph": Way(_FAST),
     "device": Way(_FAST, "device"),
     "max": Way({**_FAST, "compile": "max"}, "device"),
+    "fp32+checkpoint": Way(_EAGER, checkpointing=True),
+    "bf16+checkpoint": Way(_BF16, checkpointing=True),
+    "device+checkpoint": Way(_FAST, "device", checkpointing=True),
 }
 
 
@@ -91,7 +98,8 @@ def measure_steps(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float
     Returns:
         By ``<workload>/<way>/``: ``samples_per_second``, ``milliseconds``, ``speedup`` over the
         plain eager step, ``data_wait_fraction``, ``peak_memory_bytes``, ``start_seconds``
-        (compiling and capturing), ``loss``, ``matmul_fraction`` of the measured matrix rate.
+        (compiling and capturing), ``loss``, ``matmul_fraction`` of the measured matrix rate; of
+        eager training steps also ``step_bytes``, the most memory of the tensors that a step makes.
     """
     options = config.step
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,8 +165,8 @@ def _evaluated(
     tables = {"test": workload.table}
     for variant in options.variants:
         way = WAYS[variant]
-        if way.residency == "device":
-            continue  # every cloud is read once
+        if way.residency == "device" or way.checkpointing:
+            continue  # every cloud is read once, and nothing is kept for a backward pass
         _start(way, device)
         how = Inference(**way.settings)
         with tempfile.TemporaryDirectory(dir=folder.local) as place, torch.inference_mode():
@@ -261,6 +269,7 @@ def _step(
     )
     module = task.build().to(device)
     set_sync_batch_norm(module, False)
+    set_activation_checkpointing(module, way.checkpointing)
     task.on_device(device)
     optimizer = torch.optim.AdamW(
         task.parameter_groups(module), fused=True, capturable=wants_graph(settings, device)
@@ -321,6 +330,10 @@ def _measure(
         "start_seconds": start_seconds,
         "loss": loss,
     }
+    if way.settings["compile"] == "off" and not way.settings["cuda_graph"]:
+        with TensorPeak() as tensors:
+            step(next(timed), epoch=0, step=0, lr=rates)
+        found["step_bytes"] = float(tensors.peak)
     if trace is not None:
         with _traced(trace, device):
             for number in range(3):
@@ -353,6 +366,7 @@ def _line(found: dict[str, float]) -> str:
         f"{found['milliseconds']:.2f} ms a batch",
         f"{found['speedup']:.1f}x",
         f"{found['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"of a step {_gib(found.get('step_bytes'))}",
         f"start {found['start_seconds']:.0f} s",
         f"matrix rate {found['matmul_fraction']:.1%}",
     ]
@@ -365,14 +379,18 @@ def _line(found: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+def _gib(size: float | None) -> str:
+    return "-" if size is None else f"{size / 2**30:.2f}"
+
+
 def describe_steps(metrics: dict[str, float], options: StepBenchmarkSection) -> str:
     """Table of the figures."""
     rate = metrics["matmul_bf16_flops_per_second"]
     lines = [
         f"preset {options.preset}; bf16 products of {MATMUL_SIZE}: {rate / 1e12:.0f} TFLOP/s; "
         f"speed-up over {options.variants[0]}",
-        f"{'':38}{'samples/s':>11}{'ms':>9}{'speed-up':>10}{'data wait':>11}{'GiB':>7}"
-        f"{'start s':>9}{'matrix rate':>13}",
+        f"{'':42}{'samples/s':>11}{'ms':>9}{'speed-up':>10}{'data wait':>11}{'GiB':>7}"
+        f"{'of a step':>11}{'start s':>9}{'matrix rate':>13}",
     ]
     for name in options.workloads:
         for variant in options.variants:
@@ -381,10 +399,11 @@ def describe_steps(metrics: dict[str, float], options: StepBenchmarkSection) -> 
                 continue
             wait = metrics.get(f"{key}/data_wait_fraction")
             lines.append(
-                f"{name:24}{variant:14}{metrics[f'{key}/samples_per_second']:>11.0f}"
+                f"{name:24}{variant:18}{metrics[f'{key}/samples_per_second']:>11.0f}"
                 f"{metrics[f'{key}/milliseconds']:>9.2f}{metrics[f'{key}/speedup']:>9.1f}x"
                 + (f"{'-':>11}" if wait is None else f"{wait:>11.1%}")
                 + f"{metrics[f'{key}/peak_memory_bytes'] / 2**30:>7.2f}"
+                + f"{_gib(metrics.get(f'{key}/step_bytes')):>11}"
                 f"{metrics[f'{key}/start_seconds']:>9.0f}"
                 f"{metrics[f'{key}/matmul_fraction']:>13.1%}"
             )

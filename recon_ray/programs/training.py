@@ -44,6 +44,7 @@ def fit_settings(config: TrainingConfig, **more: Any) -> FitSettings:  # noqa: A
         global_batch_size=train.global_batch_size,
         max_steps=train.steps,
         micro_batch_size=train.micro_batch_size,
+        activation_checkpointing=train.activation_checkpointing,
         seed=config.run.seed,
         warmup_epochs=optim.warmup_epochs,
         min_lr=optim.min_lr,

@@ -105,8 +105,9 @@ def extract_features(
     limit: int | None = None,
     tally: Tally | None = None,
     encodings: int = 1,
+    labeled: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Encode every labeled cloud of a split once and give everything to every rank.
+    """Encode every cloud of a split once and give everything to every rank.
 
     Args:
         encode: Gives the features of a batch; its names must not be ``sample_id`` or ``label``.
@@ -117,6 +118,7 @@ def extract_features(
         limit: Use the first rows only.
         tally: Where what was done is counted.
         encodings: How many models ``encode`` runs on a cloud.
+        labeled: Leave out clouds without a class.
 
     Returns:
         ``sample_id``, ``label`` and the features, in order of sample id.
@@ -153,8 +155,9 @@ def extract_features(
         clouds = len(whole["sample_id"])
         tally.add(clouds=clouds, sampled=choice.samples(stored), encodings=encodings)
     order = torch.argsort(whole["sample_id"])
-    labeled = order[whole["label"][order] >= 0]
-    return {name: value[labeled].numpy() for name, value in whole.items()}
+    if labeled:
+        order = order[whole["label"][order] >= 0]
+    return {name: value[order].numpy() for name, value in whole.items()}
 
 
 def without_last_batch(

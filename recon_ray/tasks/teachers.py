@@ -218,6 +218,41 @@ def stored_bank(
     return StoredBank(fitting[0]) if fitting else None
 
 
+def stored_images(
+    options: ImageEncoderSection,
+    prepared: PreparedSet,
+    splits: Sequence[str],
+    *,
+    verify: bool,
+) -> StoredFeatures | None:
+    """Find the image features of splits that the source shipped, or that a cache of them holds.
+
+    Args:
+        options: The image teacher, which has a name.
+        prepared: The prepared set.
+        splits: Names of its splits.
+        verify: Compare the SHA-256 of a cache's files with its manifest.
+
+    Returns:
+        None if they have to be computed.
+
+    Raises:
+        ConfigError: If the source's are asked for and there are none.
+        DataError: If a cache is damaged.
+        TeacherError: If the teacher that would tell whether a cache fits cannot be had.
+    """
+    if options.name == SOURCE:
+        return joined_features([source_features(prepared, "image_features", s) for s in splits])
+    if not find_caches(prepared, {"kind": "image"})[0]:
+        return None
+    found, _ = find_caches(prepared, _wanted_images(options, prepared))
+    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    if not fitting:
+        return None
+    parts = [fitting[-1].image_features(prepared, split, verify=verify) for split in splits]
+    return joined_features(parts)
+
+
 def cache_command(config: PretrainConfig) -> str:
     """The command that makes the cache which a configuration asks for."""
     now, usual = config.model_dump(), CacheTeachersConfig().model_dump()

@@ -23,6 +23,7 @@ from recon_ray.data.batches import Batch
 from recon_ray.data.prefetch import prefetch_batches
 from recon_ray.errors import CheckpointError, ReconError, StoppedError
 from recon_ray.models.batch_norm import set_sync_batch_norm
+from recon_ray.models.cloud import set_activation_checkpointing
 from recon_ray.train.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.checkpoint import load_model_state
 from recon_ray.train.clock import Lap, StepClock
@@ -120,6 +121,7 @@ class Trainer:
         self._restore()
         self.task.on_device(self.runtime.device)
         set_sync_batch_norm(self.module, self.settings.sync_batch_norm)
+        set_activation_checkpointing(self.module, self.settings.activation_checkpointing)
         if self.runtime.rank == 0:
             self.runtime.folder.fetch("metrics.jsonl")
             self._explain_restart()

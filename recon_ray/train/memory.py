@@ -20,11 +20,16 @@ def training_advice(settings: FitSettings, *, world_size: int) -> str:
     """What to change where a model is trained."""
     most = -(-settings.global_batch_size // world_size)
     size = min(settings.micro_batch_size or most, most)
+    first = (
+        ""
+        if settings.activation_checkpointing
+        else "continue it with train.activation_checkpointing=true (slower), or "
+    )
     lower = f"lower train.micro_batch_size to {max(size // 2, 1)} (a worker holds {size} samples)"
     return (
-        f"{lower}, in evaluations eval.batch_size, set data.residency=host or data.mode=stream, or "
-        "give every worker more memory; under another run.name, as a run keeps its options "
-        "(--dry-run measures a step)"
+        f"{first}{lower}, in evaluations eval.batch_size, set data.residency=host or "
+        "data.mode=stream, or give every worker more memory; these under another run.name, as a "
+        "run keeps its options (--dry-run measures a step)"
     )
 
 

@@ -15,6 +15,7 @@ class FitSettings:
         max_steps: Stop after this many optimizer steps, None for the whole schedule.
         global_batch_size: Samples an optimizer step over all workers.
         micro_batch_size: Most samples a worker holds at once.
+        activation_checkpointing: Compute activations again in the backward pass.
         seed: Seed of weights and all sample-wise random numbers.
         warmup_epochs: Epochs of warm-up.
         min_lr: Learning rate at the ends of the schedule.
@@ -45,6 +46,7 @@ class FitSettings:
     global_batch_size: int
     max_steps: int | None = None
     micro_batch_size: int | None = None
+    activation_checkpointing: bool = False
     seed: int = 0
     warmup_epochs: float = 10.0
     min_lr: float = 1e-6

@@ -45,6 +45,7 @@ from recon_ray.config.schema import (
     PrepareConfig,
     PretrainConfig,
     ReproduceConfig,
+    RetrieveConfig,
     SweepConfig,
     VisualizeConfig,
     ZeroshotConfig,
@@ -64,6 +65,7 @@ from recon_ray.programs.partseg import partseg
 from recon_ray.programs.prepare import prepare
 from recon_ray.programs.pretrain import pretrain
 from recon_ray.programs.reproduce import reproduce
+from recon_ray.programs.retrieve import retrieve
 from recon_ray.programs.sweep import sweep
 from recon_ray.programs.visualize import visualize
 from recon_ray.programs.zeroshot import zeroshot
@@ -1050,8 +1052,9 @@ def test_training_out_of_memory_names_what_to_lower(
     monkeypatch.setattr("recon_ray.train.step.Step._losses", starve)
     jobs.pretrain(*QUICK).refused(
         1,
-        rf"^error: memory is exhausted \({reason}.*\); lower train\.micro_batch_size to 4 \(a "
-        r"worker holds 8 samples\), .* set data\.residency=host or data\.mode=stream",
+        rf"^error: memory is exhausted \({reason}.*\); continue it with "
+        r"train\.activation_checkpointing=true \(slower\), or lower train\.micro_batch_size to 4 "
+        r"\(a worker holds 8 samples\), .* set data\.residency=host or data\.mode=stream",
     )
 
 
@@ -1706,6 +1709,7 @@ def run_downstream(jobs: Jobs, name: str, *arguments: object) -> Outcome:
         "linear_probe": (LinearProbeConfig, linear_probe),
         "partseg": (PartsegConfig, partseg),
         "embed": (EmbedConfig, embed),
+        "retrieve": (RetrieveConfig, retrieve),
     }[name]
     given = [f"run.storage={jobs.runs}", "run.name=down", "cluster.workers=0"]
     given += ["data.num_points=64", *map(str, arguments)]
@@ -1758,6 +1762,21 @@ def encoder(tmp_path: Path) -> Path:
         ("embed", ("data.num_points=97",), 2, r"data\.num_points=97: .* holds 96 points a shape"),
         ("embed", ("data.num_points=7",), 2, r"data\.num_points=7 is too few for the model's 8"),
         ("embed", ("files=[absent.ply]",), 1, r"absent\.ply: cannot be read \(No such file"),
+        ("retrieve", ("init_from=null",), 2, r"init_from=<run folder or file of weights> must be"),
+        ("retrieve", ("query=absent.ply",), 2, r"query=absent\.ply: no such file; give a picture"),
+        ("retrieve", ("query=[]",), 2, r"query \(command line\): expected text"),
+        (
+            "retrieve",
+            ("teacher.text.name=descriptor:16",),
+            2,
+            "its features are 16 wide, the text projection .* gives 8",
+        ),
+        (
+            "retrieve",
+            ("teacher.text.name=null", "teacher.image.name=null"),
+            2,
+            r"teacher\.image\.name and teacher\.text\.name are both null; name one",
+        ),
         ("partseg", (), 2, r"data\.path=.*: its shapes have no part labels"),
         ("partseg", ("test=only", "init_from=null"), 2, "test=only needs init_from=<weights"),
     ],

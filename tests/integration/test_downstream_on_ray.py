@@ -17,12 +17,14 @@ from recon_ray.config.schema import (
     EmbedConfig,
     LinearProbeConfig,
     PartsegConfig,
+    RetrieveConfig,
     ZeroshotConfig,
 )
 from recon_ray.models.recon import Recon
 from recon_ray.programs.embed import embed
 from recon_ray.programs.linear_probe import linear_probe
 from recon_ray.programs.partseg import partseg
+from recon_ray.programs.retrieve import retrieve
 from recon_ray.programs.zeroshot import zeroshot
 from recon_ray.weights.files import save_weights
 
@@ -38,6 +40,7 @@ JOBS = {
     "embed": (EmbedConfig, embed),
     "linear_probe": (LinearProbeConfig, linear_probe),
     "partseg": (PartsegConfig, partseg),
+    "retrieve": (RetrieveConfig, retrieve),
     "zeroshot": (ZeroshotConfig, zeroshot),
 }
 
@@ -118,6 +121,22 @@ def test_two_workers_write_the_same_features_as_one_process(
     assert len(parts) == 6
     for part in parts:
         assert (two / part).read_bytes() == (one / part).read_bytes()
+
+
+@pytest.mark.long
+def test_two_workers_retrieve_as_one_process_does(here, on_two_workers, weights, tiny_prepared):
+    given = (f"init_from={weights}", f"data.path={tiny_prepared.path}", "data.limit=11")
+    given += ("teacher.text.name=descriptor:16", "teacher.image.name=descriptor:16")
+    given += ("retrieval.splits=[train,test]", "retrieval.texts=caption")
+    one = here("retrieve", "one", *given)
+    two = on_two_workers("retrieve", "two", *given)
+    assert two["metrics"] == pytest.approx(one["metrics"])
+    assert len(one["counts"]["directions"]) == 4
+    assert two["counts"] == {**one["counts"], "workers": 2}
+    query = ("query=[a red chair]", "retrieval.top_k=4")
+    alone = here("retrieve", "alone", *given, *query)
+    both = on_two_workers("retrieve", "both", *given, *query)
+    assert [row["sample_id"] for row in both["found"]] == [r["sample_id"] for r in alone["found"]]
 
 
 @pytest.mark.long

@@ -74,6 +74,12 @@ from recon_ray.config.schema.reproduce import (
     RowsSection,
     SetsSection,
 )
+from recon_ray.config.schema.retrieve import (
+    PlainImageSection,
+    RetrievalSection,
+    RetrievalTeachersSection,
+    RetrieveConfig,
+)
 from recon_ray.config.schema.sweep import (
     SweepConfig,
     SweepSection,
@@ -142,6 +148,7 @@ __all__ = [
     "PartsegDataSection",
     "PartsegEvalSection",
     "PartsegModelSection",
+    "PlainImageSection",
     "PrepareConfig",
     "PrepareSection",
     "PretrainConfig",
@@ -151,6 +158,9 @@ __all__ = [
     "PublishedSetSection",
     "ReproduceConfig",
     "ReproduceSection",
+    "RetrievalSection",
+    "RetrievalTeachersSection",
+    "RetrieveConfig",
     "RowsSection",
     "RunSection",
     "RuntimeSection",

@@ -34,7 +34,10 @@ Workload = Literal[
     "pretrain", "pretrain_contrast", "pretrain_online", "finetune_scan", "finetune_modelnet8k",
     "partseg", "vote_scan", "vote_modelnet8k", "svm",
 ]  # fmt: skip
-Variant = Literal["fp32", "tf32", "bf16", "graph", "compile", "compile+graph", "device", "max"]
+Variant = Literal[
+    "fp32", "tf32", "bf16", "graph", "compile", "compile+graph", "device", "max",
+    "fp32+checkpoint", "bf16+checkpoint", "device+checkpoint",
+]  # fmt: skip
 
 
 class StepBenchmarkSection(Section):
@@ -50,7 +53,8 @@ class StepBenchmarkSection(Section):
     variants: tuple[Variant, ...] = Field(
         ("fp32", "tf32", "bf16", "graph", "compile", "compile+graph", "device"),
         description="How: the plain eager step (fp32, tf32), bf16 autocast, one CUDA graph of it, "
-        "compiled, both, and both with the rows on the device; max tunes the compiled kernels.",
+        "compiled, both, and both with the rows on the device; max tunes the compiled kernels, and "
+        "+checkpoint computes activations again in the backward pass.",
     )
     preset: Literal["nano", "tiny", "small", "base"] = Field("base", description="Architecture.")
     batch_size: Count | None = Field(

@@ -146,6 +146,11 @@ class TrainSection(Section):
         None,
         description="Largest number of shapes a worker holds at once; the rest is accumulated.",
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep the inputs of the transformer blocks only and compute their activations "
+        "again in the backward pass: the same training in less memory, and slower.",
+    )
     clip_norm: Positive | None = Field(
         None, description="Clip the gradient's L2 norm; null for none."
     )

@@ -34,6 +34,13 @@ def test_an_option_that_was_added_since_had_its_default(tmp_path):
         refuse_other_config(folder, other)
 
 
+def test_a_run_that_memory_ended_may_go_on_with_less(tmp_path):
+    config = PretrainConfig(run={"name": "run"})
+    folder = folder_of_a_run(tmp_path, config, without="train.steps")
+    less = PretrainConfig(run={"name": "run"}, train={"activation_checkpointing": True})
+    refuse_other_config(folder, less)
+
+
 def test_a_job_that_needs_an_option_has_defaults_for_the_others(tmp_path):
     config = LinearProbeConfig(init_from="weights", run={"name": "run"})
     folder = folder_of_a_run(tmp_path, config, without="probe")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils.checkpoint import checkpoint
 
 from recon_ray.cluster.trainer import train_here
 from recon_ray.config.schema import PretrainConfig
@@ -144,18 +145,21 @@ class _GlooRuntime(LocalRuntime):
         self.rank, self.world_size = rank, world_size
 
 
-#: Training options of the runs of two workers.
+#: What is changed in the runs of two workers.
 OF_TWO = {
     "plain": {},
-    "half": {"gradient_precision": "bf16", "bucket_megabytes": 0.05},
-    "flat": {"gradient_exchange": "flat"},
+    "half": {"train": {"gradient_precision": "bf16", "bucket_megabytes": 0.05}},
+    "flat": {"train": {"gradient_exchange": "flat"}},
     # Micro batches, and to each worker its own batch-norm statistics, of which rank 0's are kept.
-    "local": {"sync_batch_norm": False, "micro_batch_size": 2},
+    "local": {"train": {"sync_batch_norm": False, "micro_batch_size": 2}},
     "local-flat": {
-        "sync_batch_norm": False,
-        "micro_batch_size": 2,
-        "gradient_exchange": "flat",
+        "train": {
+            "sync_batch_norm": False,
+            "micro_batch_size": 2,
+            "gradient_exchange": "flat",
+        }
     },
+    "again": {"model": {"kind": "twotower"}, "train": {"activation_checkpointing": True}},
 }
 
 
@@ -165,8 +169,8 @@ def of_two(tiny_config_in, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     config = tiny_config_in(folder)
     configs = [
-        changed(config, run={"name": name}, train=options, eval={"enabled": name == "plain"})
-        for name, options in OF_TWO.items()
+        changed(config, run={"name": name}, eval={"enabled": name == "plain"}, **changes)
+        for name, changes in OF_TWO.items()
     ]
     mp.start_processes(_worker, (2, configs), nprocs=2, start_method="spawn")
     return folder
@@ -245,6 +249,37 @@ def test_gradients_exchanged_all_at_once_are_the_same(whole, of_two):
     local = losses(of_two / "local")
     assert losses(of_two / "local-flat") == pytest.approx(local, rel=1e-4)
     assert local != pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_activations_computed_again_give_the_same_training(tiny_config, tiny_prepared, monkeypatch):
+    calls = []
+
+    def counted(part, *arguments, **options):
+        calls.append(part)
+        return checkpoint(part, *arguments, **options)
+
+    config = changed(
+        tiny_config,
+        model={"kind": "twotower"},
+        train={"micro_batch_size": 3, "epochs": 2},
+        eval={"enabled": False},
+    )
+    _, plain = pretrain_here(changed(config, run={"name": "plain"}), tiny_prepared)
+    again = {"activation_checkpointing": True}
+    monkeypatch.setattr("recon_ray.models.checkpointing.checkpoint", counted)
+    _, other = pretrain_here(changed(config, run={"name": "again"}, train=again), tiny_prepared)
+    assert losses(other) == losses(plain)
+    assert_same_weights(other, plain)
+    # 6 steps of 3 micro batches: two embeddings, two towers of two blocks, a decoder of one.
+    assert len(calls) == 6 * 3 * (2 + 4 + 1)
+
+
+def test_two_workers_agree_on_statistics_that_are_computed_again(
+    tiny_config, tiny_prepared, of_two
+):
+    config = changed(tiny_config, model={"kind": "twotower"}, eval={"enabled": False})
+    _, one = pretrain_here(config, tiny_prepared)
+    assert losses(of_two / "again") == pytest.approx(losses(one), rel=1e-4)
 
 
 def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(
