@@ -14,6 +14,7 @@ import ray
 from ray._private import ray_constants
 
 from recon_ray.cluster.access import KNOCK_SECONDS, Access, join_with_token, require_token
+from recon_ray.cluster.leaving import leave
 from recon_ray.config.schema import ClusterSection
 from recon_ray.errors import ConfigError
 from recon_ray.machine import cpu_count
@@ -141,7 +142,7 @@ def ray_session(
     try:
         yield
     finally:
-        ray.shutdown()
+        leave()
 
 
 def _knock(address: str) -> None:
