@@ -1,4 +1,4 @@
-"""What this process may use of its machine: fewer CPUs and less memory than there are, at times."""
+"""What this process may use of its machine, and the folder it works in."""
 
 from __future__ import annotations
 
@@ -61,3 +61,15 @@ def _entry(path: Path, name: str) -> int | None:
         return None
     words = (line.split() for line in lines)
     return next((int(found[1]) for found in words if found[:1] == [name]), None)
+
+
+def working_directory() -> str:
+    """Give the folder that relative paths are of.
+
+    Where several nodes of a cluster are one machine, Ray unpacks a job's files again for each, and
+    the folder that this process works in is then another one of the same name.
+    """
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return str(Path("/proc/self/cwd").readlink()).removesuffix(" (deleted)")

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -30,7 +29,7 @@ from recon_ray.data.batches import BatchOptions, IndexedTable
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.stream import SplitBlocks
 from recon_ray.errors import CheckpointError
-from recon_ray.machine import cpu_count
+from recon_ray.machine import cpu_count, working_directory
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
 from recon_ray.train.memory import MEASURING, explaining_memory
@@ -124,7 +123,7 @@ def evaluate(
             driver_ops=ops.backend(),
             threads=runtime.threads or plan.threads_per_worker,
             messenger=actor,
-            directory=str(Path.cwd()),
+            directory=working_directory(),
         )
         return _run_on_ray(payload, folder, cluster, plan)
 

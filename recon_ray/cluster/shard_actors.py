@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from recon_ray.cluster.worker import set_up_worker_log, work_in
 from recon_ray.config.schema import ClusterSection
 from recon_ray.data.stream import configure
 from recon_ray.errors import ReconError, as_record, from_record
+from recon_ray.machine import working_directory
 
 Record = dict[str, Any]
 Encode = Callable[[Sequence[Any]], Iterator[Record]]
@@ -65,7 +65,7 @@ def encode_on_ray(worker: ShardWorker, cluster: ClusterSection, plan: WorkerPlan
         )
         records = shards.map_batches(
             _ShardEncoder,
-            fn_constructor_args=(worker, tuple(tasks), str(Path.cwd())),
+            fn_constructor_args=(worker, tuple(tasks), working_directory()),
             batch_size=1,
             compute=ActorPoolStrategy(
                 min_size=min(cluster.allowed_workers[0], len(tasks)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from torch import Tensor
@@ -14,6 +13,7 @@ from recon_ray.cluster.shard_actors import Record
 from recon_ray.cluster.worker import set_up_worker_log, work_in
 from recon_ray.data.teacher_shards import EncodeTask, encode_shard
 from recon_ray.errors import ReconError, as_record, from_record
+from recon_ray.machine import working_directory
 from recon_ray.models.teachers import ImageTeacher
 
 
@@ -51,7 +51,7 @@ def encode_texts_on_ray(encode: Callable[[str], Tensor], plan: WorkerPlan) -> Te
     device = "cuda" if plan.gpus_per_worker else "cpu"
     task = ray.remote(_encode_texts)
     task = task.options(num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker)
-    encoded = ray.get(task.remote(encode, device, str(Path.cwd())))
+    encoded = ray.get(task.remote(encode, device, working_directory()))
     if isinstance(encoded, dict):
         raise from_record(encoded)
     return encoded

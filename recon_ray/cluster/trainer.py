@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,7 +25,7 @@ from recon_ray.config.schema import ClusterSection
 from recon_ray.data.batches import IndexedTable
 from recon_ray.data.stream import put_blocks
 from recon_ray.errors import ConfigError
-from recon_ray.machine import cpu_count
+from recon_ray.machine import cpu_count, working_directory
 from recon_ray.points import ops
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
@@ -191,7 +190,7 @@ def _payload(
         keeps_ledger=job.keeps_ledger,
         attempt=new_attempt(),
         messenger=actor,
-        directory=str(Path.cwd()),
+        directory=working_directory(),
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
         threads=job.runtime.threads or plan.threads_per_worker,

@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from recon_ray.cluster.board import Board
 from recon_ray.cluster.ledger import Ledger
 from recon_ray.cluster.trials import Trial, TrialJob, TrialPlan
+from recon_ray.machine import working_directory
 from recon_ray.train.runtime import RunFolder
 from recon_ray.train.storage import is_uri
 
@@ -59,7 +60,7 @@ def run_on_ray(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    payload = _Payload(job, plan, ray.put(job.shared), str(Path.cwd()))
+    payload = _Payload(job, plan, ray.put(job.shared), working_directory())
     function = tune.with_parameters(_trainable, payload=payload)
     resources = {"cpu": plan.cpus} | ({"gpu": plan.gpus} if plan.gpus else {})
     storage, is_temporary = _tune_storage(job)

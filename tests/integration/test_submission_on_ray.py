@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,14 @@ class Submissions:
             "python", "jobs/pretrain.py", "configs/quickstart.yaml", *options,
         )  # fmt: skip
 
+    def wait_until(self, is_so: Callable[[], bool], name: str, seconds: float = 240) -> None:
+        until = time.monotonic() + seconds
+        while not is_so():
+            ended = re.search(r"SUCCEEDED|FAILED|STOPPED", self.ray("status", name), re.IGNORECASE)
+            assert not ended, self.ray("logs", name)
+            assert time.monotonic() < until, self.ray("logs", name)
+            time.sleep(1)
+
     def wait_for_end(self, name: str, seconds: float = 240) -> str:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -93,7 +101,7 @@ def test_the_quickstart_is_submitted_stopped_and_continued_on_three_nodes(cluste
     watcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     run.process = watcher  # `until` looks whether something still runs
     try:
-        run.until(lambda: run.step >= 8, "step 8", 240)
+        jobs.wait_until(lambda: run.step >= 8, "first")
         for _ in range(40):
             page = prometheus_metrics(cluster)
             if "ray_recon_loss" in page and "ray_recon_world_size" in page:

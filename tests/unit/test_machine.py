@@ -70,3 +70,15 @@ def test_where_nothing_is_known_of_the_memory_nothing_is_said(tmp_path, monkeypa
     monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
     assert (machine.memory_limit(), machine.available_memory()) == (None, None)
+
+
+def test_the_working_directory_is_known_when_another_one_took_its_place(tmp_path, monkeypatch):
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert machine.working_directory() == str(folder)
+    folder.rmdir()
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError):
+        Path.cwd()
+    assert machine.working_directory() == str(folder)
