@@ -76,9 +76,8 @@ class ElasticRun:
 
     @property
     def log(self) -> str:
-        """What it has printed, in all of its attempts; nothing where it was submitted as a job."""
-        file = self.folder.with_suffix(".log")
-        return file.read_text() if file.exists() else ""
+        """What it has printed, in all of its attempts."""
+        return self.folder.with_suffix(".log").read_text()
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -98,29 +97,23 @@ def test_the_quickstart_is_submitted_stopped_and_continued_on_three_nodes(cluste
     )  # fmt: skip
     run = ElasticRun(cluster, tmp_path, tmp_path / "quick", (), samples=16 * 12, batch=30)
     jobs.submit("first", *options)
-    watcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    run.process = watcher  # `until` looks whether something still runs
-    try:
-        jobs.wait_until(lambda: run.step >= 8, "first")
-        for _ in range(40):
-            page = prometheus_metrics(cluster)
-            if "ray_recon_loss" in page and "ray_recon_world_size" in page:
-                break
-            time.sleep(1)
-        assert re.search(r'ray_recon_world_size\{[^}]*run="quick"[^}]*\} 3\.0', page), page[-3000:]
-        for name in ("loss", "samples_per_second", "data_wait_fraction", "restarts", "step"):
-            assert re.search(rf'ray_recon_{name}\{{[^}}]*run="quick"', page), name
-        jobs.ray("stop", "first")
-        jobs.wait_for_end("first")
-        log = jobs.ray("logs", "first")
-        assert "stopped by SIGTERM to the driver after a commit at step" in log
-        assert run.events[-1]["event"] == "stopped"
-        stopped = run.events[-1]["step"]
-        jobs.submit("second", *options, f"train.steps={stopped + 10}")
-        assert jobs.wait_for_end("second") == "SUCCEEDED", jobs.ray("logs", "second")
-    finally:
-        watcher.kill()
-        watcher.wait()
+    jobs.wait_until(lambda: run.step >= 8, "first")
+    for _ in range(40):
+        page = prometheus_metrics(cluster)
+        if "ray_recon_loss" in page and "ray_recon_world_size" in page:
+            break
+        time.sleep(1)
+    assert re.search(r'ray_recon_world_size\{[^}]*run="quick"[^}]*\} 3\.0', page), page[-3000:]
+    for name in ("loss", "samples_per_second", "data_wait_fraction", "restarts", "step"):
+        assert re.search(rf'ray_recon_{name}\{{[^}}]*run="quick"', page), name
+    jobs.ray("stop", "first")
+    jobs.wait_for_end("first")
+    log = jobs.ray("logs", "first")
+    assert "stopped by SIGTERM to the driver after a commit at step" in log
+    assert run.events[-1]["event"] == "stopped"
+    stopped = run.events[-1]["step"]
+    jobs.submit("second", *options, f"train.steps={stopped + 10}")
+    assert jobs.wait_for_end("second") == "SUCCEEDED", jobs.ray("logs", "second")
     assert run.starts[-1]["step"] == stopped + 1  # nothing was lost, nothing is done again
     assert run.starts[-1]["workers"] == 3
     assert run.starts[-1]["reason"] == "it was stopped, by SIGTERM to the driver"
