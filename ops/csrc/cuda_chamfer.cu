@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "cuda_segments.h"
 
@@ -33,6 +34,26 @@ int64_t pair_blocks(int64_t pairs, int64_t n, int64_t m) {
   return ceil_div(pairs, n <= 32 && m <= 32 ? kPairWarps<1, 1> : kPairWarps<2, 2>);
 }
 
+// The launch overlaps with the end of the kernel before it where the code that runs waits for that
+// (compiled for sm_90 or later; newer GPUs also run older code, which does not wait).
+template <typename... Parameters, typename... Arguments>
+void launch_early(
+    void (*kernel)(Parameters...), unsigned blocks, unsigned threads, cudaStream_t stream,
+    const char* name, Arguments&&... args) {
+  cudaFuncAttributes compiled{};
+  check_cuda(cudaFuncGetAttributes(&compiled, kernel), name);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = compiled.ptxVersion >= 90 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(args)...), name);
+}
+
 template <int RA, int RB, bool Loss, bool Squared, bool Full>
 void launch_pair_kernel(const ChamferArguments& args, cudaStream_t stream) {
   constexpr int kThreads = kPairWarps<RA, RB> * 32;
@@ -41,8 +62,7 @@ void launch_pair_kernel(const ChamferArguments& args, cudaStream_t stream) {
   auto* kernel = chamfer_pair_kernel<RA, RB, Loss, Squared, Full>;
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "chamfer");
-  kernel<<<blocks, kThreads, 0, stream>>>(args);
-  check_launch("chamfer");
+  launch_early(kernel, blocks, kThreads, stream, "chamfer", args);
 }
 
 template <bool Loss, bool Squared>
@@ -55,23 +75,8 @@ void launch_pairs(const ChamferArguments& args, cudaStream_t stream) {
   else launch_pair_kernel<2, 2, Loss, Squared, false>(args, stream);
 }
 
-// On sm_90 and later the launch overlaps with the end of the kernel before it.
 void launch_sum(const float* partial, int count, float* loss, cudaStream_t stream) {
-  int device = 0, major = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-      "cudaDeviceGetAttribute");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(1);
-  config.blockDim = dim3(kSumThreads);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = major >= 9 ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, sum_kernel, partial, count, loss), "chamfer_loss");
+  launch_early(sum_kernel, 1, kSumThreads, stream, "chamfer_loss", partial, count, loss);
 }
 
 struct Nearest {
