@@ -81,6 +81,20 @@ def _max_by_fours(x: Tensor) -> Tensor:
     return x.amax(dim=1)
 
 
+def _narrow_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Give the rectified linear layer of few channels, without gradient.
+
+    To a compiler it is one pass that writes the result alone; as a product, the result is written,
+    read, rectified and written again.
+    """
+    if not torch.compiler.is_compiling():
+        return F.relu(F.linear(x, weight, bias), inplace=True)
+    y = bias
+    for channel, column in enumerate(weight.unbind(dim=1)):
+        y = torch.addcmul(y, x[..., channel, None], column)
+    return F.relu(y)
+
+
 class PatchEmbed(Checkpointing):
     """Embed patches by a small point network with two max-pools (spec: a mini-PointNet).
 
@@ -150,7 +164,7 @@ class PatchEmbed(Checkpointing):
         """Embed (P, K, 3) patches with the running statistics, folded into the layers before."""
         scale, shift = self.norm1.affine()
         weight, bias = self.fc1.weight * scale[:, None], self.fc1.bias * scale + shift
-        x = self.fc2(F.relu(F.linear(flat, weight, bias), inplace=True))
+        x = self.fc2(_narrow_layer(flat, weight, bias))
         pooled = max_over_points(x)
         scale, shift = self.norm2.affine()
         weight, bias = self.fc3.weight * scale[:, None], self.fc3.bias * scale + shift

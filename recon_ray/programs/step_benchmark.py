@@ -51,7 +51,8 @@ WARMUP = 6
 MATMUL_SIZE = 8192
 #: Rate of the trainings whose losses are compared.
 CURVE_LR = 5e-4
-#: Timings of an evaluation, of which the median counts.
+#: Timings of an evaluation, of which the median counts, after one that does not: memory for all
+#: its batches is found then.
 PAIRS = 3
 #: Evaluations, and how many clouds they encode at once.
 EVALUATIONS = {"svm": 128, "vote_scan": 320, "vote_modelnet8k": 320}
@@ -165,7 +166,7 @@ def _evaluated(
     tables = {"test": workload.table}
     for variant in options.variants:
         way = WAYS[variant]
-        if way.residency == "device" or way.checkpointing:
+        if variant == "device" or way.checkpointing:
             continue  # every cloud is read once, and nothing is kept for a backward pass
         _start(way, device)
         how = Inference(**way.settings)
@@ -177,9 +178,9 @@ def _evaluated(
             # Each evaluation captures and ends; the difference of two is that of their batches.
             pairs = [
                 [_evaluation_seconds(workload, model, runtime, amount) for amount in (few, many)]
-                for _ in range(PAIRS)
+                for _ in range(1 + PAIRS)
             ]
-            spent = statistics.median(longer - shorter for shorter, longer in pairs)
+            spent = statistics.median(longer - shorter for shorter, longer in pairs[1:])
             trace = _trace(name, variant, options, folder)
             if trace is not None:
                 with _traced(trace, device):
@@ -248,11 +249,14 @@ def count_flops(
     workload: TrainingWorkload, options: StepBenchmarkSection, device: torch.device
 ) -> float:
     """Operations of the products of one plain eager step, forward and backward."""
-    step, batches = _step(workload, WAYS["fp32"], options, device, seed=0)
+    size = options.batch_size or workload.batch_size
+    counted = min(size, workload.batch_size)  # the plain step of a larger batch may not fit
+    few = options.model_copy(update={"batch_size": counted})
+    step, batches = _step(workload, WAYS["fp32"], few, device, seed=0)
     with FlopCounterMode(display=False) as counter:
         step(next(batches), epoch=0, step=0, lr=[0.0] * 3)
     batches.close()
-    return float(counter.get_total_flops())
+    return counter.get_total_flops() * size / counted
 
 
 def _step(
