@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -73,6 +74,17 @@ def test_split_embedding_equals_the_naive_one() -> None:
     for name in ("norm1", "norm2"):
         for key, value in naive.layers[name].state_dict().items():
             torch.testing.assert_close(getattr(split, name).state_dict()[key], value)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 9, 32])
+def test_compiled_inference_takes_other_ways_to_the_same(size: int) -> None:
+    split, naive = make_pair()
+    patches = torch.randn(2, 3, size, 3, dtype=torch.float64)
+    split(patches), naive(patches)  # statistics
+    torch._dynamo.reset()
+    compiled = torch.compile(split.eval(), backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(patches), naive.eval()(patches))
 
 
 def test_context_changes_statistics_in_training_only() -> None:
