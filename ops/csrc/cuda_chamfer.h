@@ -119,7 +119,7 @@ __device__ __forceinline__ void compare(
     uint4* table, int lane) {
   Smallest row{a.key[r], Round == 0 ? 0 : -1};
   uint4* own = table + lane * kTableRow;
-#pragma unroll 2  // straight-line code of all eight is slower: twice the instructions to fetch
+#pragma unroll 2  // measured faster on an H100 than all eight in a straight line
   for (int group = 0; group < 8; ++group) {
     const auto key = [&](int j) {
       const float4 p = points_b[round * 32 + group * 4 + j];
