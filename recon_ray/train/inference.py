@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.models.transformer import Attention, CrossAttention, Mlp
+from recon_ray.train.compiling import compile_arguments
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 #: From tensors whose first axis is the batch to named results.
 Function: TypeAlias = Callable[..., Mapping[str, Tensor]]
-
-#: What ``torch.compile`` is asked for; "max" also times several kernels for each product.
-COMPILE_MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class _Prepared:
         self._eager = function
         self._whole = function
         if how.compile != "off":
-            self._whole = torch.compile(function, mode=COMPILE_MODES[how.compile], dynamic=False)
+            self._whole = torch.compile(function, **compile_arguments(how.compile))
         self._device = device
         self._half = how.precision == "bf16"
         self._captures = how.cuda_graph and device.type == "cuda"

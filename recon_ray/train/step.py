@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from recon_ray.data.batches import Batch
 from recon_ray.points.random import SampleGenerator
 from recon_ray.train.batching import BatchPlan
+from recon_ray.train.compiling import compile_arguments
 from recon_ray.train.exchange import FlatExchange
 from recon_ray.train.graph import StepGraph
 from recon_ray.train.half_weights import HalfWeights
-from recon_ray.train.inference import COMPILE_MODES
 from recon_ray.train.metrics import Mean, is_distributed
 from recon_ray.train.runtime import TrainFeed
 from recon_ray.train.settings import FitSettings
@@ -92,12 +91,12 @@ class Step:
         else:
             self._forward = module
         if settings.compile != "off":
-            compiled = partial(torch.compile, mode=COMPILE_MODES[settings.compile], dynamic=False)
-            self._enrich = compiled(task.enrich)
+            arguments = compile_arguments(settings.compile)
+            self._enrich = torch.compile(task.enrich, **arguments)
             if bucketed:
-                module.compile(mode=COMPILE_MODES[settings.compile], dynamic=False)
+                module.compile(**arguments)
             else:
-                self._forward = compiled(self._forward)
+                self._forward = torch.compile(self._forward, **arguments)
         self._graph = StepGraph(self._run, device) if wants_graph(settings, device) else None
         self._lr = torch.zeros(len(optimizer.param_groups), device=device)
         if self._graph is not None:
