@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from recon_ray.models.cloud import EncoderModel, svm_pool
 from recon_ray.models.decoder import ReconDecoder, ReconOutput
-from recon_ray.models.encoder import init_projection
+from recon_ray.models.encoder import check_init, init_projection
 from recon_ray.models.heads import ContrastHead
 from recon_ray.models.masking import count_masked, hide_patches
 from recon_ray.points.random import RandomSource
@@ -241,11 +241,13 @@ class Embedder(_Projecting):
         drop_path: Drop rate of the last block.
         image_dim: Width of the image teacher's features, or None without that projection.
         text_dim: Width of the text teacher's features, or None without that projection.
+        init: ``scratch`` draws the weights of pre-training; ``reference`` keeps torch's defaults
+            for all but the tokens, as the published networks of the downstream tasks do.
         patch_widths: Widths of the patch embedding.
         fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
 
     Raises:
-        ValueError: If the sizes do not fit each other.
+        ValueError: If the sizes do not fit each other, or ``init`` is unknown.
     """
 
     def __init__(
@@ -259,6 +261,7 @@ class Embedder(_Projecting):
         drop_path: float = 0.1,
         image_dim: int | None = None,
         text_dim: int | None = None,
+        init: str = "scratch",
         patch_widths: Sequence[int] = (128, 256, 512),
         fps_min_sq_norm: float = -1.0,
     ) -> None:
@@ -274,6 +277,10 @@ class Embedder(_Projecting):
         )
         self.image_proj = _projection(embed_dim, image_dim)
         self.text_proj = _projection(embed_dim, text_dim)
+        check_init(init)
+        if init == "reference":
+            self.encoder.init_tokens()
+            return
         self.encoder.init_weights()
         for head in (self.image_proj, self.text_proj):
             if head is not None:

@@ -246,8 +246,8 @@ class ProbeEvaluation:
         options: Which probes, on which splits.
         choice: Which points are read.
         num_classes: Classes of the set.
-        follows_reference: Leave out training shapes that fill no last batch, and solve the SVM as
-            published.
+        follows_reference: Leave out training shapes that fill no last batch, and draw the untrained
+            network and solve the SVM as published.
         seed: Seed of the untrained network and of the probes' draws.
         limit: Use the first shapes of a split only.
     """
@@ -274,7 +274,12 @@ class ProbeEvaluation:
         models = {"": load_embedder(self.weights, **self.sizes)}
         if options.untrained:
             torch.manual_seed(self.seed)  # every worker draws the same network
-            models["_untrained"] = load_embedder(self.weights, trained=False, **self.sizes)
+            models["_untrained"] = load_embedder(
+                self.weights,
+                trained=False,
+                follows_reference=self.follows_reference,
+                **self.sizes,
+            )
         place = partial(runtime.inference.place, device=runtime.device)
         models = {name: place(model) for name, model in models.items()}
 

@@ -17,10 +17,12 @@ from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.models.prompts import NUM_PROMPTS
 from recon_ray.models.recon import Recon
 from recon_ray.points import transforms
+from recon_ray.programs import classifiers
 from recon_ray.programs.classifiers import class_texts
 from recon_ray.programs.linear_probe import linear_probe
 from recon_ray.programs.zeroshot import zeroshot
-from recon_ray.tasks.features import PointChoice, without_last_batch
+from recon_ray.tasks import linear_probe as probes
+from recon_ray.tasks.features import PointChoice, load_embedder, without_last_batch
 from recon_ray.tasks.linear_probe import (
     choose_k,
     held_out,
@@ -173,6 +175,27 @@ def test_probes_of_weights_and_of_an_untrained_network_read_every_cloud_once(pro
     assert result["counts"]["sampled_clouds"] == 36
     assert result["counts"]["encoded_clouds"] == 2 * 36
     assert run_probe(probe)["metrics"] == result["metrics"]
+
+
+def test_an_untrained_network_is_drawn_as_published_where_that_is_asked_for(
+    probe, weights, monkeypatch
+):
+    published = load_embedder(str(weights), trained=False, follows_reference=True).encoder
+    assert published.embed.fc3.bias.any()  # torch's default
+    assert published.class_token.std().item() == pytest.approx(0.02, rel=0.3)
+    assert not load_embedder(str(weights), trained=False).encoder.embed.fc3.bias.any()
+
+    drawn = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        drawn.append((options.get("trained", True), options.get("follows_reference", False)))
+        return load_embedder(*args, **options)
+
+    monkeypatch.setattr(probes, "load_embedder", load)
+    monkeypatch.setattr(probes, "REFERENCE_BATCH", 8)
+    monkeypatch.setattr(classifiers, "REFERENCE_BATCH", 8)
+    run_probe(probe, protocol="reference")
+    assert drawn == [(True, False), (False, True)]
 
 
 def test_nothing_is_sampled_where_all_points_are_read(probe):
