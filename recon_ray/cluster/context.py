@@ -27,8 +27,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "900",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Reading footers starts 32 actors by default, at every pass over a streamed set.
-    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
 }
 #: Further settings of a cluster that the job starts itself.
 LOCAL_ENVIRONMENT = {

@@ -16,7 +16,7 @@ from recon_ray.data.schema import write_options
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 TEMPORARY = ".tmp-"
 AGAIN = "prepare it again"
@@ -161,12 +161,48 @@ def read_table(path: Path, columns: list[str] | None) -> pa.Table:
     Raises:
         DataError: If it is unreadable or lacks a column.
     """
+    with _opened(path, columns or ()) as file:
+        return file.read(columns)
+
+
+def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+    """Read a Parquet file a part at a time, in this thread.
+
+    Args:
+        path: The file.
+        columns: Which columns.
+        rows: Rows of every part but the last.
+
+    Raises:
+        DataError: If it is unreadable or lacks a column.
+    """
+    with _opened(path, columns) as file:
+        for part in file.iter_batches(rows, columns=list(columns), use_threads=False):
+            yield pa.Table.from_batches([part])
+
+
+def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
+    """Read what columns of a Parquet file are.
+
+    Args:
+        path: The file.
+        columns: Which columns.
+
+    Raises:
+        DataError: If it is unreadable or lacks a column.
+    """
+    with _opened(path, columns) as file:
+        return pa.schema([file.schema_arrow.field(name) for name in columns])
+
+
+@contextlib.contextmanager
+def _opened(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in columns or [] if name not in file.schema_arrow.names]
+            missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise DataError(f"{path}: has no column {missing[0]!r}")
-            return file.read(columns)
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from recon_ray.data.batches import IndexedTable
 from recon_ray.data.prepared import PreparedSet, Split
+from recon_ray.data.shard_reader import SHARD, ShardReader, without_problems
 from recon_ray.data.teacher_cache import StoredFeatures
 from recon_ray.errors import DataError
 
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Part of the object store that decoded blocks may fill before ``auto`` turns to streaming.
 STORE_FRACTION = 0.6
+#: A task reads shards of so many bytes on disk, because every task costs some 30 ms, but fewer
+#: where that would leave a CPU of the cluster fewer tasks than this.
+TASK_BYTES, TASKS_A_CPU = 1 << 27, 4
 
 
 @dataclass(frozen=True)
@@ -161,21 +163,11 @@ def stream_dataset(
         seed: Seed of the order of files.
         used: (S,) uint8 over sample ids, 1 where the unfinished epoch has used the sample.
     """
-    import ray
-
-    configure()
-    dataset = ray.data.read_parquet(
-        [str(file) for file in split.geometry],
-        shuffle=ray.data.FileShuffleConfig(seed=seed),
-    ).select_columns(list(columns))
-    if used is not None and used.any():
-        dataset = dataset.map_batches(_Unused(used), batch_format="pyarrow", batch_size=None)
-    beside = [(split.views, "views")] if views else []
-    beside += [(list(one.files), one.column) for one in features]
-    for files, column in beside:
-        attach = Attach([str(file) for file in files], column, id_ranges(split))
-        dataset = dataset.map_batches(attach, batch_format="pyarrow", batch_size=64)
-    return dataset
+    beside: dict[str, Sequence[Path]] = {one.column: one.files for one in features}
+    if views:
+        beside["views"] = split.views
+    reader = ShardReader(split.geometry, columns, beside, used).reporting()
+    return _read(reader, order_seed=seed)
 
 
 def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
@@ -192,93 +184,58 @@ def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
 
 
 def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
-    """The rows of a worker's shard as Arrow tables, read ahead."""
-    # Whole blocks: smaller batches would be copied together from their pieces.
-    yield from shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    """The rows of a worker's shard as Arrow tables, read ahead.
 
-
-@dataclass(frozen=True)
-class _Unused:
-    """Leaves out the rows that the unfinished epoch has used."""
-
-    used: np.ndarray
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        ids = table["sample_id"].to_numpy()
-        known = ids < len(self.used)
-        fresh = ~known
-        fresh[known] = self.used[ids[known]] == 0
-        return table.filter(pa.array(fresh))
-
-
-@dataclass(frozen=True)
-class Attach:
-    """Adds a column that lies in sibling files, to rows in order of sample id in their shard.
-
-    Args:
-        files: The sibling files, one a shard.
-        column: The column in them.
-        ranges: First and last sample id of each.
+    Raises:
+        DataError: If a file is unreadable.
     """
-
-    files: Sequence[str]
-    column: str
-    ranges: Sequence[tuple[int, int]]
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Give the rows with the column.
-
-        Raises:
-            DataError: If a sample is not in the files.
-        """
-        ids = table["sample_id"]
-        if not len(table):
-            empty = pq.read_schema(self.files[0]).field(self.column).type
-            return table.append_column(self.column, pa.chunked_array([], empty))
-        low, high = pc.min(ids).as_py(), pc.max(ids).as_py()
-        near = zip(self.files, self.ranges, strict=True)
-        files = [file for file, (first, last) in near if first <= high and low <= last]
-        found = pq.read_table(
-            files or list(self.files[:1]),
-            columns=["sample_id", self.column],
-            filters=[("sample_id", ">=", low), ("sample_id", "<=", high)],
-        )
-        rows = pc.index_in(ids.combine_chunks(), value_set=found["sample_id"].combine_chunks())
-        if rows.null_count:
-            raise DataError(
-                f"{Path(self.files[0]).parent}: has no {self.column} of sample "
-                f"{ids.filter(rows.is_null())[0].as_py()}; verify the prepared set, or make its "
-                "teacher cache again"
-            )
-        return table.append_column(self.column, found[self.column].combine_chunks().take(rows))
-
-
-def id_ranges(split: Split) -> list[tuple[int, int]]:
-    """First and last sample id of each shard, from the statistics of its footer."""
-    ranges = []
-    for path in split.geometry:
-        metadata = pq.read_metadata(path)
-        ids = [metadata.row_group(i).column(0) for i in range(metadata.num_row_groups)]
-        found = [column.statistics for column in ids if column.num_values]
-        ranges.append((found[0].min, found[-1].max) if found else (0, -1))
-    return ranges
+    # Whole blocks: smaller batches would be copied together from their pieces.
+    yield from without_problems(
+        shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    )
 
 
 def configure() -> None:
     """Set Ray Data up for this process: quiet, in order, blocks of 16 MiB."""
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # bars are off
+    # What it raises it also logs, with a traceback that the user gets from us where it is needed.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
     context.target_max_block_size = 16 * 1024 * 1024
 
 
-def _materialize(files: Sequence[Path], columns: Sequence[str]) -> list[Any]:
+def _read(reader: ShardReader, *, order_seed: int | None = None) -> ray.data.Dataset:
+    """Lazy dataset over shards, in their order or, with a seed, in another one each epoch.
+
+    Ray's own reader of Parquet starts 32 processes before every epoch, which read the footers of
+    all files; here it is known what they hold.
+    """
     import ray
 
     configure()
-    dataset = ray.data.read_parquet([str(file) for file in files]).select_columns(list(columns))
-    return list(dataset.materialize().to_arrow_refs())
+    count = len(reader.files)
+    dataset = ray.data.from_arrow([pa.table({SHARD: [number]}) for number in range(count)])
+    if order_seed is not None:
+        dataset = reordered(dataset, seed=order_seed)  # of shards, which tasks take as they come
+    kinds = (reader.files, *reader.beside.values())
+    size = sum(files[0].stat().st_size for files in kinds)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    together = min(TASK_BYTES // size, count // (TASKS_A_CPU * cpus))
+    return dataset.map_batches(reader, batch_format="pyarrow", batch_size=max(1, together))
+
+
+def _materialize(files: Sequence[Path], columns: Sequence[str]) -> list[Any]:
+    """Read files into the object store.
+
+    Raises:
+        DataError: If one is unreadable.
+    """
+    try:
+        return list(_read(ShardReader(files, columns)).materialize().to_arrow_refs())
+    except DataError as error:  # the task's, whose text Ray has added to
+        own = getattr(error, "cause", error)
+        raise DataError(str(own).partition("\n")[0]) from error

@@ -21,7 +21,8 @@ from recon_ray.data.images import ImageTransform, load_images
 from recon_ray.data.prepare import prepare
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.schema import points_to_numpy
-from recon_ray.data.stream import Attach, decoded_bytes, id_ranges
+from recon_ray.data.shard_reader import ShardReader
+from recon_ray.data.stream import decoded_bytes
 from recon_ray.data.teacher_cache import (
     TeacherCache,
     cache_key,
@@ -291,25 +292,20 @@ def test_a_text_bank_is_read_back_exactly(tmp_path, use_prompts):
         cache.text_bank(["chair", "lamp", "chair"])
 
 
-def test_a_stream_attaches_features_by_sample_whatever_part_of_a_shard_it_has(copy):
+def test_a_stream_reads_features_beside_the_rows(copy):
     stored = build(copy).image_features(copy, "train", verify=True)
-    split = copy.splits["train"]
-    files = [str(path) for path in stored.files]
-    attach = Attach(files, "image_features", id_ranges(split))
+    files = copy.splits["train"].geometry
+    columns = ("sample_id", "image_features")
     expected = dict(
-        zip(*(pq.read_table(files)[name].to_pylist() for name in ("sample_id", "image_features")),
+        zip(*(pq.read_table(list(stored.files))[name].to_pylist() for name in columns),
             strict=True)
     )  # fmt: skip
-    rows = copy.read("train", ["label"])
-    unfinished = rows.filter(pa.array([i % 3 == 1 for i in range(10)]))
-    for table in (rows, rows.slice(2, 5), rows.slice(9), rows.slice(0, 0), unfinished):
-        found = attach(table)
-        assert found["sample_id"].equals(table["sample_id"])
-        values = found["image_features"].to_pylist()
-        assert values == [expected[i] for i in table["sample_id"].to_pylist()]
-    unknown = rows.slice(0, 1).set_column(0, "sample_id", pa.array([99], pa.int64()))
-    with pytest.raises(DataError, match="has no image_features of sample 99"):
-        attach(unknown)
+    shards = pa.table({"shard": [*reversed(range(len(files)))]})
+    reader = ShardReader(files, ["sample_id", "label"], {stored.column: stored.files})
+    found = pa.concat_tables(reader(shards))
+    assert found.column_names == ["sample_id", "label", "image_features"]
+    values = zip(*(found[name].to_pylist() for name in columns), strict=True)
+    assert dict(values) == expected
 
 
 def test_features_count_as_memory(copy):
