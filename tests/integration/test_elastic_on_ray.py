@@ -149,10 +149,10 @@ def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, 
 def test_a_killed_driver_and_a_truncated_checkpoint_cost_one_interval(elastic):
     run = elastic("run", "cluster.workers=1", "train.keep_checkpoints=4").start()
     run.until_started(1)
-    run.until_steps(100)
+    store = CheckpointStore(str(run.folder / "checkpoints"))
+    run.until(lambda: len(store.names()) > 1, "the second commit")
     run.process.send_signal(signal.SIGKILL)
     run.process.wait()
-    store = CheckpointStore(str(run.folder / "checkpoints"))
     before, newest = store.names()[-2:]
     train = Path(store.path(newest)) / "train.pt"
     train.write_bytes(train.read_bytes()[:300])

@@ -113,8 +113,8 @@ class ProbeSection(Section):
     draws: Count = Field(10, description="Random draws that the few-label SVM is averaged over.")
     untrained: bool = Field(
         True,
-        description="Also probe an untrained network of the same architecture: what training "
-        "added is the difference.",
+        description="Also probe an untrained network of the same architecture, drawn as published "
+        "with protocol=reference: what training added is the difference.",
     )
     train_split: str = Field("train", description="Split that the probes learn from.")
     test_split: str = Field("test", description="Split that they are tested on.")

@@ -161,6 +161,13 @@ OF_TWO = {
     },
     "again": {"model": {"kind": "twotower"}, "train": {"activation_checkpointing": True}},
 }
+#: The same, of compiled steps.
+COMPILED_OF_TWO = {
+    "compiled": {},
+    "compiled-flat": {"train": {"gradient_exchange": "flat"}},
+    "compiled-local": OF_TWO["local"],
+    "compiled-again": {"train": {"activation_checkpointing": True}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +186,7 @@ def of_two(tiny_config_in, tmp_path_factory) -> Path:
 def _worker(rank: int, world_size: int, configs: list[PretrainConfig]) -> None:
     torch.set_num_threads(1)
     for config in configs:
+        torch._dynamo.reset()  # or the model of the run before would be compiled for this one too
         meet = f"file://{config.run.storage}/{config.run.name}.rendezvous"
         dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
         _train(rank, world_size, config)
@@ -219,6 +227,25 @@ def test_two_workers_compute_the_same_function_as_one(one, of_two):
     assert_same_weights(several, whole, rtol=1e-3, atol=1e-5)
     assert together["zeroshot_before"] == alone["zeroshot_before"]
     assert together["probe_full_before"] == pytest.approx(alone["probe_full_before"], abs=0.09)
+
+
+@pytest.mark.long
+def test_compiled_steps_of_two_workers_compute_the_same_function(
+    tiny_config, whole, of_two, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    Path(tiny_config.run.storage).mkdir()
+    config = changed(tiny_config, eval={"enabled": False}, runtime={"compile": "default"})
+    for start in ("cold", "cached"):
+        configs = [
+            changed(config, run={"name": f"{name}-{start}"}, **changes)
+            for name, changes in COMPILED_OF_TWO.items()
+        ]
+        mp.start_processes(_worker, (2, configs), nprocs=2, start_method="spawn")
+        for one in configs:
+            expected = of_two / "local" if "local" in one.run.name else whole
+            found = losses(Path(one.run.storage) / one.run.name)
+            assert found == pytest.approx(losses(expected), rel=1e-3), one.run.name
 
 
 def test_all_workers_are_told_that_all_checkpoints_are_damaged(
