@@ -171,16 +171,14 @@ def stream_dataset(
 
 
 def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
-    """Give the blocks of a materialized dataset in another order each epoch.
+    """Give the blocks of a dataset in another order each epoch.
 
-    A Ray without the needed option keeps one order; rows are mixed in the workers' buffers anyway.
+    A Ray before 2.55 has no seed that changes with the epoch, and draws other orders in every run.
     """
     import ray
 
     reseeding = getattr(ray.data, "RandomSeedConfig", None)
-    if reseeding is None:
-        return dataset
-    return dataset.randomize_block_order(seed=reseeding(seed=seed))
+    return dataset.randomize_block_order(seed=None if reseeding is None else reseeding(seed=seed))
 
 
 def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
