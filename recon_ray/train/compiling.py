@@ -18,7 +18,6 @@ def compile_arguments(how: Literal["default", "max"]) -> dict[str, Any]:
         how: ``max`` also times several kernels for each product.
     """
     # Torch leaves a graph that holds autograd functions of one's own out of that cache, unless it
-    # is told otherwise. Ours are pure functions of tensors: their traced code, which is part of the
-    # cache's key, is all that they do.
+    # is told otherwise. All that ours do is in their traced code, which is part of the cache's key.
     autograd_config.autograd_cache_allow_custom_autograd_functions = True
     return {"mode": _MODES[how], "dynamic": False}
