@@ -8,17 +8,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from source_features import ship_features
 
 from recon_ray.cli import Job, run_job
 from recon_ray.config import load
 from recon_ray.config.schema import CacheTeachersConfig, PretrainConfig
 from recon_ray.data.batches import IndexedTable, make_batch
-from recon_ray.data.files import write_table
 from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import tensor_column
 from recon_ray.errors import ConfigError
 from recon_ray.points.random import SampleGenerator
 from recon_ray.programs.cache_teachers import cache_teachers
@@ -218,33 +216,8 @@ def test_training_with_a_cache_gives_the_losses_of_training_without(tiny_config,
     assert results["cached"] == pytest.approx(results["online"], rel=1e-3)
 
 
-def _ship_features(prepared: PreparedSet) -> PreparedSet:
-    """Give a set features of its source, as a shop of triplets has them."""
-    manifest = json.loads((prepared.path / "_manifest.json").read_text())
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            file = shard["geometry"]["file"].replace("geometry", "features", 1)
-            first, rows = shard["min_sample_id"], shard["rows"]
-            ids = np.arange(first, first + rows)
-            image = np.zeros((rows, 3, 6), np.float16)
-            image[:, 1] = ids[:, None]
-            image[:, 1, 0] = 1
-            text = np.repeat(ids[:, None, None] + 0.5, 4, axis=2).astype(np.float16)
-            table = pa.table(
-                {
-                    "sample_id": pa.array(ids, pa.int64()),
-                    "image_features": tensor_column(image),
-                    "text_features": tensor_column(text),
-                }
-            )
-            shard["features"] = write_table(prepared.path, file, table)
-    manifest["features"] = {"image": [3, 6], "text": [1, 4], "teacher": "of the source"}
-    (prepared.path / "_manifest.json").write_text(json.dumps(manifest))
-    return PreparedSet.open(prepared.path)
-
-
 def test_features_of_the_source_are_used_by_name(tiny_config, copy):
-    prepared = _ship_features(copy)
+    prepared = ship_features(copy)
     config = with_options(tiny_config, prepared, name="source")
     values = config.model_dump()
     values["teacher"]["text"]["name"] = "source"

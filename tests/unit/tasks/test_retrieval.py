@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from source_features import ship_features
 
 from recon_ray.cli import Job
 from recon_ray.config.schema import CacheTeachersConfig, RetrieveConfig
@@ -220,6 +221,26 @@ def test_queries_find_themselves_and_are_written(
     assert shape["cosine"] == pytest.approx(1.0, abs=1e-5)
     cosines = [row["cosine"] for row in rows[:3]]
     assert cosines == sorted(cosines, reverse=True)
+
+
+def test_pictures_may_be_features_that_the_source_has_shipped(
+    usual: dict[str, Any],
+    tiny_prepared: PreparedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny_prepared.path, tmp_path / "set")
+    prepared = ship_features(PreparedSet.open(tmp_path / "set"))
+    shipped = torch.tensor(points_to_numpy(prepared.read("test", features=True)["image_features"]))
+    ideal = Ideal(tiny_prepared, "category")
+    ideal.image = shipped[:, 1].float()  # the others are zeros
+    monkeypatch.setattr("recon_ray.tasks.search._project", ideal)
+    usual["init_from"] = str(save(tmp_path / "shipped.safetensors", image_dim=6))
+    usual["data"] |= {"num_points": prepared.num_points, "normalize": "none"}
+    usual["data"]["path"] = str(prepared.path)
+    usual["teacher"]["image"]["name"] = "source"
+    metrics = run(usual)["metrics"]
+    assert metrics["cloud_to_image_recall_at_1"] == metrics["image_to_cloud_recall_at_1"] == 1.0
 
 
 def test_one_side_is_left_out_where_it_is_not_there(usual: dict[str, Any], tmp_path: Path) -> None:
