@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a loop of Ray Data may take to notice that it is over.
 ENDING_SECONDS = 20.0
+#: How long a thread may take that reads ahead for an iterator of Ray Data.
+READING_SECONDS = 2.0
 
 
 def leave() -> None:
@@ -33,4 +35,7 @@ def leave() -> None:
         loop.join(max(0.0, until - time.monotonic()))
         if loop.is_alive():
             logger.warning("%s does not end", loop.name)
+    for reader in threading.enumerate():  # of iterators that were closed; they end by themselves
+        if reader.name == "iter_threaded":
+            reader.join(READING_SECONDS)
     ray.shutdown()

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,11 @@ def _dataset(build: Build, tasks: Sequence[ShardTask], at_once: int | None) -> r
 
 
 def _records(dataset: ray.data.Dataset) -> Iterator[Record]:
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for text in block["record"].to_pylist():
-            record = json.loads(text)
-            if "error" in record:
-                raise DataError(record["error"])
-            yield record
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    with closing(iter(batches)) as blocks:  # which ends the threads that read ahead
+        for block in blocks:
+            for text in block["record"].to_pylist():
+                record = json.loads(text)
+                if "error" in record:
+                    raise DataError(record["error"])
+                yield record
