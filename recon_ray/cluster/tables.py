@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.train
 
@@ -23,11 +21,6 @@ from recon_ray.data.stream import (
 )
 from recon_ray.data.teacher_cache import StoredFeatures
 from recon_ray.train.checkpoint import CheckpointStore
-
-
-def read_features(stored: StoredFeatures) -> pa.Table:
-    """Read the stored features of a whole split."""
-    return pq.read_table(list(stored.files), columns=["sample_id", stored.column])
 
 
 def read_tables(

@@ -19,7 +19,7 @@ from recon_ray.cluster.job import Mode, TrainingJob, with_precision
 from recon_ray.cluster.notices import messenger, outcome_of
 from recon_ray.cluster.progress import progress_bar, shows_bar
 from recon_ray.cluster.reservations import free_earlier, note_submission
-from recon_ray.cluster.tables import put_tables, read_features, read_tables, training_datasets
+from recon_ray.cluster.tables import put_tables, read_tables, training_datasets
 from recon_ray.cluster.worker import WorkerPayload, train_loop
 from recon_ray.config.schema import ClusterSection
 from recon_ray.data.batches import IndexedTable
@@ -51,7 +51,7 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     train = job.prepared.read(split, columns=columns, views=job.uses_views)
     train = train.slice(0, job.train_rows)
     views = [train.select(["sample_id", "views"])] if job.uses_views else None
-    features = [[read_features(one).slice(0, job.train_rows)] for one in job.features]
+    features = [[one.read().slice(0, job.train_rows)] for one in job.features]
     tables = {split.name: IndexedTable([train.select(columns)], views, features)}
     device = torch.device("cuda" if on_gpu else "cpu")
     train_feed = indexed_feed(

@@ -94,17 +94,23 @@ class StreamFeed:
 
     tracks_samples = True
 
-    def __init__(self, options: BatchOptions, *, rows: int, capacity: int, seed: int) -> None:
+    def __init__(
+        self, options: BatchOptions, *, rows: int, capacity: int, seed: int, pinned: bool
+    ) -> None:
         self.options = options
         self.rows = rows
         self.capacity = capacity
         self.seed = seed
+        self.pinned = pinned
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
         """Give fixed-size shares of the epoch's rows, mixed in a buffer."""
         shard = ray.train.get_dataset_shard("resume" if start_step else "train")
         buffer = ShuffleBuffer(
-            plan.per_worker, capacity=self.capacity, seed=(self.seed, epoch, start_step, rank)
+            plan.per_worker,
+            capacity=self.capacity,
+            seed=(self.seed, epoch, start_step, rank),
+            pinned=self.pinned,
         )
         for rows in buffer.mix(tables_of(shard)):
             yield make_batch(rows, self.options, epoch=epoch)
@@ -146,6 +152,7 @@ class RayRuntime:
                 rows=payload.train_rows,
                 capacity=payload.shuffle_buffer,
                 seed=payload.settings.seed,
+                pinned=self.device.type == "cuda",
             )
         return indexed_feed(
             self.table(payload.train_split),

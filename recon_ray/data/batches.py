@@ -308,11 +308,15 @@ class ShuffleBuffer:
         batch_size: Rows of every batch; a last incomplete one is dropped.
         capacity: Rows that are held before the first one leaves.
         seed: Seed of the draws.
+        pinned: Put the tensors of a batch into memory that a GPU can copy from by itself.
     """
 
-    def __init__(self, batch_size: int, *, capacity: int, seed: Sequence[int]) -> None:
+    def __init__(
+        self, batch_size: int, *, capacity: int, seed: Sequence[int], pinned: bool = False
+    ) -> None:
         self.batch_size = batch_size
         self.capacity = max(capacity, batch_size)
+        self.pinned = pinned
         self._random = np.random.default_rng(list(seed))
 
     def mix(self, tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
@@ -344,10 +348,15 @@ class ShuffleBuffer:
             blocks[block] = (columns, left - 1)
             if left == 1:
                 del blocks[block]
-        return {
-            name: np.stack(values) if isinstance(values[0], np.ndarray | np.generic) else values
-            for name, values in rows.items()
-        }
+        return {name: self._joined(values) for name, values in rows.items()}
+
+    def _joined(self, values: list[Any]) -> Any:  # noqa: ANN401 - as the column is
+        first = values[0]
+        if not (self.pinned and isinstance(first, np.ndarray)):
+            return np.stack(values) if isinstance(first, np.ndarray | np.generic) else values
+        kind = getattr(torch, first.dtype.name)
+        room = torch.empty((len(values), *first.shape), dtype=kind, pin_memory=True)
+        return np.stack(values, out=room.numpy())
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recon_ray.data.schema import write_options
+from recon_ray.data.schema import packed, unpacked, unpacked_field, write_options
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp-"
 AGAIN = "prepare it again"
-REBUILD = "delete it and run the prepare job again, which rebuilds it"
+REBUILD = "delete it and run the job that made it again, which rebuilds it"
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
@@ -79,9 +79,10 @@ def write_table(root: Path, file: str, table: pa.Table) -> dict[str, Any]:
 
 
 def parquet_bytes(table: pa.Table) -> memoryview:
-    """Give the Parquet file that holds a table."""
+    """Give the Parquet file that holds a table; see :mod:`recon_ray.data.schema`."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **write_options(table.schema))
+    stored = packed(table)
+    pq.write_table(stored, sink, **write_options(stored.schema))
     return memoryview(sink.getvalue())
 
 
@@ -162,7 +163,7 @@ def read_table(path: Path, columns: list[str] | None) -> pa.Table:
         DataError: If it is unreadable or lacks a column.
     """
     with _opened(path, columns or ()) as file:
-        return file.read(columns)
+        return unpacked(file.read(columns))
 
 
 def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
@@ -178,7 +179,7 @@ def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Tab
     """
     with _opened(path, columns) as file:
         for part in file.iter_batches(rows, columns=list(columns), use_threads=False):
-            yield pa.Table.from_batches([part])
+            yield unpacked(pa.Table.from_batches([part]))
 
 
 def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
@@ -192,19 +193,19 @@ def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
         DataError: If it is unreadable or lacks a column.
     """
     with _opened(path, columns) as file:
-        return pa.schema([file.schema_arrow.field(name) for name in columns])
+        return pa.schema([unpacked_field(file.schema_arrow.field(name)) for name in columns])
 
 
 @contextlib.contextmanager
 def _opened(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise DataError(f"{path}: has no column {missing[0]!r}")
             yield file
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error
+        raise DataError(f"{path}: cannot be read as Parquet; {REBUILD}") from error
 
 
 def remove_temporaries(root: Path, folders: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from recon_ray.data.files import is_text, parquet_bytes
 from recon_ray.data.meshes import sample_generator
 from recon_ray.data.render import Style, renderer
-from recon_ray.data.schema import POINT_DTYPES, SCHEMA_VERSION, Layout
+from recon_ray.data.schema import POINT_DTYPES, Layout
 from recon_ray.data.sources.base import SPLIT_ORDER, Features, Item, Listing, Source
 from recon_ray.errors import ConfigError, DataError
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Setting = str | int | float | bool | None
 # Raising the tolerated fraction must not throw finished shards away: it decides nothing in them.
 NOT_IN_PLAN = ("max_quarantine_fraction",)
+#: Of what the rows hold. How files store them may change: sets of both ways are read, and finished
+#: shards of an interrupted one stay.
+COLUMNS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,7 @@ def _layout(listing: Listing, options: PrepareOptions) -> Layout:
 def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict[str, Setting]:
     chosen = {k: v for k, v in asdict(options).items() if k not in NOT_IN_PLAN}
     items = sorted((asdict(item) for item in listing.items), key=lambda item: item["object_id"])
-    settings: dict[str, Setting] = {"schema_version": SCHEMA_VERSION, "source": source.name}
+    settings: dict[str, Setting] = {"schema_version": COLUMNS_VERSION, "source": source.name}
     settings |= {f"source.{name}": value for name, value in listing.settings.items()}
     settings |= {f"prepare.{name}": value for name, value in chosen.items()}
     settings["source.samples"] = len(items)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from recon_ray.data.files import AGAIN, check_rows, read_json, read_table, verify_hash
-from recon_ray.data.schema import KINDS, MANIFEST, SCHEMA_VERSION, Layout
+from recon_ray.data.schema import KINDS, MANIFEST, READABLE_VERSIONS, Layout
 from recon_ray.data.verification import verify_files, verify_hashes
 from recon_ray.errors import DataError
 
@@ -288,10 +288,10 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
         version = manifest["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is not a readable manifest; {AGAIN}") from error
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path}: has schema version {version}, but this package reads version "
-            f"{SCHEMA_VERSION}; {AGAIN}"
+            f"{path}: has schema version {version}, but this package reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; {AGAIN}"
         )
     return manifest, hashlib.sha256(content).hexdigest()
 

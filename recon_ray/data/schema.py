@@ -1,28 +1,35 @@
-"""Parquet columns and writer options of a prepared set (schema version 1).
+"""Parquet columns and writer options of a prepared set (schema version 2).
 
 A set has files of up to three kinds with the same rows in the same order: ``geometry``, ``views``
 (encoded pictures) and ``features`` (what a source's own teacher gave).
 
-Points are ``arrow.fixed_shape_tensor`` columns, which keep their (N, 3) shape in every reader that
-knows the canonical extension type. Dictionary encoding is on for strings only: on float data it
-makes the files larger than the raw numbers; byte-stream-split and zstd-1 make them 15 % smaller.
+In memory, points and other arrays are ``arrow.fixed_shape_tensor`` columns. In a file a row of one
+is its bytes: Parquet has no other fixed-size type, and lists are decoded number by number. Floats
+are not compressed, which would make the files a sixth smaller, but reading slower than anything
+else in a stream; pages have checksums. ``jobs/benchmark.py ingest`` compares the two ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Version 1 has lists of numbers where version 2 has bytes.
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 MANIFEST = "_manifest.json"  # its presence makes a folder a complete set
 ROW_GROUP_SIZE = 64
 STRING_COLUMNS = ("object_id", "category", "caption")
 POINT_DTYPES = ("float32", "float16")
 KINDS = ("geometry", "views", "features")  # folders of files with the same rows in one order
+#: Metadata of a field of bytes that are tensors: ``{"dtype": "float32", "shape": [N, 3]}``.
+TENSOR = b"tensor"
 
 
 @dataclass(frozen=True)
@@ -125,20 +132,83 @@ def _required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
-    """Give the options of ``pyarrow.parquet.write_table`` for one of the schemas above."""
-    floats = [
-        f"{field.name}.list.element"
-        for field in schema
-        if isinstance(field.type, pa.FixedShapeTensorType)
-        and pa.types.is_floating(field.type.value_type)
-    ]
+    """Give the options of ``pyarrow.parquet.write_table`` for what :func:`packed` gives."""
+    floats = [field.name for field in schema if _is_float_tensor(field)]
+    others = [name for name in schema.names if name not in floats]  # tables of tensors are flat
+    uncompressed = dict.fromkeys(floats, "none")
     return {
-        "compression": "zstd",
-        "compression_level": 1,
+        "compression": {**uncompressed, **dict.fromkeys(others, "zstd")} if floats else "zstd",
+        "compression_level": dict.fromkeys(others, 1) if floats else 1,
         "use_dictionary": [name for name in STRING_COLUMNS if name in schema.names],
-        "use_byte_stream_split": floats,
         "row_group_size": ROW_GROUP_SIZE,
+        "write_page_checksum": True,
     }
+
+
+def packed(table: pa.Table) -> pa.Table:
+    """Give a table as it is written: bytes in place of tensors, of the same memory."""
+    return _converted(table, _packed_field, _packed_chunk)
+
+
+def unpacked(table: pa.Table) -> pa.Table:
+    """Give a table that was read with tensors in place of their bytes, of the same memory."""
+    return _converted(table, unpacked_field, _unpacked_chunk)
+
+
+def unpacked_field(field: pa.Field) -> pa.Field:
+    """Give a field as :func:`unpacked` does: of tensors, if its bytes are some."""
+    stored = (field.metadata or {}).get(TENSOR)
+    if stored is None:
+        return field
+    tensor = json.loads(stored)
+    kind = tensor_type(tensor["dtype"], tuple(tensor["shape"]))
+    return pa.field(field.name, kind, nullable=field.nullable)
+
+
+def _packed_field(field: pa.Field) -> pa.Field:
+    if not isinstance(field.type, pa.FixedShapeTensorType):
+        return field
+    numbers, shape = field.type.value_type, list(field.type.shape)
+    width = numbers.bit_width // 8 * math.prod(shape)
+    stored = json.dumps({"dtype": np.dtype(numbers.to_pandas_dtype()).name, "shape": shape})
+    return pa.field(field.name, pa.binary(width), nullable=False, metadata={TENSOR: stored})
+
+
+def _is_float_tensor(field: pa.Field) -> bool:
+    tensor = unpacked_field(field).type
+    return isinstance(tensor, pa.FixedShapeTensorType) and pa.types.is_floating(tensor.value_type)
+
+
+def _converted(
+    table: pa.Table,
+    convert_field: Callable[[pa.Field], pa.Field],
+    convert: Callable[[pa.Array, pa.DataType], pa.Array],
+) -> pa.Table:
+    """Give a table whose columns of another type are converted, chunk by chunk."""
+    fields = [convert_field(field) for field in table.schema]
+    columns = [
+        column
+        if field.type == column.type
+        else pa.chunked_array([convert(chunk, field.type) for chunk in column.chunks], field.type)
+        for field, column in zip(fields, table.columns, strict=True)
+    ]
+    return pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
+
+
+def _packed_chunk(chunk: pa.FixedShapeTensorArray, kind: pa.DataType) -> pa.Array:
+    numbers = chunk.storage.flatten()
+    start = numbers.offset * (numbers.type.bit_width // 8)
+    content = numbers.buffers()[1].slice(start, len(chunk) * kind.byte_width)
+    return pa.Array.from_buffers(kind, len(chunk), [None, content])
+
+
+def _unpacked_chunk(chunk: pa.FixedSizeBinaryArray, kind: pa.FixedShapeTensorType) -> pa.Array:
+    size = chunk.type.byte_width
+    content = chunk.buffers()[1].slice(chunk.offset * size, len(chunk) * size)
+    count = len(chunk) * kind.storage_type.list_size
+    numbers = pa.Array.from_buffers(kind.value_type, count, [None, content])
+    storage = pa.FixedSizeListArray.from_arrays(numbers, kind.storage_type.list_size)
+    return pa.ExtensionArray.from_storage(kind, storage)
 
 
 def tensor_column(values: np.ndarray) -> pa.FixedShapeTensorArray:

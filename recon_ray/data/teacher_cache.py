@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from recon_ray.data.batches import Draw
-from recon_ray.data.files import file_sha256, read_json
+from recon_ray.data.files import file_sha256, read_json, read_table
 from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import MANIFEST, points_to_numpy
+from recon_ray.data.schema import MANIFEST, points_to_numpy, unpacked
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.models.prompts import PREFIXES, SUFFIXES
 
@@ -66,6 +66,14 @@ class StoredFeatures:
     def bytes_per_sample(self) -> int:
         """Bytes of a sample's features in memory (float16)."""
         return 2 * self.shape[0] * self.shape[1]
+
+    def read(self) -> pa.Table:
+        """Read ``sample_id`` and the column of the whole split.
+
+        Raises:
+            DataError: If a file is unreadable.
+        """
+        return pa.concat_tables([read_table(f, ["sample_id", self.column]) for f in self.files])
 
 
 @dataclass(frozen=True)
@@ -327,6 +335,6 @@ def _short(value: object) -> str:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        return unpacked(pq.read_table(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from recon_ray.data.files import AGAIN, check_rows, read_table, verify_hash
-from recon_ray.data.schema import MANIFEST, SCHEMA_VERSION, Layout
+from recon_ray.data.schema import MANIFEST, Layout
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _verify_file(
     path = verify_hash(root, shard[kind])
     table = read_table(path, None)
     if not table.schema.equals(schema):
-        raise DataError(f"{path}: its columns are not of schema {SCHEMA_VERSION}; {AGAIN}")
+        raise DataError(f"{path}: its columns are not those of a prepared set; {AGAIN}")
     ids = table["sample_id"]
     if len(ids) != shard["rows"]:
         raise DataError(f"{path}: holds {len(ids)} rows instead of {shard['rows']}; {AGAIN}")

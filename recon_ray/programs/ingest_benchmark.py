@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from recon_ray.cluster.job import Mode, TrainingJob
 from recon_ray.cluster.trainer import run_workers
 from recon_ray.config.schema import BenchmarkConfig, IngestBenchmarkSection
 from recon_ray.data.batches import Batch, BatchOptions
+from recon_ray.data.files import parquet_bytes, read_parts, read_table
 from recon_ray.data.meshes import Shape
 from recon_ray.data.plan import PrepareOptions
 from recon_ray.data.prepare import prepare
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.render import render_views
 from recon_ray.data.runners import run_processes
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.schema import ROW_GROUP_SIZE, points_to_numpy
 from recon_ray.data.sources.base import Item, Listing, Sample
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.data.sources.synthetic import SyntheticSource
@@ -39,6 +40,7 @@ from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
+DECODINGS = 5
 SMALL = 4  # batches of the set whose memory is that of the processes alone
 VIEW_SIZE = 224
 
@@ -82,6 +84,7 @@ def measure_ingest(config: BenchmarkConfig, folder: RunFolder) -> dict[str, floa
     metrics = {
         "clouds_prepared_per_second": _prepare_rate(options),
         "views_rendered_per_second_per_core": _render_rate(options.meshes),
+        **decoding_rates(prepared.splits["train"].geometry[0]),
     }
     loader = [time_epoch(loader_batches(prepared, options, e)) for e in range(options.epochs)]
     metrics |= figures_of("dataloader", loader, options)
@@ -131,7 +134,7 @@ class ParquetRows(IterableDataset[Batch]):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         random = np.random.default_rng([self.epoch])
         for number in random.permutation(len(self.files))[first::step]:
-            table = pq.read_table(self.files[number], columns=["sample_id", "points", "label"])
+            table = read_table(self.files[number], ["sample_id", "points", "label"])
             ids, labels = table["sample_id"].to_numpy(), table["label"].to_numpy()
             points = points_to_numpy(table["points"])
             order = random.permutation(len(ids))
@@ -151,6 +154,46 @@ def loader_batches(
     files = prepared.splits["train"].geometry
     rows = ParquetRows(files, options.batch_size, epoch)
     return iter(DataLoader(rows, batch_size=None, num_workers=options.loader_workers))
+
+
+def decoding_rates(path: Path) -> dict[str, float]:
+    """Rows that one thread decodes a second, as files hold tensors and as lists of numbers.
+
+    Args:
+        path: A shard.
+    """
+    table = read_table(path, ["sample_id", "points", "label"])
+    with tempfile.TemporaryDirectory() as folder:
+        lists, own = Path(folder, "lists.parquet"), Path(folder, "bytes.parquet")
+        # What suits lists of floats best.
+        pq.write_table(
+            table,
+            lists,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            use_byte_stream_split=["points.list.element"],
+            row_group_size=ROW_GROUP_SIZE,
+        )
+        own.write_bytes(parquet_bytes(table))
+        seconds = {file: _decoding_seconds(file, table.column_names) for file in (own, lists)}
+        size_ratio = own.stat().st_size / lists.stat().st_size
+    return {
+        "decoded_per_second_per_core": len(table) / seconds[own],
+        "decoded_from_lists_per_second_per_core": len(table) / seconds[lists],
+        "file_over_lists": size_ratio,
+    }
+
+
+def _decoding_seconds(path: Path, columns: Sequence[str]) -> float:
+    """The least of a few times."""
+    times = []
+    for _ in range(DECODINGS):
+        started = time.perf_counter()
+        for _ in read_parts(path, columns, ROW_GROUP_SIZE):
+            pass
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def _feed(
@@ -257,5 +300,8 @@ def describe(metrics: dict[str, float], options: IngestBenchmarkSection) -> str:
         "first batch; memory: peak beyond that of the idle processes, in decoded sets",
         f"prepared from npy: {metrics['clouds_prepared_per_second']:.0f} clouds/s; rendered: "
         f"{metrics['views_rendered_per_second_per_core']:.0f} views/s and core",
+        f"decoded by one thread: {metrics['decoded_per_second_per_core']:.0f} clouds/s; lists of "
+        f"numbers, zstd: {metrics['decoded_from_lists_per_second_per_core']:.0f}; size of a file "
+        f"over that of lists: {metrics['file_over_lists']:.2f}",
     ]
     return "\n".join(lines)

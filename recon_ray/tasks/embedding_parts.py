@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from recon_ray.data.files import AGAIN
+from recon_ray.data.files import read_parts
 from recon_ray.data.prepared import PreparedSet
 from recon_ray.data.schema import points_to_numpy
 from recon_ray.data.single_files import cloud_of_file
@@ -67,17 +67,13 @@ class ShardRows:
             DataError: If the file cannot be read.
         """
         left = self.count
-        try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size, columns=[*COLUMNS, "points"]):
-                    rows = batch.slice(0, left)
-                    left -= len(rows)
-                    points = points_to_numpy(rows["points"]).astype(np.float32)
-                    yield Rows(rows.select(COLUMNS).to_pydict(), torch.from_numpy(points))
-                    if not left:
-                        return
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{self.path}: cannot be read as Parquet; {AGAIN}") from error
+        for part in read_parts(Path(self.path), [*COLUMNS, "points"], batch_size):
+            rows = part.slice(0, left)
+            left -= len(rows)
+            points = points_to_numpy(rows["points"]).astype(np.float32)
+            yield Rows(rows.select(COLUMNS).to_pydict(), torch.from_numpy(points))
+            if not left:
+                return
 
 
 @dataclass(frozen=True)

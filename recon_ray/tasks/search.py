@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from recon_ray.config.schema import ImageEncoderSection, RetrievalSection, TextTeacherSection
 from recon_ray.data.batches import filled
-from recon_ray.data.files import AGAIN
+from recon_ray.data.files import read_parts
 from recon_ray.data.images import load_images
 from recon_ray.data.schema import points_to_numpy
 from recon_ray.data.teacher_cache import StoredBank, StoredFeatures
-from recon_ray.errors import DataError
 from recon_ray.models.recon import Embedder
 from recon_ray.models.teachers import ImageTeacher
 from recon_ray.tasks.features import PointChoice, Tally, extract_features, load_embedder
@@ -79,9 +77,7 @@ class Pictures:
     def features(self, runtime: EvaluationRuntime, batch_size: int) -> dict[int, Tensor]:
         """Sample id to feature (D,); shapes without a picture are not there."""
         if self.stored is not None:
-            table = pq.read_table(
-                list(self.stored.files), columns=["sample_id", self.stored.column]
-            )
+            table = self.stored.read()
             features = points_to_numpy(table[self.stored.column])  # (B, K, D)
             has = filled(features)
             first = features[np.arange(len(features)), has.argmax(axis=1)].astype(np.float32)
@@ -102,18 +98,14 @@ class Pictures:
         """Sample ids and first pictures of this worker's files."""
         for path, count in self.files[runtime.rank :: runtime.world_size]:
             left = count
-            try:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(batch_size, columns=["sample_id", "views"]):
-                        rows = batch.slice(0, left).to_pylist()
-                        left -= len(rows)
-                        rows = [row for row in rows if row["views"]]
-                        if rows:
-                            yield [r["sample_id"] for r in rows], [r["views"][0] for r in rows]
-                        if not left:
-                            break
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error
+            for part in read_parts(Path(path), ["sample_id", "views"], batch_size):
+                rows = part.slice(0, left).to_pylist()
+                left -= len(rows)
+                rows = [row for row in rows if row["views"]]
+                if rows:
+                    yield [r["sample_id"] for r in rows], [r["views"][0] for r in rows]
+                if not left:
+                    break
 
 
 def encode_pictures(

@@ -476,7 +476,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "other-version",
         lambda root: _change_manifest(root, lambda manifest: manifest.update(schema_version=9)),
-        r"_manifest\.json: has schema version 9, but this package reads version 1; prepare it aga",
+        r"_manifest\.json: has schema version 9, but this package reads versions 1 and 2; pre",
     ),
     (
         "no-splits",
@@ -502,7 +502,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
         "flipped-points",  # decodes all the same
         lambda root: _flip(_first_shard(root), _first_shard(root).stat().st_size // 2),
         r"geometry/train/part-00000.*: is damaged or was changed \(its SHA-256 is not the manif.*"
-        r"delete it and run the prepare job again, which rebuilds it",
+        r"delete it and run the job that made it again, which rebuilds it",
     ),
     (
         "flipped-views",

@@ -154,16 +154,21 @@ def write_openshape(
     return shapes
 
 
+def _values(table: pa.Table, name: str) -> list[Any]:
+    stored = (table.schema.field(name).metadata or {}).get(b"tensor")
+    if stored is None:
+        return table[name].to_pylist()
+    tensor = json.loads(stored)
+    rows = table[name].to_pylist()
+    return [np.frombuffer(row, tensor["dtype"]).reshape(tensor["shape"]) for row in rows]
+
+
 def read_rows(path: Path, split: str, columns: Sequence[str] = ("points",)) -> dict[str, Any]:
-    """The rows of a prepared set by object id, read with pyarrow alone."""
+    """The rows of a prepared set by object id, read with pyarrow and numpy alone."""
     rows: dict[str, Any] = {}
     for file in sorted((path / "geometry" / split).glob("*.parquet")):
         table = pq.read_table(file)
-        arrays = [table[name].combine_chunks() for name in columns]
-        values = [
-            a.to_numpy_ndarray() if isinstance(a.type, pa.FixedShapeTensorType) else a.to_pylist()
-            for a in arrays
-        ]
+        values = [_values(table, name) for name in columns]
         for index, name in enumerate(table["object_id"].to_pylist()):
             row = [value[index] for value in values]
             rows[name] = row[0] if len(columns) == 1 else row

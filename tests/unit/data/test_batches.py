@@ -200,6 +200,14 @@ def test_features_pass_the_buffer_of_a_stream_with_their_rows():
         assert batch["image_features"][:, 1, 2].tolist() == batch["sample_id"].tolist()
 
 
+@pytest.mark.cuda
+def test_a_gpu_copies_from_the_memory_that_a_stream_is_mixed_into():
+    rows = next(ShuffleBuffer(4, capacity=6, seed=(1,), pinned=True).mix([_table([*range(12)])]))
+    batch = make_batch(rows, BatchOptions(), epoch=0)
+    assert batch["points"].is_pinned()
+    assert batch["points"][:, 0, 0].tolist() == batch["sample_id"].tolist()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize("limit", [None, 5])
 def test_evaluation_takes_every_row_once_on_any_number_of_workers(world_size, limit):

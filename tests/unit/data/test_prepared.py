@@ -50,7 +50,9 @@ def test_other_schema_version_is_refused(copy):
     path = copy / "_manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(DataError, match="schema version 99, but this package reads version 1"):
+    with pytest.raises(
+        DataError, match="schema version 99, but this package reads versions 1 and 2"
+    ):
         PreparedSet.open(copy)
 
 

@@ -67,7 +67,7 @@ def test_what_cannot_be_read_is_named(copy):
     with pytest.raises(DataError, match=f"{views[0]}: its sample ids are not those of "):
         list(reader_of(copy)(shards(0)))
     geometry[1].write_bytes(b"PAR1" + bytes(64))
-    with pytest.raises(DataError, match=f"{geometry[1]}: cannot be read as Parquet; prepare it"):
+    with pytest.raises(DataError, match=f"{geometry[1]}: cannot be read as Parquet; delete it"):
         list(reader_of(copy)(shards(1)))
     geometry[2].unlink()
     with pytest.raises(DataError, match=f"{geometry[2]}: cannot be read"):
@@ -85,5 +85,5 @@ def test_a_stream_hears_of_what_cannot_be_read_from_a_row(copy):
     damaged.write_bytes(b"PAR1" + bytes(64))
     blocks = pa.concat_tables(reader(shards(0, 1, 2)))  # of one schema, as Ray puts them together
     assert len(blocks) == 7 + 1 + 7
-    with pytest.raises(DataError, match=f"{damaged}: cannot be read as Parquet; prepare it again"):
+    with pytest.raises(DataError, match=f"{damaged}: cannot be read as Parquet; delete it"):
         list(without_problems([blocks.slice(0, 5), blocks.slice(5)]))

@@ -107,7 +107,7 @@ def test_copy_k_is_what_the_teacher_says_of_the_augmentation_of_epoch_k(copy):
     assert (stored.shape, stored.dim, stored.draw) == ((COPIES, 16), 16, "copy")
     teacher, table = create_image_teacher("descriptor:16"), copy.read("train", [], views=True)
     ids, views = table["sample_id"].to_pylist(), table["views"].to_pylist()
-    found = pa.concat_tables([pq.read_table(path) for path in stored.files])
+    found = stored.read()
     assert found["sample_id"].to_pylist() == ids
     features = points_to_numpy(found["image_features"])
     assert features.dtype == np.float16
@@ -171,7 +171,7 @@ def test_without_augmentation_every_view_is_encoded_once(copy):
     stored = cache.image_features(copy, "train", verify=True)
     assert stored.draw == "view"
     table = copy.read("train", [], views=True)
-    features = points_to_numpy(pq.read_table(list(stored.files))["image_features"])
+    features = points_to_numpy(stored.read()["image_features"])
     teacher = create_image_teacher("descriptor:16")
     for view in range(2):
         alone = [[row[view]] for row in table["views"].to_pylist()]
@@ -296,10 +296,7 @@ def test_a_stream_reads_features_beside_the_rows(copy):
     stored = build(copy).image_features(copy, "train", verify=True)
     files = copy.splits["train"].geometry
     columns = ("sample_id", "image_features")
-    expected = dict(
-        zip(*(pq.read_table(list(stored.files))[name].to_pylist() for name in columns),
-            strict=True)
-    )  # fmt: skip
+    expected = dict(zip(*(stored.read()[name].to_pylist() for name in columns), strict=True))
     shards = pa.table({"shard": [*reversed(range(len(files)))]})
     reader = ShardReader(files, ["sample_id", "label"], {stored.column: stored.files})
     found = pa.concat_tables(reader(shards))

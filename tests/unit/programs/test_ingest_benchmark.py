@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from recon_ray.cluster.feed_loop import EpochTime, time_epoch
 from recon_ray.config.schema import IngestBenchmarkSection
 from recon_ray.errors import DataError
 from recon_ray.programs.ingest_benchmark import (
+    decoding_rates,
     describe,
     figures_of,
     loader_batches,
@@ -77,13 +79,15 @@ def test_a_pass_that_doubles_or_loses_samples_is_no_figure(options, epoch):
         figures_of("stream", [epoch], options)
 
 
-def test_the_table_has_a_row_a_mode(options):
+def test_the_table_has_a_row_a_mode_and_says_what_decoding_takes(options, prepared):
     metrics = {"clouds_prepared_per_second": 1.0, "views_rendered_per_second_per_core": 2.0}
+    metrics |= decoding_rates(prepared.splits["train"].geometry[0])
     epoch = EpochTime(48, 48, 2.0, 0.4)
     for name in ("dataloader", *options.modes):
         metrics |= figures_of(name, [epoch], options)
-    rows = [line.split()[0] for line in describe(metrics, options).splitlines()[2:6]]
-    assert rows == ["dataloader", "shared", "cached", "stream"]
+    lines = describe(metrics, options).splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["dataloader", "shared", "cached", "stream"]
+    assert re.search(r"by one thread: [1-9]\d* clouds/s; lists of numbers, zstd: [1-9]", lines[-1])
 
 
 def test_memory_counts_what_a_started_process_holds():

@@ -59,9 +59,7 @@ def enriched(config: PretrainConfig, prepared: PreparedSet, epoch: int) -> dict[
     options = task.batch_options().for_device(torch.device("cpu"))
     views = options.images is not None
     rows = prepared.read("train", columns=["points", "label", "caption"], views=views)
-    from recon_ray.cluster.tables import read_features
-
-    features = [[read_features(one)] for one in task.stored.features]
+    features = [[one.read()] for one in task.stored.features]
     pictures = [rows.select(["sample_id", "views"])] if views else None
     table = IndexedTable([rows.select(list(options.columns))], pictures, features)
     batch = make_batch(table.take(np.arange(9), options.needs), options, epoch=epoch)
