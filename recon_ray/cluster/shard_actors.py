@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,11 +76,12 @@ def encode_on_ray(worker: ShardWorker, cluster: ClusterSection, plan: WorkerPlan
             num_cpus=plan.cpus_per_worker,
             num_gpus=plan.gpus_per_worker or None,
         )
-        for row in records.iter_rows():
-            record = json.loads(row["record"])
-            if "error" in record:
-                raise from_record(record)
-            yield record
+        with closing(iter(records.iter_rows())) as rows:  # which ends the threads that read ahead
+            for row in rows:
+                record = json.loads(row["record"])
+                if "error" in record:
+                    raise from_record(record)
+                yield record
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ import ray.data
 
 from recon_ray.cluster.context import ray_session
 from recon_ray.config.schema import ClusterSection
+from recon_ray.data.stream import calm_log
 from recon_ray.errors import DataError, ReconError
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class _BuildShard:
 
 
 def _dataset(build: Build, tasks: Sequence[ShardTask], at_once: int | None) -> ray.data.Dataset:
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # bars are off
+    calm_log()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False  # a record is given when its shard is built

@@ -28,6 +28,14 @@ STORE_FRACTION = 0.6
 #: A task reads shards of so many bytes on disk, because every task costs some 30 ms, but fewer
 #: where that would leave a CPU of the cluster fewer tasks than this.
 TASK_BYTES, TASKS_A_CPU = 1 << 27, 4
+#: Loggers of Ray Data that say too much: that progress bars are off, that no CPU is free at this
+#: moment, and with a traceback what it raises too, which the user gets from us where it is needed.
+LOG_LEVELS = {
+    "_internal.progress": logging.ERROR,
+    "dataset": logging.ERROR,
+    "exceptions": logging.CRITICAL,
+    "_internal.execution.streaming_executor_state": logging.CRITICAL,
+}
 
 
 @dataclass(frozen=True)
@@ -193,12 +201,18 @@ def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
     )
 
 
+def calm_log() -> None:
+    """Let Ray Data log in this process what a user can act on."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(f"ray.data.{name}").setLevel(level)
+
+
 def configure() -> None:
     """Set Ray Data up for this process: quiet, in order, blocks of 16 MiB."""
     import ray
 
-    # What it raises it also logs, with a traceback that the user gets from us where it is needed.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    calm_log()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

@@ -8,7 +8,7 @@ from recon_ray.programs.checks import use_ops
 from recon_ray.programs.ops_benchmark import measure_ops
 from recon_ray.programs.run import start_run
 
-PARTS = ("ops", "step", "ingest")
+PARTS = ("ops", "step", "training", "ingest")
 
 
 def benchmark(job: Job[BenchmarkConfig]) -> JobResult:
@@ -30,6 +30,11 @@ def benchmark(job: Job[BenchmarkConfig]) -> JobResult:
 
             found = measure_steps(config, run.folder)
             tables.append(describe_steps(found, config.step))
+        elif part == "training":
+            from recon_ray.programs.training_benchmark import describe_training, measure_training
+
+            found = measure_training(config, run.folder)
+            tables.append(describe_training(found, config.training))
         else:
             from recon_ray.programs.ingest_benchmark import describe, measure_ingest
 

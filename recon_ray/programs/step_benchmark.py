@@ -51,6 +51,8 @@ WARMUP = 6
 MATMUL_SIZE = 8192
 #: Rate of the trainings whose losses are compared.
 CURVE_LR = 5e-4
+#: Steps of a batch that is tried for its memory, and how many batches are.
+FEW_STEPS, TRIES = 5, 8
 #: Timings of an evaluation, of which the median counts, after one that does not: memory for all
 #: its batches is found then.
 PAIRS = 3
@@ -100,7 +102,8 @@ def measure_steps(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float
         By ``<workload>/<way>/``: ``samples_per_second``, ``milliseconds``, ``speedup`` over the
         plain eager step, ``data_wait_fraction``, ``peak_memory_bytes``, ``start_seconds``
         (compiling and capturing), ``loss``, ``matmul_fraction`` of the measured matrix rate; of
-        eager training steps also ``step_bytes``, the most memory of the tensors that a step makes.
+        eager training steps also ``step_bytes``, the most memory of the tensors that a step makes;
+        with a limit of memory ``largest_batch``, its bytes and its samples a second.
     """
     options = config.step
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,7 +131,83 @@ def _trained(
         found = _measure(workload, WAYS[variant], options, device, seed, trace)
         if options.curve_steps and name == options.workloads[0]:
             found["final_loss"] = _final_loss(workload, WAYS[variant], options, device, seed)
+        if options.memory_gib is not None and variant == options.variants[-1]:
+            found |= _largest_batch(workload, WAYS[variant], options, device, seed)
         yield variant, {**found, "flops": flops}
+
+
+def _largest_batch(
+    workload: TrainingWorkload,
+    way: Way,
+    options: StepBenchmarkSection,
+    device: torch.device,
+    seed: int,
+) -> dict[str, float]:
+    """The largest batch whose memory stays within the limit, and what a step of it takes."""
+    assert options.memory_gib is not None
+    tried: dict[int, dict[str, float]] = {}
+
+    def memory(size: int) -> float:
+        few = options.model_copy(update={"batch_size": size, "steps": FEW_STEPS})
+        try:
+            tried[size] = _measure(workload, way, few, device, seed, None)
+        except torch.OutOfMemoryError:
+            return math.inf
+        on_gpu = device.type == "cuda"
+        return tried[size]["peak_memory_bytes" if on_gpu else "step_bytes"]
+
+    largest = largest_size(
+        memory, limit=options.memory_gib * 2**30, first=workload.batch_size, most=options.samples
+    )
+    if largest is None:
+        return {}
+    size, taken = largest
+    rate = tried[size]["samples_per_second"]
+    return {
+        "largest_batch": float(size),
+        "largest_batch_bytes": taken,
+        "largest_batch_samples_per_second": rate,
+    }
+
+
+def largest_size(
+    memory: Callable[[int], float], *, limit: float, first: int, most: int
+) -> tuple[int, float] | None:
+    """Find the largest batch that fits, whose memory grows about linearly with it.
+
+    Args:
+        memory: Gives the bytes of a batch; infinity if it could not be taken. It is costly.
+        limit: Bytes that it may take.
+        first: A batch to begin with; the result is found to an eighth of it.
+        most: Largest batch that is tried.
+
+    Returns:
+        The batch and its bytes; None if not even the first one fits.
+    """
+    first = min(first, most)
+    unit = max(first // 8, 1)
+    fits, over = {0: 0.0, first: memory(first)}, most + 1
+    if fits[first] > limit:
+        return None
+    for _ in range(TRIES):
+        (low, low_bytes), (high, high_bytes) = sorted(fits.items())[-2:]
+        slope = (high_bytes - low_bytes) / (high - low)
+        # What does not depend on the batch is unknown before a second one is measured.
+        is_first = len(fits) == 2 and over > most
+        size = 2 * first if is_first else high + int((limit - high_bytes) / max(slope, 1))
+        size = min(size, over - 1)
+        if over <= most and size == over - 1:
+            size = (high + over) // 2
+        size -= size % unit if size < most else 0
+        if size <= high:
+            break
+        found = memory(size)
+        if found <= limit:
+            fits[size] = found
+        else:
+            over = size
+    largest = max(fits)
+    return largest, fits[largest]
 
 
 def _final_loss(
@@ -380,7 +459,17 @@ def _line(found: dict[str, float]) -> str:
         parts.append(f"loss {found['loss']:.4f}")
     if "final_loss" in found:
         parts.append(f"final loss {found['final_loss']:.5f}")
+    if "largest_batch" in found:
+        parts.append(_largest_line(found))
     return ", ".join(parts)
+
+
+def _largest_line(found: dict[str, float]) -> str:
+    return (
+        f"largest batch {found['largest_batch']:.0f} "
+        f"({found['largest_batch_bytes'] / 2**30:.2f} GiB, "
+        f"{found['largest_batch_samples_per_second']:.0f} samples/s)"
+    )
 
 
 def _gib(size: float | None) -> str:
@@ -410,6 +499,14 @@ def describe_steps(metrics: dict[str, float], options: StepBenchmarkSection) -> 
                 + f"{_gib(metrics.get(f'{key}/step_bytes')):>11}"
                 f"{metrics[f'{key}/start_seconds']:>9.0f}"
                 f"{metrics[f'{key}/matmul_fraction']:>13.1%}"
+            )
+    for name in options.workloads:
+        prefix = f"{name}/{options.variants[-1]}/"
+        found = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+        if "largest_batch" in found:
+            lines.append(
+                f"{name}, {options.variants[-1]}, within {options.memory_gib:g} GiB: "
+                f"{_largest_line(found)}"
             )
     curves = {v: metrics.get(f"{options.workloads[0]}/{v}/final_loss") for v in options.variants}
     if options.curve_steps:

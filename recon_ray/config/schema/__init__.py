@@ -16,6 +16,7 @@ from recon_ray.config.schema.benchmark import (
     BenchmarkConfig,
     IngestBenchmarkSection,
     StepBenchmarkSection,
+    TrainingBenchmarkSection,
     Variant,
 )
 from recon_ray.config.schema.data import (
@@ -175,6 +176,7 @@ __all__ = [
     "TextOnlySection",
     "TextTeacherSection",
     "TrainSection",
+    "TrainingBenchmarkSection",
     "TrainingConfig",
     "TrialSection",
     "ValidationSection",

@@ -67,15 +67,37 @@ class StepBenchmarkSection(Section):
         description="Also train the first workload so many steps in every variant, with one seed, "
         "and compare the losses at the end with those of the first variant.",
     )
+    memory_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Also find, for every training workload in the last variant, the largest batch "
+        "whose step takes at most so many GiB (without a GPU: of tensors, in an eager variant); "
+        "step.samples bounds it.",
+    )
     profile: bool = Field(
         False, description="Write a trace of every variant, and its kernels by time."
     )
 
 
+class TrainingBenchmarkSection(Section):
+    """Pre-training on a worker of Ray Train; its clouds are those of the section ingest."""
+
+    feeds: tuple[Literal["device", "shared", "cached", "stream"], ...] = Field(
+        ("device", "shared", "cached", "stream"),
+        description="How rows come: from the worker's device, from memory (data.mode=shared, "
+        "cached), or from the files in every epoch. Each is compared with the first.",
+    )
+    preset: Literal["nano", "tiny", "small", "base"] = Field("base", description="Architecture.")
+    batch_size: Count = Field(128, description="Shapes a step.")
+    num_points: Count = Field(1024, description="Points of a cloud that the model sees.")
+    records: Count = Field(15, description="Records of 20 steps that are timed.")
+
+
 class BenchmarkConfig(JobConfig):
     """jobs/benchmark.py: measure, each figure beside a named alternative in one run."""
 
-    what: Literal["ingest", "step", "ops", "all"] = Field("ingest", description="What is measured.")
+    what: Literal["ingest", "step", "training", "ops", "all"] = Field(
+        "ingest", description="What is measured."
+    )
     cluster: ClusterSection = Field(
         ClusterSection(object_store_bytes=4_000_000_000),
         description="Where and on how many workers.",
@@ -84,3 +106,6 @@ class BenchmarkConfig(JobConfig):
         IngestBenchmarkSection(), description="Reading prepared sets."
     )
     step: StepBenchmarkSection = Field(StepBenchmarkSection(), description="Steps.")
+    training: TrainingBenchmarkSection = Field(
+        TrainingBenchmarkSection(), description="Steps with their rows, in a job."
+    )
