@@ -1,4 +1,4 @@
-"""A prepared set rewritten for readers that refuse tensor types.
+"""A prepared set rewritten for readers that want numbers, not the bytes of tensors.
 
 A tensor column becomes a plain fixed-size list of its numbers, row by row as they were, and the
 field's metadata say its shape: ``shape`` is ``[N, 3]`` in JSON. Everything else stays as it is;

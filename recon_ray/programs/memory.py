@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-INTERVAL_SECONDS = 0.25
+#: Walking the mapped object store of every process takes tens of milliseconds each time.
+INTERVAL_SECONDS = 1.0
 
 
 @dataclass

@@ -152,7 +152,7 @@ class PrepareConfig(JobConfig):
     export: LocalPath | None = Field(
         None,
         description="Only rewrite this prepared set, to output, with plain fixed-size lists for "
-        "readers that refuse tensor types.",
+        "readers that want numbers, not the bytes of tensors.",
     )
     prepare: PrepareSection = Field(PrepareSection(), description="How the source is converted.")
 

@@ -1,4 +1,4 @@
-"""A prepared set for readers that refuse tensor types."""
+"""A prepared set for readers that want numbers, not the bytes of tensors."""
 
 from __future__ import annotations
 
