@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp-"
 AGAIN = "prepare it again"
-REBUILD = "delete it and run the job that made it again, which rebuilds it"
+REBUILD = "delete it and repeat the job that made it, which rebuilds it"
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:

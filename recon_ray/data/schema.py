@@ -171,7 +171,9 @@ def _packed_field(field: pa.Field) -> pa.Field:
     numbers, shape = field.type.value_type, list(field.type.shape)
     width = numbers.bit_width // 8 * math.prod(shape)
     stored = json.dumps({"dtype": np.dtype(numbers.to_pandas_dtype()).name, "shape": shape})
-    return pa.field(field.name, pa.binary(width), nullable=False, metadata={TENSOR: stored})
+    return pa.field(
+        field.name, pa.binary(width), nullable=field.nullable, metadata={TENSOR: stored}
+    )
 
 
 def _is_float_tensor(field: pa.Field) -> bool:

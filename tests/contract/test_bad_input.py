@@ -502,7 +502,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
         "flipped-points",  # decodes all the same
         lambda root: _flip(_first_shard(root), _first_shard(root).stat().st_size // 2),
         r"geometry/train/part-00000.*: is damaged or was changed \(its SHA-256 is not the manif.*"
-        r"delete it and run the job that made it again, which rebuilds it",
+        r"delete it and repeat the job that made it, which rebuilds it",
     ),
     (
         "flipped-views",

@@ -72,8 +72,14 @@ def test_any_reader_of_parquet_gets_bytes_and_what_they_are():
 
 def test_files_of_version_1_are_read_as_those_of_version_2(tmp_path):
     table = _table(_clouds(6, 7))
-    pq.write_table(table, tmp_path / "old.parquet")  # lists of numbers
-    assert read_table(tmp_path / "old.parquet", None).equals(table)
+    nullable = pa.table({"sample_id": table["sample_id"], "points": table["points"]})
+    for rows in (table, nullable):
+        pq.write_table(rows, tmp_path / "old.parquet")  # lists of numbers
+        (tmp_path / "new.parquet").write_bytes(parquet_bytes(rows))
+        old, new = (read_table(tmp_path / f"{name}.parquet", None) for name in ("old", "new"))
+        assert old.equals(rows)
+        assert pa.concat_tables([old, new]).slice(len(rows)).equals(rows)
+    pq.write_table(table, tmp_path / "old.parquet")
     assert read_schema(tmp_path / "old.parquet", ["points"]).equals(table.select(["points"]).schema)
 
 
