@@ -2,12 +2,12 @@
 
 import sys
 
+from recon_ray.benchmarks.config import BenchmarkConfig
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import BenchmarkConfig
 
 
 def main(job: Job[BenchmarkConfig]) -> JobResult:
-    from recon_ray.programs.benchmark import benchmark
+    from recon_ray.benchmarks.job import benchmark
 
     return benchmark(job)
 

@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import CacheTeachersConfig
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
 
 
 def main(job: Job[CacheTeachersConfig]) -> JobResult:
-    from recon_ray.programs.cache_teachers import cache_teachers  # torch and Ray only when needed
+    from recon_ray.tasks.cache_teachers.job import cache_teachers  # torch and Ray only when needed
 
     return cache_teachers(job)
 

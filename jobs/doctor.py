@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import DoctorConfig
+from recon_ray.doctor.config import DoctorConfig
 
 
 def main(job: Job[DoctorConfig]) -> JobResult:
-    from recon_ray.programs.doctor import doctor  # torch and Ray load only when needed
+    from recon_ray.doctor.job import doctor  # torch and Ray load only when needed
 
     return doctor(job)
 

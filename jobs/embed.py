@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import EmbedConfig
+from recon_ray.tasks.embed.config import EmbedConfig
 
 
 def main(job: Job[EmbedConfig]) -> JobResult:
-    from recon_ray.programs.embed import embed  # torch and Ray load only when needed
+    from recon_ray.tasks.embed.job import embed  # torch and Ray load only when needed
 
     return embed(job)
 

@@ -3,11 +3,13 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import EvaluateConfig
+from recon_ray.tasks.classify.config import EvaluateConfig
 
 
 def main(job: Job[EvaluateConfig]) -> JobResult:
-    from recon_ray.programs.evaluate import evaluate_classifier  # torch loads only when needed
+    from recon_ray.tasks.classify.evaluate_job import (
+        evaluate_classifier,  # torch loads only when needed
+    )
 
     return evaluate_classifier(job)
 

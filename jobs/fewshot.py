@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import FewshotConfig
+from recon_ray.sweeps.fewshot.config import FewshotConfig
 
 
 def main(job: Job[FewshotConfig]) -> JobResult:
-    from recon_ray.programs.fewshot import fewshot  # torch and Ray load only when needed
+    from recon_ray.sweeps.fewshot.job import fewshot  # torch and Ray load only when needed
 
     return fewshot(job)
 

@@ -3,11 +3,13 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import FinetuneConfig
+from recon_ray.tasks.classify.config import FinetuneConfig
 
 
 def main(job: Job[FinetuneConfig]) -> JobResult:
-    from recon_ray.programs.finetune import finetune  # torch and Ray load only when needed
+    from recon_ray.tasks.classify.finetune_job import (
+        finetune,  # torch and Ray load only when needed
+    )
 
     return finetune(job)
 

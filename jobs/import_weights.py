@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import ImportWeightsConfig
+from recon_ray.tasks.import_weights.config import ImportWeightsConfig
 
 
 def main(job: Job[ImportWeightsConfig]) -> JobResult:
-    from recon_ray.programs.import_weights import import_weights  # torch loads only when needed
+    from recon_ray.tasks.import_weights.job import import_weights  # torch loads only when needed
 
     return import_weights(job)
 

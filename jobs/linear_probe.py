@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import LinearProbeConfig
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
 
 
 def main(job: Job[LinearProbeConfig]) -> JobResult:
-    from recon_ray.programs.linear_probe import linear_probe  # torch and Ray load only when needed
+    from recon_ray.tasks.linear_probe.job import linear_probe  # torch and Ray load only when needed
 
     return linear_probe(job)
 

@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import PartsegConfig
+from recon_ray.tasks.partseg.config import PartsegConfig
 
 
 def main(job: Job[PartsegConfig]) -> JobResult:
-    from recon_ray.programs.partseg import partseg  # torch and Ray load only when needed
+    from recon_ray.tasks.partseg.job import partseg  # torch and Ray load only when needed
 
     return partseg(job)
 

@@ -3,17 +3,17 @@
 import sys
 
 from recon_ray.cli import Flag, Job, JobResult, run_job
-from recon_ray.config.schema import PrepareConfig
+from recon_ray.tasks.prepare.config import PrepareConfig
 
 
 def main(job: Job[PrepareConfig]) -> JobResult:
-    from recon_ray.programs.prepare import prepare  # the readers of meshes load only when needed
+    from recon_ray.tasks.prepare.job import prepare  # the readers of meshes load only when needed
 
     return prepare(job)
 
 
 def cards(name: str | None) -> str:
-    from recon_ray.programs.prepare import show_cards
+    from recon_ray.tasks.prepare.job import show_cards
 
     return show_cards(name)
 

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import PretrainConfig
+from recon_ray.tasks.pretrain.config import PretrainConfig
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 def main(job: Job[PretrainConfig]) -> JobResult:
-    from recon_ray.programs.pretrain import pretrain  # torch and Ray load only when needed
+    from recon_ray.tasks.pretrain.job import pretrain  # torch and Ray load only when needed
 
     return pretrain(job)
 

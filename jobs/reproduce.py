@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import ReproduceConfig
+from recon_ray.reproduce.config import ReproduceConfig
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "reproduce" / "paper.yaml"
 
 
 def main(job: Job[ReproduceConfig]) -> JobResult:
-    from recon_ray.programs.reproduce import reproduce  # torch and Ray load only when needed
+    from recon_ray.reproduce.job import reproduce  # torch and Ray load only when needed
 
     return reproduce(job)
 

@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import RetrieveConfig
+from recon_ray.tasks.retrieve.config import RetrieveConfig
 
 
 def main(job: Job[RetrieveConfig]) -> JobResult:
-    from recon_ray.programs.retrieve import retrieve  # torch and Ray load only when needed
+    from recon_ray.tasks.retrieve.job import retrieve  # torch and Ray load only when needed
 
     return retrieve(job)
 

@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import SweepConfig
+from recon_ray.sweeps.config import SweepConfig
 
 
 def main(job: Job[SweepConfig]) -> JobResult:
-    from recon_ray.programs.sweep import sweep  # torch and Ray load only when needed
+    from recon_ray.sweeps.job import sweep  # torch and Ray load only when needed
 
     return sweep(job)
 

@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import VisualizeConfig
+from recon_ray.tasks.visualize.config import VisualizeConfig
 
 
 def main(job: Job[VisualizeConfig]) -> JobResult:
-    from recon_ray.programs.visualize import visualize  # torch loads only when needed
+    from recon_ray.tasks.visualize.job import visualize  # torch loads only when needed
 
     return visualize(job)
 

@@ -3,11 +3,11 @@
 import sys
 
 from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.config.schema import ZeroshotConfig
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
 
 
 def main(job: Job[ZeroshotConfig]) -> JobResult:
-    from recon_ray.programs.zeroshot import zeroshot  # torch and Ray load only when needed
+    from recon_ray.tasks.zeroshot.job import zeroshot  # torch and Ray load only when needed
 
     return zeroshot(job)
 

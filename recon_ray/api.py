@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recon_ray.models.cloud import EncoderModel
 from recon_ray.models.presets import MODELS, PRESETS, preset_sizes
 from recon_ray.points.transforms import normalize
-from recon_ray.tasks.weights import find_weights
+from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import construct, initialize
 
 #: Tasks that a model can be made for, and the kind of model of each.

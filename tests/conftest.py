@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.data.meshes import Shape
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.readers.meshes import Shape
 from recon_ray.data.sources.base import Item, Listing, Sample
-from recon_ray.data.sources.synthetic import SyntheticSource
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.points import ops
+from recon_ray.tasks.pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY_TESTS = "tests/integration/"

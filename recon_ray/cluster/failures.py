@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray.train import TrainingFailedError, UserCallback
 
-from recon_ray.cluster.reservations import renew_after_failure
+from recon_ray.cluster.workarounds.reservations import renew_after_failure
 from recon_ray.errors import OutOfMemoryError, ReconError
-from recon_ray.train.journal import Journal, shortened
-from recon_ray.train.runtime import RunFolder
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.journal import Journal, shortened
 
 #: What Ray says of a worker that it has killed to save its node.
 KILLED_FOR_MEMORY = ("memory usage threshold", "low on memory")

@@ -14,24 +14,31 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
-from recon_ray.cluster.notices import Watch, guarded
 from recon_ray.cluster.prometheus import RunMetrics
-from recon_ray.cluster.reservations import was_submitted
-from recon_ray.data.batches import Batch, BatchOptions, IndexedTable, ShuffleBuffer, make_batch
-from recon_ray.data.stream import SplitBlocks, tables_of
+from recon_ray.cluster.stop_watch import Watch, guarded
+from recon_ray.cluster.workarounds.reservations import was_submitted
+from recon_ray.data.loading.batches import (
+    Batch,
+    BatchOptions,
+    IndexedTable,
+    ShuffleBuffer,
+    make_batch,
+)
+from recon_ray.data.loading.stream import SplitBlocks, tables_of
 from recon_ray.errors import ConfigError
 from recon_ray.points import ops
-from recon_ray.train.batching import BatchPlan
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.journal import Journal
+from recon_ray.runs.recorder import listening
+from recon_ray.runs.storage import split
+from recon_ray.train.feed.batching import BatchPlan
+from recon_ray.train.feed.indexed import TrainFeed
+from recon_ray.train.feed.resident import Residency, indexed_feed
 from recon_ray.train.inference import Inference
-from recon_ray.train.journal import Journal
 from recon_ray.train.loop import fit, records
-from recon_ray.train.notices import Notice
-from recon_ray.train.recorder import listening
-from recon_ray.train.residency import Residency, indexed_feed
-from recon_ray.train.runtime import RunFolder, TrainFeed
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.storage import split
+from recon_ray.train.stop_request import Notice
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -195,7 +202,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: ``{"payload": WorkerPayload}``.
 
     Returns:
-        ``{"metrics": ...}`` or an error, see :func:`recon_ray.cluster.notices.guarded`.
+        ``{"metrics": ...}`` or an error, see :func:`recon_ray.cluster.stop_watch.guarded`.
     """
     payload: WorkerPayload = config["payload"]
     rank = ray.train.get_context().get_world_rank()
@@ -267,4 +274,4 @@ def set_up_worker_log(rank: int, *, show_records: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("recon_ray").setLevel(level)
     records.setLevel(level if show_records else logging.WARNING)
-    logging.getLogger("recon_ray.models.teachers").setLevel(logging.WARNING)  # the driver told
+    logging.getLogger("recon_ray.teachers").setLevel(logging.WARNING)  # the driver told

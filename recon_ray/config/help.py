@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from recon_ray.config.fields import SchemaIndex, index, nearest, scalar_text, type_label
-from recon_ray.config.sources import add_resolvers
+from recon_ray.config.yaml_tree import add_resolvers
 from recon_ray.errors import ConfigError
 
 # Widest type and default column before their cells are broken into lines.

@@ -28,7 +28,7 @@ from recon_ray.config.fields import (
     type_origin,
 )
 from recon_ray.config.help import as_mapping
-from recon_ray.config.sources import (
+from recon_ray.config.yaml_tree import (
     COMMAND_LINE,
     ListNode,
     MappingNode,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.models.encoder import ReconEncoder
 from recon_ray.models.grouping import PatchEmbed, cut_patches
+from recon_ray.models.transformer import Checkpointing
 from recon_ray.points import ops, random
 from recon_ray.points.random import RandomSource
 

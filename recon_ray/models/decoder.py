@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.models.encoder import make_token
 from recon_ray.models.grouping import PositionEmbed
-from recon_ray.models.transformer import Block, drop_path_rates, drop_path_scales
+from recon_ray.models.transformer import Block, Checkpointing, drop_path_rates, drop_path_scales
 
 
 class ReconOutput(NamedTuple):

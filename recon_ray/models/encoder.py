@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recon_ray.models.checkpointing import Checkpointing
 from recon_ray.models.grouping import PatchEmbed, PositionEmbed
-from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, drop_path_scales
+from recon_ray.models.transformer import (
+    Block,
+    Checkpointing,
+    ReconBlock,
+    drop_path_rates,
+    drop_path_scales,
+)
 
 #: Initial weights of a downstream model: the published pre-training's ("scratch"), or torch's
 #: defaults as the published downstream code leaves them ("reference").

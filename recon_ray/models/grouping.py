@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recon_ray.models.batch_norm import BatchNorm, BatchStatistics
-from recon_ray.models.checkpointing import Checkpointing
+from recon_ray.models.transformer import Checkpointing
 from recon_ray.points import ops
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def drop_path_rates(maximum: float, depth: int, calls: int) -> Tensor:
@@ -206,3 +208,31 @@ class ReconBlock(nn.Module):
     def attention(self, queries: Tensor, x: Tensor) -> Tensor:
         """Give the attention (B, H, Q, L) of the queries that :meth:`forward` gets."""
         return self.contrast_attn.weights(self.contrast_norm1(queries), self.norm1(x))
+
+
+T = TypeVar("T")
+
+
+class Checkpointing(nn.Module):
+    """A module that can keep the inputs of its parts in place of their activations.
+
+    Attributes:
+        checkpointing: Do so in training.
+    """
+
+    checkpointing = False
+
+    def _call(self, part: Callable[..., T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401
+        """Call a part; in the backward pass it is perhaps called again.
+
+        Args:
+            part: Without effect beyond its result, and without torch's random generator.
+            arguments: What it is called with; tensors among them are kept.
+            options: What is small, by name.
+        """
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return part(*arguments, **options)
+        result: T = checkpoint(
+            part, *arguments, use_reentrant=False, preserve_rng_state=False, **options
+        )
+        return result

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from recon_ray.errors import CheckpointError
-from recon_ray.train.journal import Journal, Restart
+from recon_ray.runs.checkpoint import Packed
+from recon_ray.runs.journal import Journal, Restart
 from recon_ray.train.metrics import is_distributed
-from recon_ray.train.notices import Notice
-from recon_ray.train.packing import Packed
 from recon_ray.train.runtime import Runtime
+from recon_ray.train.stop_request import Notice
 
 logger = logging.getLogger(__name__)
 

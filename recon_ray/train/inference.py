@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.models.transformer import Attention, CrossAttention, Mlp
-from recon_ray.train.compiling import compile_arguments
+from recon_ray.train.step.compiling import compile_arguments
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

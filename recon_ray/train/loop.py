@@ -19,30 +19,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recon_ray.data.batches import Batch
-from recon_ray.data.prefetch import prefetch_batches
+from recon_ray.data.loading.batches import Batch
+from recon_ray.data.loading.prefetch import prefetch_batches
 from recon_ray.errors import CheckpointError, ReconError, StoppedError
 from recon_ray.models.batch_norm import set_sync_batch_norm
 from recon_ray.models.cloud import set_activation_checkpointing
-from recon_ray.train.batching import BatchPlan, steps_per_epoch
-from recon_ray.train.checkpoint import load_model_state
-from recon_ray.train.clock import Lap, StepClock
+from recon_ray.runs.checkpoint import Packed, load_model_state, pack
+from recon_ray.runs.journal import Journal, explain_restart, last_record
+from recon_ray.runs.recorder import Recorder
+from recon_ray.runs.storage import join
 from recon_ray.train.commits import Commits, agree
-from recon_ray.train.journal import Journal, explain_restart, last_record
-from recon_ray.train.ledger import SampleLedger, write_ledger
-from recon_ray.train.memory import explaining_memory, training_advice
+from recon_ray.train.feed.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.metrics import Mean, Reading, is_distributed, peak_memory_bytes
 from recon_ray.train.optim import CosineSchedule, load_optimizer, stored_optimizer
-from recon_ray.train.packing import Packed, pack
-from recon_ray.train.progress import Progress
-from recon_ray.train.recorder import Recorder
+from recon_ray.train.out_of_memory import explaining_memory, training_advice
+from recon_ray.train.rank_zero_barrier import waiting_for_rank_zero
 from recon_ray.train.resume import check_feed, newest_checkpoint
 from recon_ray.train.runtime import Runtime
+from recon_ray.train.sample_ledger import SampleLedger, write_ledger
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.step import Step, wants_graph
-from recon_ray.train.storage import join
+from recon_ray.train.state import Progress
+from recon_ray.train.step.one_step import Step, wants_graph
+from recon_ray.train.step_timer import Lap, StepClock
 from recon_ray.train.task import Task
-from recon_ray.train.waiting import waiting_for_rank_zero
 
 logger = logging.getLogger(__name__)
 #: One line a record; a job that shows a progress bar instead turns it off.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.train.checkpoint import Checkpoint, CheckpointStore
+from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore
 from recon_ray.train.commits import agree
 from recon_ray.train.metrics import is_distributed
-from recon_ray.train.progress import Progress
+from recon_ray.train.state import Progress
 
 
 def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from recon_ray.data.batches import Batch
+from recon_ray.data.loading.batches import Batch
 from recon_ray.points.random import SampleGenerator
 from recon_ray.train.runtime import Runtime
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recon_ray.errors import CheckpointError
-from recon_ray.weights.files import SUFFIXES
+from recon_ray.weights.weight_files import SUFFIXES
 
 FOLDER_VARIABLE = "RECON_WEIGHTS"
 
@@ -22,7 +22,7 @@ class PublishedWeights:
 
     Attributes:
         name: Our name; a local copy is called so, with any suffix of
-            :data:`recon_ray.weights.files.SUFFIXES`.
+            :data:`recon_ray.weights.weight_files.SUFFIXES`.
         kind: Kind of model that it holds.
         purpose: What it is for.
         result: What is published for it (accuracy or mIoU in percent), or None.

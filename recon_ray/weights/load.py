@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import MODELS, arguments_of, kind_of
-from recon_ray.weights.files import LoadedWeights
+from recon_ray.weights.weight_files import LoadedWeights
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "recon": ("recon", "pointmae"),

@@ -32,46 +32,43 @@ import torch
 from PIL import Image
 
 from recon_ray.cli import run_job
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import (
-    CacheTeachersConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    FewshotConfig,
-    FinetuneConfig,
-    ImportWeightsConfig,
-    LinearProbeConfig,
-    PartsegConfig,
-    PrepareConfig,
-    PretrainConfig,
-    ReproduceConfig,
-    RetrieveConfig,
-    SweepConfig,
-    VisualizeConfig,
-    ZeroshotConfig,
-)
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.config.help import dump_yaml
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower
-from recon_ray.programs import figures
-from recon_ray.programs.cache_teachers import cache_teachers
-from recon_ray.programs.embed import embed
-from recon_ray.programs.evaluate import evaluate_classifier
-from recon_ray.programs.fewshot import fewshot
-from recon_ray.programs.finetune import finetune
-from recon_ray.programs.import_weights import import_weights
-from recon_ray.programs.linear_probe import linear_probe
-from recon_ray.programs.partseg import partseg
-from recon_ray.programs.prepare import prepare
-from recon_ray.programs.pretrain import pretrain
-from recon_ray.programs.reproduce import reproduce
-from recon_ray.programs.retrieve import retrieve
-from recon_ray.programs.sweep import sweep
-from recon_ray.programs.visualize import visualize
-from recon_ray.programs.zeroshot import zeroshot
-from recon_ray.tasks.pretrain import PretrainModule
-from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.weights.files import save_weights
+from recon_ray.reproduce.config import ReproduceConfig
+from recon_ray.reproduce.job import reproduce
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.sweeps.config import SweepConfig
+from recon_ray.sweeps.fewshot.config import FewshotConfig
+from recon_ray.sweeps.fewshot.job import fewshot
+from recon_ray.sweeps.job import sweep
+from recon_ray.tasks import run_figures as figures
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
+from recon_ray.tasks.cache_teachers.job import cache_teachers
+from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
+from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
+from recon_ray.tasks.classify.finetune_job import finetune
+from recon_ray.tasks.embed.config import EmbedConfig
+from recon_ray.tasks.embed.job import embed
+from recon_ray.tasks.import_weights.config import ImportWeightsConfig
+from recon_ray.tasks.import_weights.job import import_weights
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.job import linear_probe
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.partseg.job import partseg
+from recon_ray.tasks.prepare.config import PrepareConfig
+from recon_ray.tasks.prepare.job import prepare
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import pretrain
+from recon_ray.tasks.pretrain.task import PretrainModule
+from recon_ray.tasks.retrieve.config import RetrieveConfig
+from recon_ray.tasks.retrieve.job import retrieve
+from recon_ray.tasks.visualize.config import VisualizeConfig
+from recon_ray.tasks.visualize.job import visualize
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.job import zeroshot
+from recon_ray.weights.weight_files import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("eval.enabled=false", "train.steps=1")
@@ -425,7 +422,7 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
-    monkeypatch.setattr("recon_ray.cluster.context.prepare_environment", lambda options: None)
+    monkeypatch.setattr("recon_ray.cluster.session.prepare_environment", lambda options: None)
 
 
 @pytest.mark.usefixtures("two_cpus")
@@ -1011,7 +1008,7 @@ def test_a_full_disk_while_metrics_are_written(jobs: Jobs, monkeypatch: pytest.M
 def test_a_full_disk_while_figures_are_written(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_pretraining", DRAW)
     with monkeypatch.context() as patch:
-        patch.setattr("recon_ray.programs.figures.curve_figure", _refuse)
+        patch.setattr("recon_ray.figures.charts.curve_figure", _refuse)
         outcome = jobs.pretrain(*QUICK)
     assert outcome.status == 1
     (complaint,) = outcome.complaints()
@@ -1049,7 +1046,7 @@ def _starve_python(*_: Any, **__: Any) -> Any:
 def test_training_out_of_memory_names_what_to_lower(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, starve: Callable[..., Any], reason: str
 ) -> None:
-    monkeypatch.setattr("recon_ray.train.step.Step._losses", starve)
+    monkeypatch.setattr("recon_ray.train.step.one_step.Step._losses", starve)
     jobs.pretrain(*QUICK).refused(
         1,
         rf"^error: memory is exhausted \({reason}.*\); continue it with "
@@ -1063,7 +1060,7 @@ def test_an_evaluation_out_of_memory_names_what_to_lower(
 ) -> None:
     data = f"data.path={tiny_prepared.path}"
     jobs.finetune(data).done()
-    monkeypatch.setattr("recon_ray.tasks.voting.VotingEvaluation._plain", _starve)
+    monkeypatch.setattr("recon_ray.tasks.classify.voting.VotingEvaluation._plain", _starve)
     jobs.evaluate(data, f"init_from={jobs.runs / 'tuned'}", "run.name=measured").refused(
         1, r"^error: memory is exhausted \(.*\); lower eval\.batch_size"
     )
@@ -1075,7 +1072,7 @@ def test_an_error_of_another_kind_is_not_taken_for_want_of_memory(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("recon_ray.train.step.Step._losses", fail)
+    monkeypatch.setattr("recon_ray.train.step.one_step.Step._losses", fail)
     monkeypatch.setattr("tempfile.mkstemp", _refuse)  # for the traceback
     jobs.pretrain(*QUICK).refused(1, r"RuntimeError: mat1 and mat2 shapes")
 
@@ -1083,7 +1080,7 @@ def test_an_error_of_another_kind_is_not_taken_for_want_of_memory(
 def test_an_error_beyond_these_is_one_line_on_a_full_disk_too(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recon_ray.data.prepared.PreparedSet.open", lambda path: 1 / 0)
+    monkeypatch.setattr("recon_ray.data.format.prepared.PreparedSet.open", lambda path: 1 / 0)
     monkeypatch.setattr("tempfile.mkstemp", _refuse)
     jobs.pretrain().refused(
         1, r"^error: ZeroDivisionError: .* \(traceback shown with RECON_DEBUG=1\)"

@@ -16,8 +16,8 @@ import pytest
 import ray
 import yaml
 
-from recon_ray.config import load
-from recon_ray.config.schema import PretrainConfig
+from recon_ray.config.loader import load
+from recon_ray.tasks.pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "configs" / "cluster"

@@ -9,8 +9,10 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from recon_ray.config import dump_yaml, load, schema
+from recon_ray.config import schema
 from recon_ray.config.fields import index
+from recon_ray.config.help import dump_yaml
+from recon_ray.config.loader import load
 from recon_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

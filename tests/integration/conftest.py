@@ -20,9 +20,9 @@ import pytest
 from local_cluster import descendants, free_ports, ray_environment
 
 from recon_ray.cli import run_job
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.programs.pretrain import pretrain
+from recon_ray.config.help import dump_yaml
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = 4

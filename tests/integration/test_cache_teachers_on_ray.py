@@ -18,8 +18,8 @@ from local_cluster import wait_until
 from test_pretrain_on_ray import ALL_STEPS, losses
 
 from recon_ray.cli import run_job
-from recon_ray.config.schema import CacheTeachersConfig
-from recon_ray.programs.cache_teachers import cache_teachers
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
+from recon_ray.tasks.cache_teachers.job import cache_teachers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,20 +13,18 @@ import pytest
 import torch
 
 from recon_ray.cli import run_job
-from recon_ray.config.schema import (
-    EmbedConfig,
-    LinearProbeConfig,
-    PartsegConfig,
-    RetrieveConfig,
-    ZeroshotConfig,
-)
 from recon_ray.models.recon import Recon
-from recon_ray.programs.embed import embed
-from recon_ray.programs.linear_probe import linear_probe
-from recon_ray.programs.partseg import partseg
-from recon_ray.programs.retrieve import retrieve
-from recon_ray.programs.zeroshot import zeroshot
-from recon_ray.weights.files import save_weights
+from recon_ray.tasks.embed.config import EmbedConfig
+from recon_ray.tasks.embed.job import embed
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.job import linear_probe
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.partseg.job import partseg
+from recon_ray.tasks.retrieve.config import RetrieveConfig
+from recon_ray.tasks.retrieve.job import retrieve
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.job import zeroshot
+from recon_ray.weights.weight_files import save_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]

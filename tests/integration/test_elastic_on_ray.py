@@ -16,9 +16,9 @@ import torch
 from elastic_run import ElasticRun
 from local_cluster import LocalCluster
 
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.config.help import dump_yaml
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.pretrain.config import PretrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

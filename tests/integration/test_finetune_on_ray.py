@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from recon_ray.cli import run_job
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import EvaluateConfig, FinetuneConfig
-from recon_ray.programs.evaluate import evaluate_classifier
-from recon_ray.programs.finetune import finetune
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.config.help import dump_yaml
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
+from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
+from recon_ray.tasks.classify.finetune_job import finetune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]

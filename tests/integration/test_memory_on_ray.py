@@ -13,15 +13,17 @@ import ray.train
 import torch
 from ray import cloudpickle
 
-from recon_ray.cluster.context import plan_workers, ray_session
-from recon_ray.cluster.trainer import run_workers
+from recon_ray.cluster.placement import plan_workers
+from recon_ray.cluster.session import ray_session
+from recon_ray.cluster.train import run_workers
 from recon_ray.cluster.worker import train_loop
-from recon_ray.config.schema import ClusterSection, PretrainConfig
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.config.sections.common import ClusterSection
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import OutOfMemoryError
-from recon_ray.programs.pretrain import make_task, training_job
-from recon_ray.programs.run import start_run
-from recon_ray.train.step import Step
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import make_task, training_job
+from recon_ray.tasks.run import start_run
+from recon_ray.train.step.one_step import Step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 # The workers cannot import this file.

@@ -18,15 +18,17 @@ from local_cluster import free_ports
 from pyarrow import fs as pafs
 
 from recon_ray.cli import Job, JobResult
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import EvaluateConfig, FinetuneConfig, PretrainConfig, SweepConfig
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.programs.evaluate import evaluate_classifier
-from recon_ray.programs.finetune import finetune
-from recon_ray.programs.pretrain import pretrain
-from recon_ray.programs.sweep import sweep
-from recon_ray.train.runtime import RunFolder
-from recon_ray.train.storage import join, open_filesystem
+from recon_ray.config.help import dump_yaml
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.storage import join, open_filesystem
+from recon_ray.sweeps.config import SweepConfig
+from recon_ray.sweeps.job import sweep
+from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
+from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
+from recon_ray.tasks.classify.finetune_job import finetune
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 CREDENTIALS = {

@@ -16,9 +16,9 @@ import pytest
 from local_cluster import wait_until
 
 from recon_ray.cli import run_job
-from recon_ray.config.schema import PrepareConfig
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.programs.prepare import prepare
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.tasks.prepare.config import PrepareConfig
+from recon_ray.tasks.prepare.job import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]

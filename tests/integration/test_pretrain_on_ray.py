@@ -13,10 +13,10 @@ import pytest
 from local_cluster import wait_until
 
 from recon_ray.cli import run_job
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.programs.pretrain import pretrain
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.config.help import dump_yaml
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import pretrain
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from killed_driver import finished, kill_in_mid_run, run_again
 
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import ReproduceConfig
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.config.help import dump_yaml
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.reproduce.config import ReproduceConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray

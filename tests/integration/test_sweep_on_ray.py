@@ -21,16 +21,17 @@ from ray import cloudpickle
 from ray.util import placement_group_table
 
 from recon_ray.cli import Job
-from recon_ray.cluster import board as board_module
-from recon_ray.cluster.board import Board
-from recon_ray.cluster.context import ray_session
-from recon_ray.cluster.ledger import Ledger
-from recon_ray.cluster.trials import EarlyStopping, Trial, TrialJob, plan_trials
-from recon_ray.cluster.tuning import run_on_ray
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import ClusterSection, SweepConfig, TrialSection
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.programs.sweep import sweep
+from recon_ray.cluster.session import ray_session
+from recon_ray.config.help import dump_yaml
+from recon_ray.config.sections.common import ClusterSection
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.sweeps import trial_progress as board_module
+from recon_ray.sweeps.config import SweepConfig, TrialSection
+from recon_ray.sweeps.job import sweep
+from recon_ray.sweeps.ray_tune import run_on_ray
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_placement import EarlyStopping, Trial, TrialJob, plan_trials
+from recon_ray.sweeps.trial_progress import Board
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray

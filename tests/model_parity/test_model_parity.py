@@ -26,8 +26,8 @@ from recon_ray.models.recon import Recon
 from recon_ray.train.optim import CosineSchedule, parameter_groups
 from recon_ray.train.settings import FitSettings
 from recon_ray.weights.adapters import to_reference
-from recon_ray.weights.files import LoadedWeights, read_file, save_reference
 from recon_ray.weights.load import build
+from recon_ray.weights.weight_files import LoadedWeights, read_file, save_reference
 
 LOSS_NAMES = {
     "mdm": "reconstruction",

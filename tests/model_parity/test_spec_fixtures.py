@@ -19,8 +19,8 @@ from recon_ray.losses.pretrain import pretrain_losses
 from recon_ray.models.presets import MODELS, arguments_of, kind_of
 from recon_ray.points import ops
 from recon_ray.weights.adapters import to_reference
-from recon_ray.weights.files import read_checkpoint
 from recon_ray.weights.load import initialize
+from recon_ray.weights.weight_files import read_checkpoint
 
 SKIP = 1e-3  # the reference's sampling skips points this near to the origin (squared norm)
 TOY = {

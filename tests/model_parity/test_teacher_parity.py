@@ -20,10 +20,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recon_ray.models.teachers import ImageTeacher, TextTeacher
-from recon_ray.models.teachers import create_image_teacher as create_image
-from recon_ray.models.teachers import create_text_teacher as create_text
-from recon_ray.models.teachers.open_clip_towers import OpenClipTextTeacher
+from recon_ray.teachers.create import create_image_teacher as create_image
+from recon_ray.teachers.create import create_text_teacher as create_text
+from recon_ray.teachers.open_clip_towers import OpenClipTextTeacher
+from recon_ray.teachers.protocol import ImageTeacher, TextTeacher
 
 # float32 rounding through 12 blocks reaches about 1e-6 of the features' size; GELU in place of
 # QuickGELU changes them by 5e-3.

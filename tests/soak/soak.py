@@ -36,12 +36,12 @@ sys.path[:0] = [str(TESTS / "integration"), str(TESTS.parent)]
 from elastic_run import ElasticRun  # noqa: E402
 from local_cluster import LocalCluster, Node  # noqa: E402
 
-from recon_ray.config import dump_yaml  # noqa: E402
-from recon_ray.config.schema import PretrainConfig  # noqa: E402
-from recon_ray.data.plan import PrepareOptions  # noqa: E402
-from recon_ray.data.prepare import prepare  # noqa: E402
-from recon_ray.data.sources.synthetic import SyntheticSource  # noqa: E402
-from recon_ray.train.checkpoint import CheckpointStore  # noqa: E402
+from recon_ray.config.help import dump_yaml  # noqa: E402
+from recon_ray.data.prepare.build_set import prepare  # noqa: E402
+from recon_ray.data.prepare.shard_plan import PrepareOptions  # noqa: E402
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
+from recon_ray.runs.checkpoint import CheckpointStore  # noqa: E402
+from recon_ray.tasks.pretrain.config import PretrainConfig  # noqa: E402
 
 FAULTS = Path(__file__).with_name("faults")
 PER_CLASS, CLASSES, BATCH = 45, ("chair", "lamp", "mug"), 16

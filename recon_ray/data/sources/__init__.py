@@ -9,13 +9,13 @@ from typing import Any
 from recon_ray.data.sources.base import Source
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.data.sources.fewshot import FewshotSource
-from recon_ray.data.sources.hdf5 import Hdf5Source
+from recon_ray.data.sources.hdf5_set import Hdf5Source
 from recon_ray.data.sources.modelnet import ModelNetSource
 from recon_ray.data.sources.openshape import OpenShapeSource
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.data.sources.scanobjectnn import FILES, ScanObjectNNSource
 from recon_ray.data.sources.shapenet55 import ShapeNet55Source
 from recon_ray.data.sources.shapenetpart import ShapeNetPartSource
-from recon_ray.data.sources.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError
 
 PUBLISHED: dict[str, Callable[[Path, str], Source]] = {

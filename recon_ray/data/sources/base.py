@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from recon_ray.data.cards import Card
-    from recon_ray.data.meshes import Shape
+    from recon_ray.data.readers.meshes import Shape
+    from recon_ray.data.sources.cards import Card
 
 SPLIT_ALIASES = {
     "train": "train",

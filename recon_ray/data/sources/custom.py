@@ -19,9 +19,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recon_ray.data.files import visible
-from recon_ray.data.meshes import SHAPE_SUFFIXES, load_shape, sample_generator
-from recon_ray.data.render import load_image
+from recon_ray.data.format.files import visible
+from recon_ray.data.prepare.render import load_image
+from recon_ray.data.readers.meshes import SHAPE_SUFFIXES, load_shape, sample_generator
 from recon_ray.data.sources.base import SPLIT_ALIASES, Item, Listing, Sample
 from recon_ray.errors import ConfigError, DataError
 

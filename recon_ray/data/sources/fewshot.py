@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.data.cards import CARDS
-from recon_ray.data.episodes import episode_table
-from recon_ray.data.files import visible
-from recon_ray.data.pickles import load_pickle
-from recon_ray.data.recent_files import RecentFiles
+from recon_ray.data.fewshot.draw import episode_table
+from recon_ray.data.format.files import visible
+from recon_ray.data.readers.file_cache import RecentFiles
+from recon_ray.data.readers.pickles import load_pickle
 from recon_ray.data.sources.base import Item, Listing, Sample
+from recon_ray.data.sources.cards import CARDS
 from recon_ray.data.sources.layout import class_item, find_root, report, split_reference
 from recon_ray.data.sources.modelnet import cloud_with_normals
 from recon_ray.errors import DataError

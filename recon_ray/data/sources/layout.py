@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from recon_ray.data.files import is_hidden, visible
+from recon_ray.data.format.files import is_hidden, visible
 from recon_ray.data.sources.base import Item
 from recon_ray.errors import DataError
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from recon_ray.data.cards import Card
     from recon_ray.data.sources.base import Excluded
+    from recon_ray.data.sources.cards import Card
 
 logger = logging.getLogger(__name__)
 

@@ -14,20 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.data.cards import CARDS, Card
-from recon_ray.data.files import visible
-from recon_ray.data.meshes import Shape, check_shape, load_shape
-from recon_ray.data.number_rows import read_rows
-from recon_ray.data.pickles import load_pickle
-from recon_ray.data.recent_files import RecentFiles
+from recon_ray.data.format.files import visible
+from recon_ray.data.readers.file_cache import RecentFiles
+from recon_ray.data.readers.meshes import Shape, check_shape, load_shape
+from recon_ray.data.readers.pickles import load_pickle
+from recon_ray.data.readers.text import read_rows
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
-from recon_ray.data.sources.hdf5 import (
-    NAMES,
-    has_files,
-    list_rows,
-    load_row,
-    split_files,
-)
+from recon_ray.data.sources.cards import CARDS, Card
+from recon_ray.data.sources.hdf5_set import NAMES, has_files, list_rows, load_row, split_files
 from recon_ray.data.sources.layout import (
     check_counts,
     check_disjoint,

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.data.cards import CARDS
-from recon_ray.data.files import visible
-from recon_ray.data.meshes import Shape, check_shape
-from recon_ray.data.pickles import load_object_array
+from recon_ray.data.format.files import visible
+from recon_ray.data.readers.meshes import Shape, check_shape
+from recon_ray.data.readers.pickles import load_object_array
 from recon_ray.data.sources.base import Features, Item, Listing, Sample
+from recon_ray.data.sources.cards import CARDS
 from recon_ray.data.sources.layout import find_root, read_json_file, report
 from recon_ray.errors import DataError
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recon_ray.data.cards import CARDS
-from recon_ray.data.files import visible
+from recon_ray.data.format.files import visible
 from recon_ray.data.sources.base import Item, Listing, Sample
-from recon_ray.data.sources.hdf5 import list_rows, load_row
+from recon_ray.data.sources.cards import CARDS
+from recon_ray.data.sources.hdf5_set import list_rows, load_row
 from recon_ray.data.sources.layout import check_counts, report
 from recon_ray.errors import DataError
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recon_ray.data.cards import CARDS
-from recon_ray.data.class_names import SHAPENET55
-from recon_ray.data.meshes import load_shape
-from recon_ray.data.render import load_image
+from recon_ray.data.prepare.render import load_image
+from recon_ray.data.readers.meshes import load_shape
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
+from recon_ray.data.sources.cards import CARDS
+from recon_ray.data.sources.class_names import SHAPENET55
 from recon_ray.data.sources.layout import (
     check_counts,
     check_disjoint,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recon_ray.data.cards import CARDS, Card
-from recon_ray.data.meshes import Shape, check_shape
-from recon_ray.data.number_rows import read_rows
+from recon_ray.data.readers.meshes import Shape, check_shape
+from recon_ray.data.readers.text import read_rows
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
+from recon_ray.data.sources.cards import CARDS, Card
 from recon_ray.data.sources.layout import (
     check_counts,
     check_lists,

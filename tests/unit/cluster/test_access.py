@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from recon_ray.cluster import access
-from recon_ray.cluster.access import Access, ask, is_private, join_with_token, token_source
+from recon_ray.cluster import token as access
+from recon_ray.cluster.token import Access, ask, is_private, join_with_token, token_source
 from recon_ray.errors import ConfigError
 
 

@@ -12,8 +12,8 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from recon_ray.cluster.failures import FailureNotes, explaining_failures
 from recon_ray.errors import OutOfMemoryError
-from recon_ray.train.journal import Journal
-from recon_ray.train.runtime import RunFolder
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.journal import Journal
 
 OWN = OutOfMemoryError("memory is exhausted; lower it")
 RAISED = UserExceptionWithTraceback(OWN, "text")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recon_ray.cluster.board import Board
-from recon_ray.cluster.ledger import Ledger
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_progress import Board
 
 
 def test_only_whole_results_count(tmp_path: Path) -> None:

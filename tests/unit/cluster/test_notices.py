@@ -9,12 +9,12 @@ import pytest
 import ray
 import ray.train
 
-from recon_ray.cluster import messenger
-from recon_ray.cluster.notices import guarded, outcome_of
-from recon_ray.cluster.reservations import note_submission
+from recon_ray.cluster import stop_actor as messenger
+from recon_ray.cluster.stop_watch import guarded, outcome_of
+from recon_ray.cluster.workarounds.reservations import note_submission
 from recon_ray.cluster.worker import check_storage
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.train.runtime import RunFolder
+from recon_ray.runs.folder import RunFolder
 
 FAILURE = {"error": "CheckpointError", "message": "all checkpoints are damaged"}
 

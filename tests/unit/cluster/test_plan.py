@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import ray
 
-from recon_ray.cluster.context import WorkerPlan, plan_workers, ray_session
-from recon_ray.cluster.trials import DRIVER_CPUS, TrialJob, TrialPlan, plan_trials
-from recon_ray.config.schema import ClusterSection, TrialSection
+from recon_ray.cluster.placement import WorkerPlan, plan_workers
+from recon_ray.cluster.session import ray_session
+from recon_ray.config.sections.common import ClusterSection
 from recon_ray.errors import ConfigError
+from recon_ray.sweeps.config import TrialSection
+from recon_ray.sweeps.trial_placement import DRIVER_CPUS, TrialJob, TrialPlan, plan_trials
 
 Node = dict[str, float]
 
@@ -235,7 +237,7 @@ def test_fractions_that_add_up_to_all_there_is_fit(cluster):
 
 
 def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
-    monkeypatch.setattr("recon_ray.cluster.context.prepare_environment", lambda options: None)
+    monkeypatch.setattr("recon_ray.cluster.session.prepare_environment", lambda options: None)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
     with socket.socket() as closed:  # bound, but nobody listens
         closed.bind(("127.0.0.1", 0))
@@ -265,7 +267,7 @@ def test_workers_share_the_cpus_that_there_are(
     cluster, monkeypatch, address, nodes, workers, threads
 ):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("recon_ray.cluster.context.cpu_count", lambda: 3)
+    monkeypatch.setattr("recon_ray.machine.cpu_count", lambda: 3)
     cluster(*({"CPU": float(cpus)} for cpus in nodes))
     assert plan(workers=workers, address=address).threads_per_worker == threads
 
@@ -273,10 +275,10 @@ def test_workers_share_the_cpus_that_there_are(
 def test_a_ray_of_our_own_has_the_cpus_that_the_job_may_use(monkeypatch):
     started = {}
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("recon_ray.cluster.context.cpu_count", lambda: 3)
-    monkeypatch.setattr("recon_ray.cluster.context.require_token", lambda: None)
-    monkeypatch.setattr("recon_ray.cluster.context.prepare_environment", lambda options: None)
-    monkeypatch.setattr("recon_ray.cluster.context.LOCAL_ENVIRONMENT", {})
+    monkeypatch.setattr("recon_ray.machine.cpu_count", lambda: 3)
+    monkeypatch.setattr("recon_ray.cluster.token.require_token", lambda: None)
+    monkeypatch.setattr("recon_ray.cluster.session.prepare_environment", lambda options: None)
+    monkeypatch.setattr("recon_ray.cluster.session.LOCAL_ENVIRONMENT", {})
     monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)

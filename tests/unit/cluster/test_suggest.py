@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from recon_ray.cluster.suggest import OptunaSource, check_optuna
-from recon_ray.config.search import parse_space
 from recon_ray.errors import ConfigError
+from recon_ray.sweeps.optuna_search import OptunaSource, check_optuna
+from recon_ray.sweeps.search_space import parse_space
 
 SPACE = parse_space(
     {

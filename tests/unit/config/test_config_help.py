@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from recon_ray.config.help import dump_yaml, format_help
 from recon_ray.config.loader import load
-from recon_ray.config.schema import PretrainConfig
 from recon_ray.errors import ConfigError
+from recon_ray.tasks.pretrain.config import PretrainConfig
 
 
 class Section(BaseModel):

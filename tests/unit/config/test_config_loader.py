@@ -7,19 +7,17 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from recon_ray.benchmarks.config import BenchmarkConfig
 from recon_ray.config import fields
 from recon_ray.config.fields import index
 from recon_ray.config.help import format_help
 from recon_ray.config.loader import load, override
-from recon_ray.config.schema import (
-    BenchmarkConfig,
-    FewshotConfig,
-    FinetuneConfig,
-    PartsegConfig,
-    PretrainConfig,
-)
-from recon_ray.config.schema.base import LocalPath
+from recon_ray.config.sections.common import LocalPath
 from recon_ray.errors import ConfigError
+from recon_ray.sweeps.fewshot.config import FewshotConfig
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.pretrain.config import PretrainConfig
 
 
 class Section(BaseModel):

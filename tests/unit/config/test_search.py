@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from recon_ray.config.schema import FewshotConfig, FewshotSection, SweepConfig, SweepSection
-from recon_ray.config.search import (
-    Domain,
-    list_trials,
-    parse_space,
-    trial_name,
-    with_seeds,
-)
 from recon_ray.errors import ConfigError
+from recon_ray.sweeps.config import SweepConfig, SweepSection
+from recon_ray.sweeps.fewshot.config import FewshotConfig, FewshotSection
+from recon_ray.sweeps.search_space import Domain, list_trials, parse_space, trial_name, with_seeds
 
 SPACE = {
     "optim.lr": {"loguniform": [1e-5, 1e-2]},

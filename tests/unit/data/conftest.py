@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from data_samples import OPTIONS, SOURCE
 
-from recon_ray.data.prepare import prepare
+from recon_ray.data.prepare.build_set import prepare
 
 if TYPE_CHECKING:
     from pathlib import Path

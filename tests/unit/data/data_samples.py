@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recon_ray.data.prepare import PrepareOptions
-from recon_ray.data.sources.synthetic import SyntheticSource
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 
 if TYPE_CHECKING:
     from pathlib import Path

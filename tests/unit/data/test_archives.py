@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-from recon_ray.data.archives import is_archive, unpack
+from recon_ray.data.readers.archives import is_archive, unpack
 from recon_ray.errors import DataError
 
 FILES = {"set/a.txt": b"one", "set/deep/b.txt": b"two"}
@@ -106,7 +106,7 @@ def test_damaged_archives_and_bombs_are_refused(tmp_path, monkeypatch):
     (tmp_path / "t.zip").write_bytes(b"PK nonsense")
     with pytest.raises(DataError, match=r"t\.zip: cannot be unpacked \(BadZipFile"):
         unpack(tmp_path / "t.zip", tmp_path / "source")
-    monkeypatch.setattr("recon_ray.data.archives.MAX_GROWTH", 2)
+    monkeypatch.setattr("recon_ray.data.readers.archives.MAX_GROWTH", 2)
     for bomb in (_zip(tmp_path / "b.zip", ZEROS), _tar(tmp_path / "b.tgz", ZEROS)):
         with pytest.raises(DataError, match=rf"{bomb.name}: would grow from \d+ to 3145728 bytes"):
             unpack(bomb, tmp_path / "source")
@@ -149,7 +149,7 @@ def test_an_unpacking_that_ends_early_leaves_nothing(tmp_path, monkeypatch, erro
         raise error
 
     path = _zip(tmp_path / "s.zip", FILES)
-    monkeypatch.setattr("recon_ray.data.archives.shutil.copyfileobj", fail)
+    monkeypatch.setattr("recon_ray.data.readers.archives.shutil.copyfileobj", fail)
     with pytest.raises((DataError, KeyboardInterrupt)) as caught:
         unpack(path, tmp_path / "source")
     assert not list(tmp_path.glob("source*"))

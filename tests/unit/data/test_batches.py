@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recon_ray.data.batches import (
+from recon_ray.data.format.schema import tensor_column
+from recon_ray.data.loading.batches import (
     BatchOptions,
     IndexedTable,
     ShuffleBuffer,
@@ -14,11 +15,10 @@ from recon_ray.data.batches import (
     filled,
     make_batch,
 )
-from recon_ray.data.images import ImageTransform, load_images, sample_rng
-from recon_ray.data.prefetch import prefetch
-from recon_ray.data.schema import tensor_column
+from recon_ray.data.loading.images import ImageTransform, load_images, sample_rng
+from recon_ray.data.loading.prefetch import prefetch
 from recon_ray.errors import DataError
-from recon_ray.train.runtime import evaluation_batches
+from recon_ray.train.feed.indexed import evaluation_batches
 
 
 def _table(ids: list[int]) -> pa.Table:

@@ -7,8 +7,8 @@ import string
 
 import pytest
 
-from recon_ray.data.cards import CARDS, as_record, describe
 from recon_ray.data.sources import SOURCES
+from recon_ray.data.sources.cards import CARDS, as_record, describe
 
 COUNTS = {
     "shapenet55": (55, {"train": 41952, "test": 10518}),

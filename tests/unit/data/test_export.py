@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recon_ray.data import export
-from recon_ray.data.export import export_plain
-from recon_ray.data.files import read_table
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.format import export
+from recon_ray.data.format.export import export_plain
+from recon_ray.data.format.files import read_table
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.errors import DataError
 
 

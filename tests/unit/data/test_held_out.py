@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recon_ray.data.held_out import hold_out
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.held_out import hold_out
+from recon_ray.data.format.prepared import PreparedSet
 
 
 def labels(prepared: PreparedSet, split: str) -> Counter[int]:

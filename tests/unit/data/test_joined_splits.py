@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recon_ray.data import stream
-from recon_ray.data.batches import IndexedTable
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import PreparedSet, Split
+from recon_ray.data.format.prepared import PreparedSet, Split
+from recon_ray.data.loading import stream
+from recon_ray.data.loading.batches import IndexedTable
+from recon_ray.data.loading.stream import SplitBlocks
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.custom import CustomSource
-from recon_ray.data.stream import SplitBlocks
 from recon_ray.errors import DataError
 
 COLUMNS = ["sample_id", "points", "label"]

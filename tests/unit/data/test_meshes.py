@@ -7,14 +7,9 @@ import pytest
 import trimesh
 from data_samples import cloud
 
-from recon_ray.data import meshes
-from recon_ray.data.meshes import (
-    Shape,
-    load_shape,
-    sample_generator,
-    turn_y_up,
-)
-from recon_ray.data.sampling import sample_points
+from recon_ray.data.prepare.sampling import sample_points
+from recon_ray.data.readers import meshes
+from recon_ray.data.readers.meshes import Shape, load_shape, sample_generator, turn_y_up
 from recon_ray.errors import DataError
 
 SQUARE = "4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n3 0 1 2\n3 0 2 3\n"
@@ -141,7 +136,7 @@ def test_pcd_compressed(write):
 
 
 def test_lzf_copies_may_overlap():
-    from recon_ray.data.pcd import _lzf_decompress
+    from recon_ray.data.readers.pcd import _lzf_decompress
 
     assert _lzf_decompress(bytes([0, 7, 0b00100000, 0]), 4) == bytes([7] * 4)
     assert _lzf_decompress(bytes([0, 7, 0b11100000, 3, 0]), 13) == bytes([7] * 13)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from recon_ray.data.pickles import load_object_array, load_pickle
+from recon_ray.data.readers.pickles import load_object_array, load_pickle
 from recon_ray.errors import DataError
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from data_samples import OPTIONS, SOURCE, cloud, file_hashes, read_manifest, write_clouds
 
-from recon_ray.data.plan import make_plan
-from recon_ray.data.prepare import PrepareOptions, prepare, run_processes
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.runners import run_processes
+from recon_ray.data.prepare.shard_plan import PrepareOptions, make_plan
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import ConfigError, DataError
 
@@ -161,7 +162,7 @@ def test_errors_of_our_own_end_the_job(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise TypeError("a mistake of ours")
 
-    monkeypatch.setattr("recon_ray.data.shards.sample_points", broken)
+    monkeypatch.setattr("recon_ray.data.prepare.sampling.sample_points", broken)
     with pytest.raises(TypeError, match="a mistake of ours"):
         prepare(SOURCE, tmp_path, OPTIONS)
 

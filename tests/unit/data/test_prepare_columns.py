@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from data_samples import cloud, read_manifest
 
-from recon_ray.data.cards import CARDS
-from recon_ray.data.meshes import Shape
-from recon_ray.data.plan import PrepareOptions, make_plan
-from recon_ray.data.prepare import prepare
-from recon_ray.data.prepared import PreparedSet, read_episodes
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.format.prepared import PreparedSet, read_episodes
+from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions, make_plan
+from recon_ray.data.readers.meshes import Shape
 from recon_ray.data.sources.base import Excluded, Features, Item, Listing, Sample
+from recon_ray.data.sources.cards import CARDS
 from recon_ray.errors import ConfigError, DataError
 
 OPTIONS = PrepareOptions(samples_per_shard=4)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from data_samples import OPTIONS, SOURCE, cloud, file_hashes, read_manifest, write_clouds
 
-from recon_ray.data.prepare import PrepareOptions, prepare, run_serial
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.runners import run_serial
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import DataError
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.errors import DataError
 
 

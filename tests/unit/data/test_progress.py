@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from recon_ray.data import progress
-from recon_ray.data.progress import ShardProgress
+from recon_ray.data.prepare import runners as progress
+from recon_ray.data.prepare.runners import ShardProgress
 
 
 @pytest.mark.parametrize(("units", "shown"), [(2, "0.2 shapes/s"), (4000, "400 shapes/s")])

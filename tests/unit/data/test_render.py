@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recon_ray.data.meshes import Shape
-from recon_ray.data.render import camera_ring, encode_image, load_image, render_views, renderer
-from recon_ray.data.sampling import sample_points
-from recon_ray.data.sources.primitives import Assembly, box, ellipsoid
+from recon_ray.data.prepare.render import (
+    camera_ring,
+    encode_image,
+    load_image,
+    render_views,
+    renderer,
+)
+from recon_ray.data.prepare.sampling import sample_points
+from recon_ray.data.readers.meshes import Shape
+from recon_ray.data.sources.procedural.primitives import Assembly, box, ellipsoid
 from recon_ray.errors import DataError
 
 BACKENDS = [

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recon_ray.data.files import parquet_bytes, read_parts, read_schema, read_table
-from recon_ray.data.schema import (
+from recon_ray.data.format.files import parquet_bytes, read_parts, read_schema, read_table
+from recon_ray.data.format.schema import (
     Layout,
     geometry_schema,
     packed,

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recon_ray.data import shard_reader
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.shard_reader import ShardReader, without_problems
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading import shard_reader
+from recon_ray.data.loading.shard_reader import ShardReader, without_problems
 from recon_ray.errors import DataError
 
 COLUMNS = ("sample_id", "points", "label")

@@ -15,9 +15,9 @@ import pytest
 from data_samples import write_clouds
 from PIL import Image
 
-from recon_ray.data.plan import make_plan
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions, make_plan
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import DataError
 

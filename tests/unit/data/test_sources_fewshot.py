@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from published_sets import points, read_rows, write_episode
 
-from recon_ray.data.episodes import draw_episodes
-from recon_ray.data.plan import PrepareOptions
-from recon_ray.data.prepare import prepare
+from recon_ray.data.fewshot.draw import draw_episodes
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources import create_source
 from recon_ray.errors import DataError
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from published_sets import points, quarantine, read_rows, write_h5
 
-from recon_ray.data.hdf5 import read_cloud
-from recon_ray.data.plan import PrepareOptions
-from recon_ray.data.prepare import prepare
-from recon_ray.data.recent_files import RecentFiles
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.readers.file_cache import RecentFiles
+from recon_ray.data.readers.hdf5 import read_cloud
 from recon_ray.data.sources import create_source
 from recon_ray.errors import DataError
 

@@ -17,11 +17,11 @@ from published_sets import (
     write_modelnet_texts,
 )
 
-from recon_ray.data import runners
-from recon_ray.data.cards import CARDS
-from recon_ray.data.plan import PrepareOptions, make_plan
-from recon_ray.data.prepare import prepare
+from recon_ray.data.prepare import runners
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions, make_plan
 from recon_ray.data.sources import create_source
+from recon_ray.data.sources.cards import CARDS
 from recon_ray.errors import DataError
 
 TRAIN = ["airplane_0001", "airplane_0002", "night_stand_0001", "xbox_0001"]

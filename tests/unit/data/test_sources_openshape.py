@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from published_sets import openshape_sample, quarantine, read_rows, write_openshape
 
-from recon_ray.data.plan import PrepareOptions
-from recon_ray.data.prepare import prepare
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources import create_source
 from recon_ray.errors import DataError
 

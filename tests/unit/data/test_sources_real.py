@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from published_sets import read_rows
 
-from recon_ray.data.cards import CARDS
-from recon_ray.data.plan import PrepareOptions
-from recon_ray.data.prepare import prepare
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources import create_source
+from recon_ray.data.sources.cards import CARDS
 
 SAMPLES = {
     ("modelnet10", "ModelNet10_pcd"): {"train": 2791, "test": 616},

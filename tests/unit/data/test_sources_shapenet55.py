@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from published_sets import CHAIR, MUG, quarantine, read_rows, write_shapenet55
 
-from recon_ray.data.class_names import SHAPENET55
-from recon_ray.data.plan import PrepareOptions
-from recon_ray.data.prepare import prepare
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources import create_source
+from recon_ray.data.sources.class_names import SHAPENET55
 from recon_ray.errors import DataError
 
 TEXTS = [(synset, f"{text}!") for synset, text in SHAPENET55]

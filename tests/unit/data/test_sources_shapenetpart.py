@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from published_sets import points, quarantine, read_rows, write_shapenetpart
 
-from recon_ray.data.plan import PrepareOptions
-from recon_ray.data.prepare import prepare
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources import create_source
 from recon_ray.errors import DataError
 

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recon_ray.data.meshes import check_shape
-from recon_ray.data.sources.categories import CATEGORIES
-from recon_ray.data.sources.synthetic import PALETTE, SyntheticSource, make_shape
+from recon_ray.data.readers.meshes import check_shape
+from recon_ray.data.sources.procedural.categories import CATEGORIES
+from recon_ray.data.sources.procedural.synthetic import PALETTE, SyntheticSource, make_shape
 from recon_ray.errors import ConfigError
 
 

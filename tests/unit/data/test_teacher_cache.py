@@ -16,14 +16,16 @@ import pytest
 import torch
 from data_samples import OPTIONS, SOURCE
 
-from recon_ray.data.files import write_table
-from recon_ray.data.images import ImageTransform, load_images
-from recon_ray.data.prepare import prepare
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import points_to_numpy
-from recon_ray.data.shard_reader import ShardReader
-from recon_ray.data.stream import decoded_bytes
-from recon_ray.data.teacher_cache import (
+from recon_ray.data.format.files import write_table
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.loading.images import ImageTransform, load_images
+from recon_ray.data.loading.shard_reader import ShardReader
+from recon_ray.data.loading.stream import decoded_bytes
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.errors import ConfigError, DataError
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.cache import (
     TeacherCache,
     cache_key,
     difference,
@@ -31,15 +33,14 @@ from recon_ray.data.teacher_cache import (
     text_identity,
     views_identity,
 )
-from recon_ray.data.teacher_shards import (
+from recon_ray.teachers.cache_shards import (
     build_bank,
     build_cache,
     encode_shard,
     make_cache_plan,
     views_per_sample,
 )
-from recon_ray.errors import ConfigError, DataError
-from recon_ray.models.teachers import create_image_teacher, create_text_teacher, text_bank
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
 
 COPIES = 3
 TRANSFORM = ImageTransform(kind="reference", image_size=32)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from recon_ray.doctor import machine, storage
+from recon_ray.doctor import machine_checks as machine
+from recon_ray.doctor import storage_checks as storage
 from recon_ray.doctor.findings import Finding, count, format_table, gather
-from recon_ray.doctor.machine import MachineRequest, inspect_machine, versions
-from recon_ray.doctor.storage import Probe, inspect_data, inspect_storage
+from recon_ray.doctor.machine_checks import MachineRequest, inspect_machine, versions
+from recon_ray.doctor.storage_checks import Probe, inspect_data, inspect_storage
 from recon_ray.points import ops
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recon_ray.data.augmentation import (
+from recon_ray.data.loading.augmentation import (
     AUTO_CONTRAST,
     COLOR,
     CONTRAST,
@@ -23,8 +23,8 @@ from recon_ray.data.augmentation import (
     augment,
     draw_augmentation,
 )
-from recon_ray.data.device_augmentation import DeviceAugmentation, bicubic_weights, resample
-from recon_ray.data.images import ImageTransform, load_images, load_raw_images, sample_rng
+from recon_ray.data.loading.device_augmentation import DeviceAugmentation, bicubic_weights, resample
+from recon_ray.data.loading.images import ImageTransform, load_images, load_raw_images, sample_rng
 
 SIZE = 96  # of the result; the square before the crop is 110
 STILL = DrawnOperation(IDENTITY, 1, 1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from recon_ray.data.augmentation import (
+from recon_ray.data.loading.augmentation import (
     IDENTITY,
     OPERATIONS,
     ROTATE,
@@ -23,7 +23,7 @@ from recon_ray.data.augmentation import (
     draw_operations,
     operate,
 )
-from recon_ray.data.images import (
+from recon_ray.data.loading.images import (
     ImageTransform,
     decode_image,
     load_images,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recon_ray.benchmarks.memory import TensorPeak
 from recon_ray.models.classifier import Classifier
 from recon_ray.models.cloud import CloudModel, set_activation_checkpointing
 from recon_ray.models.decoder import ReconOutput
@@ -16,8 +17,7 @@ from recon_ray.models.partseg import PartSegmenter
 from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower, TwoTowerClassifier
 from recon_ray.points.random import SampleGenerator
-from recon_ray.programs.memory import TensorPeak
-from recon_ray.train.half_weights import HalfWeights
+from recon_ray.train.step.half_weights import HalfWeights
 
 SIZES = {
     "embed_dim": 24, "depth": 3, "num_heads": 3, "num_groups": 8, "group_size": 6,

@@ -5,16 +5,15 @@ import pytest
 import torch
 
 import recon_ray
-from recon_ray.cluster.progress import last_record
-from recon_ray.cluster.trainer import train_here
+from recon_ray.cluster.train import last_record, train_here
 from recon_ray.errors import CheckpointError
 from recon_ray.models.classifier import Classifier
-from recon_ray.programs.figures import draw_pretraining
-from recon_ray.programs.pretrain import make_task, training_job
-from recon_ray.programs.run import start_run
-from recon_ray.tasks.weights import find_weights
-from recon_ray.weights.files import save_reference
+from recon_ray.tasks.pretrain.job import make_task, training_job
+from recon_ray.tasks.run import start_run
+from recon_ray.tasks.run_figures import draw_pretraining
+from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import encoder_sizes, initialize
+from recon_ray.weights.weight_files import save_reference
 
 
 @pytest.fixture(scope="module")

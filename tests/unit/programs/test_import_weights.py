@@ -8,12 +8,12 @@ import torch
 
 import recon_ray
 from recon_ray.cli import run_job
-from recon_ray.config.schema import ImportWeightsConfig
 from recon_ray.models.classifier import Classifier
 from recon_ray.models.recon import Recon
-from recon_ray.programs.import_weights import import_weights
+from recon_ray.tasks.import_weights.config import ImportWeightsConfig
+from recon_ray.tasks.import_weights.job import import_weights
 from recon_ray.weights.adapters import to_reference
-from recon_ray.weights.files import read_file
+from recon_ray.weights.weight_files import read_file
 
 SIZES = {"embed_dim": 64, "depth": 2, "num_heads": 1, "patch_widths": (4, 4, 8)}
 

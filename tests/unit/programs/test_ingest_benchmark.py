@@ -10,10 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from recon_ray.cluster.feed_loop import EpochTime, time_epoch
-from recon_ray.config.schema import IngestBenchmarkSection
-from recon_ray.errors import DataError
-from recon_ray.programs.ingest_benchmark import (
+from recon_ray.benchmarks.config import IngestBenchmarkSection
+from recon_ray.benchmarks.feed_loop import EpochTime, time_epoch
+from recon_ray.benchmarks.ingest import (
     decoding_rates,
     describe,
     figures_of,
@@ -21,7 +20,8 @@ from recon_ray.programs.ingest_benchmark import (
     random_cloud,
     random_set,
 )
-from recon_ray.programs.memory import tree_bytes, watch_memory
+from recon_ray.benchmarks.memory import tree_bytes, watch_memory
+from recon_ray.errors import DataError
 
 
 @pytest.fixture(scope="module")

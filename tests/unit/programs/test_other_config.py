@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from recon_ray.config import dump_yaml
-from recon_ray.config.schema import LinearProbeConfig, PretrainConfig, SweepConfig
+from recon_ray.config.help import dump_yaml
 from recon_ray.errors import ConfigError
-from recon_ray.programs.run import refuse_other_config
-from recon_ray.train.runtime import RunFolder
+from recon_ray.runs.folder import RunFolder
+from recon_ray.sweeps.config import SweepConfig
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.run import refuse_other_config
 
 
 def folder_of_a_run(path, config, *, without: str) -> RunFolder:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from recon_ray.cli import Flag, Job, JobResult, run_job
-from recon_ray.config.schema import ClusterSection, PrepareConfig, PrepareSection
-from recon_ray.data.prepare import PrepareOptions
-from recon_ray.data.prepare import prepare as build_set
-from recon_ray.data.prepared import PreparedSet, read_episodes
-from recon_ray.data.sources.synthetic import SyntheticSource
+from recon_ray.config.sections.common import ClusterSection
+from recon_ray.config.sections.data import PrepareSection
+from recon_ray.data.format.prepared import PreparedSet, read_episodes
+from recon_ray.data.prepare.build_set import prepare as build_set
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError
-from recon_ray.programs import prepare as driver
+from recon_ray.tasks.prepare import job as driver
+from recon_ray.tasks.prepare.config import PrepareConfig
 
 NUMBERS = itertools.count()
 FLAG = {"--cards": Flag("describe the sets", driver.show_cards)}
@@ -132,8 +134,8 @@ def test_ray_is_used_where_the_job_joins_a_cluster(
         monkeypatch.setenv("RAY_ADDRESS", environment)
     options = PrepareSection(parallel=parallel)
     run = driver._runner(options, ClusterSection(address=address))
-    assert (run.__module__ == "recon_ray.cluster.shards") is on_ray
-    assert driver._runner(options, None).__module__ == "recon_ray.data.runners"
+    assert (run.__module__ == "recon_ray.cluster.build_pool") is on_ray
+    assert driver._runner(options, None).__module__ == "recon_ray.data.prepare.runners"
 
 
 # --- Archives -------------------------------------------------------------------------------------

@@ -14,27 +14,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from recon_ray.cli import Job, JobResult
-from recon_ray.cluster.ledger import Ledger
 from recon_ray.config.loader import load
-from recon_ray.config.schema import (
-    EvaluateConfig,
-    FinetuneConfig,
-    JobConfig,
-    PartsegConfig,
-    ReproduceConfig,
-    ReproduceSection,
-)
-from recon_ray.data.episodes import draw_episodes
-from recon_ray.data.files import write_json, write_table
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import EPISODES_RECORD, PreparedSet
-from recon_ray.data.sources.synthetic import SyntheticSource
+from recon_ray.config.sections.common import JobConfig
+from recon_ray.data.fewshot.draw import draw_episodes
+from recon_ray.data.format.files import write_json, write_table
+from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError
-from recon_ray.programs.budget import Budget, describe
-from recon_ray.programs.paper import ROWS
-from recon_ray.programs.reproduce import reproduce
-from recon_ray.programs.reproduce_checks import set_notes
-from recon_ray.programs.reproduce_plan import plan_table
+from recon_ray.reproduce.budget import Budget, describe
+from recon_ray.reproduce.config import ReproduceConfig, ReproduceSection
+from recon_ray.reproduce.job import reproduce
+from recon_ray.reproduce.paper import ROWS
+from recon_ray.reproduce.plan import plan_table
+from recon_ray.reproduce.plan_checks import set_notes
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
+from recon_ray.tasks.partseg.config import PartsegConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from recon_ray.programs.step_benchmark import TRIES, largest_size
+from recon_ray.benchmarks.step import TRIES, largest_size
 
 GIB = float(1 << 30)
 

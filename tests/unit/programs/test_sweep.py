@@ -16,17 +16,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recon_ray.cli import Job, JobResult
 from recon_ray.config.loader import load
-from recon_ray.config.schema import FewshotConfig, FinetuneConfig, SweepConfig
-from recon_ray.data.episodes import draw_episodes
-from recon_ray.data.files import write_json, write_table
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import EPISODES_RECORD, PreparedSet, read_episodes
-from recon_ray.data.sources.synthetic import SyntheticSource
+from recon_ray.data.fewshot.draw import draw_episodes
+from recon_ray.data.format.files import write_json, write_table
+from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet, read_episodes
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError, ReconError
-from recon_ray.programs.episode_sets import open_episode, shared_clouds
-from recon_ray.programs.fewshot import fewshot
-from recon_ray.programs.finetune import finetune, open_set
-from recon_ray.programs.sweep import sweep
+from recon_ray.sweeps.config import SweepConfig
+from recon_ray.sweeps.fewshot.config import FewshotConfig
+from recon_ray.sweeps.fewshot.job import fewshot
+from recon_ray.sweeps.job import sweep
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.episodes import open_episode, shared_clouds
+from recon_ray.tasks.classify.finetune_job import finetune, open_set
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 TINY = {
@@ -328,7 +331,7 @@ def test_shared_clouds_are_taken_without_reading(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from recon_ray.programs import episode_sets
+    from recon_ray.tasks.classify import episodes as episode_sets
 
     base = few(tiny_prepared, episodes, tmp_path)
     shared = episode_sets.read_clouds(base, tiny_prepared, [(2, 3, 0), (2, 3, 1)])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from recon_ray.config.schema import BenchmarkConfig
-from recon_ray.programs.ingest_benchmark import random_set
-from recon_ray.programs.training_benchmark import (
+from recon_ray.benchmarks.config import BenchmarkConfig
+from recon_ray.benchmarks.ingest import random_set
+from recon_ray.benchmarks.training_rate import (
     FEEDS,
     RECORD_STEPS,
     WARMUP_RECORDS,
@@ -16,7 +16,7 @@ from recon_ray.programs.training_benchmark import (
     figures_of,
     training_job,
 )
-from recon_ray.train.runtime import RunFolder
+from recon_ray.runs.folder import RunFolder
 
 
 def records(rates: Sequence[float], waits: Sequence[float]) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from recon_ray.programs.trial_tables import (
+from recon_ray.sweeps.tables import (
     Spread,
     TrialRow,
     is_fraction,

@@ -13,15 +13,15 @@ import torch
 import trimesh
 
 from recon_ray.cli import run_job
-from recon_ray.config.schema import ShownDataSection, VisualizeConfig
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import MODELS
-from recon_ray.programs.chosen_shapes import shapes_of_set
-from recon_ray.programs.figures import draw_classification
-from recon_ray.programs.visualize import visualize
-from recon_ray.train.runtime import RunFolder
-from recon_ray.weights.files import save_weights
+from recon_ray.runs.folder import RunFolder
+from recon_ray.tasks.run_figures import draw_classification
+from recon_ray.tasks.visualize.config import ShownDataSection, VisualizeConfig
+from recon_ray.tasks.visualize.job import visualize
+from recon_ray.tasks.visualize.shape_selection import shapes_of_set
+from recon_ray.weights.weight_files import save_weights
 
 SIZES = {
     "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from recon_ray.data.files import write_table
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import tensor_column
+from recon_ray.data.format.files import write_table
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import tensor_column
 
 
 def ship_features(prepared: PreparedSet) -> PreparedSet:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from recon_ray.cli import Job
-from recon_ray.config.schema import FinetuneConfig
-from recon_ray.data.cards import CARDS, as_record
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.cards import CARDS, as_record
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import CheckpointError
 from recon_ray.models.classifier import Classifier
@@ -22,19 +22,20 @@ from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTowerClassifier
 from recon_ray.points.random import SampleGenerator
 from recon_ray.points.transforms import CANDIDATE_POINTS
-from recon_ray.programs.finetune import finetune, make_task
-from recon_ray.tasks.classification import classifier_of
-from recon_ray.tasks.clouds import CloudPipeline, pipeline_of
-from recon_ray.tasks.confusion import (
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.confusion import (
     class_accuracy,
     confusion_matrix,
     overall_accuracy,
     per_class,
 )
-from recon_ray.tasks.voting import VotingEvaluation
-from recon_ray.tasks.weights import find_weights
-from recon_ray.train.checkpoint import CheckpointStore
-from recon_ray.weights.files import from_own, save_reference, save_weights
+from recon_ray.tasks.classify.finetune_job import finetune, make_task
+from recon_ray.tasks.classify.task import classifier_of
+from recon_ray.tasks.classify.voting import VotingEvaluation
+from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
+from recon_ray.weights.find import find_weights
+from recon_ray.weights.weight_files import from_own, save_reference, save_weights
 
 SIZES: dict[str, Any] = {
     "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,

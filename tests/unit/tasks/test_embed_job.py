@@ -15,16 +15,16 @@ import trimesh
 
 import recon_ray
 from recon_ray.cli import Job
-from recon_ray.config.schema import EmbedConfig
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.errors import CheckpointError, ConfigError, DataError
 from recon_ray.models.presets import MODELS
 from recon_ray.points.transforms import normalize
-from recon_ray.programs import embed as program
-from recon_ray.programs.embed import embed
-from recon_ray.tasks import embedding
-from recon_ray.weights.files import save_weights
+from recon_ray.tasks.embed import encode as embedding
+from recon_ray.tasks.embed import job as program
+from recon_ray.tasks.embed.config import EmbedConfig
+from recon_ray.tasks.embed.job import embed
+from recon_ray.weights.weight_files import save_weights
 
 SIZES: dict[str, Any] = {
     "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,

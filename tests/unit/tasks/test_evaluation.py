@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn import svm
 
-from recon_ray.config.schema import ProbeSection
-from recon_ray.tasks.linear_probe import few_label_accuracy, probe_accuracies, svm_accuracy
-from recon_ray.tasks.zeroshot import accuracy, class_vectors, zeroshot_predictions
+from recon_ray.tasks.linear_probe.config import ProbeSection
+from recon_ray.tasks.linear_probe.probes import few_label_accuracy, probe_accuracies, svm_accuracy
+from recon_ray.tasks.zeroshot.evaluation import accuracy, class_vectors, zeroshot_predictions
 
 
 def _clusters(per_class: int, classes: int, spread: float, seed: int):

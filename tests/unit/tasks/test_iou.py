@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon_ray.tasks.iou import (
+from recon_ray.tasks.partseg.iou import (
     PartTable,
     category_lines,
     count_parts,

@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from recon_ray.cli import Job
-from recon_ray.config.schema import PartsegConfig
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, DataError
 from recon_ray.models.partseg import PartSegmenter
 from recon_ray.models.recon import Recon
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
-from recon_ray.programs.partseg import partseg
-from recon_ray.tasks.iou import PartTable
-from recon_ray.tasks.part_segmentation import (
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.partseg.iou import PartTable
+from recon_ray.tasks.partseg.job import partseg
+from recon_ray.tasks.partseg.task import (
     Scoring,
     augment,
     draw_distinct,
     draw_with_replacement,
     normalize_valid,
 )
-from recon_ray.weights.files import save_reference, save_weights
+from recon_ray.weights.weight_files import save_reference, save_weights
 
 SIZES: dict[str, Any] = {
     "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
@@ -180,7 +180,7 @@ def test_a_validation_split_chooses_the_epoch_under_sound(config):
 def test_a_finished_run_and_a_file_of_it_score_the_same(config, tmp_path):
     trained = run(config)
     only = {"test": "only", "train": config.train.model_dump()}
-    from recon_ray.tasks.weights import find_weights
+    from recon_ray.weights.find import find_weights
 
     weights = find_weights(tmp_path / "runs" / "run")
     save_reference(tmp_path / "seg.pth", weights)

@@ -13,15 +13,16 @@ import torch
 from source_features import ship_features
 
 from recon_ray.cli import Job, run_job
-from recon_ray.config import load
-from recon_ray.config.schema import CacheTeachersConfig, PretrainConfig
-from recon_ray.data.batches import IndexedTable, make_batch
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.config.loader import load
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import IndexedTable, make_batch
 from recon_ray.errors import ConfigError
 from recon_ray.points.random import SampleGenerator
-from recon_ray.programs.cache_teachers import cache_teachers
-from recon_ray.programs.pretrain import make_task, pretrain
-from recon_ray.tasks.teachers import cache_command
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
+from recon_ray.tasks.cache_teachers.job import cache_teachers
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import make_task, pretrain
+from recon_ray.tasks.teacher_features import cache_command
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 COPIES = 2
@@ -142,8 +143,8 @@ def test_a_pinned_teacher_need_not_be_there(tiny_config, copy, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("the teacher was made")
 
-    monkeypatch.setattr("recon_ray.tasks.teachers.create_image_teacher", fail)
-    monkeypatch.setattr("recon_ray.tasks.teachers.create_text_teacher", fail)
+    monkeypatch.setattr("recon_ray.teachers.create.create_image_teacher", fail)
+    monkeypatch.setattr("recon_ray.teachers.create.create_text_teacher", fail)
     assert make_task(PretrainConfig(**values), copy).teachers == pins
 
 

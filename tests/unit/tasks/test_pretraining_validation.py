@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 
 from recon_ray.cli import Job
-from recon_ray.config.schema import LinearProbeConfig, PretrainConfig, ZeroshotConfig
-from recon_ray.data.prepare import PrepareOptions, prepare
-from recon_ray.data.prepared import MANIFEST, PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import MANIFEST
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import ConfigError
 from recon_ray.models.recon import Recon
 from recon_ray.points.transforms import CANDIDATE_POINTS
-from recon_ray.programs.linear_probe import linear_probe
-from recon_ray.programs.pretrain import make_task, pretrain
-from recon_ray.programs.zeroshot import zeroshot
-from recon_ray.tasks.features import PointChoice
-from recon_ray.tasks.validation import zeroshot_kind
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.feature_extraction import PointChoice
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.job import linear_probe
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import make_task, pretrain
+from recon_ray.tasks.pretrain.validation import zeroshot_kind
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.job import zeroshot
 
 
 def changed(config: PretrainConfig, **sections) -> PretrainConfig:

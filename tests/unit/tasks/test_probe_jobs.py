@@ -11,25 +11,26 @@ import pytest
 import torch
 
 from recon_ray.cli import Job
-from recon_ray.config.schema import LinearProbeConfig, ZeroshotConfig
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
-from recon_ray.models.prompts import NUM_PROMPTS
 from recon_ray.models.recon import Recon
 from recon_ray.points import transforms
-from recon_ray.programs import classifiers
-from recon_ray.programs.classifiers import class_texts
-from recon_ray.programs.linear_probe import linear_probe
-from recon_ray.programs.zeroshot import zeroshot
-from recon_ray.tasks import linear_probe as probes
-from recon_ray.tasks.features import PointChoice, load_embedder, without_last_batch
-from recon_ray.tasks.linear_probe import (
+from recon_ray.tasks.classify import classifier_checks as classifiers
+from recon_ray.tasks.classify.classifier_checks import class_texts
+from recon_ray.tasks.feature_extraction import PointChoice, load_embedder, without_last_batch
+from recon_ray.tasks.linear_probe import probes
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.job import linear_probe
+from recon_ray.tasks.linear_probe.probes import (
     choose_k,
     held_out,
     logistic_accuracy,
     nearest_neighbors,
 )
-from recon_ray.weights.files import save_weights
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.job import zeroshot
+from recon_ray.teachers.prompts import NUM_PROMPTS
+from recon_ray.weights.weight_files import save_weights
 
 SIZES: dict[str, Any] = {
     "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,

@@ -16,16 +16,16 @@ from PIL import Image
 from source_features import ship_features
 
 from recon_ray.cli import Job
-from recon_ray.config.schema import CacheTeachersConfig, RetrieveConfig
-from recon_ray.data.images import ImageTransform, load_images
-from recon_ray.data.prepared import PreparedSet
-from recon_ray.data.schema import points_to_numpy
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.loading.images import ImageTransform, load_images
 from recon_ray.errors import CheckpointError, ConfigError, DataError
 from recon_ray.models.recon import Recon
-from recon_ray.models.teachers import create_image_teacher, create_text_teacher, text_bank
-from recon_ray.programs.cache_teachers import cache_teachers
-from recon_ray.programs.retrieve import retrieve
-from recon_ray.tasks.retrieval import (
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
+from recon_ray.tasks.cache_teachers.job import cache_teachers
+from recon_ray.tasks.retrieve.config import RetrieveConfig
+from recon_ray.tasks.retrieve.job import retrieve
+from recon_ray.tasks.retrieve.ranks import (
     NO_GROUP,
     Items,
     chance_median_rank,
@@ -35,8 +35,10 @@ from recon_ray.tasks.retrieval import (
     right_items,
     search_metrics,
 )
-from recon_ray.tasks.zeroshot import class_vectors
-from recon_ray.weights.files import save_weights
+from recon_ray.tasks.zeroshot.evaluation import class_vectors
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
+from recon_ray.weights.weight_files import save_weights
 
 ANGLES = torch.tensor([0.0, 0.1, 0.2, 0.3])
 
@@ -194,7 +196,7 @@ class Ideal:
 def test_a_model_that_gives_the_teachers_features_finds_everything_first(
     usual: dict[str, Any], tiny_prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, texts: str
 ) -> None:
-    monkeypatch.setattr("recon_ray.tasks.search._project", Ideal(tiny_prepared, texts))
+    monkeypatch.setattr("recon_ray.tasks.retrieve.search._project", Ideal(tiny_prepared, texts))
     usual["data"] |= {"num_points": tiny_prepared.num_points, "normalize": "none"}
     metrics = run(usual, texts=texts)["metrics"]
     directions = ("cloud_to_text", "text_to_cloud", "cloud_to_image", "image_to_cloud")
@@ -234,7 +236,7 @@ def test_pictures_may_be_features_that_the_source_has_shipped(
     shipped = torch.tensor(points_to_numpy(prepared.read("test", features=True)["image_features"]))
     ideal = Ideal(tiny_prepared, "category")
     ideal.image = shipped[:, 1].float()  # the others are zeros
-    monkeypatch.setattr("recon_ray.tasks.search._project", ideal)
+    monkeypatch.setattr("recon_ray.tasks.retrieve.search._project", ideal)
     usual["init_from"] = str(save(tmp_path / "shipped.safetensors", image_dim=6))
     usual["data"] |= {"num_points": prepared.num_points, "normalize": "none"}
     usual["data"]["path"] = str(prepared.path)
@@ -278,7 +280,7 @@ def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
     cache_teachers(Job("cache_teachers", config, {}, ()))
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recon_ray.tasks.search.encode_pictures", lambda *a: calls.append(a))
+        patch.setattr("recon_ray.tasks.retrieve.search.encode_pictures", lambda *a: calls.append(a))
         cached = run({**usual, "run": {**usual["run"], "name": "cached"}})
     assert calls == []
     assert cached["metrics"] == pytest.approx(online["metrics"])

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from recon_ray.cli import run_job
-from recon_ray.config import load
-from recon_ray.config.schema import FinetuneConfig, PretrainConfig, VisualizeConfig
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.config.loader import load
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.models.twotower import TwoTower, TwoTowerClassifier
 from recon_ray.points.transforms import CANDIDATE_POINTS
-from recon_ray.programs.finetune import finetune, make_task
-from recon_ray.programs.pretrain import pretrain
-from recon_ray.programs.visualize import visualize
-from recon_ray.tasks.weights import find_weights
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.finetune_job import finetune, make_task
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import pretrain
+from recon_ray.tasks.visualize.config import VisualizeConfig
+from recon_ray.tasks.visualize.job import visualize
+from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import build
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from recon_ray.cluster.evaluator import WorkerRuntime
-from recon_ray.data.batches import IndexedTable
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.cluster.evaluate import WorkerRuntime
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.errors import CheckpointError
 from recon_ray.models.classifier import Classifier
 from recon_ray.points import ops
-from recon_ray.tasks.clouds import CloudPipeline
-from recon_ray.tasks.voting import ROUNDS, VotingEvaluation, vote_summary
-from recon_ray.tasks.weights import find_weights
+from recon_ray.runs.folder import RunFolder
+from recon_ray.tasks.classify.voting import ROUNDS, VotingEvaluation, vote_summary
+from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.inference import Inference
-from recon_ray.train.runtime import RunFolder
-from recon_ray.weights.files import save_weights
+from recon_ray.weights.find import find_weights
+from recon_ray.weights.weight_files import save_weights
 
 SIZES = {
     "num_classes": 3, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_groups": 8,

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from recon_ray.errors import TeacherError
-from recon_ray.models.teachers import create_image_teacher, create_text_teacher, text_bank
-from recon_ray.models.teachers.descriptor import split_prompt
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
+from recon_ray.teachers.descriptor import split_prompt
 
 CATEGORIES = [
     "airplane", "bench", "bottle", "bowl", "car", "chair", "lamp", "mug", "rocket", "sofa",
@@ -89,7 +90,7 @@ def test_other_image_sizes_are_averaged_down():
 
 def test_features_are_the_same_in_another_process():
     code = (
-        "from recon_ray.models.teachers import create_image_teacher, create_text_teacher;"
+        "from recon_ray.teachers import create_image_teacher, create_text_teacher;"
         "import torch;"
         "x = torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) % 97 / 97.0;"
         "i, t = create_image_teacher('descriptor:8'), create_text_teacher('descriptor:8');"

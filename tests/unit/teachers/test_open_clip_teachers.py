@@ -8,12 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recon_ray.errors import TeacherError
-from recon_ray.models.teachers import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    create_image_teacher,
-    create_text_teacher,
-)
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
+from recon_ray.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
 
 TINY = "recon-test-clip"
 TINY_QUICK = f"{TINY}-quickgelu"

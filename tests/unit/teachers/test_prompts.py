@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon_ray.models.prompts import NUM_PROMPTS, PREFIXES, SUFFIXES, prompt, prompts
-from recon_ray.models.teachers import create_text_teacher, text_bank
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.create import create_text_teacher
+from recon_ray.teachers.prompts import NUM_PROMPTS, PREFIXES, SUFFIXES, prompt, prompts
 
 
 def test_there_are_sixty_distinct_prompts():

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from recon_ray.errors import ConfigError, TeacherError
-from recon_ray.models.prompts import NUM_PROMPTS, prompts
-from recon_ray.models.teachers import create_image_teacher, create_text_teacher, text_bank
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
+from recon_ray.teachers.prompts import NUM_PROMPTS, prompts
 
 CLASSES = ["chair", "night_stand"]
 FEATURES = np.random.default_rng(0).standard_normal((2, NUM_PROMPTS, 8)).astype(np.float32)

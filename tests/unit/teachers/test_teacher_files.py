@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from recon_ray.errors import TeacherError
-from recon_ray.models.teachers import create_image_teacher
-from recon_ray.models.teachers.specification import parse_specification
-from recon_ray.models.teachers.weights_file import (
-    file_sha256,
-    identify,
-    read_weights,
-    state_dict_sha256,
-)
+from recon_ray.teachers.create import create_image_teacher
+from recon_ray.teachers.specification import parse_specification
+from recon_ray.teachers.weights_file import file_sha256, identify, read_weights, state_dict_sha256
 
 
 def test_specifications_come_apart_at_the_first_two_colons():

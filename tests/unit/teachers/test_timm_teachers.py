@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from recon_ray.errors import TeacherError
-from recon_ray.models.teachers import create_image_teacher, create_text_teacher, timm_towers
+from recon_ray.teachers import timm_towers
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
 
 timm = pytest.importorskip("timm")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recon_ray.errors import ConfigError
-from recon_ray.train.batching import BatchPlan, epoch_order, steps_per_epoch
+from recon_ray.train.feed.batching import BatchPlan, epoch_order, steps_per_epoch
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])

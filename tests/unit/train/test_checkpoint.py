@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from recon_ray.errors import CheckpointError
-from recon_ray.train.checkpoint import MANIFEST, CheckpointStore, load_model_state
-from recon_ray.train.packing import pack
+from recon_ray.runs.checkpoint import MANIFEST, CheckpointStore, load_model_state, pack
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_a_full_disk_keeps_the_older_checkpoints_and_leaves_nothing_half_written
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recon_ray.train.checkpoint.os.fsync", full)
+    monkeypatch.setattr("recon_ray.runs.checkpoint.os.fsync", full)
     with pytest.raises(
         CheckpointError, match=r"No space left.*continues from the checkpoint before"
     ):

@@ -20,20 +20,22 @@ import pytest
 import torch
 from test_fit import assert_same_weights, changed, losses, pretrain_here
 
-from recon_ray.cluster import progress
-from recon_ray.cluster.job import _mode_of_epoch
+from recon_ray.cluster import train as progress
+from recon_ray.cluster.training_job import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
-from recon_ray.programs.run import start_run
-from recon_ray.train import commits, retries, storage
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.runs import storage
+from recon_ray.runs import storage as retries
+from recon_ray.runs.checkpoint import CheckpointStore, expendable, pack
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.journal import Journal, explain_restart, last_record, shortened
+from recon_ray.runs.lease import Holder, Lease
+from recon_ray.runs.recorder import listening, read_records
+from recon_ray.tasks.run import start_run
+from recon_ray.train import commits
 from recon_ray.train.commits import Commits
-from recon_ray.train.journal import Journal, explain_restart, last_record, shortened
-from recon_ray.train.lease import Holder, Lease
-from recon_ray.train.ledger import SampleLedger, ledger_table
-from recon_ray.train.notices import Notice, catching_sigterm, stop_requested
-from recon_ray.train.packing import expendable, pack
-from recon_ray.train.recorder import listening, read_records
-from recon_ray.train.runtime import IndexedFeed, RunFolder
+from recon_ray.train.feed.indexed import IndexedFeed
+from recon_ray.train.sample_ledger import SampleLedger, ledger_table
+from recon_ray.train.stop_request import Notice, catching_sigterm, stop_requested
 
 NAMES = [f"step-{step:08d}" for step in (10, 15, 20, 25, 30)]
 
@@ -396,8 +398,8 @@ def test_a_run_that_another_process_runs_is_refused_until_that_has_ended(tmp_pat
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr("recon_ray.train.lease.PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr("recon_ray.train.lease.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("recon_ray.runs.lease.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("recon_ray.runs.lease.BEAT_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -407,7 +409,7 @@ def test_the_silence_of_another_machine_ends_its_lease_and_a_beat_keeps_it(tmp_p
     lease.check()
     waited = time.monotonic() - started
     assert waited > 0.4
-    monkeypatch.setattr("recon_ray.train.lease.PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr("recon_ray.runs.lease.PATIENCE_SECONDS", 20.0)
     lease.take()
     assert time.monotonic() - started < waited + 15  # it is not watched twice
     lease.release()
@@ -447,7 +449,7 @@ def test_a_run_that_failed_lets_the_next_one_begin(tmp_path, tiny_config):
 
 
 def test_a_beat_that_is_being_written_does_not_bring_a_released_lease_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("recon_ray.train.lease.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("recon_ray.runs.lease.BEAT_SECONDS", 0.01)
     write, begun = Lease._write, threading.Event()
 
     def slowly(lease: Lease, holder: Holder) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from recon_ray.models.grouping import max_over_points
-from recon_ray.train.compiling import compile_arguments
+from recon_ray.train.step.compiling import compile_arguments
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")

@@ -12,19 +12,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.checkpoint import checkpoint
 
-from recon_ray.cluster.trainer import train_here
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.data.batches import IndexedTable
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.cluster.train import train_here
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.models.batch_norm import BatchNorm
-from recon_ray.programs.pretrain import make_task, training_job
-from recon_ray.programs.run import open_run, start_run
-from recon_ray.tasks.pretrain import PretrainModule
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import make_task, training_job
+from recon_ray.tasks.pretrain.task import PretrainModule
+from recon_ray.tasks.run import open_run, start_run
 from recon_ray.train import commits, resume
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.loop import fit
-from recon_ray.train.runtime import IndexedFeed, LocalRuntime
+from recon_ray.train.runtime import LocalRuntime
 
 #: Biases that a batch norm takes out again, and the means that follow them: their gradient is
 #: rounding noise, which Adam scales up.
@@ -293,7 +294,7 @@ def test_activations_computed_again_give_the_same_training(tiny_config, tiny_pre
     )
     _, plain = pretrain_here(changed(config, run={"name": "plain"}), tiny_prepared)
     again = {"activation_checkpointing": True}
-    monkeypatch.setattr("recon_ray.models.checkpointing.checkpoint", counted)
+    monkeypatch.setattr("recon_ray.models.transformer.checkpoint", counted)
     _, other = pretrain_here(changed(config, run={"name": "again"}, train=again), tiny_prepared)
     assert losses(other) == losses(plain)
     assert_same_weights(other, plain)

@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.train import retries
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.runs import storage as retries
+from recon_ray.runs.checkpoint import CheckpointStore, Packed, pack
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.journal import Journal
+from recon_ray.runs.lease import Holder, Lease
 from recon_ray.train.commits import Commits
-from recon_ray.train.journal import Journal
-from recon_ray.train.lease import Holder, Lease
-from recon_ray.train.notices import Notice
-from recon_ray.train.packing import Packed, pack
-from recon_ray.train.runtime import RunFolder
+from recon_ray.train.stop_request import Notice
 
 FOR_A_MOMENT, FOR_LONG = len(retries.RETRY_SECONDS), 1000
 
@@ -198,7 +197,7 @@ class LeaseOfAnother:
 def another(tmp_path, outages, monkeypatch) -> LeaseOfAnother:
     """Patience is for a busy machine; a lease that changes or goes away is seen at once."""
     for name, seconds in (("PATIENCE_SECONDS", 20.0), ("LOOK_SECONDS", 0.02)):
-        monkeypatch.setattr(f"recon_ray.train.lease.{name}", seconds)
+        monkeypatch.setattr(f"recon_ray.runs.lease.{name}", seconds)
     return LeaseOfAnother(tmp_path, outages)
 
 
@@ -233,7 +232,7 @@ def test_a_lease_that_is_gone_has_ended(another):
 
 @pytest.mark.parametrize("after", [0.0, 0.1])
 def test_a_lease_that_cannot_be_read_is_not_taken(another, after, monkeypatch):
-    monkeypatch.setattr("recon_ray.train.lease.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("recon_ray.runs.lease.PATIENCE_SECONDS", 1.0)
     failing = threading.Timer(after, another.outages.left.update, ({"look": FOR_LONG},))
     failing.start()
     if not after:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recon_ray.train.recorder import Recorder, listening
+from recon_ray.runs.recorder import Recorder, listening
 
 
 def _records(folder):

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from recon_ray.errors import StoppedError
-from recon_ray.train import notices
-from recon_ray.train.notices import Notice, catching_sigterm, stop_requested
+from recon_ray.train import stop_request as notices
 from recon_ray.train.runtime import LocalRuntime
+from recon_ray.train.stop_request import Notice, catching_sigterm, stop_requested
 
 
 @pytest.fixture(autouse=True)

@@ -12,27 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from recon_ray.config.schema import PretrainConfig
-from recon_ray.data.batches import Batch, BatchOptions, IndexedTable
-from recon_ray.data.schema import tensor_column
+from recon_ray.benchmarks.step import endless
+from recon_ray.benchmarks.step_workloads import random_table
+from recon_ray.data.format.schema import tensor_column
+from recon_ray.data.loading.batches import Batch, BatchOptions, IndexedTable
 from recon_ray.errors import ConfigError
 from recon_ray.models.heads import ClassHead
 from recon_ray.models.recon import Embedder
 from recon_ray.points import ops
 from recon_ray.points.random import SampleGenerator
-from recon_ray.programs.step_benchmark import endless
-from recon_ray.programs.step_workloads import random_table
-from recon_ray.tasks.pretrain import PretrainTask
-from recon_ray.train.batching import BatchPlan
-from recon_ray.train.clock import StepClock
-from recon_ray.train.half_weights import HalfWeights
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.task import PretrainTask
+from recon_ray.train.feed.batching import BatchPlan
+from recon_ray.train.feed.indexed import IndexedFeed
+from recon_ray.train.feed.resident import ResidentFeed, indexed_feed
 from recon_ray.train.inference import Inference
 from recon_ray.train.metrics import Mean
 from recon_ray.train.optim import load_optimizer, stored_optimizer
-from recon_ray.train.residency import ResidentFeed, indexed_feed
-from recon_ray.train.runtime import IndexedFeed
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.step import Step, wants_graph
+from recon_ray.train.step.half_weights import HalfWeights
+from recon_ray.train.step.one_step import Step, wants_graph
+from recon_ray.train.step_timer import StepClock
 
 CPU = torch.device("cpu")
 SIZES = {

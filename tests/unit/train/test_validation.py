@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from recon_ray.data.batches import BatchOptions, IndexedTable
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import BatchOptions, IndexedTable
 from recon_ray.errors import CheckpointError
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.runs.folder import RunFolder
 from recon_ray.train import loop
-from recon_ray.train.checkpoint import CheckpointStore
+from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.loop import fit
-from recon_ray.train.runtime import IndexedFeed, LocalRuntime, RunFolder
+from recon_ray.train.runtime import LocalRuntime
 from recon_ray.train.settings import FitSettings
 
 #: Steps of an epoch: 24 samples in batches of 8.

@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from recon_ray.train import waiting
-from recon_ray.train.waiting import waiting_for_rank_zero
+from recon_ray.train import rank_zero_barrier as waiting
+from recon_ray.train.rank_zero_barrier import waiting_for_rank_zero
 
 COLLECTIVE_SECONDS, ALONE_SECONDS = 2.0, 3.5
 

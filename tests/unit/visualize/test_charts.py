@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from recon_ray.data.cards import CARDS
-from recon_ray.visualize import curve_figure, draw_confusion, draw_per_class, figures
+from recon_ray.data.sources.cards import CARDS
+from recon_ray.figures import charts as figures
+from recon_ray.figures.charts import curve_figure, draw_confusion, draw_per_class
 
 
 def read(path):
@@ -106,7 +107,7 @@ def test_bars_need_a_value_for_every_name(tmp_path):
 
 
 def test_importing_needs_neither_matplotlib_nor_a_display():
-    code = "import sys, recon_ray.visualize; print('matplotlib' in sys.modules)"
+    code = "import sys, recon_ray.figures; print('matplotlib' in sys.modules)"
     process = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": ":".join(sys.path)},

@@ -5,7 +5,8 @@ import pytest
 import torch
 import trimesh
 
-from recon_ray.visualize import absolute_patches, point_mesh, write_ply
+from recon_ray.figures.mesh import absolute_patches, point_mesh
+from recon_ray.figures.ply import write_ply
 
 
 def test_ply_is_read_back_by_another_program(tmp_path):

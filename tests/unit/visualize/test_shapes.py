@@ -5,8 +5,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from recon_ray.visualize import ShapeView, shape_figure, sheet_figure, write_clouds
-from recon_ray.visualize.panels import (
+from recon_ray.figures.panels import (
     OVERLAP_COLOR,
     UNSEEN_COLOR,
     VALUE_COLORS,
@@ -15,8 +14,8 @@ from recon_ray.visualize.panels import (
     value_colors,
     value_range,
 )
-from recon_ray.visualize.shapes import clouds_of, panels_of
-from recon_ray.visualize.views import Reconstruction
+from recon_ray.figures.shapes import clouds_of, panels_of, shape_figure, sheet_figure, write_clouds
+from recon_ray.figures.views import Reconstruction, ShapeView
 
 
 @pytest.fixture

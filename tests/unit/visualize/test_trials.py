@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recon_ray.visualize.report import Report
-from recon_ray.visualize.trials import Curve, draw_beside, draw_parameter, draw_trial_curves
+from recon_ray.figures.html_report import Report
+from recon_ray.figures.trials import Curve, draw_beside, draw_parameter, draw_trial_curves
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH = 1280

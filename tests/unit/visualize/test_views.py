@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from recon_ray.figures.views import attend, reconstruct, spread_to_points
 from recon_ray.models.grouping import index_patches
 from recon_ray.models.presets import MODELS
 from recon_ray.points.random import SampleGenerator
-from recon_ray.visualize import attend, reconstruct
-from recon_ray.visualize.views import spread_to_points
 
 SIZES = {"embed_dim": 24, "depth": 3, "num_heads": 3, "num_groups": 8, "group_size": 6}
 

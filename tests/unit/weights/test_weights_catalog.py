@@ -8,8 +8,8 @@ from weights_samples import published
 
 from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import MODELS
-from recon_ray.tasks.weights import find_weights
 from recon_ray.weights.catalog import CATALOG, find_published
+from recon_ray.weights.find import find_weights
 
 
 def test_the_published_rows_are_listed() -> None:

@@ -15,7 +15,7 @@ from weights_samples import SIZES, TINY, make_model, make_weights, pointmae, pub
 
 from recon_ray.errors import CheckpointError
 from recon_ray.weights.adapters import to_reference
-from recon_ray.weights.files import (
+from recon_ray.weights.weight_files import (
     LoadedWeights,
     from_own,
     read_checkpoint,

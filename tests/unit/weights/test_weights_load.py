@@ -5,8 +5,8 @@ import torch
 from weights_samples import TINY, equal, make_model, make_weights, pointmae, published
 
 from recon_ray.errors import CheckpointError
-from recon_ray.weights.files import read_checkpoint
 from recon_ray.weights.load import SOURCES, build, compare, construct, encoder_sizes, initialize
+from recon_ray.weights.weight_files import read_checkpoint
 
 DECODER = {"mask_token", "decoder_pos_embed", "MAE_decoder", "increase_dim"}
 PROJECTIONS = {"img_proj", "text_proj"}

@@ -9,7 +9,7 @@ from torch import nn
 
 from recon_ray.models.presets import MODELS
 from recon_ray.weights.adapters import to_reference
-from recon_ray.weights.files import LoadedWeights
+from recon_ray.weights.weight_files import LoadedWeights
 
 SIZES = {"embed_dim": 12, "depth": 2, "num_heads": 2, "patch_widths": (4, 4, 8)}
 TINY: dict[str, dict[str, Any]] = {

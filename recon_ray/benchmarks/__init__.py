@@ -1,0 +1,1 @@
+"""Benchmarks, each against a named alternative in one run."""

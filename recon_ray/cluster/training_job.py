@@ -1,0 +1,142 @@
+"""What is trained on what, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from recon_ray.config.sections.common import RuntimeSection
+from recon_ray.data.format.prepared import PreparedSet, Split
+from recon_ray.data.format.stored_features import StoredFeatures
+from recon_ray.data.loading.batches import BatchOptions
+from recon_ray.data.loading.stream import decoded_bytes, fits_object_store
+from recon_ray.errors import CheckpointError
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.runs.folder import RunFolder
+from recon_ray.train.feed.batching import BatchPlan, steps_per_epoch
+from recon_ray.train.feed.resident import Residency
+from recon_ray.train.settings import FitSettings
+from recon_ray.train.task import Task
+
+Mode = Literal["auto", "stream", "cached", "shared"]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained on what.
+
+    Args:
+        make_task: Makes the task; picklable.
+        settings: Settings of the loop; its precision is set from the device here.
+        options: What a batch holds.
+        prepared: The prepared set.
+        folder: The run's folder.
+        evaluation_splits: Splits that the task evaluates on, besides ``train``.
+        mode: Ingest mode.
+        residency: Where the training rows lie, if they are not streamed.
+        limit: Most training rows.
+        shuffle_buffer: Rows mixed in memory when streaming.
+        keep_checkpoints: Newest checkpoints that are kept.
+        keep_every: Those after every so many steps are kept too.
+        keeps_ledger: Whether the uses of every sample are counted.
+        runtime: Device, precision, backend, threads.
+        features: Stored features that are read beside the training rows.
+        train_splits: Splits that are trained on, together.
+        other_tables: Splits of other sets, by the name under which the task asks for them.
+    """
+
+    make_task: Callable[[], Task]
+    settings: FitSettings
+    options: BatchOptions
+    prepared: PreparedSet
+    folder: RunFolder
+    evaluation_splits: tuple[str, ...]
+    mode: Mode
+    residency: Residency
+    limit: int | None
+    shuffle_buffer: int
+    keep_checkpoints: int
+    runtime: RuntimeSection
+    keep_every: int | None = None
+    keeps_ledger: bool = False
+    features: tuple[StoredFeatures, ...] = ()
+    train_splits: tuple[str, ...] = ("train",)
+    other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
+
+    @property
+    def train_split(self) -> Split:
+        """The rows that are trained on."""
+        return self.prepared.join(self.train_splits)
+
+    @property
+    def train_rows(self) -> int:
+        """Rows of the training split that are used."""
+        rows = self.train_split.rows
+        return rows if self.limit is None else min(rows, self.limit)
+
+    @property
+    def evaluation_tables(self) -> dict[str, tuple[PreparedSet, str]]:
+        """Every split that is evaluated on, by the name under which the task asks for it."""
+        own = {name: (self.prepared, name) for name in self.evaluation_splits}
+        return {**own, **self.other_tables}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        settings = self.settings
+        whole = settings.total_epochs * (self.train_rows // settings.global_batch_size)
+        return min(whole, settings.max_steps or whole)
+
+    @property
+    def uses_views(self) -> bool:
+        """Whether the batches of training hold images."""
+        return self.options.images is not None
+
+    def check(self, workers: range) -> None:
+        """Refuse what cannot run, before anything starts.
+
+        Raises:
+            ConfigError: If the data or the batch do not fit.
+        """
+        name = self.train_split.name
+        steps_per_epoch(self.train_rows, self.settings.global_batch_size, split=name)
+        for world_size in workers:
+            BatchPlan(self.settings.global_batch_size, world_size)
+
+
+def with_precision(settings: FitSettings, precision: str, *, on_gpu: bool) -> FitSettings:
+    """Resolve the precision of a training."""
+    return replace(settings, precision=resolve_precision(precision, on_gpu=on_gpu))
+
+
+def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"]:
+    """Resolve ``auto``: bf16 on GPUs, fp32 on CPUs."""
+    if precision == "auto":
+        precision = "bf16" if on_gpu else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def resolve_mode(job: TrainingJob) -> Mode:
+    """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
+    if job.mode != "auto":
+        return job.mode
+    begun = _mode_of_epoch(job.folder.checkpoints)
+    if begun is not None:
+        return begun
+    train, views = job.train_split, job.uses_views
+    size = decoded_bytes(job.prepared, train, views=views, features=job.features)
+    for prepared, name in job.evaluation_tables.values():
+        size += decoded_bytes(prepared, prepared.splits[name], views=False)
+    return "shared" if fits_object_store(size) else "stream"
+
+
+def _mode_of_epoch(checkpoints: str) -> Mode | None:
+    """Ingest mode of an epoch that is half done, which has to end as it was begun."""
+    try:
+        found = CheckpointStore(checkpoints).load_latest()
+    except CheckpointError:
+        return None  # the workers say what is damaged
+    if found is None or not found.train["progress"].get("step_in_epoch"):
+        return None
+    return "stream" if found.train.get("tracks_samples") else "shared"

@@ -1,0 +1,1 @@
+"""What works around Ray, each with the version it was seen on and a test."""

@@ -1,0 +1,1 @@
+"""Sections of options that several jobs share."""

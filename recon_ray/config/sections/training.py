@@ -1,0 +1,238 @@
+"""Model, teachers, length of training, optimizer: shared by the jobs that train."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recon_ray.config.sections.common import (
+    Count,
+    Fraction,
+    Location,
+    NonNegative,
+    Positive,
+    ProtocolConfig,
+    Section,
+    TeacherName,
+)
+from recon_ray.config.sections.data import SetSection
+
+
+class ModelSection(Section):
+    """A preset and what differs from it. An empty value keeps the preset's."""
+
+    kind: Literal["recon", "twotower"] = Field(
+        "recon",
+        description="recon, or the paper's ablation twotower, which reconstructs and distills in "
+        "separate encoders.",
+    )
+    preset: Literal["nano", "tiny", "small", "base"] = Field(
+        "base", description="Named architecture (paper: tiny, small, base; nano is for CPUs)."
+    )
+    embed_dim: Count | None = Field(None, description="Width of the transformer.")
+    depth: Count | None = Field(None, description="Encoder blocks.")
+    num_heads: Count | None = Field(None, description="Attention heads; must divide embed_dim.")
+    decoder_depth: Count | None = Field(None, description="Decoder blocks.")
+    num_groups: Count | None = Field(None, description="Point patches a cloud.")
+    group_size: Count | None = Field(None, description="Points in a patch.")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Part of the patches that is hidden."
+    )
+    mask_type: Literal["random", "block"] | None = Field(
+        None, description="Hide random patches, or the ones nearest to a random center."
+    )
+    drop_path: Fraction | None = Field(None, description="Stochastic depth of the last block.")
+
+    def overrides(self) -> dict[str, int | float | str]:
+        """The architecture options that differ from the preset."""
+        given = self.model_dump(exclude={"kind", "preset"})
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ImageEncoderSection(Section):
+    """A frozen image encoder, and how pictures are brought to it."""
+
+    name: TeacherName | None = Field(
+        "descriptor",
+        description="open_clip:<arch>[:<tag or file>], timm:<arch>[:<tag or file>], descriptor, "
+        "source for features that the data set came with, or null for none.",
+    )
+    sha256: str | None = Field(
+        None, description="Expected SHA-256 of the weights; another one is refused."
+    )
+    augment: Literal["reference", "none"] = Field(
+        "reference",
+        description="Image augmentation: the paper's (flip, crop, RandAugment) or none.",
+    )
+    statistics: Literal["teacher", "imagenet"] = Field(
+        "teacher",
+        description="Normalization constants: the teacher's own, or ImageNet's as the paper.",
+    )
+    bgr: bool = Field(False, description="Swap the color channels, as the paper's reader does.")
+
+
+class ImageTeacherSection(ImageEncoderSection):
+    """The frozen image encoder whose features the image token learns."""
+
+    mode: Literal["online", "cached"] = Field(
+        "online",
+        description="Run the teacher in the training step, or read what jobs/cache_teachers.py "
+        "has computed.",
+    )
+    cache: Location | None = Field(
+        None,
+        description="Folder of the cache to read; by default the one in the data set that fits.",
+    )
+
+    augment_on: Literal["auto", "host", "device"] = Field(
+        "auto",
+        description="Where an online teacher's pictures are augmented; auto takes a GPU where "
+        "there is one.",
+    )
+
+    @model_validator(mode="after")
+    def _augments(self) -> ImageTeacherSection:
+        if self.augment_on == "device" and self.augment != "reference":
+            raise ValueError(
+                "teacher.image.augment_on=device needs teacher.image.augment=reference, found "
+                f"teacher.image.augment={self.augment}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_a_cache(self) -> ImageTeacherSection:
+        if self.cache is not None and self.mode != "cached":
+            raise ValueError(
+                f"teacher.image.cache={self.cache} needs teacher.image.mode=cached, found "
+                f"teacher.image.mode={self.mode}"
+            )
+        return self
+
+
+class TextTeacherSection(Section):
+    """The frozen text encoder whose features the text token learns."""
+
+    name: TeacherName | None = Field(
+        "descriptor",
+        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz or .parquet) "
+        "of features computed elsewhere, source for features that the data set came with, or null "
+        "for none.",
+    )
+    sha256: str | None = Field(
+        None, description="Expected SHA-256 of the weights; another one is refused."
+    )
+
+
+class TeacherSection(Section):
+    """The two frozen teachers."""
+
+    image: ImageTeacherSection = Field(ImageTeacherSection(), description="Image teacher.")
+    text: TextTeacherSection = Field(TextTeacherSection(), description="Text teacher.")
+
+
+class TrainSection(Section):
+    """Length of training, batch, logging and commits."""
+
+    epochs: Count = Field(300, description="Passes over the training split.")
+    steps: Count | None = Field(
+        None, description="Stop after this many optimizer steps; the schedule does not change."
+    )
+    global_batch_size: Count = Field(
+        128,
+        description="Shapes an optimizer step, over all workers; never depends on their number.",
+    )
+    micro_batch_size: Count | None = Field(
+        None,
+        description="Largest number of shapes a worker holds at once; the rest is accumulated.",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep the inputs of the transformer blocks only and compute their activations "
+        "again in the backward pass: the same training in less memory, and slower.",
+    )
+    clip_norm: Positive | None = Field(
+        None, description="Clip the gradient's L2 norm; null for none."
+    )
+    sync_batch_norm: bool = Field(
+        True,
+        description="Batch-norm statistics over all workers, so that their number has no effect.",
+    )
+    gradient_precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Precision in which several workers add up their gradients; bf16 halves the "
+        "messages.",
+    )
+    gradient_exchange: Literal["bucketed", "flat"] = Field(
+        "bucketed",
+        description="How several workers exchange gradients: in buckets, while others are still "
+        "computed, or flat, all at once afterwards, which lets GPUs replay the step as one graph.",
+    )
+    bucket_megabytes: Positive = Field(25.0, description="Gradients in a bucket.")
+    log_every_steps: Count = Field(20, description="Steps between two records of the metrics.")
+    commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
+    keep_checkpoints: Count = Field(3, description="Newest checkpoints kept, besides the best.")
+    keep_every_steps: Count | None = Field(
+        None, description="Commit and keep the checkpoint after every so many steps too."
+    )
+    ledger: bool = Field(
+        False,
+        description="Count how often each sample is used in each epoch, through all restarts, and "
+        "write ledger.parquet.",
+    )
+
+
+class OptimSection(Section):
+    """AdamW and its cosine schedule."""
+
+    lr: Positive = Field(5e-4, description="Peak learning rate for the global batch.")
+    weight_decay: NonNegative = Field(0.05, description="Decoupled weight decay.")
+    warmup_epochs: NonNegative = Field(10.0, description="Epochs of linear warm-up.")
+    min_lr: NonNegative = Field(1e-6, description="Learning rate at both ends of the schedule.")
+
+
+class TrainingConfig(ProtocolConfig):
+    """A job that trains a model on a prepared set."""
+
+    resume: Location = Field(
+        "auto",
+        description="auto continues the run of this name, never sets it aside, a path starts from "
+        "that checkpoint.",
+    )
+    data: SetSection = Field(SetSection(), description="What is read.")
+    train: TrainSection = Field(TrainSection(), description="Length and batch.")
+    optim: OptimSection = Field(OptimSection(), description="Optimizer.")
+
+    @model_validator(mode="after")
+    def _limits_what_is_indexed(self) -> TrainingConfig:
+        mode = "stream" if self.data.residency == "stream" else self.data.mode
+        streamed = mode in ("stream", "cached") and self.cluster.max_workers > 0
+        if streamed and self.data.limit is not None:
+            raise ValueError(
+                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode={mode}; "
+                "leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lies_in_one_place(self) -> TrainingConfig:
+        """``data.mode`` says how rows reach a worker, ``data.residency`` where it keeps them."""
+        residency, mode = self.data.residency, self.data.mode
+        fits = {"stream": ("auto", "stream", "cached")}.get(residency, ("auto", "shared"))
+        if residency != "auto" and mode not in fits:
+            raise ValueError(
+                f"data.residency={residency} does not go with data.mode={mode}; leave one of the "
+                "two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainingConfig:
+        batch = self.train.global_batch_size
+        wrong = [w for w in self.cluster.allowed_workers if batch % w]
+        if wrong:
+            raise ValueError(
+                f"train.global_batch_size={batch} is not divisible by "
+                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
+            )
+        return self

@@ -1,0 +1,158 @@
+"""One few-shot episode as a prepared set of its own, whose clouds lie in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recon_ray.data.format.files import read_table
+from recon_ray.data.format.prepared import PreparedSet, Split
+from recon_ray.data.sources.cards import CARDS, as_record
+from recon_ray.errors import DataError
+
+#: What a classifier is given of a cloud, and what finds it.
+COLUMNS = ("sample_id", "object_id", "points", "label")
+
+
+@dataclass(frozen=True)
+class EpisodeSet(PreparedSet):
+    """An episode: its own classes and labels, the clouds of another set.
+
+    Attributes:
+        tables: Rows by split.
+    """
+
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+
+    def read(
+        self,
+        split: str | Split,
+        columns: Sequence[str] | None = None,
+        *,
+        views: bool = False,
+        features: bool = False,
+    ) -> pa.Table:
+        """Read a whole split, see :meth:`PreparedSet.read`; it has points and labels only."""
+        del views, features
+        table = self.tables[split if isinstance(split, str) else split.name]
+        names = table.column_names if columns is None else dict.fromkeys(["sample_id", *columns])
+        return table.select(list(names))
+
+
+def episode_rows(episodes: pa.Table, episode: tuple[int, int, int]) -> pa.Table:
+    """Give the rows of one (way, shot, fold).
+
+    Raises:
+        DataError: If it is not among them.
+    """
+    mask = None
+    for name, wanted in zip(("way", "shot", "fold"), episode, strict=True):
+        found = pc.equal(episodes[name], pa.scalar(wanted, episodes[name].type))
+        mask = found if mask is None else pc.and_(mask, found)
+    rows = episodes.filter(mask)
+    if not len(rows):
+        keys = zip(*(episodes[name].to_pylist() for name in ("way", "shot", "fold")), strict=True)
+        have = sorted({*keys})
+        shown = ", ".join(f"{way}/{shot}/{fold}" for way, shot, fold in have[:3])
+        raise DataError(
+            f"there is no episode of way {episode[0]}, shot {episode[1]}, fold {episode[2]}; there "
+            f"are {len(have)}: {shown}, ..."
+        )
+    return rows
+
+
+def collect_clouds(prepared: PreparedSet, episodes: pa.Table) -> dict[str, pa.Table]:
+    """Read the clouds that episodes use, file by file, and nothing else.
+
+    Args:
+        prepared: The set that holds them.
+        episodes: Rows of :func:`recon_ray.data.format.prepared.read_episodes`.
+
+    Returns:
+        Split name to rows of :data:`COLUMNS`.
+
+    Raises:
+        DataError: If the set lacks one of them.
+    """
+    clouds = {}
+    for split in sorted({*episodes["split"].to_pylist()}):
+        mine = episodes.filter(pc.equal(episodes["split"], split))
+        wanted = pc.unique(mine["object_id"])
+        parts = []
+        for path in prepared.split(split).geometry:
+            table = read_table(path, list(COLUMNS))
+            parts.append(_take(table, pc.is_in(table["object_id"], value_set=wanted)))
+        clouds[split] = pa.concat_tables(parts).combine_chunks()
+        missing = {*wanted.to_pylist()} - {*clouds[split]["object_id"].to_pylist()}
+        if missing:
+            raise DataError(
+                f"{prepared.path}: {len(missing)} shapes of the episodes are not in its split "
+                f"{split!r} ({min(missing)}); give the set that they were drawn from"
+            )
+    return clouds
+
+
+def _take(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    return table.take(pa.array(np.flatnonzero(mask.to_numpy())))
+
+
+def make_episode(
+    prepared: PreparedSet,
+    episodes: pa.Table,
+    episode: tuple[int, int, int],
+    clouds: dict[str, pa.Table],
+    *,
+    outputs: int | None = None,
+) -> EpisodeSet:
+    """Give one episode as a prepared set.
+
+    Args:
+        prepared: The set that the clouds are of.
+        episodes: Rows of all episodes.
+        episode: Way, shot and fold.
+        clouds: What :func:`collect_clouds` gave, of this episode at least.
+        outputs: Classes that the set claims to have; by default as many as the episode. The
+            published runs give the classifier the 40 outputs of ModelNet40.
+
+    Raises:
+        DataError: If there is no such episode.
+    """
+    rows = episode_rows(episodes, episode)
+    tables: dict[str, pa.Table] = {}
+    names: dict[int, str] = {}
+    for split, table in clouds.items():
+        mine = rows.filter(pc.equal(rows["split"], split))
+        place = {name: i for i, name in enumerate(table["object_id"].to_pylist())}
+        chosen = table.take(pa.array([place[name] for name in mine["object_id"].to_pylist()]))
+        labels = mine["label"].to_pylist()
+        own = chosen["label"].to_pylist()
+        names |= {new: prepared.classes[old] for new, old in zip(labels, own, strict=True)}
+        at = chosen.schema.get_field_index("label")
+        kind = chosen.schema.field(at)
+        tables[split] = chosen.set_column(at, kind, pa.array(labels, kind.type))
+    count = max(episode[0], outputs or 0)
+    classes = [names.get(label, f"unused {label}") for label in range(count)]
+    splits = {
+        name: Split(name, len(table), 0, len(table), [], [], []) for name, table in tables.items()
+    }
+    manifest = _manifest(prepared, classes, tables)
+    return EpisodeSet(prepared.path, manifest, prepared.manifest_hash, splits, tables)
+
+
+def _manifest(
+    prepared: PreparedSet, classes: list[str], tables: dict[str, pa.Table]
+) -> dict[str, Any]:
+    """The manifest of the set, with the episode's classes and the card of few-shot episodes."""
+    manifest = copy.deepcopy(prepared.manifest)
+    card = manifest.get("card")
+    if card is not None and str(card["name"]).startswith("modelnet"):
+        title = f"{card['title']} few-shot episodes"
+        manifest["card"] = {**as_record(CARDS["fewshot"]), "title": title}
+    rows = sum(map(len, tables.values()))
+    return {**manifest, "classes": classes, "rows": rows, "views": None, "features": None}

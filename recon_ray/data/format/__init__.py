@@ -1,0 +1,1 @@
+"""Prepared sets: schema, manifest, shards."""

@@ -1,0 +1,97 @@
+"""A prepared set rewritten for readers that want numbers, not the bytes of tensors.
+
+A tensor column becomes a plain fixed-size list of its numbers, row by row as they were, and the
+field's metadata say its shape: ``shape`` is ``[N, 3]`` in JSON. Everything else stays as it is;
+pictures are plain lists already and are not written again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from recon_ray.data.format.files import file_sha256, read_json, read_table, write_json, write_table
+from recon_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from recon_ray.data.format.prepared import PreparedSet
+
+EXPORT = "_export.json"  # written last
+KINDS = ("geometry", "features")
+
+logger = logging.getLogger(__name__)
+
+
+def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
+    """Write the geometry, and the features, of a set with plain list columns, and read them back.
+
+    Args:
+        prepared: The set.
+        output: Folder of the copy; an earlier export in it is replaced.
+
+    Returns:
+        The record that is written beside the files: of which set they are, their rows and hashes.
+
+    Raises:
+        DataError: If the folder holds something else, a file is damaged, or the disk is full.
+    """
+    if output.exists() and read_json(output / EXPORT) is None and any(output.iterdir()):
+        raise DataError(
+            f"{output}: holds something else than an export; choose an empty or a new folder"
+        )
+    # Says whose the folder is from the beginning, so that an interrupted export can be repeated.
+    write_json(output / EXPORT, {"set": str(prepared.path), "complete": False})
+    files = []
+    for split in prepared.splits.values():
+        for kind in KINDS:
+            for path in getattr(split, kind):
+                files.append(_export_file(prepared.path, path, output))
+    record = {
+        "set": str(prepared.path),
+        "complete": True,
+        "manifest_sha256": prepared.manifest_hash,
+        "classes": prepared.classes,
+        "rows": {name: split.rows for name, split in prepared.splits.items()},
+        "files": files,
+    }
+    write_json(output / EXPORT, record)
+    logger.info("export: %d files in %s", len(files), output)
+    return record
+
+
+def _export_file(root: Path, path: Path, output: Path) -> dict[str, Any]:
+    table = read_table(path, None)
+    entry = write_table(output, str(path.relative_to(root)), plain_table(table))
+    _check(table, output / entry["file"], entry["sha256"])
+    return {**entry, "rows": len(table)}
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """Give a table with plain fixed-size lists in place of its tensors, of the same memory."""
+    fields, columns = [], []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if isinstance(field.type, pa.FixedShapeTensorType):
+            storage = field.type.storage_type
+            shape = {"shape": json.dumps(list(field.type.shape))}
+            column = pa.chunked_array([chunk.storage for chunk in column.chunks], storage)
+            field = pa.field(field.name, storage, nullable=field.nullable, metadata=shape)
+        fields.append(field)
+        columns.append(column)
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _check(table: pa.Table, path: Path, sha256: str) -> None:
+    """Read a file back and compare it with what it was made of.
+
+    Raises:
+        DataError: If it differs.
+    """
+    back = read_table(path, None)
+    if file_sha256(path) != sha256 or not back.equals(plain_table(table)):
+        raise DataError(
+            f"{path}: what was read back is not what was written; check the disk and export again"
+        )

@@ -1,0 +1,119 @@
+"""What ``_manifest.json`` says of a prepared set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from recon_ray.data.format.schema import KINDS, SCHEMA_VERSION
+from recon_ray.data.sources.cards import as_record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from recon_ray.data.prepare.runners import Record
+    from recon_ray.data.prepare.shard_plan import Plan
+
+
+def make_manifest(
+    plan: Plan, records: Sequence[Record], tables: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Give the manifest of a finished set.
+
+    Args:
+        plan: The plan.
+        records: The records of its shards, in the order of its tasks.
+        tables: Entries of the small tables beside the samples, by name.
+    """
+    listing, options, layout = plan.listing, plan.options, plan.layout
+    histogram: Counter[str] = Counter(dict.fromkeys(listing.classes, 0))
+    for record in records:
+        histogram.update(record["labels"])
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "package_version": _package_version(),
+        "plan_hash": plan.hash,
+        "source": plan.source_name,
+        "source_settings": {k: v for k, v in plan.settings.items() if k.startswith("source.")},
+        "card": None if listing.card is None else as_record(listing.card),
+        "license": listing.license_note,
+        "num_points": layout.num_points,
+        "points_dtype": layout.dtype,
+        "sampling": "all" if layout.valid_points else options.sampling,
+        "has_normals": layout.normals,
+        "has_colors": layout.colors,
+        "has_part_labels": layout.part_labels,
+        "has_valid_points": layout.valid_points,
+        "source_up_axis": options.up_axis,
+        "up_axis": "y",
+        "normalization": "unit_sphere" if layout.dtype == "float16" else "none",
+        "seed": options.seed,
+        "classes": list(listing.classes),
+        "rows": sum(record["rows"] for record in records),
+        "quarantined": sum(len(record["quarantine"]) for record in records),
+        "excluded": len(listing.excluded),
+        "class_histogram": dict(histogram),
+        "coordinates": _statistics([record["coordinates"] for record in records]),
+        "views": _views(plan),
+        "features": _features(plan),
+        "tables": dict(tables),
+        "splits": _splits(plan, records),
+    }
+
+
+def _views(plan: Plan) -> dict[str, Any] | None:
+    options = plan.options
+    if not options.views:
+        return None
+    return {
+        "format": options.image_format,
+        "size": options.image_size,
+        "per_sample": options.views,
+        "style": options.view_style,
+    }
+
+
+def _features(plan: Plan) -> dict[str, Any] | None:
+    features = plan.listing.features
+    if features is None:
+        return None
+    shapes = {"image": features.image, "text": features.text}
+    lists = {name: None if shape is None else list(shape) for name, shape in shapes.items()}
+    return {**lists, "teacher": features.teacher}
+
+
+def _splits(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
+    splits: dict[str, Any] = {}
+    for task, record in zip(plan.tasks, records, strict=True):
+        split = splits.setdefault(
+            task.split,
+            {"rows": 0, "planned": 0, "first_sample_id": task.first_sample_id, "shards": []},
+        )
+        split["rows"] += record["rows"]
+        split["planned"] += record["planned"]
+        kept = ("rows", "min_sample_id", "max_sample_id", *KINDS)
+        split["shards"].append({key: record[key] for key in kept})
+    return splits
+
+
+def _statistics(parts: list[dict[str, Any]]) -> dict[str, float | None]:
+    parts = [part for part in parts if part["count"]]
+    count = sum(part["count"] for part in parts)
+    if not count:
+        return {"min": None, "max": None, "mean": None, "std": None}
+    mean = sum(part["sum"] for part in parts) / count
+    variance = sum(part["squares"] for part in parts) / count - mean**2
+    return {
+        "min": min(part["min"] for part in parts),
+        "max": max(part["max"] for part in parts),
+        "mean": mean,
+        "std": max(variance, 0.0) ** 0.5,
+    }
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version("recon-ray")
+    except metadata.PackageNotFoundError:
+        return "unknown"

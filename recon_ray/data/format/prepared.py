@@ -1,0 +1,310 @@
+"""Open, read and verify a prepared set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from recon_ray.data.format.files import AGAIN, check_rows, read_json, read_table, verify_hash
+from recon_ray.data.format.schema import KINDS, MANIFEST, READABLE_VERSIONS, Layout
+from recon_ray.data.format.verification import verify_files, verify_hashes
+from recon_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EPISODES_RECORD = "_episodes.json"  # of a folder that holds few-shot episodes and no samples
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared set.
+
+    Attributes:
+        name: train, val, test or another name.
+        rows: Samples in the files.
+        first_sample_id: Its ids lie in [first_sample_id, first_sample_id + planned).
+        planned: Samples that were planned; ids of those left out are missing from the files.
+        geometry: Files of points and labels.
+        views: Files of pictures, in the same order; empty if there are none.
+        shard_rows: Rows of each file.
+        features: Files of the source's own teacher features, likewise.
+        parts: The splits that a joined one is made of, in order of sample id.
+    """
+
+    name: str
+    rows: int
+    first_sample_id: int
+    planned: int
+    geometry: list[Path]
+    views: list[Path]
+    shard_rows: list[int]
+    features: list[Path] = field(default_factory=list)
+    parts: tuple[Split, ...] = ()
+
+    @property
+    def members(self) -> tuple[Split, ...]:
+        """The splits of the set that it is made of: itself, unless it is a joined one."""
+        return self.parts or (self,)
+
+    def head(self, rows: int) -> Split:
+        """The first files that hold at least so many rows; samples lie in them in random order."""
+        if self.parts:
+            heads: list[Split] = []
+            for part in self.parts:
+                left = rows - sum(split.rows for split in heads)
+                if left > 0:
+                    heads.append(part.head(left))
+            return _joined(self.name, heads)
+        count = int(np.searchsorted(np.cumsum(self.shard_rows), rows)) + 1
+        kept = self.shard_rows[:count]
+        return replace(
+            self,
+            rows=sum(kept),
+            geometry=self.geometry[:count],
+            views=self.views[:count],
+            features=self.features[:count],
+            shard_rows=kept,
+        )
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A prepared set whose files are all there.
+
+    Attributes:
+        path: Its folder.
+        manifest: What ``_manifest.json`` holds.
+        manifest_hash: SHA-256 of that file, which names the exact content.
+        splits: Its splits by name.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    manifest_hash: str
+    splits: dict[str, Split]
+
+    @classmethod
+    def open(cls, path: Path | str) -> PreparedSet:
+        """Open a set; reads the manifest and the footers of its files only.
+
+        Args:
+            path: Folder of the set; kept as an absolute one, for processes that run elsewhere.
+
+        Raises:
+            DataError: If the folder or its manifest is missing, the schema is of another version, a
+                file is missing or holds another number of rows than the manifest says.
+        """
+        root = Path(path).absolute()
+        manifest, digest = _read_manifest(root)
+        try:
+            entries = manifest["splits"].items()
+            opened = cls(
+                root, manifest, digest, {name: _open_split(root, name, e) for name, e in entries}
+            )
+            _ = opened.layout, opened.classes
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{root / MANIFEST}: is not a readable manifest ({type(error).__name__}: {error}); "
+                f"{AGAIN}"
+            ) from error
+        return opened
+
+    @property
+    def num_points(self) -> int:
+        """Points of every sample, N."""
+        return int(self.manifest["num_points"])
+
+    @property
+    def layout(self) -> Layout:
+        """Columns of its files."""
+        return Layout.of_manifest(self.manifest)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order."""
+        return list(self.manifest["classes"])
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the samples have pictures."""
+        return self.manifest["views"] is not None
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the source shipped teacher features with the samples."""
+        return self.manifest.get("features") is not None
+
+    def verify_hashes(self) -> None:
+        """Compare the SHA-256 of every file with the manifest; reads the bytes, decodes nothing.
+
+        Raises:
+            DataError: If a file is missing or has another hash; the message names it.
+        """
+        verify_hashes(self.path, self.manifest)
+
+    def verify(self) -> None:
+        """Read every file and compare it with the manifest.
+
+        Raises:
+            DataError: If a file's hash, schema, number of rows or ids differ from the manifest, or
+                its counts contradict each other; the message names the file.
+        """
+        verify_files(self.path, self.manifest)
+
+    def read(
+        self,
+        split: str | Split,
+        columns: Sequence[str] | None = None,
+        *,
+        views: bool = False,
+        features: bool = False,
+    ) -> pa.Table:
+        """Read a whole split.
+
+        Args:
+            split: Name of the split, or a joined one.
+            columns: Columns of the geometry files, None for all; ``sample_id`` is always there.
+            views: Add the ``views`` column (lists of encoded pictures).
+            features: Add ``image_features`` and ``text_features``, as far as the set has them.
+
+        Raises:
+            DataError: If the split, a column, the pictures or the features are not there, or the
+                kinds of files do not hold the same samples.
+        """
+        chosen = self.split(split) if isinstance(split, str) else split
+        names = None if columns is None else list(dict.fromkeys(["sample_id", *columns]))
+        if views and not self.has_views:
+            raise DataError(
+                f"{self.path}: has no views; prepare it with prepare.views of 1 or more"
+            )
+        if features and not self.has_features:
+            raise DataError(f"{self.path}: its source shipped no features of a teacher")
+        tables = []
+        for index, path in enumerate(chosen.geometry):
+            table = read_table(path, names)
+            if views:
+                table = _append(table, path, chosen.views[index])
+            if features:
+                table = _append(table, path, chosen.features[index])
+            tables.append(table)
+        return pa.concat_tables(tables)
+
+    def split(self, name: str) -> Split:
+        """Give a split.
+
+        Raises:
+            DataError: If there is none of this name.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"{self.path}: has no split {name!r}, only {', '.join(self.splits) or 'none'}"
+            )
+        return self.splits[name]
+
+    def join(self, names: Sequence[str]) -> Split:
+        """Give several splits as one, named ``train+val``; a single one is that split itself.
+
+        Args:
+            names: Names of the splits; their order makes no difference but for the name.
+
+        Raises:
+            DataError: If there is none of such a name.
+        """
+        chosen = [self.split(name) for name in dict.fromkeys(names)]
+        return chosen[0] if len(chosen) == 1 else _joined("+".join(names), chosen)
+
+
+def _joined(name: str, splits: Sequence[Split]) -> Split:
+    """Give splits as one; its ids lie between the first and the last of theirs."""
+    members = (part for split in splits for part in split.members)
+    parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
+    first, last = parts[0], parts[-1]
+    return Split(
+        name,
+        sum(part.rows for part in parts),
+        first.first_sample_id,
+        last.first_sample_id + last.planned - first.first_sample_id,
+        [path for part in parts for path in part.geometry],
+        [path for part in parts for path in part.views],
+        [rows for part in parts for rows in part.shard_rows],
+        [path for part in parts for path in part.features],
+        parts,
+    )
+
+
+def read_episodes(path: Path | str) -> pa.Table:
+    """Read the few-shot episodes of a prepared set, or of a folder that holds only episodes.
+
+    Args:
+        path: What ``jobs/prepare.py source=fewshot`` wrote.
+
+    Returns:
+        Rows of ``way``, ``shot``, ``fold``, ``split``, ``object_id`` and ``label``.
+
+    Raises:
+        DataError: If there are none, or the file is not the recorded one.
+    """
+    root = Path(path)
+    record = read_json(root / EPISODES_RECORD)
+    if not isinstance(record, dict):
+        manifest = read_json(root / MANIFEST)
+        tables = manifest.get("tables", {}) if isinstance(manifest, dict) else {}
+        record = tables.get("episodes")
+    if record is None:
+        raise DataError(
+            f"{root}: holds no few-shot episodes; make them with jobs/prepare.py source=fewshot"
+        )
+    return read_table(verify_hash(root, record), None)
+
+
+def _append(table: pa.Table, path: Path, other: Path) -> pa.Table:
+    """Add the columns of the file of another kind to those of the geometry file."""
+    more = read_table(other, None)
+    if not more["sample_id"].equals(table["sample_id"]):
+        raise DataError(f"{other}: its sample ids are not those of {path}; {AGAIN}")
+    for name in more.column_names[1:]:
+        table = table.append_column(name, more[name])
+    return table
+
+
+def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder of a prepared set")
+    path = root / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{root}: is no complete prepared set ({MANIFEST} is missing); run the prepare job"
+        )
+    content = path.read_bytes()
+    try:
+        manifest = json.loads(content)
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is not a readable manifest; {AGAIN}") from error
+    if version not in READABLE_VERSIONS:
+        raise DataError(
+            f"{path}: has schema version {version}, but this package reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; {AGAIN}"
+        )
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
+    """Give one split of a manifest after looking at the footers of its files."""
+    shards = entry["shards"]
+    files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    for shard in shards:
+        for kind in KINDS:
+            if shard.get(kind) is not None:
+                files[kind].append(root / shard[kind]["file"])
+                check_rows(files[kind][-1], shard["rows"])
+    rows = [shard["rows"] for shard in shards]
+    counts = entry["rows"], entry["first_sample_id"], entry["planned"]
+    return Split(name, *counts, files["geometry"], files["views"], rows, files["features"])

@@ -1,0 +1,104 @@
+"""Features of frozen teachers beside a prepared set, as columns of Parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from recon_ray.data.format.files import read_table
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import Draw
+from recon_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of a split's samples that are read instead of computed.
+
+    Attributes:
+        column: ``image_features`` or ``text_features``.
+        files: Files with ``sample_id`` and the column, in the order of the split's shards.
+        shape: (K, D), features of a sample and their width.
+        draw: How an epoch takes one of the K.
+        identity: What the run's records say of the teacher.
+    """
+
+    column: str
+    files: tuple[Path, ...]
+    shape: tuple[int, int]
+    draw: Draw
+    identity: Mapping[str, str]
+
+    @property
+    def dim(self) -> int:
+        """Width of the features, D."""
+        return self.shape[1]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of a sample's features in memory (float16)."""
+        return 2 * self.shape[0] * self.shape[1]
+
+    def read(self) -> pa.Table:
+        """Read ``sample_id`` and the column of the whole split.
+
+        Raises:
+            DataError: If a file is unreadable.
+        """
+        return pa.concat_tables([read_table(f, ["sample_id", self.column]) for f in self.files])
+
+
+def source_features(prepared: PreparedSet, column: str, split: str) -> StoredFeatures:
+    """Find the features that the source of a set has shipped with its samples.
+
+    Args:
+        prepared: The set.
+        column: ``image_features`` or ``text_features``.
+        split: Name of the split.
+
+    Raises:
+        ConfigError: If the set has none.
+    """
+    kind = column.removesuffix("_features")
+    features = prepared.manifest.get("features")
+    if not features or not features.get(kind):
+        raise ConfigError(
+            f"teacher.{kind}.name=source: {prepared.path} has no {kind} features of its source; "
+            "name a teacher, or null for none"
+        )
+    shards = prepared.manifest["splits"][split]["shards"]
+    count, dim = features[kind]
+    digests = [shard["features"]["sha256"] for shard in shards]
+    return StoredFeatures(
+        column,
+        tuple(prepared.split(split).features),
+        (int(count), int(dim)),
+        "row",
+        {"name": "source", "tag": str(features["teacher"]), "sha256": digest(digests)},
+    )
+
+
+def joined_features(parts: Sequence[StoredFeatures]) -> StoredFeatures:
+    """Give the features of several splits as those of the joined one.
+
+    Args:
+        parts: Features of one teacher, in the order in which the splits are joined.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    contents = digest([dict(part.identity) for part in parts])
+    return replace(
+        parts[0],
+        files=tuple(file for part in parts for file in part.files),
+        identity={**parts[0].identity, "features_sha256": contents},
+    )
+
+
+def digest(value: object) -> str:
+    """Hash a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""Batches prepared ahead: in a thread, in memory that a GPU copies from, or on the device."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from recon_ray.data.loading.batches import Batch
+
+T = TypeVar("T")
+
+
+def prefetch(items: Callable[[], Iterator[T]], *, depth: int = 2) -> Iterator[T]:
+    """Run an iterator in a thread that stays up to ``depth`` items ahead.
+
+    Args:
+        items: Makes the iterator, inside the thread.
+        depth: Items held ready.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:  # noqa: ANN401 - an item or an exception
+        while not stopped.is_set():
+            try:
+                ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items():
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=produce, daemon=True, name="batch-prefetch")
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def prefetch_batches(
+    batches: Callable[[], Iterator[Batch]], device: torch.device
+) -> Iterator[Batch]:
+    """Prepare batches ahead, for a GPU in memory that it copies from while the host goes on.
+
+    Args:
+        batches: Makes the iterator, inside a thread.
+        device: Where the batches will be brought.
+    """
+    if device.type != "cuda":
+        return prefetch(batches)
+    return prefetch(lambda: map(_pinned, batches()))
+
+
+def batches_on(batches: Callable[[], Iterator[Batch]], device: torch.device) -> Iterator[Batch]:
+    """Bring batches to a device; a GPU copies the next one while it computes.
+
+    Args:
+        batches: Makes the iterator, inside a thread.
+        device: Where the batches are brought.
+    """
+    if device.type != "cuda":
+        for batch in prefetch(batches):
+            yield {name: value.to(device) for name, value in batch.items()}
+        return
+    stream = torch.cuda.Stream(device)
+
+    def brought() -> Iterator[tuple[Batch, torch.cuda.Event]]:
+        for batch in batches():
+            with torch.cuda.stream(stream):
+                moved = {
+                    name: value.pin_memory().to(device, non_blocking=True)
+                    for name, value in batch.items()
+                }
+            yield moved, stream.record_event()
+
+    for moved, event in prefetch(brought):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(event)
+        for value in moved.values():
+            value.record_stream(current)
+        yield moved
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: value.pin_memory() for name, value in batch.items()}

@@ -1,0 +1,1 @@
+"""From a source to the shards of a prepared set."""

@@ -1,0 +1,81 @@
+"""Files that were repaired after a set had left them out: read again, within the same plan."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recon_ray.data.format.files import read_json
+from recon_ray.data.prepare.shard_plan import with_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from recon_ray.data.prepare.runners import Record
+    from recon_ray.data.prepare.shard_plan import Plan, ShardTask
+    from recon_ray.data.sources.base import Item, Source
+
+logger = logging.getLogger(__name__)
+
+CHANGED = -2  # size that no file has, nor a missing one
+
+
+def file_stamp(source: Source, item: Item) -> list[list[int] | None]:
+    """Give size and time of change (ns) of a sample's file and pictures, None for missing ones."""
+    folder = getattr(source, "folder", None)  # sources that compute their samples have none
+    return [] if folder is None else [_stamp(folder, name) for name in (item.file, *item.images)]
+
+
+def _stamp(folder: Path, name: str) -> list[int] | None:
+    for path in (folder / name, folder / name.partition("#")[0]):  # a row in a file
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        return [found.st_size, found.st_mtime_ns]
+    return None
+
+
+def is_repaired(task: ShardTask, record: Record) -> bool:
+    """Say whether a file that a finished shard left out is another one now."""
+    items = {item.object_id: item for item in task.items}
+    return any(
+        entry.get("stamp") != file_stamp(task.source, items[entry["object_id"]])
+        for entry in record["quarantine"]
+    )
+
+
+def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
+    """Give the plan that a folder was begun with, if files that were left out are all that changed.
+
+    Args:
+        plan: What is planned now.
+        found: The folder's ``plan.json``.
+        records: Folder of the records of its shards.
+
+    Returns:
+        The plan with the sizes that those files had; their shards keep their keys. Any other
+        change gives another hash than the folder's.
+    """
+    repaired = found.get("repaired", {})
+    if found.get("hash") == plan.hash and not repaired:
+        return plan
+    left_out = _left_out(records)
+    sizes = {}
+    for item in plan.listing.items:
+        if item.object_id in left_out:
+            sizes[item.object_id] = left_out[item.object_id]
+        elif item.object_id in repaired:
+            planned, built = repaired[item.object_id]
+            sizes[item.object_id] = planned if item.size_bytes == built else CHANGED
+    return with_sizes(plan, sizes) if sizes else plan
+
+
+def _left_out(records: Path) -> dict[str, int]:
+    """Give the planned size of every sample that the finished shards left out."""
+    found = [read_json(path) for path in records.rglob("*.json")]
+    entries = [
+        e for record in found if isinstance(record, dict) for e in record.get("quarantine", ())
+    ]
+    return {e["object_id"]: e["size_bytes"] for e in entries if "size_bytes" in e}

@@ -1,0 +1,151 @@
+"""Where shards are built: in this process or in several of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from typing import TYPE_CHECKING, Any
+
+from recon_ray.errors import DataError
+from recon_ray.machine import available_memory, cpu_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from recon_ray.data.prepare.shard_plan import ShardTask
+
+    Record = dict[str, Any]
+    Build = Callable[[ShardTask], Record]
+    Run = Callable[[Build, Sequence[ShardTask]], Iterable[Record]]
+
+
+logger = logging.getLogger(__name__)
+
+
+def run_serial(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
+    """Build the shards one after the other in this process."""
+    for task in tasks:
+        yield build(task)
+
+
+def run_processes(num_processes: int | None = None) -> Run:
+    """Give a runner that builds shards in several processes of this machine.
+
+    Args:
+        num_processes: How many at once; by default one a CPU, or fewer where each has to hold a
+            large file of the source and memory is short.
+    """
+
+    def run(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
+        wanted = fitting_processes(tasks) if num_processes is None else num_processes
+        workers = min(wanted, len(tasks))
+        if workers <= 1:
+            yield from run_serial(build, tasks)
+            return
+        # Spawned, not forked: Arrow's and Embree's threads do not survive a fork.
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+            futures = [pool.submit(build, task) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except KeyboardInterrupt:
+                _end(pool)  # a shard may take minutes; it is built again
+                raise
+            except BrokenProcessPool as error:
+                raise DataError(
+                    "a process that built a shard was killed, probably for lack of memory; lower "
+                    "prepare.samples_per_shard or the number of workers and run again"
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    return run
+
+
+def fitting_processes(tasks: Sequence[ShardTask]) -> int:
+    """Give how many processes can build shards at once: one a CPU, while memory lasts."""
+    cpus, available = cpu_count(), available_memory()
+    held = max((task.held_bytes for task in tasks), default=0)
+    if not held or available is None or cpus * held <= available:
+        return cpus
+    fitting = max(1, available // held)
+    logger.warning(
+        "prepare: %d processes instead of %d: each holds %.1f GB of the source, %.1f GB are free; "
+        "prepare.processes chooses another number",
+        fitting,
+        cpus,
+        held / 1e9,
+        available / 1e9,
+    )
+    return fitting
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool at once; what they were writing is removed by the caller."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the job is killed; it would wait for further tasks for ever.
+
+    A Ctrl-C in the terminal reaches the workers too: the parent alone decides what follows.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 5.0
+
+
+class ShardProgress:
+    """Logs how far a job is, with the rate and what is left, every few seconds.
+
+    Args:
+        job: Name of the job.
+        shards: Shards that it builds.
+        units: Units of work in all of them.
+        unit: What a unit is called.
+    """
+
+    def __init__(self, job: str, *, shards: int, units: int, unit: str) -> None:
+        self.job, self.shards, self.units, self.unit = job, shards, units, unit
+        self._done_shards = self._done_units = 0
+        self._start = self._last = time.monotonic()
+
+    def add(self, units: int) -> None:
+        """Count one more shard."""
+        self._done_shards += 1
+        self._done_units += units
+        now = time.monotonic()
+        if now - self._last < PROGRESS_SECONDS and self._done_shards < self.shards:
+            return
+        self._last = now
+        rate = self._done_units / max(now - self._start, 1e-9)
+        left = (self.units - self._done_units) / max(rate, 1e-9)
+        logger.info(
+            "%s: %d/%d shards, %s %s/s, about %.0f s left",
+            self.job, self._done_shards, self.shards, _short(rate), self.unit, left,
+        )  # fmt: skip
+
+
+def _short(rate: float) -> str:
+    """A rate with a decimal where a whole number would be 0 or say little."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"

@@ -1,0 +1,337 @@
+"""Which sample goes into which shard: a function of the listing, the options and the schema."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from recon_ray.data.format.files import is_text, parquet_bytes
+from recon_ray.data.format.schema import POINT_DTYPES, Layout
+from recon_ray.data.prepare.render import Style, renderer
+from recon_ray.data.readers.meshes import sample_generator
+from recon_ray.data.sources.base import SPLIT_ORDER, Features, Item, Listing, Source
+from recon_ray.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Setting = str | int | float | bool | None
+# Raising the tolerated fraction must not throw finished shards away: it decides nothing in them.
+NOT_IN_PLAN = ("max_quarantine_fraction",)
+#: Of what the rows hold. How files store them may change: sets of both ways are read, and finished
+#: shards of an interrupted one stay.
+COLUMNS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How samples become rows.
+
+    Attributes:
+        num_points: N, points of every sample; None for what the source says.
+        up_axis: The axis that points up in the source; None for what the source says.
+        sampling: How a larger cloud is thinned: ``random``, ``fps``, or ``auto`` for what the
+            source says. Points of meshes are always drawn at random, by area.
+        views: Rendered pictures of every sample, 0 for none; a source's own pictures replace them.
+        view_style: How they are rendered, see :func:`recon_ray.data.prepare.render.render_views`.
+        image_size: Side of the pictures in pixels.
+        image_format: png or jpeg.
+        samples_per_shard: Rows of a file.
+        seed: Decides the points and the order of the samples.
+        limit: At most so many samples, shared by the splits in proportion; None for all.
+        max_quarantine_fraction: Tolerated fraction of unreadable samples.
+        points_dtype: float32, or float16, for which every cloud is centred and scaled to the unit
+            sphere because raw coordinates may exceed its range.
+        colors: Keep a color for every point (gray where the source has none).
+        normals: Keep a normal for every point.
+    """
+
+    num_points: int | None = None
+    up_axis: str | None = None
+    sampling: Literal["auto", "random", "fps"] = "auto"
+    views: int = 0
+    view_style: Style = "auto"
+    image_size: int = 224
+    image_format: Literal["png", "jpeg"] = "png"
+    samples_per_shard: int = 512
+    seed: int = 0
+    limit: int | None = None
+    max_quarantine_fraction: float = 0.01
+    points_dtype: Literal["float32", "float16"] = "float32"
+    colors: bool = False
+    normals: bool = False
+
+    def __post_init__(self) -> None:
+        at_least = {"num_points": 2, "views": 0, "image_size": 8, "samples_per_shard": 1}
+        for name, lowest in at_least.items():
+            found = getattr(self, name)
+            if found is not None and found < lowest:
+                raise ConfigError(f"prepare.{name}: expected at least {lowest}, found {found}")
+        choices = {
+            "up_axis": (None, "x", "y", "z"),
+            "sampling": ("auto", "random", "fps"),
+            "view_style": get_args(Style),
+            "image_format": ("png", "jpeg"),
+            "points_dtype": POINT_DTYPES,
+        }
+        for name, known in choices.items():
+            if (found := getattr(self, name)) not in known:
+                names = ", ".join(name for name in known if name)
+                raise ConfigError(f"prepare.{name}: expected {names}, found {found!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"prepare.limit: expected at least 1 or nothing, found {self.limit}")
+        if not 0 <= self.max_quarantine_fraction <= 1:
+            found = self.max_quarantine_fraction
+            raise ConfigError(f"prepare.max_quarantine_fraction: expected 0 to 1, found {found}")
+
+    def for_listing(self, listing: Listing) -> PrepareOptions:
+        """Fill in what is left to the source.
+
+        Raises:
+            ConfigError: If an option contradicts the source.
+        """
+        if self.limit is not None and listing.tables:
+            raise ConfigError(
+                f"prepare.limit={self.limit}: the {' and '.join(listing.tables)} of this source "
+                "name every sample; leave the option out"
+            )
+        return replace(
+            self,
+            num_points=listing.num_points if self.num_points is None else self.num_points,
+            up_axis=listing.up_axis if self.up_axis is None else self.up_axis,
+            sampling=listing.sampling if self.sampling == "auto" else self.sampling,
+        )
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that building one shard needs; picklable.
+
+    Attributes:
+        root: Folder of the prepared set.
+        split: Name of the split.
+        name: File name of the shard, in ``geometry/<split>`` and ``views/<split>``.
+        key: Hash of the plan and the shard; a record with another key is not this shard's.
+        first_sample_id: Id of the first item; the others follow.
+        items: The samples in row order.
+        source: What loads them.
+        options: How they become rows, with nothing left to the source.
+        layout: Columns of the files.
+        held_bytes: Memory that the source needs in the process, see :class:`Listing`.
+    """
+
+    root: str
+    split: str
+    name: str
+    key: str
+    first_sample_id: int
+    items: tuple[Item, ...]
+    source: Source
+    options: PrepareOptions
+    layout: Layout
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shards of a set.
+
+    Attributes:
+        settings: Everything that decides the content, as flat names and values.
+        hash: Hash of the settings.
+        source_name: Name of the source.
+        listing: What the source listed.
+        options: The options, with nothing left to the source.
+        layout: Columns of the files.
+        tasks: The shards in the order of their sample ids.
+        repaired: Planned and present size of the files that changed after they were left out, by
+            object id.
+    """
+
+    settings: Mapping[str, Setting]
+    hash: str
+    source_name: str
+    listing: Listing
+    options: PrepareOptions
+    layout: Layout
+    tasks: tuple[ShardTask, ...]
+    repaired: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        """Planned samples of all splits."""
+        return sum(len(task.items) for task in self.tasks)
+
+
+def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
+    """Scan the source and assign its samples to shards.
+
+    Samples are shuffled within their split, by the seed, unless the source gives them an order:
+    sources list them by category, and training shuffles only within a window later.
+
+    Args:
+        source: What is to be prepared.
+        root: Folder of the prepared set.
+        options: How samples become rows.
+
+    Raises:
+        ConfigError: If an option contradicts the source.
+        DataError: If the source has nothing, or lists an object twice.
+    """
+    listing = source.scan()
+    _check_listing(listing)
+    return _assign(source, root, listing, options)
+
+
+def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
+    """Give the plan that other sizes of some files would have made.
+
+    Args:
+        plan: A plan of at least one sample.
+        sizes: Planned sizes by object id; the present ones are kept in ``repaired``.
+    """
+    repaired = {
+        item.object_id: (sizes[item.object_id], item.size_bytes)
+        for item in plan.listing.items
+        if sizes.get(item.object_id, item.size_bytes) != item.size_bytes
+    }
+    items = tuple(
+        replace(item, size_bytes=sizes.get(item.object_id, item.size_bytes))
+        for item in plan.listing.items
+    )
+    task = plan.tasks[0]
+    planned = _assign(task.source, task.root, replace(plan.listing, items=items), plan.options)
+    return replace(planned, repaired=repaired)
+
+
+def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions) -> Plan:
+    options = options.for_listing(listing)
+    layout = _layout(listing, options)
+    settings = _settings(source, listing, options)
+    plan_hash = _hash(settings)
+    tasks: list[ShardTask] = []
+    first_id = 0
+    for split, items in _ordered_splits(listing, options).items():
+        for name, chosen in _cut(items, options.samples_per_shard):
+            key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
+            tasks.append(
+                ShardTask(
+                    root, split, name, key, first_id, chosen, source, options, layout,
+                    listing.held_bytes,
+                )
+            )  # fmt: skip
+            first_id += len(chosen)
+    return Plan(settings, plan_hash, source.name, listing, options, layout, tuple(tasks))
+
+
+def differences(found: Mapping[str, Setting], asked: Mapping[str, Setting]) -> str:
+    """Say in words in which settings two plans differ, the first three of them."""
+    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    # A changed option changes the listing's hash too: the option is what the user wants to hear.
+    named = [key for key in keys if key != "source.listing"] or keys
+    shown = [f"{key}: {found.get(key)} (found) / {asked.get(key)} (asked)" for key in named[:3]]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _check_listing(listing: Listing) -> None:
+    if not listing.items:
+        raise DataError("the source has no samples")
+    seen: dict[str, Item] = {}
+    for item in listing.items:
+        if item.object_id in seen:
+            files = f"{seen[item.object_id].file} and {item.file}"
+            raise DataError(
+                f"object id {item.object_id!r} is used twice, by {files}; give each its own"
+            )
+        seen[item.object_id] = item
+    unwritable = [i for i in listing.items if not is_text(i.object_id + i.category)]
+    if unwritable:
+        item = unwritable[0]
+        name = item.file or item.object_id
+        more = f" and {len(unwritable) - 1} more" if len(unwritable) > 1 else ""
+        raise DataError(
+            f"{name!a}{more}: the name is not UTF-8 text, which the prepared set needs; rename it, "
+            "for example with convmv -f latin1 -t utf8 -r --notest <folder>"
+        )
+
+
+def _layout(listing: Listing, options: PrepareOptions) -> Layout:
+    features = listing.features or Features()
+    return Layout(
+        options.num_points or 0,
+        options.points_dtype,
+        normals=options.normals,
+        colors=options.colors,
+        part_labels=listing.part_labels,
+        valid_points=listing.keeps_all_points,
+        views=options.views > 0,
+        image_features=features.image,
+        text_features=features.text,
+    )
+
+
+def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict[str, Setting]:
+    chosen = {k: v for k, v in asdict(options).items() if k not in NOT_IN_PLAN}
+    items = sorted((asdict(item) for item in listing.items), key=lambda item: item["object_id"])
+    settings: dict[str, Setting] = {"schema_version": COLUMNS_VERSION, "source": source.name}
+    settings |= {f"source.{name}": value for name, value in listing.settings.items()}
+    settings |= {f"prepare.{name}": value for name, value in chosen.items()}
+    settings["source.samples"] = len(items)
+    settings["source.listing"] = _hash({"items": items, "classes": listing.classes})
+    for name, table in listing.tables.items():
+        settings[f"source.{name}"] = hashlib.sha256(parquet_bytes(table)).hexdigest()
+    if listing.features is not None:
+        settings["source.features"] = json.dumps(asdict(listing.features))
+    if options.views:
+        settings["renderer"] = renderer()
+    return settings
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _ordered_splits(listing: Listing, options: PrepareOptions) -> dict[str, list[Item]]:
+    """Give the items of every split in the order of the rows, thinned to the limit."""
+    counts = Counter(item.split for item in listing.items)
+    known = [name for name in SPLIT_ORDER if name in counts]
+    order = known + sorted(set(counts) - set(known))
+    keep = _limited([counts[name] for name in order], options.limit)
+    splits = {}
+    for split, count in zip(order, keep, strict=True):
+        items = [item for item in listing.items if item.split == split]
+        if listing.shuffle:
+            items = _shuffled(items, options.seed, f"order of {split}")
+        if count:
+            splits[split] = items[:count]
+    return splits
+
+
+def _shuffled(items: list[Item], seed: int, what: str) -> list[Item]:
+    items = sorted(items, key=lambda item: item.object_id)
+    return [items[i] for i in sample_generator(seed, what).permutation(len(items))]
+
+
+def _limited(counts: list[int], limit: int | None) -> list[int]:
+    """Share ``limit`` among the splits in proportion to their sizes, by largest remainder."""
+    if limit is None or limit >= sum(counts):
+        return counts
+    exact = np.array(counts) * (limit / sum(counts))
+    kept = np.floor(exact).astype(int)
+    left = limit - int(kept.sum())
+    kept[np.argsort(kept - exact, kind="stable")[:left]] += 1
+    return [int(k) for k in kept]
+
+
+def _cut(items: list[Item], size: int) -> Iterator[tuple[str, tuple[Item, ...]]]:
+    """Cut one split into files of so many rows; gives their names and rows."""
+    total = -(-len(items) // size)
+    for index in range(total):
+        rows = tuple(items[index * size : (index + 1) * size])
+        yield f"part-{index:05d}-of-{total:05d}.parquet", rows

@@ -1,0 +1,1 @@
+"""Procedural shapes: the synthetic data set that needs no download."""

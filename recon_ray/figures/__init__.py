@@ -1,0 +1,1 @@
+"""Pictures of point clouds and of runs: PNG figures, PLY files, HTML pages."""

@@ -1,0 +1,217 @@
+"""PNG charts: training curves, confusion matrices, figures by class. Needs no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from recon_ray.figures.canvas import (
+    GRID_COLOR,
+    QUIET_COLOR,
+    SERIES_COLORS,
+    TEXT_COLOR,
+    new_figure,
+    save_figure,
+    style_axes,
+)
+from recon_ray.figures.ply import Array, to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+
+COUNTED_CLASSES = 20  # up to so many, the cells of a confusion matrix have room for their counts
+ABSENT_COLOR = "#f1f2f4"
+BAR_COLOR = SERIES_COLORS[0]
+
+
+def curve_figure(
+    steps: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    path: Path | str,
+    *,
+    title: str = "",
+    x_label: str = "step",
+    log_y: bool = False,
+) -> Path:
+    """Draw training curves.
+
+    Args:
+        steps: Positions on the horizontal axis.
+        series: Name to values, as many as there are steps; NaN leaves a gap.
+        path: PNG file to write; its folder is made.
+        title: Heading.
+        x_label: What the steps are.
+        log_y: Draw the vertical axis in logarithms.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no series or one has another length than the steps.
+    """
+    if not series:
+        raise ValueError("series is empty: give at least one curve.")
+    for name, values in series.items():
+        if len(values) != len(steps):
+            raise ValueError(f"curve {name!r} has {len(values)} values for {len(steps)} steps.")
+    figure = new_figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    for index, (name, values) in enumerate(series.items()):
+        color = SERIES_COLORS[index % len(SERIES_COLORS)]
+        marker = "o" if len(steps) <= 12 else None
+        axes.plot(steps, values, label=name, color=color, linewidth=1.8, marker=marker, ms=4)
+    style_axes(axes, title)
+    axes.grid(axis="y", color=GRID_COLOR, linewidth=0.8)
+    axes.set_xlabel(x_label, color=TEXT_COLOR, fontsize=10)
+    axes.margins(x=0.01)
+    if log_y:
+        axes.set_yscale("log")
+    if len(series) > 1 or not title:
+        axes.legend(frameon=False, fontsize=9, labelcolor=TEXT_COLOR)
+    figure.tight_layout()
+    return save_figure(figure, path)
+
+
+def draw_confusion(path: Path | str, matrix: Array, classes: Sequence[str], title: str) -> Path:
+    """Draw a confusion matrix: what the shapes of every class were taken for.
+
+    Colors are fractions of the row. With up to 20 classes every cell that is not empty shows its
+    count. The row of a class without shapes is gray.
+
+    Args:
+        path: PNG file to write; its folder is made.
+        matrix: (C, C) counts; rows are the true classes, columns the predicted ones.
+        classes: C names.
+        title: Heading.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the matrix is not square with a row for every name, or has no class.
+    """
+    counts = to_numpy(matrix)
+    if not len(classes) or counts.shape != (len(classes), len(classes)):
+        raise ValueError(
+            f"the confusion matrix has shape {counts.shape} for {len(classes)} classes."
+        )
+    side = float(np.clip(0.42 * len(classes), 3.2, 7.5))
+    margin = 0.45 + 0.065 * max(map(len, classes))
+    figure = new_figure(side + margin + 0.9, side + margin + 0.5)
+    axes = figure.add_subplot()
+    totals = counts.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        fractions = np.where(totals > 0, counts / totals, np.nan)
+    image = axes.imshow(fractions, cmap=_shades(), norm=_norm())
+    if len(classes) <= COUNTED_CLASSES:
+        _write_counts(axes, counts, fractions)
+    _name_classes(axes, classes)
+    axes.set_title(title, color=TEXT_COLOR, fontsize=11, loc="left")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+    bar.set_label("fraction of the true class", color=TEXT_COLOR, fontsize=9)
+    bar.ax.tick_params(colors=TEXT_COLOR, labelsize=8)
+    bar.outline.set_visible(False)
+    figure.tight_layout()
+    return save_figure(figure, path)
+
+
+def draw_per_class(
+    path: Path | str, names: Sequence[str], values: Sequence[float], title: str
+) -> Path:
+    """Draw one bar a class, with the mean of those that there are.
+
+    Args:
+        path: PNG file to write; its folder is made.
+        names: C names.
+        values: C fractions of 1; NaN for a class that does not occur, which is marked absent.
+        title: Heading.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the numbers of names and values differ, or there is none.
+    """
+    heights = np.asarray(values, dtype=np.float64)
+    if not len(names) or heights.shape != (len(names),):
+        raise ValueError(f"{len(names)} names with values of shape {heights.shape}.")
+    figure = new_figure(6.4, 1.0 + 0.22 * len(names))
+    axes = figure.add_subplot()
+    rows = np.arange(len(names))
+    axes.barh(rows, np.nan_to_num(heights), height=0.72, color=BAR_COLOR)
+    for row, value in enumerate(heights):
+        is_absent = bool(np.isnan(value))
+        axes.text(
+            1.02,
+            row,
+            "absent" if is_absent else f"{value:.1%}",
+            va="center",
+            fontsize=8,
+            color=QUIET_COLOR if is_absent else TEXT_COLOR,
+        )
+    style_axes(axes, title)
+    _mark_mean(axes, heights)
+    axes.grid(axis="x", color=GRID_COLOR, linewidth=0.8)
+    axes.set_yticks(rows, names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1.12)
+    axes.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+    figure.tight_layout()
+    return save_figure(figure, path)
+
+
+def _mark_mean(axes: Axes, heights: npt.NDArray[np.float64]) -> None:
+    present = heights[~np.isnan(heights)]
+    if len(present):
+        mean = float(present.mean())
+        axes.axvline(mean, color=SERIES_COLORS[1], linewidth=1.2)
+        axes.set_xlabel(
+            f"mean over {len(present)} classes {mean:.1%}", color=SERIES_COLORS[1], fontsize=9
+        )
+
+
+def _shades() -> Colormap:
+    """White to dark blue; gray where there is nothing."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("shades", ["#ffffff", "#7fa8d6", "#123a6b"])
+    return shades.with_extremes(bad=ABSENT_COLOR)
+
+
+def _norm() -> Normalize:
+    """The square root of a fraction: a confusion of one in twenty is not lost."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.5, vmin=0, vmax=1)
+
+
+def _write_counts(axes: Axes, counts: npt.NDArray, fractions: npt.NDArray[np.float64]) -> None:
+    size = 9 if len(counts) <= 12 else 7
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if fractions[row, column] > 0.35 else TEXT_COLOR
+        axes.text(
+            column, row, f"{counts[row, column]:g}", ha="center", va="center", fontsize=size,
+            color=color,
+        )  # fmt: skip
+
+
+def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
+    places = np.arange(len(classes))
+    size = 9 if len(classes) <= 25 else 7
+    axes.set_xticks(places, classes, rotation=90, fontsize=size)
+    axes.set_yticks(places, classes, fontsize=size)
+    axes.set_xlabel("predicted", color=TEXT_COLOR, fontsize=10)
+    axes.set_ylabel("true", color=TEXT_COLOR, fontsize=10)
+    axes.tick_params(colors=TEXT_COLOR, length=0)
+    for spine in axes.spines.values():
+        spine.set_color(QUIET_COLOR)
+    # Thin lines between the cells, to follow a row of forty.
+    axes.set_xticks(places[1:] - 0.5, minor=True)
+    axes.set_yticks(places[1:] - 0.5, minor=True)
+    axes.grid(which="minor", color=GRID_COLOR, linewidth=0.5)
+    axes.tick_params(which="minor", length=0)

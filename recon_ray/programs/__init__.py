@@ -1,1 +1,0 @@
-"""The driver's side of each job: what ``jobs/*.py`` call."""

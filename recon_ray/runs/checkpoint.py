@@ -1,0 +1,486 @@
+"""Checkpoints: complete, verified, and the same whatever runtime wrote them.
+
+Layout of one checkpoint, under the run's ``checkpoints`` folder::
+
+    step-00000100/model.pt       state dict of the model, for downstream use
+                  train.pt       optimizer, progress, metrics: what continues the run
+                  MANIFEST.json  format, step, architecture, records of the task, and size and
+                                 SHA-256 of each file
+
+    best.json            which of them had the best validation, where there is one
+
+The manifest is written last and a folder gets its final name only when it is complete (on an object
+store, which cannot rename, a folder without manifest does not count). Every file loads with
+``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pyarrow import fs as pafs
+
+from recon_ray.errors import CheckpointError
+from recon_ray.runs.storage import open_filesystem, patiently
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "MANIFEST.json"
+BEST = "best.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One verified checkpoint, loaded on the CPU.
+
+    Attributes:
+        name: Folder name, ``step-<number>``.
+        step: Optimizer steps behind it.
+        architecture: Constructor arguments of the model.
+        model: State dict of the model.
+        train: State of the optimizer, the progress and the metrics.
+        records: Plain data of the task that goes with the model (its classes).
+    """
+
+    name: str
+    step: int
+    architecture: dict[str, Any]
+    model: dict[str, torch.Tensor]
+    train: dict[str, Any]
+    records: dict[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """Reads and writes the checkpoints of one run in a folder or URI.
+
+    Args:
+        uri: The run's ``checkpoints`` folder.
+        keep: Newest checkpoints that :meth:`save` keeps, besides the best one.
+        keep_every: Those after every so many steps are kept too, None for none.
+    """
+
+    def __init__(self, uri: str, *, keep: int = 3, keep_every: int | None = None) -> None:
+        self.uri = uri
+        self.keep = keep
+        self.keep_every = keep_every
+        self._fs, self._root = open_filesystem(uri)
+        #: Whether it is a folder; an object store renames nothing, and is asked again if it fails.
+        self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        self._intact: set[str] = set()  # that were loaded, and so compared with their manifests
+
+    def path(self, name: str) -> str:
+        """Path of a checkpoint inside the store's file system."""
+        return f"{self._root}/{name}"
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """File system that :meth:`path` refers to."""
+        return self._fs
+
+    def write(self, packed: Packed) -> None:
+        """Write what :func:`~recon_ray.runs.checkpoint.pack` has made; delete what may go.
+
+        One of that name that is there already is left as it is, if it is whole.
+
+        Raises:
+            CheckpointError: If the storage refuses, a full disk for example; older ones stay.
+        """
+        with _refusing(self.path(packed.name)):
+            if not self._holds(packed.name):
+                self._steadily(lambda: self._save(packed))
+        if packed.best is not None:
+            best = packed.best
+            with _refusing(f"{self._root}/{BEST}"):
+                self._steadily(lambda: self._mark(best))
+        self._retain(packed)
+
+    def _holds(self, name: str) -> bool:
+        """Whether a checkpoint is there and whole."""
+        if name not in self.names():
+            return False
+        try:
+            if name not in self._intact:
+                self._contents(name)
+        except CheckpointError as error:
+            logger.warning("%s; the checkpoint is written again", error)
+            return False
+        return True
+
+    def _retain(self, packed: Packed) -> None:
+        """Delete what may go; what cannot be deleted now may be at the next commit.
+
+        A run that had to go on from before a damaged checkpoint is older than that one, which is
+        no reason to delete those that are whole.
+        """
+        best = None if packed.best is None else packed.best["name"]
+        try:
+            names = [name for name in self.names() if name <= packed.name]
+            for old in expendable(names, keep=self.keep, every=self.keep_every, best=best):
+                self._remove(self.path(old))
+        except (CheckpointError, OSError) as error:
+            logger.warning("%s: older checkpoints could not be deleted (%s)", self.uri, error)
+
+    def clean(self) -> list[str]:
+        """Remove what interrupted commits have left behind, and give its names.
+
+        To be called when nobody else writes: at the start of a run.
+        """
+        try:
+            whole = set(self.names())
+            left = [
+                name
+                for name in self._steadily(self._folders)
+                if name.startswith((".tmp-step-", "step-")) and name not in whole
+            ]
+            for name in left:
+                self._remove(self.path(name))
+        except (CheckpointError, OSError) as error:  # it does not count as a checkpoint
+            logger.warning("%s: what is left over could not be deleted (%s)", self.uri, error)
+            return []
+        return left
+
+    def best(self) -> dict[str, Any] | None:
+        """``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint, if any.
+
+        Raises:
+            CheckpointError: If the file that says so is damaged.
+        """
+        path = f"{self._root}/{BEST}"
+        try:
+            best = dict(json.loads(self._read(path)))
+            return best if best["name"] in self.names() else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); name one of the checkpoints beside it"
+            ) from error
+
+    def selected(self) -> str | None:
+        """Name of the best checkpoint where one was chosen by validation, else of the newest.
+
+        Raises:
+            CheckpointError: If ``best.json`` is damaged, or the storage cannot be reached.
+        """
+        best = self.best()
+        return best["name"] if best is not None else next(reversed(self.names()), None)
+
+    def hash_of_model(self, name: str) -> str:
+        """SHA-256 that names a checkpoint's model, by its manifest: its weights, and what it is.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or its manifest is damaged.
+        """
+        manifest = self._read_manifest(self.path(name))
+        weights = manifest["files"]["model.pt"]["sha256"]
+        content = [manifest["architecture"], manifest.get("records"), weights]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def load_selected(self) -> Checkpoint | None:
+        """Load the best checkpoint where one was chosen by validation, else the newest.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
+        best = self.best()
+        return self.load_latest() if best is None else self.load(best["name"])
+
+    def _save(self, packed: Packed) -> None:
+        name = packed.name
+        target = f"{self._root}/.tmp-{name}" if self.is_local else self.path(name)
+        try:
+            self._remove(target)
+            self._write_all(target, packed)
+            if self.is_local:
+                self._remove(self.path(name))
+                Path(target).rename(self.path(name))
+        except BaseException:  # Ctrl-C too leaves no half checkpoint
+            with suppress(OSError):  # without its manifest it does not count
+                self._remove(target)
+            raise
+
+    def _mark(self, best: Mapping[str, Any]) -> None:
+        path = f"{self._root}/{BEST}"
+        partial = f"{self._root}/.tmp-{BEST}" if self.is_local else path
+        self._write(partial, (json.dumps(dict(best)) + "\n").encode())
+        if self.is_local:
+            Path(partial).replace(path)
+
+    def names(self) -> list[str]:
+        """Folder names of the complete checkpoints, oldest first.
+
+        Raises:
+            CheckpointError: If the storage cannot be reached.
+        """
+
+        def complete() -> list[str]:
+            names = sorted(name for name in self._folders() if name.startswith("step-"))
+            return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+
+        try:
+            return self._steadily(complete)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.uri}: the checkpoints there cannot be listed ({error}); see that the "
+                "storage can be reached and read"
+            ) from error
+
+    def _folders(self) -> list[str]:
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        return [info.base_name for info in self._fs.get_file_info(selector)]
+
+    def load(self, name: str) -> Checkpoint:
+        """Load a checkpoint after comparing every file with the manifest.
+
+        Raises:
+            CheckpointError: If a file is missing or differs, or the format is another one.
+        """
+        manifest, blobs = self._contents(name)
+        self._intact.add(name)
+        loaded = {
+            file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+            for file, blob in blobs.items()
+        }
+        return Checkpoint(
+            name,
+            manifest["step"],
+            manifest["architecture"],
+            loaded["model.pt"],
+            loaded["train.pt"],
+            manifest.get("records", {}),
+        )
+
+    def load_latest(self) -> Checkpoint | None:
+        """Load the newest checkpoint that verifies, falling back to older ones.
+
+        Returns:
+            None where there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: If there are checkpoints and all of them are damaged.
+        """
+        names = self.names()
+        for name in reversed(names):
+            try:
+                return self.load(name)
+            except CheckpointError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+        if names:
+            raise CheckpointError(
+                f"{self._root}: all {len(names)} checkpoints are damaged; restore one from a copy, "
+                "or start afresh with another run.name"
+            )
+        return None
+
+    def _contents(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Manifest and files of a checkpoint, compared with each other."""
+        where = self.path(name)
+        manifest = self._read_manifest(where)
+        files = manifest["files"].items()
+        return manifest, {file: self._verified(f"{where}/{file}", record) for file, record in files}
+
+    def _write_all(self, target: str, packed: Packed) -> None:
+        self._fs.create_dir(target, recursive=True)
+        files: dict[str, dict[str, Any]] = {}
+        for file, blob in packed.files.items():
+            self._write(f"{target}/{file}", blob)
+            files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        text = json.dumps({**packed.manifest, "files": files}, indent=1)
+        self._write(f"{target}/{MANIFEST}", text.encode())
+
+    def _write(self, path: str, blob: bytes) -> None:
+        if self.is_local:
+            with Path(path).open("wb") as stream:
+                stream.write(blob)
+                stream.flush()
+                os.fsync(stream.fileno())
+        else:
+            with self._fs.open_output_stream(path) as stream:
+                stream.write(blob)
+
+    def _read_manifest(self, where: str) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self._read(f"{where}/{MANIFEST}"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{where}/{MANIFEST} cannot be read ({error})") from error
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{where}/{MANIFEST}: checkpoint format {found!r}, this version reads {FORMAT}"
+            )
+        missing = [key for key in ("step", "architecture", "files") if key not in manifest]
+        if missing or not {"model.pt", "train.pt"} <= manifest["files"].keys():
+            raise CheckpointError(
+                f"{where}/{MANIFEST}: it does not list a whole checkpoint"
+                f" ({', '.join(missing) or 'model.pt or train.pt is missing'})"
+            )
+        return manifest
+
+    def _verified(self, path: str, record: Mapping[str, Any]) -> bytes:
+        try:
+            blob = self._read(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error})") from error
+        if len(blob) != record["bytes"] or hashlib.sha256(blob).hexdigest() != record["sha256"]:
+            raise CheckpointError(f"{path} is damaged (its size or SHA-256 is not the manifest's)")
+        return blob
+
+    def _read(self, path: str) -> bytes:
+        def read() -> bytes:
+            with self._fs.open_input_stream(path) as stream:
+                return bytes(stream.read())
+
+        return self._steadily(read)
+
+    def _steadily(self, attempt: Callable[[], T]) -> T:
+        return attempt() if self.is_local else patiently(attempt)
+
+    def _exists(self, path: str) -> bool:
+        return self._fs.get_file_info(path).type != pafs.FileType.NotFound
+
+    def _remove(self, path: str) -> None:
+        if self.is_local:
+            shutil.rmtree(path, ignore_errors=True)
+        elif self._exists(path):
+            if self._exists(f"{path}/{MANIFEST}"):  # first: without it the rest does not count
+                self._fs.delete_file(f"{path}/{MANIFEST}")
+            self._fs.delete_dir(path)
+
+
+@contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Say what to do where the storage does not take something."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint could not be written ({error}); free space or choose another "
+            "run.storage, then start the same run again: it continues from the checkpoint before"
+        ) from error
+
+
+def load_model_state(
+    model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, source: str
+) -> None:
+    """Load a state dict strictly, with a message that names what to change.
+
+    Raises:
+        CheckpointError: On a missing or unexpected key, or another shape.
+    """
+    check_model_state(model, state, source=source)
+    model.load_state_dict(dict(state))
+
+
+def check_model_state(
+    model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, source: str
+) -> None:
+    """Compare a state dict with a model, which may lie on the meta device.
+
+    Raises:
+        CheckpointError: On a missing or unexpected key, or another shape.
+    """
+    own = model.state_dict()
+    for key, tensor in state.items():
+        if key in own and own[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: {key} has shape {tuple(tensor.shape)}, the configured model has "
+                f"{tuple(own[key].shape)}; set model.preset and model.embed_dim, model.depth, "
+                "model.num_groups, model.group_size to those of the checkpoint"
+            )
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source}: it does not fit the configured model (missing: {_some(missing)}; "
+            f"unexpected: {_some(unexpected)}); set model.* and teacher.* as in the run that "
+            "wrote it"
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"
+
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A checkpoint as bytes, on its way to the storage.
+
+    Attributes:
+        name: Folder name, ``step-<number>``.
+        files: File name to content.
+        manifest: What ``MANIFEST.json`` says besides the files.
+        best: What ``best.json`` is to say, None to leave it as it is.
+    """
+
+    name: str
+    files: dict[str, bytes]
+    manifest: dict[str, Any]
+    best: dict[str, Any] | None
+
+
+def pack(
+    step: int,
+    *,
+    model: Mapping[str, torch.Tensor],
+    train: Mapping[str, Any],
+    architecture: Mapping[str, Any],
+    records: Mapping[str, Any] | None = None,
+    best: Mapping[str, Any] | None = None,
+) -> Packed:
+    """Make the files of a checkpoint in memory; what is packed may change afterwards.
+
+    Args:
+        step: Optimizer steps behind it.
+        model: State dict of the model.
+        train: What continues the run.
+        architecture: Constructor arguments of the model.
+        records: Plain data of the task that goes with the model.
+        best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so far,
+            which may be this one; it is never deleted.
+    """
+    files = {}
+    for file, content in (("model.pt", dict(model)), ("train.pt", dict(train))):
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        files[file] = buffer.getvalue()
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "architecture": dict(architecture),
+        "records": dict(records or {}),
+    }
+    name = f"step-{step:08d}"
+    return Packed(name, files, manifest, None if best is None else dict(best))
+
+
+def expendable(
+    names: Sequence[str], *, keep: int, every: int | None, best: str | None
+) -> list[str]:
+    """Checkpoints that need not be kept: not among the last, not the best, not after n steps.
+
+    Args:
+        names: Folder names, oldest first.
+        keep: How many of the last are kept.
+        every: Those after every so many steps are kept, None for none.
+        best: Folder name of the best one, None if none was chosen.
+    """
+    return [
+        name
+        for name in names[:-keep]
+        if name != best and (every is None or int(name.removeprefix("step-")) % every)
+    ]

@@ -1,0 +1,189 @@
+"""The folder of a run, on a local disk or in an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pyarrow import fs as pafs
+
+from recon_ray.errors import CheckpointError
+from recon_ray.runs.storage import absolute, join, open_filesystem, patiently
+
+#: What to do with a run whose own files are damaged.
+AFRESH = "choose another run.name, or resume=never to set this run aside"
+
+
+class RunFolder:
+    """The folder of one run, local or on an object store.
+
+    Files are written below :attr:`local`; :meth:`publish` copies them to the URI where that is
+    another place. Nothing is made before the first file is written.
+
+    Args:
+        uri: ``<storage>/<run name>``.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._fs, self._root = open_filesystem(uri)
+        self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        # Removed when the folder's object goes.
+        self._copy = None if self.is_local else tempfile.TemporaryDirectory(prefix="recon-")
+        self.local = Path(self._root) if self._copy is None else Path(self._copy.name)
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URI of the run's checkpoints."""
+        return join(self.uri, "checkpoints")
+
+    @property
+    def place(self) -> str:
+        """The URI, or the absolute path: what other processes find it by."""
+        return absolute(self.uri)
+
+    def read(self, name: str, *, errors: Literal["strict", "replace"] = "strict") -> str | None:
+        """Text of a file of the run, or None.
+
+        Args:
+            name: The file.
+            errors: What is done with bytes that are no text, in a file that was damaged.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        content = self._content(name)
+        try:
+            return None if content is None else content.decode(errors=errors)
+        except UnicodeDecodeError as error:
+            raise self._unreadable(f"{self._root}/{name}", error) from error
+
+    def _content(self, name: str) -> bytes | None:
+        path = f"{self._root}/{name}"
+
+        def content() -> bytes | None:
+            if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
+                return None
+            with self._fs.open_input_stream(path) as stream:
+                return bytes(stream.read())
+
+        try:
+            return content() if self.is_local else patiently(content)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file at once (temporary name, then rename).
+
+        Raises:
+            CheckpointError: If the storage refuses, a full disk for example.
+        """
+        path = self.local / name
+        partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text)
+            partial.replace(path)
+        except BaseException as error:  # Ctrl-C too leaves no half file
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            if not isinstance(error, OSError):
+                raise
+            raise self._refused(path, error) from error
+        self.publish()
+        return path
+
+    def append(self, name: str, text: str) -> None:
+        """Add to a file that several processes write, one after the other, on a line of its own.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            if self.is_local:
+                with Path(path).open("ab+") as stream:
+                    stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
+                    stream.write(_line_after(stream.read()) + text.encode())
+                return
+            # No local copy: publishing that of one process would undo what others have added.
+            before = self._content(name) or b""
+            with self._fs.open_output_stream(path) as output:
+                output.write(before + _line_after(before) + text.encode())
+        except OSError as error:
+            raise self._refused(path, error) from error
+
+    def publish(self) -> None:
+        """Copy what was written to the object store, if the run lies on one.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        if self.is_local:
+            return
+        local = pafs.LocalFileSystem()
+        try:
+            patiently(lambda: pafs.copy_files(str(self.local), self._root, local, self._fs))
+        except OSError as error:
+            raise self._refused(self.uri, error) from error
+
+    def fetch(self, name: str) -> None:
+        """Bring a file of an earlier attempt from the object store, to be continued."""
+        content = None if self.is_local else self._content(name)
+        if content is not None:
+            self.local.joinpath(name).write_bytes(content)
+
+    def remove(self, name: str) -> None:
+        """Delete a file or folder of the run, if it is there.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            kind = self._fs.get_file_info(path).type
+            if kind == pafs.FileType.Directory:
+                self._fs.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                self._fs.delete_file(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: it could not be deleted ({_reason(error)})") from error
+
+    def set_aside(self, suffix: str) -> str | None:
+        """Rename an earlier run's folder, so that nothing is lost; give its new name."""
+        if not self.is_local or not self.local.is_dir() or not any(self.local.iterdir()):
+            return None
+        target = self.local.with_name(f"{self.local.name}.{suffix}")
+        shutil.move(self.local, target)
+        return str(target)
+
+    def _unreadable(self, path: str, error: OSError | ValueError) -> CheckpointError:
+        is_away = isinstance(error, OSError) and not self.is_local
+        way = "see that the storage can be reached and read" if is_away else AFRESH
+        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {way}")
+
+    def _refused(self, path: Path | str, error: OSError) -> CheckpointError:
+        way = "free space" if self.is_local else "see that the storage can be reached and written,"
+        return CheckpointError(
+            f"{path}: it could not be written ({_reason(error)}); {way} or choose another "
+            "run.storage"
+        )
+
+
+def _line_after(before: bytes) -> bytes:
+    """What ends a last line that a killed process, or a full disk, has cut off."""
+    return b"" if not before or before.endswith(b"\n") else b"\n"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error).split("\n")[0]
+
+
+def new_attempt() -> str:
+    """Name of a submission of a job."""
+    return secrets.token_hex(4)

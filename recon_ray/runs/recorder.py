@@ -1,0 +1,128 @@
+"""The one writer of metrics: ``metrics.jsonl``, TensorBoard and the log line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.summary import scalar
+
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.jsonl import read_lines
+from recon_ray.runs.tensorboard import EventFile
+
+logger = logging.getLogger(__name__)
+
+#: Is told the step, the epoch and the values of a record.
+Listener = Callable[[int, int, Mapping[str, float]], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell a function of every record that this process writes meanwhile, after it is written.
+
+    Args:
+        listener: The function; a sweep passes the records on to the scheduler of its trials.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def read_records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``, without those that are half written or damaged.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    return read_lines(folder.read("metrics.jsonl", errors="replace") or "", key="step")
+
+
+class Recorder:
+    """Writes the metrics of a run in its folder; on rank 0 only.
+
+    A record that cannot be written does not raise, as the other ranks would wait for this one:
+    it is noted in :attr:`failure`, which the next commit tells all of them.
+
+    Args:
+        folder: The run's folder.
+        start_step: Step from which the run continues; later records of an earlier attempt go, and
+            all of them if it starts anew.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        self.failure = ""
+        self._path = folder / "metrics.jsonl"
+        self._board: EventFile | None = None
+        with self._noting():
+            self._keep_until(start_step)
+            self._board = EventFile(folder / "tensorboard", purge_step=start_step + 1)
+
+    def write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Add one record.
+
+        Args:
+            step: Optimizer steps done.
+            epoch: Epoch in work.
+            values: Metric name (``train/loss``) to number.
+        """
+        record = {"step": step, "epoch": epoch, **{k: _jsonable(v) for k, v in values.items()}}
+        with self._noting():
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            for name, value in values.items():
+                if self._board is not None:
+                    self._board.add(scalar(name, value), step)
+        for listener in tuple(_listeners):
+            listener(step, epoch, values)
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._noting():
+            if self._board is not None:
+                self._board.close()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or (
+                f"{self._path}: the metrics could not be written ({error.strerror or error}); free "
+                "space there, then start the same run again: it continues from the last checkpoint"
+            )
+
+    def _keep_until(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        if step == 0:  # no checkpoint: the evaluation at step 0 comes again too
+            self._path.unlink()
+            return
+        lines = self._path.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        partial = self._path.with_name(".tmp-metrics.jsonl")
+        try:
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that a killed process left half written
+
+
+def _jsonable(value: float) -> float | None:
+    return value if math.isfinite(value) else None

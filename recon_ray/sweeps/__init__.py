@@ -1,0 +1,1 @@
+"""Many trials of one job in parallel: seeds, hyper-parameters, few-shot folds."""

@@ -1,0 +1,196 @@
+"""The driver of ``jobs/fewshot.py``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.config.help import dump_yaml
+from recon_ray.errors import ConfigError
+from recon_ray.sweeps.fewshot.config import FewshotConfig
+from recon_ray.sweeps.job import finish_trials
+from recon_ray.sweeps.report import SweepStory, write_report
+from recon_ray.sweeps.tables import (
+    DEVIATION,
+    Spread,
+    TrialRow,
+    is_fraction,
+    mean,
+    mean_and_deviation,
+    read_rows,
+    spreads,
+    summary_cells,
+    text_table,
+)
+from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_placement import Trial, TrialJob
+from recon_ray.tasks.classify.classifier_checks import load_start
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.episodes import SharedClouds, read_clouds
+from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.run import Run, open_run
+
+logger = logging.getLogger(__name__)
+
+METRIC = "accuracy"
+#: Published mean and deviation by (way, shot), in percent; which deviation is not said.
+PUBLISHED = {
+    (5, 10): (97.3, 1.9),
+    (5, 20): (98.9, 1.2),
+    (10, 10): (93.3, 3.9),
+    (10, 20): (95.8, 3.0),
+}
+
+
+def fewshot(job: Job[FewshotConfig]) -> JobResult:
+    """Fine-tune on every episode and average over the folds."""
+    config = job.config
+    prepared = find_set("data.path", Path(config.data.path))
+    base = fold_config(config)
+    trials = [fold_trial(base, episode) for episode in config.fewshot.episodes]
+    shared = read_clouds(base, prepared, config.fewshot.episodes)
+    sizes = {"num_heads": config.model.num_heads, "num_groups": config.model.num_groups}
+    load_start(base.init_from, **sizes)  # refused here rather than in every trial
+    if config.data.verify:
+        prepared.verify_hashes()
+    if job.dry_run:
+        return _dry_run(trials, shared)
+    run = open_run("fewshot", config, label=config.train.tune, resume=config.resume)
+    work, trial_job = _trial_job(run, config, base, shared)
+    refuse_stale(run, trial_job.ledger, trials, work.config_of, called={})
+    megabytes = shared.nbytes / 1e6
+    logger.info("%d episodes share %d clouds (%.1f MB)", len(trials), shared.count, megabytes)
+    run_trials(trial_job, config.cluster, trials, run=run)
+    return _finish(run, config, trial_job.ledger, read_rows(trial_job.ledger, trials))
+
+
+def fold_config(config: FewshotConfig) -> FinetuneConfig:
+    """The configuration of jobs/finetune.py that all folds have in common.
+
+    The set's hashes are compared once, by the driver.
+    """
+    options = {name: getattr(config, name) for name in FinetuneConfig.model_fields}
+    options["cluster"] = config.cluster.model_copy(update={"workers": 0})
+    options["data"] = config.data.model_copy(update={"verify": False})
+    options["resume"] = "auto"
+    return FinetuneConfig(**options)
+
+
+def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
+    """One fold.
+
+    The published runs leave out what does not fill the last batch of an epoch. Under protocol sound
+    the batch is the largest one that leaves nothing out, up to ``train.global_batch_size``.
+    """
+    way, shot, fold = episode
+    values: dict[str, Any] = {"data.episode": list(episode)}
+    if base.protocol == "sound":
+        most = min(base.train.global_batch_size, way * shot)
+        whole = [size for size in range(1, most + 1) if way * shot % size == 0]
+        values["train.global_batch_size"] = max(whole)
+    elif base.train.global_batch_size > way * shot:
+        raise ConfigError(
+            f"train.global_batch_size={base.train.global_batch_size}: an episode of {way} x {shot} "
+            "shapes does not fill a batch; lower it, or set protocol=sound"
+        )
+    return Trial(f"{way}way_{shot}shot_{fold:02d}", values)
+
+
+def _trial_job(
+    run: Run, config: FewshotConfig, base: FinetuneConfig, shared: SharedClouds
+) -> tuple[TrialWork, TrialJob]:
+    ledger = Ledger(run.folder.place)
+    work = TrialWork("finetune", base, ledger.storage, "val/accuracy")
+    return work, TrialJob(
+        run=work,
+        folder=ledger.uri,
+        section="fewshot",
+        options=config.fewshot,
+        metric=METRIC,
+        mode="max",
+        device=config.runtime.device,
+        shared=shared,
+        shared_bytes=shared.nbytes,
+    )
+
+
+def _dry_run(trials: Sequence[Trial], shared: SharedClouds) -> JobResult:
+    lines = [
+        f"dry run: {len(trials)} episodes with {shared.count} clouds in all "
+        f"({shared.nbytes / 1e6:.1f} MB), nothing was run",
+        *(f"  {trial.name}" for trial in trials),
+    ]
+    return JobResult("\n".join(lines))
+
+
+# --- What came out --------------------------------------------------------------------------------
+
+
+def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow]) -> JobResult:
+    rows = [with_episode(row) for row in rows]
+    groups = spreads(rows, METRIC, over=("fold", "train.global_batch_size"))
+    head, cells = summary_cells(groups, METRIC, percent=is_fraction(METRIC, rows))
+    beside = [[*line, _published(group)] for line, group in zip(cells, groups, strict=True)]
+    own = sorted({row.selection for row in rows if row.selection})
+    story = SweepStory(
+        title=f"Few-shot {run.config.run.name}",
+        job="finetune",
+        metric=METRIC,
+        mode="max",
+        selection=f"mean over the folds; each fold: {'; '.join(own) or 'none is done'}",
+        config=dump_yaml(run.config),
+        rows=rows,
+        groups=groups,
+        summary=([*head, "published (ModelNet40), mean ± std in %"], beside),
+    )
+    return finish_trials(
+        run,
+        rows,
+        groups,
+        story,
+        report=write_report(run.folder, ledger, story),
+        table=_table(groups),
+        metrics=_metrics(groups),
+    )
+
+
+def with_episode(row: TrialRow) -> TrialRow:
+    """The same row with way, shot and fold of its episode, if any, as values of their own."""
+    if "data.episode" not in row.values:
+        return row
+    way, shot, fold = row.values["data.episode"]
+    more = {key: value for key, value in row.values.items() if key != "data.episode"}
+    return replace(row, values={"way": way, "shot": shot, "fold": fold, **more})
+
+
+def _metrics(groups: Sequence[Spread]) -> dict[str, float]:
+    """Mean and deviation of every setting, and the mean of all of them."""
+    found: dict[str, float] = {}
+    for group in groups:
+        name = f"{METRIC}_{group.values['way']}way_{group.values['shot']}shot"
+        for key, value in ((name, group.mean), (f"{name}_std", group.deviation)):
+            if math.isfinite(value):
+                found[key] = value
+    means = [group.mean for group in groups if group.numbers]
+    return ({METRIC: mean(means)} if means else {}) | found
+
+
+def _table(groups: Sequence[Spread]) -> str:
+    head = ["way", "shot", "folds", "accuracy, mean ± std", "published (ModelNet40)"]
+    rows = []
+    for group in groups:
+        way, shot = str(group.values["way"]), str(group.values["shot"])
+        ours = mean_and_deviation(group.numbers, percent=True)
+        rows.append([way, shot, str(len(group.numbers)), ours, _published(group)])
+    return f"{text_table(head, rows)}\nstd: {DEVIATION}; the published kind is not stated"
+
+
+def _published(group: Spread) -> str:
+    found = PUBLISHED.get((group.values["way"], group.values["shot"]))
+    return "-" if found is None else f"{found[0]} ± {found[1]}"

@@ -1,0 +1,135 @@
+"""Optuna's proposals as the trials of a sweep, continued from what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from recon_ray.errors import ConfigError
+from recon_ray.sweeps.search_space import Domain, rounded, trial_name
+
+
+class OptunaSource(Searcher):
+    """Asks Optuna for the values of the next trial and tells it what became of the last.
+
+    Args:
+        space: The domains; the values of grids and choices are categories.
+        count: Trials of the whole sweep.
+        seed: Seed of the sampler.
+        metric: What is compared.
+        mode: ``max`` or ``min``.
+        earlier: Values and metric of the trials that are on disk; None where there is no metric.
+        unfinished: Name and values of trials that were begun and are run first.
+
+    Raises:
+        ConfigError: If Optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Domain],
+        *,
+        count: int,
+        seed: int,
+        metric: str,
+        mode: str,
+        earlier: Sequence[tuple[Mapping[str, Any], float | None]] = (),
+        unfinished: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        super().__init__(metric=metric, mode=mode)
+        optuna = _optuna()
+        self._failed = optuna.trial.TrialState.FAIL
+        self._space = dict(space)
+        self._distributions = {key: _distribution(optuna, d) for key, d in space.items()}
+        # Another seed after a continuation, or the same proposals would come again.
+        sampler = optuna.samplers.TPESampler(seed=seed + len(earlier))
+        direction = "maximize" if mode == "max" else "minimize"
+        self._study = optuna.create_study(sampler=sampler, direction=direction)
+        for values, value in earlier:
+            if value is not None:
+                params = {key: self._index(key, values[key]) for key in self._space}
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        params=params, distributions=self._distributions, value=value
+                    )
+                )
+        self._waiting = list(unfinished)
+        self._next, self._count = len(earlier) + len(unfinished), count
+        self._asked: dict[str, Any] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Give the next trial, or say that there is none."""
+        if self._waiting:
+            name, values = self._waiting.pop(0)
+            self._study.enqueue_trial({key: self._index(key, values[key]) for key in self._space})
+            self._asked[trial_id] = self._study.ask(self._distributions)
+            return {"trial": {"name": name, "values": dict(values)}}
+        if self._next >= self._count:
+            return Searcher.FINISHED
+        asked = self._study.ask(self._distributions)
+        values = {key: self._value(key, asked.params[key]) for key in self._space}
+        self._asked[trial_id] = asked
+        name = trial_name(self._next, values)
+        self._next += 1
+        return {"trial": {"name": name, "values": values}}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna the metric of a trial, or that it failed."""
+        asked = self._asked.pop(trial_id, None)
+        if asked is None:
+            return
+        value = (result or {}).get(self.metric)
+        if error or value is None:
+            self._study.tell(asked, state=self._failed)
+        else:
+            self._study.tell(asked, float(value))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the folders of the trials are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the folders of the trials are the state."""
+
+    def _index(self, key: str, value: Any) -> Any:  # noqa: ANN401 - any option's value
+        domain = self._space[key]
+        return list(domain.values).index(value) if domain.is_list else value
+
+    def _value(self, key: str, proposed: Any) -> Any:  # noqa: ANN401 - any option's value
+        domain = self._space[key]
+        if domain.is_list:
+            return domain.values[int(proposed)]
+        return int(proposed) if domain.kind == "randint" else rounded(proposed, *domain.values)
+
+
+def check_optuna() -> None:
+    """Refuse to search with Optuna where it is not installed.
+
+    Raises:
+        ConfigError: Naming what to install.
+    """
+    _optuna()
+
+
+def _optuna() -> Any:  # noqa: ANN401 - a module
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError(
+            "sweep.search=optuna: Optuna is not installed; pip install 'recon-ray[search]', or "
+            "set sweep.search=random"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _distribution(optuna: Any, domain: Domain) -> Any:  # noqa: ANN401 - Optuna's classes
+    made = optuna.distributions
+    if domain.is_list:
+        return made.CategoricalDistribution(tuple(range(len(domain.values))))
+    if domain.kind == "randint":
+        return made.IntDistribution(*domain.values)
+    return made.FloatDistribution(*domain.values, log=domain.kind == "loguniform")

@@ -1,0 +1,195 @@
+"""The trials of a sweep under Ray Tune.
+
+Tune decides when a trial starts and whether the scheduler stops it; what became of it is read from
+its folder (:mod:`recon_ray.sweeps.trial_folders`), so nothing is restored from Tune's own state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.search import Searcher
+
+from recon_ray.machine import working_directory
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.storage import is_uri
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_placement import Trial, TrialJob, TrialPlan
+from recon_ray.sweeps.trial_progress import Board
+
+#: Tune's own folder in the run's; it goes again.
+TUNE_FOLDER = ".ray-tune"
+#: Log of a trial, in its folder.
+LOG = "trial.log"
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials have records of their own
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_on_ray(
+    job: TrialJob,
+    plan: TrialPlan,
+    board: Board,
+    *,
+    trials: Sequence[Trial] = (),
+    source: Searcher | None = None,
+) -> None:
+    """Run trials in parallel on the cluster that this process has joined.
+
+    Args:
+        job: What they run.
+        plan: How many at once.
+        board: Shows how far they are.
+        trials: The trials, in order.
+        source: Proposes trials instead.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    payload = _Payload(job, plan, ray.put(job.shared), working_directory())
+    function = tune.with_parameters(_trainable, payload=payload)
+    resources = {"cpu": plan.cpus} | ({"gpu": plan.gpus} if plan.gpus else {})
+    storage, is_temporary = _tune_storage(job)
+    # It looks for the records that its own loggers would have written.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    listed = [{"name": trial.name, "values": dict(trial.values)} for trial in trials]
+    try:
+        tune.Tuner(
+            tune.with_resources(function, resources),
+            param_space={} if source is not None else {"trial": tune.grid_search(listed)},
+            tune_config=tune.TuneConfig(
+                num_samples=-1 if source is not None else 1,
+                max_concurrent_trials=plan.at_once,
+                search_alg=source,
+                scheduler=None if job.stopping is None else job.stopping.scheduler(),
+                # An inner run leaves actors behind that only the end of its process removes.
+                reuse_actors=job.inner is None,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE_FOLDER,
+                storage_path=storage,
+                callbacks=[_Watcher(job.ledger, board)],
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(storage if is_temporary else f"{storage}/{TUNE_FOLDER}", ignore_errors=True)
+    board.show(now=True)
+
+
+def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
+    return str(trial.config["trial"]["name"])
+
+
+def _tune_storage(job: TrialJob) -> tuple[str, bool]:
+    """Where Tune keeps its own state, which nobody reads: beside the trials if that is a folder."""
+    if is_uri(job.folder):
+        return tempfile.mkdtemp(prefix="recon-tune-"), True
+    return str(Path(job.folder).absolute()), False
+
+
+@dataclass(frozen=True)
+class _Payload:
+    """Everything a trial's process is given; small and picklable."""
+
+    job: TrialJob
+    plan: TrialPlan
+    shared: Any
+    folder: str
+
+
+def _trainable(config: dict[str, Any], payload: _Payload) -> None:
+    """Entry point of a trial's process, which may have run other trials before."""
+    if Path(payload.folder).is_dir():
+        os.chdir(payload.folder)
+    trial = Trial(config["trial"]["name"], config["trial"]["values"])
+    plan = payload.plan
+    if 0 < plan.gpus < 1 and torch.cuda.is_available():
+        # Ray does not limit memory: a trial that takes more than its part fails alone.
+        torch.cuda.set_per_process_memory_fraction(plan.gpus)
+    shared = ray.get(payload.shared)
+    with _logging_to(payload.job.ledger.folder(trial.name)):
+        metrics, failure = payload.job.run_safely(trial, shared, plan.threads, tune.report)
+    tune.report({**metrics, "has_ended": True, "failure": failure})
+
+
+@contextmanager
+def _logging_to(folder: RunFolder) -> Iterator[None]:
+    """Write the log of a trial to its folder."""
+    folder.local.mkdir(parents=True, exist_ok=True)
+    folder.fetch(LOG)  # of an earlier attempt
+    handler = logging.FileHandler(folder.local / LOG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    own = logging.getLogger("recon_ray")
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        own.removeHandler(handler)
+        handler.close()
+        folder.publish()
+
+
+class _Watcher(tune.Callback):
+    """Tells the board, and notes in the folders what the trials cannot note themselves."""
+
+    def __init__(self, ledger: Ledger, board: Board) -> None:
+        self._ledger = ledger
+        self._board = board
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
+        self._board.started(_name(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,  # noqa: ANN401
+        result: dict[str, Any],
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        if "has_ended" not in result:
+            self._board.progressed(_name(trial), _reported(result))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
+        name, result = _name(trial), trial.last_result or {}
+        if "has_ended" not in result:
+            self._ledger.mark_stopped(name, _reported(result))
+            self._board.stopped(name)
+        elif result["failure"]:
+            self._board.broke(name, result["failure"])
+        else:
+            numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
+            self._board.done(name, numbers)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
+        sentence = "its process ended without a word (killed, out of memory, or its node was lost)"
+        if self._ledger.status(_name(trial)) == "waiting":
+            self._ledger.mark_failed(_name(trial), sentence)
+        self._board.broke(_name(trial), sentence)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ANN401
+        self._board.show()
+
+
+def _reported(result: Mapping[str, Any]) -> dict[str, float]:
+    """What the trial itself has reported, without what Tune adds."""
+    own = {key: result[key] for key in result if key == "epoch" or "/" in key}
+    return {key: value for key, value in own.items() if not key.startswith("config/")}

@@ -1,0 +1,90 @@
+"""What became of the trials of a sweep: one readable folder each, and nothing else.
+
+``trials/<name>/`` is the run folder of a trial. It is done when its ``result.json`` is there, was
+stopped early when ``stopped.json`` is, failed when ``failure.txt`` is, and is to be run otherwise.
+Nothing in memory counts, so that a killed sweep continues where its files say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pyarrow.fs import FileSelector
+
+from recon_ray.runs.folder import RunFolder
+from recon_ray.runs.storage import join, open_filesystem
+
+Status = Literal["done", "stopped", "failed", "waiting"]
+RESULT, STOPPED, FAILURE = "result.json", "stopped.json", "failure.txt"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The folders of the trials.
+
+    Attributes:
+        uri: Folder or URI of the sweep's run.
+    """
+
+    uri: str
+
+    @property
+    def storage(self) -> str:
+        """``run.storage`` of the trials."""
+        return join(self.uri, "trials")
+
+    def folder(self, name: str) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(join(self.storage, name))
+
+    def names(self) -> list[str]:
+        """Trials that were begun: their folders with a ``config.yaml``, by name."""
+        filesystem, root = open_filesystem(self.storage)
+        selector = FileSelector(root, allow_not_found=True)
+        found = [entry.base_name for entry in filesystem.get_file_info(selector)]
+        return sorted(name for name in found if self.folder(name).read("config.yaml") is not None)
+
+    def status(self, name: str) -> Status:
+        """What became of a trial."""
+        if self.result(name) is not None:
+            return "done"
+        if self._record(name, STOPPED) is not None:
+            return "stopped"
+        return "waiting" if self.failure(name) is None else "failed"
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """``result.json`` of a finished trial, else None; a half-written one is none."""
+        found = self._record(name, RESULT)
+        return found if found is not None and found.get("status") == "done" else None
+
+    def stopped(self, name: str) -> dict[str, Any] | None:
+        """Where a trial was stopped early, else None."""
+        return self._record(name, STOPPED)
+
+    def failure(self, name: str) -> str | None:
+        """What a trial failed with, in one sentence, else None."""
+        text = self.folder(name).read(FAILURE)
+        return None if text is None else text.partition("\n")[0]
+
+    def mark_failed(self, name: str, sentence: str, details: str = "") -> None:
+        """Note what a trial failed with."""
+        self.folder(name).write(FAILURE, f"{sentence}\n\n{details}".rstrip() + "\n")
+
+    def mark_stopped(self, name: str, record: Mapping[str, Any]) -> None:
+        """Note that the scheduler has stopped a trial, and what it had reached."""
+        self.folder(name).write(STOPPED, json.dumps(dict(record), indent=2) + "\n")
+
+    def clear(self, name: str) -> None:
+        """Forget an earlier failure, before a trial runs again."""
+        self.folder(name).remove(FAILURE)
+
+    def _record(self, name: str, file: str) -> dict[str, Any] | None:
+        text = self.folder(name).read(file)
+        try:
+            found = None if text is None else json.loads(text)
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None

@@ -1,0 +1,335 @@
+"""What the trials of a sweep run, what they reserve, and how many fit a cluster at once.
+
+A trial is a plain function in one process; one that needs several workers starts a Ray Train run of
+its own inside and reserves what that takes. :mod:`recon_ray.sweeps.ray_tune` runs them in parallel.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.util.state import list_nodes
+
+from recon_ray.cluster.placement import Need, gpus_per_worker, usable_cores
+from recon_ray.cluster.session import joins_cluster, ray_session
+from recon_ray.config.sections.common import ClusterSection
+from recon_ray.errors import ConfigError, ReconError
+from recon_ray.machine import cpu_count
+from recon_ray.sweeps.config import TrialSection
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_progress import Board
+
+logger = logging.getLogger(__name__)
+
+#: Tells the numbers of an unfinished trial: epochs done, and what the scheduler compares.
+Report = Callable[[Mapping[str, float]], None]
+
+#: What a driver of an inner run reserves; Tune refuses a trial that reserves nothing.
+DRIVER_CPUS = 0.01
+#: How long the dashboard of a cluster may take to answer.
+DASHBOARD_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        name: Name of its folder.
+        values: What differs from the others, by dotted key.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+
+
+class _MedianStopping(MedianStoppingRule):
+    """Tune's rule on what trials tell while they run: their last report has no epoch to go by."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
+        pass
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """When trials that lag behind are stopped.
+
+    Attributes:
+        kind: ``asha`` or ``median``.
+        watch: Record that is compared.
+        mode: ``max`` or ``min``.
+        epochs: Epochs of a whole trial.
+        grace_epochs: Epochs before which none is stopped.
+        reduction_factor: One in so many goes on at a rung of ``asha``.
+    """
+
+    kind: Literal["asha", "median"]
+    watch: str
+    mode: str
+    epochs: int
+    grace_epochs: int
+    reduction_factor: int
+
+    def scheduler(self) -> TrialScheduler:
+        """Make Tune's scheduler."""
+        common = {"time_attr": "epoch", "metric": self.watch, "mode": self.mode}
+        if self.kind == "median":
+            # A trial that was paused would begin its epoch again.
+            return _MedianStopping(
+                **common, grace_period=self.grace_epochs, min_time_slice=math.inf
+            )
+        return AsyncHyperBandScheduler(
+            **common,
+            max_t=max(self.epochs, self.grace_epochs),
+            grace_period=self.grace_epochs,
+            reduction_factor=self.reduction_factor,
+            stop_last_trials=False,  # they still have to be measured
+        )
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What the trials run, and on what.
+
+    Attributes:
+        run: Runs one trial in its process and gives its metrics; picklable. It is given the trial,
+            what is shared, the threads that it may use, and what reports its progress.
+        folder: Folder or URI of the sweep's run.
+        section: Name of the options in messages (``sweep``).
+        options: What a trial reserves.
+        metric: What compares the trials.
+        mode: ``max`` or ``min``.
+        device: ``runtime.device`` of the trials.
+        inner: Workers of the run inside each trial; None for plain functions.
+        stopping: Early stopping, if any.
+        shared: Data that all trials read; placed in the object store once.
+        shared_bytes: About its size.
+    """
+
+    run: Callable[[Trial, Any, int, Report], dict[str, float]]
+    folder: str
+    section: str
+    options: TrialSection
+    metric: str
+    mode: str
+    device: str = "auto"
+    inner: ClusterSection | None = None
+    stopping: EarlyStopping | None = None
+    shared: Any = None
+    shared_bytes: int = 0
+
+    @property
+    def ledger(self) -> Ledger:
+        """The folders of the trials."""
+        return Ledger(self.folder)
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that a trial takes with all that it starts."""
+        if self.inner is None:
+            return self.options.cpus_per_trial
+        return DRIVER_CPUS + self.inner.max_workers * self.inner.cpus_per_worker
+
+    def run_safely(
+        self,
+        trial: Trial,
+        shared: Any,  # noqa: ANN401 - anything that pickles
+        threads: int,
+        report: Report,
+    ) -> tuple[dict[str, float], str]:
+        """Run one trial; an error ends up in its folder and as a sentence."""
+        self.ledger.clear(trial.name)
+        try:
+            return self.run(trial, shared, threads, report), ""
+        except Exception as error:
+            sentence = _sentence(error)
+            self.ledger.mark_failed(trial.name, sentence, traceback.format_exc())
+            return {}, sentence
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[0] if isinstance(error, ReconError) else f"{type(error).__name__}: {lines[0]}"
+
+
+# --- In this process ------------------------------------------------------------------------------
+
+
+def run_here(job: TrialJob, trials: Sequence[Trial], board: Board) -> None:
+    """Run the trials one after another, without Ray; what they log themselves is shown too."""
+    board.is_alone = False
+    for trial in trials:
+        board.started(trial.name)
+        board.show()
+        metrics, failure = job.run_safely(trial, job.shared, cpu_count(), _ignore)
+        if failure:
+            board.broke(trial.name, failure)
+        else:
+            board.done(trial.name, metrics)
+    board.show(now=True)
+
+
+def _ignore(values: Mapping[str, float]) -> None:
+    """Nobody waits for the progress of a trial in this process."""
+
+
+# --- On a cluster ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def trial_session(job: TrialJob, cluster: ClusterSection, count: int) -> Iterator[None]:
+    """Join a cluster, or start a local one that has room for the trials.
+
+    Raises:
+        ConfigError: If there is none, or trials that are stopped early would leak their workers.
+    """
+    at_once = _wanted(job, count)
+    needs_dashboard = job.inner is not None and job.stopping is not None
+    local = cluster.model_copy(
+        update={
+            "workers": at_once,
+            "cpus_per_worker": job.cpus,
+            # Blocks are copied once while they are placed.
+            "object_store_bytes": max(cluster.object_store_bytes, int(2.5 * job.shared_bytes)),
+        }
+    )
+    # What trials print would tear the table apart: it is in their folders.
+    with ray_session(local, dashboard=needs_dashboard, show_workers=False):
+        if needs_dashboard:
+            _check_dashboard(job)
+        yield
+
+
+def _wanted(job: TrialJob, count: int) -> int:
+    """Trials that a local cluster is made for: what the cores allow, or what was asked for."""
+    fitting = max(1, math.floor(cpu_count() / job.cpus))
+    return min(count, job.options.max_concurrent or fitting)
+
+
+def _check_dashboard(job: TrialJob) -> None:
+    """Refuse a cluster without dashboard: Ray Train asks it which workers are to be cleaned up.
+
+    Without it the workers of a stopped trial stay reserved, and the next trials wait for ever. One
+    that has just been started takes some seconds to answer.
+    """
+    deadline = time.monotonic() + DASHBOARD_SECONDS
+    while (error := _dashboard_error()) is not None and time.monotonic() < deadline:
+        time.sleep(1)
+    if error is not None:
+        raise ConfigError(
+            f"{job.section}.scheduler: stopping trials that have several workers needs the "
+            "cluster's dashboard, which does not answer; start the cluster with it, or set "
+            f"{job.section}.scheduler=none"
+        ) from error
+
+
+def _dashboard_error() -> Exception | None:
+    try:
+        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=20)
+    except Exception as error:
+        return error
+    return None
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a trial reserves, and how many run at once.
+
+    Attributes:
+        at_once: Trials at once.
+        cpus: Logical CPUs of each, for Tune.
+        gpus: GPUs of each, for Tune.
+        threads: Threads of each.
+    """
+
+    at_once: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan:
+    """Compare what the trials reserve with what the cluster has.
+
+    Raises:
+        ConfigError: If not even one fits.
+    """
+    have, options = ray.cluster_resources(), job.options
+    cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    need, workers = _need(job, gpus), 1 if job.inner is None else job.inner.max_workers
+    if job.device == "cuda" and job.inner is None and need.gpus == 0:
+        raise ConfigError(
+            f"runtime.device=cuda: the cluster has {gpus:g} GPUs and a trial reserves none; set "
+            f"{job.section}.gpus_per_trial, or runtime.device=auto"
+        )
+    at_once = min(count, options.max_concurrent or count)
+    for kind, total, each in (("CPU", cpus, job.cpus), ("GPU", gpus, workers * need.gpus)):
+        if each and math.floor(total / each + 1e-6) < 1:
+            raise ConfigError(
+                f"{_option(job, kind)}: a trial reserves {each:g} {kind}s, the cluster has "
+                f"{total:g}; lower it"
+            )
+        if each:
+            at_once = min(at_once, math.floor(total / each + 1e-6))
+    described = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = _room(described, need, workers, at_once, 0.0 if job.inner is None else DRIVER_CPUS)
+    if not at_once:
+        fitting = sum(need.fits_into(node) for node in described)
+        raise ConfigError(
+            f"{_option(job, 'GPU' if need.gpus else 'CPU')}: a trial needs {workers} x "
+            f"({need.cpus:g} CPUs, {need.gpus:g} GPUs), each of them on one node, and the "
+            f"{len(described)} nodes have room for {fitting}; lower it"
+        )
+    if not joins_cluster(cluster):
+        at_once = min(at_once, _wanted(job, count))
+    threads = max(1, usable_cores(cluster, cpus, len(described)) // at_once)
+    if job.inner is not None:
+        return TrialPlan(at_once, DRIVER_CPUS, 0.0, threads)  # its workers reserve the rest
+    return TrialPlan(at_once, need.cpus, need.gpus, threads)
+
+
+def _need(job: TrialJob, gpus: float) -> Need:
+    """What a trial, or each of its workers, reserves on one node of a cluster of so many GPUs."""
+    if job.inner is not None:
+        return Need(job.inner.cpus_per_worker, gpus_per_worker(job.inner, job.device, gpus))
+    each = job.options.gpus_per_trial
+    if each is None:
+        each = 1.0 if gpus >= 1 and job.device != "cpu" else 0.0
+    return Need(job.cpus, each)
+
+
+def _option(job: TrialJob, kind: str) -> str:
+    """The option that says how much a trial reserves."""
+    if job.inner is not None:
+        return "config.cluster.workers"
+    return f"{job.section}.{kind.lower()}s_per_trial"
+
+
+def _room(
+    nodes: Sequence[Mapping[str, float]], need: Need, workers: int, most: int, driver: float
+) -> int:
+    """Trials that find room at once, whichever nodes the drivers of their runs are on.
+
+    Args:
+        nodes: What the nodes have.
+        need: What each worker takes of one node.
+        workers: Workers of a trial.
+        most: Most trials.
+        driver: CPUs of a driver.
+    """
+    places = [need.fits_into(node) for node in nodes]
+    for count in range(most, 0, -1):
+        beside = [{**node, "CPU": node.get("CPU", 0) - count * driver} for node in nodes]
+        lost = [had - need.fits_into(node) for had, node in zip(places, beside, strict=True)]
+        if sum(places) - sum(sorted(lost)[-count:]) >= count * workers:
+            return count
+    return 0

@@ -1,0 +1,1 @@
+"""Everything that a user can do with a model, one folder a capability."""

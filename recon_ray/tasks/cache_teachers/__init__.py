@@ -1,0 +1,1 @@
+"""Features of frozen teachers, computed once for a whole prepared set."""

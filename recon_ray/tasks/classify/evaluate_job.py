@@ -1,0 +1,188 @@
+"""The driver of ``jobs/evaluate.py``."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.evaluate import evaluate
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import BatchOptions
+from recon_ray.errors import ConfigError
+from recon_ray.tasks.classify.classifier_checks import (
+    check_labels,
+    check_names,
+    check_points,
+    class_lines,
+    confusion_records,
+    describe_set,
+    load_start,
+)
+from recon_ray.tasks.classify.config import EvaluateConfig
+from recon_ray.tasks.classify.confusion import overall_accuracy
+from recon_ray.tasks.classify.voting import VotingEvaluation, vote_summary
+from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.input_hashes import inputs_of
+from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
+from recon_ray.tasks.run import Run, open_run
+from recon_ray.weights.load import build
+from recon_ray.weights.weight_files import LoadedWeights
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
+    """Measure a classifier on a split and write ``result.json``."""
+    config = job.config
+    if config.init_from is None:
+        raise ConfigError(
+            "init_from: no classifier is named; give a run folder of jobs/finetune.py, a file of "
+            "weights, or the name of published weights"
+        )
+    prepared = find_set("data.path", config.data.path)
+    make, weights, pipeline = _plan(config, prepared)
+    if config.data.verify:
+        prepared.verify_hashes()
+    use_ops(config)
+    check_here(config)
+    if job.dry_run:
+        return _dry_run(config, prepared, weights)
+    run = open_run("evaluate", config, label=config.data.split, resume=config.resume)
+    run.begin()
+    logger.info("%s, normalize=%s", describe_set(prepared, config.data.split), pipeline.normalize)
+    found = evaluate(
+        make,
+        prepared,
+        (config.data.split,),
+        options=BatchOptions(),
+        folder=run.folder,
+        cluster=config.cluster,
+        runtime=config.runtime,
+    )
+    return _finish(run, config, prepared, found)
+
+
+def _plan(
+    config: EvaluateConfig, prepared: PreparedSet
+) -> tuple[partial[VotingEvaluation], LoadedWeights, CloudPipeline]:
+    """Read the weights and refuse what does not fit, before anything starts.
+
+    Raises:
+        CheckpointError: If the weights cannot be read, or are of another family.
+        ConfigError: If they are not of this set.
+    """
+    sizes = {k: v for k, v in config.model.model_dump().items() if v is not None}
+    place, weights = load_start(config.init_from, **sizes)
+    assert place is not None
+    assert weights is not None
+    check_names(weights, prepared)
+    build(weights)
+    pipeline = _pipeline(config, prepared, weights)
+    outputs = int(weights.architecture["num_classes"])
+    check_labels(prepared, "data.split", config.data.split, outputs)
+    known = {name: weights.architecture[name] for name in _TOLD if name in weights.architecture}
+    make = partial(
+        VotingEvaluation,
+        place,
+        known,
+        config.data.split,
+        pipeline,
+        outputs,
+        config.eval.votes,
+        config.eval.repeats,
+        config.eval.batch_size,
+        config.run.seed,
+        config.eval.save_every_seconds,
+        inputs_of(config),
+    )
+    return make, weights, pipeline
+
+
+#: Arguments of a classifier that do not show in the shapes of its weights.
+_TOLD = ("num_heads", "num_groups", "group_size", "stream")
+
+
+def _pipeline(
+    config: EvaluateConfig, prepared: PreparedSet, weights: LoadedWeights
+) -> CloudPipeline:
+    """How clouds are brought to the classifier: as in its fine-tuning, where that is recorded."""
+    data, is_reference = config.data, config.protocol == "reference"
+    count = data.num_points or weights.extra.get("num_points")
+    if count is None:
+        raise ConfigError(
+            f"data.num_points: {weights.source} does not tell how many points it was trained on; "
+            "give data.num_points=1024 (ModelNet as published) or 2048 (ScanObjectNN)"
+        )
+    recorded = weights.extra.get("normalize", "auto")
+    pipeline = pipeline_of(
+        prepared.manifest.get("card"),
+        num_points=int(count),
+        follows_reference=is_reference,
+        normalize=recorded if data.normalize == "auto" else data.normalize,
+        transform=config.eval.transform,
+    )
+    check_points(prepared, pipeline.num_points, follows_reference=is_reference)
+    return pipeline
+
+
+def _finish(
+    run: Run, config: EvaluateConfig, prepared: PreparedSet, found: dict[str, Any]
+) -> JobResult:
+    from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
+
+    matrix, rounds = np.array(found["confusion"]), found["rounds"]
+    metrics = {"accuracy": overall_accuracy(matrix), **vote_summary(rounds)}
+    counts = {**found["counts"], "votes": len(rounds), "repeats": config.eval.repeats}
+    return run.finish(
+        metrics,
+        table=_summary(metrics, matrix, prepared.classes),
+        selection=_selection(config),
+        counts={**counts, "workers": config.cluster.max_workers},
+        draw=partial(draw_classification, run.folder, matrix, prepared.classes),
+        protocol=config.protocol,
+        init_from=config.init_from,
+        data=str(prepared.path),
+        card=(prepared.manifest.get("card") or {}).get("name"),
+        votes=rounds,
+        **confusion_records(matrix, prepared.classes),
+    )
+
+
+def _selection(config: EvaluateConfig) -> str:
+    plain = f"every shape of {config.data.split!r} once"
+    votes = config.eval.votes
+    if votes == 0:
+        return plain
+    if config.protocol == "reference":
+        return (
+            f"accuracy_vote_max: best of {votes} rounds of voting (published habit); plain {plain}"
+        )
+    return f"accuracy_vote_mean: mean of {votes} rounds of voting; plain {plain}"
+
+
+def _summary(metrics: dict[str, float], matrix: np.ndarray, classes: list[str]) -> str:
+    lines = [f"{'':28}{'accuracy':>12}{'shapes':>8}", *class_lines(matrix, classes)]
+    if "accuracy_vote_mean" in metrics:
+        lines += [
+            f"{'voting, mean of rounds':28}{metrics['accuracy_vote_mean']:>12.2%}",
+            f"{'voting, deviation':28}{metrics['accuracy_vote_std']:>12.2%}",
+            f"{'voting, best round':28}{metrics['accuracy_vote_max']:>12.2%}",
+        ]
+    return "\n".join(lines)
+
+
+def _dry_run(config: EvaluateConfig, prepared: PreparedSet, weights: LoadedWeights) -> JobResult:
+    """Say what would be computed; the weights have been read and compared already."""
+    clouds = prepared.splits[config.data.split].rows
+    lines = [
+        "dry run: the classifier was built and fits the set, nothing is kept",
+        f"{'classifier':28}{weights.source}",
+        f"{'clouds':28}{clouds:>20,}",
+        f"{'clouds encoded, plain':28}{clouds:>20,}",
+        f"{'clouds encoded, voting':28}{clouds * config.eval.votes * config.eval.repeats:>20,}",
+    ]
+    return JobResult("\n".join(lines))

@@ -1,0 +1,251 @@
+"""Classification: training from pre-trained weights or none, and accuracy of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recon_ray.data.loading.batches import Batch, BatchOptions
+from recon_ray.errors import CheckpointError
+from recon_ray.losses.downstream import classification_losses
+from recon_ray.models.classifier import Protocol, is_head_parameter
+from recon_ray.models.presets import MODELS, arguments_of, preset_sizes
+from recon_ray.points.random import SampleGenerator
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.confusion import confusion_matrix, overall_accuracy
+from recon_ray.tasks.feature_extraction import REFERENCE_SKIP, PointChoice, Tally, extract_features
+from recon_ray.tasks.point_pipeline import CloudPipeline
+from recon_ray.train.optim import parameter_groups
+from recon_ray.train.runtime import EvaluationRuntime, Runtime
+from recon_ray.weights.find import find_weights
+from recon_ray.weights.load import LoadReport, build, encoder_sizes, initialize
+from recon_ray.weights.weight_files import LoadedWeights
+
+CLASSIFIERS = ("classifier", "twotower_classifier")
+"""Kinds of models that give logits of classes."""
+
+
+class ClassificationModule(nn.Module):
+    """A classifier with its loss, as the training loop calls it.
+
+    Args:
+        model: The classifier.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, source: SampleGenerator) -> dict[str, Tensor]:
+        """Give the named losses of a batch."""
+        return classification_losses(self.model(batch["points"], source), batch["label"])
+
+
+class ClassificationTask:
+    """Training of one classifier on one prepared set.
+
+    Args:
+        config: The job's configuration; ``init_from`` can be read by every worker.
+        kind: Kind of model, one of :data:`CLASSIFIERS`.
+        architecture: Its constructor arguments.
+        pipeline: How clouds are brought to it.
+        classes: Class names in label order.
+    """
+
+    name = "finetune"
+    has_unused_parameters = False
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        *,
+        kind: str,
+        architecture: dict[str, Any],
+        pipeline: CloudPipeline,
+        classes: Sequence[str],
+    ) -> None:
+        self.config = config
+        self.kind = kind
+        self.pipeline = pipeline
+        self.classes = list(classes)
+        self.report: LoadReport | None = None
+        self._architecture = architecture
+
+    def architecture(self) -> dict[str, Any]:
+        """Constructor arguments of the classifier."""
+        return dict(self._architecture)
+
+    def records(self) -> dict[str, Any]:
+        """What an evaluation of the classifier has to know."""
+        pipeline = self.pipeline
+        return {
+            "classes": self.classes,
+            "num_points": pipeline.num_points,
+            "normalize": pipeline.normalize,
+        }
+
+    def build(self) -> nn.Module:
+        """Make the classifier with its loss and start it from the weights.
+
+        Raises:
+            CheckpointError: If these cannot be read or do not fit.
+        """
+        model = MODELS[self.kind](**self._architecture)
+        if self.config.init_from is not None:
+            self.report = initialize(model, find_weights(self.config.init_from))
+        assert isinstance(model, Protocol)
+        model.set_protocol(self.config.train.tune)
+        return ClassificationModule(model)
+
+    def stored_model(self, module: nn.Module) -> nn.Module:
+        """The classifier without its loss."""
+        assert isinstance(module, ClassificationModule)
+        return module.model
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Groups with the head at ten times the rate.
+
+        The published two-tower run has no such group (its rule goes by the model's name), which
+        protocol reference repeats.
+        """
+        optim, is_reference = self.config.optim, self.config.protocol == "reference"
+        without = is_reference and self.kind == "twotower_classifier"
+        return parameter_groups(
+            self.stored_model(module),
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            head=None if without else is_head_parameter,
+        )
+
+    def batch_options(self) -> BatchOptions:
+        """What the batches of this task hold."""
+        return BatchOptions(seed=self.config.run.seed)
+
+    def on_device(self, device: torch.device) -> None:
+        """Nothing lies beside the model."""
+
+    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+        """Draw points and augment them."""
+        return {"points": self.pipeline.train(batch["points"], source), "label": batch["label"]}
+
+    def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
+        """Nothing: what training leaves is measured from its checkpoints."""
+        return {}
+
+    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Accuracy on the split that chooses the best epoch."""
+        split = validation_split(self.config)
+        assert split is not None
+        matrix = confusion_of(
+            self.stored_model(module),
+            runtime,
+            split,
+            self.pipeline.test(),
+            num_classes=len(self.classes),
+            batch_size=self.config.eval.batch_size,
+        )
+        return {"accuracy": overall_accuracy(matrix)}
+
+
+def validation_split(config: FinetuneConfig) -> str | None:
+    """The split that chooses the best epoch: the test split in the published runs."""
+    return (
+        config.data.test_split if config.protocol == "reference" else config.data.validation_split
+    )
+
+
+def confusion_of(
+    model: nn.Module,
+    runtime: EvaluationRuntime,
+    split: str,
+    choice: PointChoice,
+    *,
+    num_classes: int,
+    batch_size: int,
+    tally: Tally | None = None,
+) -> np.ndarray:
+    """Classify every labeled cloud of a split once, whatever the number of workers.
+
+    Returns:
+        (C, C) of :func:`confusion_matrix`, the same on every rank.
+    """
+    found = extract_features(
+        lambda points: {"predicted": model(points).argmax(dim=-1)},
+        runtime,
+        split,
+        choice,
+        batch_size=batch_size,
+        tally=tally,
+    )
+    return confusion_matrix(found["label"], found["predicted"], num_classes)
+
+
+@dataclass(frozen=True)
+class AccuracyEvaluation:
+    """Accuracy of several checkpoints of one classifier on a whole split.
+
+    Attributes:
+        checkpoints: Name to folder or file of weights.
+        split: The split.
+        choice: Which points are read.
+        num_classes: Classes of the set.
+        batch_size: Clouds a worker encodes at once.
+    """
+
+    checkpoints: dict[str, str]
+    split: str
+    choice: PointChoice
+    num_classes: int
+    batch_size: int
+
+    def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
+        """Give the confusion matrix of each, as lists; the same folder is evaluated once."""
+        matrices: dict[str, Any] = {}
+        for folder in dict.fromkeys(self.checkpoints.values()):
+            model, _ = build(find_weights(folder))
+            matrix = confusion_of(
+                runtime.inference.place(model, runtime.device),
+                runtime,
+                self.split,
+                self.choice,
+                num_classes=self.num_classes,
+                batch_size=self.batch_size,
+            )
+            matrices[folder] = matrix.tolist()
+        return {name: matrices[folder] for name, folder in self.checkpoints.items()}
+
+
+def classifier_of(
+    config: FinetuneConfig, weights: LoadedWeights | None, num_classes: int
+) -> tuple[str, dict[str, Any]]:
+    """Decide the kind of classifier and its constructor arguments.
+
+    What is given explicitly wins over the preset, the preset over what the weights tell.
+
+    Raises:
+        CheckpointError: If the weights are of a family that no classifier can start from.
+    """
+    section, is_reference = config.model, config.protocol == "reference"
+    two = section.kind == "twotower" or (
+        section.kind == "auto" and weights is not None and weights.kind.startswith("twotower")
+    )
+    kind = "twotower_classifier" if two else "classifier"
+    sizes = {} if weights is None else encoder_sizes(weights)
+    if section.preset is not None or weights is None:
+        sizes |= preset_sizes(section.preset or "base", kind)
+    head = "linear" if config.train.tune in ("linear", "probe") else "mlp"
+    arguments = {**sizes, "num_classes": num_classes, "head": head}
+    given = section.overrides()
+    if is_reference:
+        arguments |= {"fps_min_sq_norm": REFERENCE_SKIP, "init": "reference"}
+        if two:
+            arguments["drop_first_patches"] = True
+    unknown = sorted(given.keys() - arguments_of(kind))
+    if unknown:
+        raise CheckpointError(f"model.{unknown[0]}: a {kind} has none; leave it out")
+    return kind, {**arguments, **given}

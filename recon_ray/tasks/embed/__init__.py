@@ -1,0 +1,1 @@
+"""Feature vectors of the shapes of a set or of single files."""

@@ -1,0 +1,64 @@
+"""Features of shapes as a table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recon_ray.config.sections.common import Count, LocalPath, Location, ProtocolConfig, Section
+from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
+
+
+class EmbeddedDataSection(EvaluatedSetSection):
+    """The prepared set whose shapes are encoded, and how points are brought to the model."""
+
+    path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")  # type: ignore[assignment]
+    num_points: Count = Field(
+        1024,
+        description="Points of a cloud that the model is given, the farthest ones; a file that has "
+        "fewer keeps them all.",
+    )
+
+
+class EmbedSection(Section):
+    """What is encoded, and how many at once."""
+
+    splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Splits of data.path; by default all."
+    )
+    batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
+
+
+class EmbedConfig(ProtocolConfig):
+    """jobs/embed.py: features of every shape of a prepared set, or of files, as Parquet."""
+
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto continues the run of this name, never sets it aside."
+    )
+    init_from: Location | None = Field(
+        None,
+        description="Weights with an encoder: run folder, checkpoint, file or published name.",
+    )
+    data: EmbeddedDataSection = Field(EmbeddedDataSection(), description="Prepared shapes.")
+    files: tuple[LocalPath, ...] = Field(
+        (), description="Meshes or clouds to encode as well (.ply, .off, .obj, .npy, ...)."
+    )
+    up_axis: Literal["x", "y", "z"] = Field(
+        "y", description="Axis that points up in the files; they are turned to y up."
+    )
+    model: ForeignModelSection = Field(
+        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+    )
+    embed: EmbedSection = Field(EmbedSection(), description="What is encoded.")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> EmbedConfig:
+        if self.init_from is None:
+            raise ValueError("init_from=<run folder or file of weights> must be given")
+        if self.data.path is None and not self.files:
+            raise ValueError("data.path=<prepared set> or files=[a.ply, ...] must be given")
+        if self.data.path is None and self.embed.splits is not None:
+            raise ValueError("embed.splits are of a prepared set; give data.path=<folder> with it")
+        return self

@@ -1,0 +1,212 @@
+"""Features of all clouds of a split, extracted once, by any number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon_ray.data.loading.batches import Batch, BatchOptions
+from recon_ray.data.loading.prefetch import batches_on
+from recon_ray.models.recon import Embedder
+from recon_ray.points import transforms
+from recon_ray.points.random import SampleGenerator
+from recon_ray.train.feed.indexed import evaluation_batches
+from recon_ray.train.metrics import gather_rows
+from recon_ray.train.runtime import EvaluationRuntime
+from recon_ray.weights.find import find_weights
+from recon_ray.weights.load import construct, initialize
+
+#: Encodes (B, N, 3) clouds: name to (B, ...) features.
+Encode: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
+Normalization: TypeAlias = Literal["whole", "subset", "none"]
+
+#: Squared radius around the origin in which the published sampling never picks a point.
+REFERENCE_SKIP = 1e-3
+
+
+@dataclass(frozen=True)
+class PointChoice:
+    """The points of a stored cloud that an evaluation reads; the same ones every time.
+
+    Attributes:
+        num_points: How many.
+        how: ``fps`` takes the farthest points, ``resample`` thins evenly and then picks at random
+            (:func:`recon_ray.points.transforms.resample`), ``random`` picks at random. Random picks
+            depend on the seed and the sample.
+        normalize: Centre and scale the stored cloud (``whole``), the chosen points (``subset``), or
+            neither.
+        min_sq_norm: Skip rule of the sampling.
+        seed: Seed of random picks.
+    """
+
+    num_points: int
+    how: Literal["fps", "resample", "random"] = "random"
+    normalize: Normalization = "subset"
+    min_sq_norm: float = -1.0
+    seed: int = 0
+
+    def samples(self, stored: int) -> bool:
+        """Whether anything is chosen from clouds of so many points: else all are read."""
+        return self.num_points < stored
+
+    def __call__(self, points: Tensor, sample_ids: Tensor) -> Tensor:
+        """Choose and normalize.
+
+        Args:
+            points: (B, N, 3) stored clouds.
+            sample_ids: (B,) on the same device.
+
+        Returns:
+            (B, num_points, 3).
+        """
+        if self.normalize == "whole":
+            points = transforms.normalize(points)
+        points = self._chosen(points, SampleGenerator(self.seed, sample_ids))
+        return transforms.normalize(points) if self.normalize == "subset" else points
+
+    def _chosen(self, points: Tensor, source: SampleGenerator) -> Tensor:
+        count, skip = self.num_points, self.min_sq_norm
+        if self.how == "fps":
+            return transforms.thin(points, count, min_sq_norm=skip)
+        if self.how == "resample":
+            return transforms.resample(points, count, source, min_sq_norm=skip)
+        is_all = not self.samples(points.shape[1])
+        return points if is_all else transforms.random_subset(points, count, source)
+
+
+@dataclass
+class Tally:
+    """How often clouds were sampled and encoded, over all workers."""
+
+    sampled_clouds: int = 0
+    encoded_clouds: int = 0
+
+    def add(self, *, clouds: int, sampled: bool, encodings: int) -> None:
+        """Count a split."""
+        self.sampled_clouds += clouds if sampled else 0
+        self.encoded_clouds += clouds * encodings
+
+    def counts(self) -> dict[str, int]:
+        """The numbers by name."""
+        return dict(vars(self))
+
+
+def extract_features(
+    encode: Encode,
+    runtime: EvaluationRuntime,
+    split: str,
+    choice: PointChoice,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    tally: Tally | None = None,
+    encodings: int = 1,
+    labeled: bool = True,
+) -> dict[str, np.ndarray]:
+    """Encode every cloud of a split once and give everything to every rank.
+
+    Args:
+        encode: Gives the features of a batch; its names must not be ``sample_id`` or ``label``.
+        runtime: The worker's outside.
+        split: Name of the split.
+        choice: Which points are read.
+        batch_size: Clouds a worker encodes at once.
+        limit: Use the first rows only.
+        tally: Where what was done is counted.
+        encodings: How many models ``encode`` runs on a cloud.
+        labeled: Leave out clouds without a class.
+
+    Returns:
+        ``sample_id``, ``label`` and the features, in order of sample id.
+    """
+    table = runtime.table(split)
+
+    features = runtime.inference.prepare(
+        lambda points, ids: encode(choice(points, ids)), runtime.device
+    )
+
+    def features_of(batch: Batch) -> dict[str, Tensor]:
+        numbers = {name: batch[name] for name in ("sample_id", "label")}
+        return {**numbers, **features(batch["points"], batch["sample_id"])}
+
+    def batches() -> Iterator[Batch]:
+        return evaluation_batches(
+            table,
+            BatchOptions(),
+            batch_size=batch_size,
+            limit=limit,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            pinned=runtime.device.type == "cuda",
+        )
+
+    rows = [features_of(batch) for batch in batches_on(batches, runtime.device)]
+    if not rows:  # more workers than clouds: this one gives none, of the same widths
+        one = evaluation_batches(table, BatchOptions(), batch_size=1, rank=0, world_size=1)
+        first = {name: value.to(runtime.device) for name, value in next(iter(one)).items()}
+        rows = [{name: value[:0] for name, value in features_of(first).items()}]
+    mine = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    mine = _in_order(mine, labeled=labeled)  # on the device: sorting the host's copy takes longer
+    if tally is not None:
+        stored = table.take(np.zeros(1, dtype=np.int64), {"points"})["points"].shape[1]
+        clouds = min(len(table), limit or len(table))
+        tally.add(clouds=clouds, sampled=choice.samples(stored), encodings=encodings)
+    whole = {name: gather_rows(value) for name, value in mine.items()}
+    if runtime.world_size > 1:
+        whole = _in_order(whole)
+    return {name: value.numpy() for name, value in whole.items()}
+
+
+def _in_order(rows: Mapping[str, Tensor], *, labeled: bool = False) -> dict[str, Tensor]:
+    """Sort by sample id; leave out rows without a class if ``labeled``."""
+    order = torch.argsort(rows["sample_id"])
+    if labeled:
+        order = order[rows["label"][order] >= 0]
+    return {name: value[order] for name, value in rows.items()}
+
+
+def without_last_batch(
+    features: Mapping[str, np.ndarray], batch_size: int, *, seed: int
+) -> dict[str, np.ndarray]:
+    """Leave out as many random samples as do not fill a last batch (published training loaders).
+
+    Args:
+        features: Arrays of B rows each.
+        batch_size: Samples of a batch; fewer samples than that are all left out.
+        seed: Seed of the choice.
+    """
+    count = len(features["label"])
+    kept = np.random.default_rng([seed, count]).permutation(count)[: count - count % batch_size]
+    return {name: value[np.sort(kept)] for name, value in features.items()}
+
+
+def load_embedder(
+    weights: str,
+    *,
+    trained: bool = True,
+    follows_reference: bool = False,
+    **sizes: Any,  # noqa: ANN401 - constructor arguments
+) -> Embedder:
+    """Make the encoder and projections of weights, in evaluation mode, on the CPU.
+
+    Args:
+        weights: Run folder, checkpoint or file.
+        trained: Load the weights; otherwise only their architecture is used, freshly drawn from
+            torch's default generator.
+        follows_reference: Draw them as the published networks of the downstream tasks are drawn.
+        sizes: Constructor arguments that a foreign file does not tell.
+
+    Raises:
+        CheckpointError: If they cannot be read, or lack a part.
+    """
+    found = find_weights(weights, **sizes)
+    model = construct("embedder", found, init="reference" if follows_reference else "scratch")
+    assert isinstance(model, Embedder)
+    if trained:
+        initialize(model, found, strict=True)
+    return model.eval()

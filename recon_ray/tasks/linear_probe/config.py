@@ -1,0 +1,77 @@
+"""Options of ``linear_probe``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from recon_ray.config.sections.common import (
+    Count,
+    Location,
+    Positive,
+    ProtocolConfig,
+    Section,
+)
+from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.tasks.classify.config import Normalization
+
+
+class EvaluatedSetSection(Section):
+    """The prepared set that is evaluated on."""
+
+    path: Location = Field(
+        "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
+    )
+    num_points: Count = Field(1024, description="Points of a cloud that the model is given.")
+    normalize: Normalization = Field(
+        "auto",
+        description="Center and scale each stored cloud (whole), the chosen points (subset), or "
+        "none; auto is what the set's card says, else whole.",
+    )
+    limit: Count | None = Field(None, description="Use at most this many shapes a split.")
+    verify: bool = Field(True, description="Compare the SHA-256 of every shard first.")
+
+
+class ProbeSection(Section):
+    """Probes on frozen features."""
+
+    svm_c: Positive = Field(0.075, description="C of the linear SVM (paper: 0.075).")
+    knn: tuple[Count, ...] = Field(
+        (1, 5, 20),
+        min_length=1,
+        description="Neighbors; the number for knn_accuracy is chosen on the training features.",
+    )
+    logistic: bool = Field(True, description="Also fit a logistic regression.")
+    shots: Annotated[int, Field(ge=0)] = Field(
+        5, description="Labels a class of the few-label SVM; 0 for none."
+    )
+    draws: Count = Field(10, description="Random draws that the few-label SVM is averaged over.")
+    untrained: bool = Field(
+        True,
+        description="Also probe an untrained network of the same architecture, drawn as published "
+        "with protocol=reference: what training added is the difference.",
+    )
+    train_split: str = Field("train", description="Split that the probes learn from.")
+    test_split: str = Field("test", description="Split that they are tested on.")
+    batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
+
+
+class LinearProbeConfig(ProtocolConfig):
+    """jobs/linear_probe.py: linear SVM, nearest neighbors, logistic regression on features."""
+
+    init_from: Location | None = Field(
+        None,
+        description="Weights with an encoder: run folder, checkpoint, file or published name.",
+    )
+    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is classified.")
+    model: ForeignModelSection = Field(
+        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+    )
+    probe: ProbeSection = Field(ProbeSection(), description="The probes.")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> LinearProbeConfig:
+        if self.init_from is None:
+            raise ValueError("init_from=<run folder or file of weights> must be given")
+        return self

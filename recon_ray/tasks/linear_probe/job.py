@@ -1,0 +1,160 @@
+"""The driver of ``jobs/linear_probe.py``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.evaluate import evaluate
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import BatchOptions
+from recon_ray.errors import ConfigError
+from recon_ray.tasks.classify.classifier_checks import (
+    check_batch,
+    check_classes,
+    check_labels,
+    check_points,
+    load_start,
+)
+from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
+from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.run import Run, open_run
+from recon_ray.weights.load import compare, construct
+
+#: Probes in the order of the table.
+PROBES = {
+    "accuracy": "linear SVM",
+    "knn_accuracy": "nearest neighbors",
+    "logistic_accuracy": "logistic regression",
+    "few_label_accuracy": "linear SVM, few labels",
+}
+
+
+def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
+    """Extract features once, fit the probes and write ``result.json``."""
+    config = job.config
+    prepared = find_set("data.path", Path(config.data.path))
+    place = _check_weights(config)
+    _check_splits(config, prepared)
+    make = _evaluation(config, prepared, place)
+    if config.data.verify:
+        prepared.verify_hashes()
+    use_ops(config)
+    check_here(config)
+    if job.dry_run:
+        return JobResult("dry run: weights and set fit, nothing was probed")
+    run = open_run("linear_probe", config, label=prepared.path.name)
+    run.begin()
+    found = evaluate(
+        make,
+        prepared,
+        (config.probe.train_split, config.probe.test_split),
+        options=BatchOptions(),
+        folder=run.folder,
+        cluster=config.cluster,
+        runtime=config.runtime,
+    )
+    return _finish(run, config, prepared, found)
+
+
+def _check_weights(config: LinearProbeConfig) -> str:
+    """Read the weights and see that they have a whole encoder; give their place."""
+    place, weights = load_start(config.init_from, **config.model.model_dump())
+    assert place is not None
+    assert weights is not None
+    compare(construct("embedder", weights), weights, strict=True)
+    return place
+
+
+def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
+    """Refuse splits that cannot be learned from or tested on.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    check_classes(prepared)
+    splits = {"train_split": config.probe.train_split, "test_split": config.probe.test_split}
+    for key, split in splits.items():
+        check_labels(prepared, f"probe.{key}", split, len(prepared.classes))
+    if len({*splits.values()}) == 1:
+        raise ConfigError(
+            f"probe.test_split={config.probe.test_split} is probe.train_split; choose a held-out "
+            "split"
+        )
+    rows = prepared.read(config.probe.train_split, columns=["label"])["label"].to_numpy()
+    labels = rows[: config.data.limit]
+    labels = labels[labels >= 0]
+    if len({*labels.tolist()}) < 2:
+        raise ConfigError(
+            f"probe.train_split={config.probe.train_split}: its {len(labels)} labeled shapes are "
+            "of fewer than two classes; raise data.limit or choose another split"
+        )
+    count = len(labels)
+    if config.protocol == "reference":
+        count = check_batch(prepared, config.probe.train_split, count)
+    if max(config.probe.knn) > count:
+        raise ConfigError(
+            f"probe.knn: {max(config.probe.knn)} neighbors, but {prepared.path} has {count} "
+            f"labeled shapes in {config.probe.train_split!r}; lower it"
+        )
+
+
+def _evaluation(
+    config: LinearProbeConfig, prepared: PreparedSet, place: str
+) -> partial[ProbeEvaluation]:
+    """What the workers run: the farthest points of each cloud, as published."""
+    check_points(prepared, config.data.num_points, follows_reference=False)
+    follows = config.protocol == "reference"
+    pipeline = pipeline_of(
+        prepared.manifest.get("card"),
+        num_points=config.data.num_points,
+        follows_reference=follows,
+        normalize=config.data.normalize,
+    )
+    return partial(
+        ProbeEvaluation,
+        place,
+        config.model.model_dump(),
+        options=config.probe,
+        choice=pipeline.test(),
+        num_classes=len(prepared.classes),
+        follows_reference=follows,
+        seed=config.run.seed,
+        limit=config.data.limit,
+    )
+
+
+def _finish(
+    run: Run, config: LinearProbeConfig, prepared: PreparedSet, found: dict[str, Any]
+) -> JobResult:
+    metrics = found["metrics"]
+    return run.finish(
+        metrics,
+        table=summary(metrics),
+        selection="neighbors and regularization are chosen on training shapes; nothing is chosen "
+        f"on {config.probe.test_split!r}",
+        counts={
+            **found["counts"],
+            "classes": len(prepared.classes),
+            "workers": config.cluster.max_workers,
+        },
+        protocol=config.protocol,
+        init_from=config.init_from,
+        data=str(prepared.path),
+    )
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """Short table: every probe, on these features and on those of the untrained network."""
+    lines = [f"{'':28}{'untrained':>12}{'these weights':>16}"]
+    for name, title in PROBES.items():
+        if name in metrics:
+            before = metrics.get(f"{name}_untrained")
+            shown = "-" if before is None else f"{before:.1%}"
+            lines.append(f"{title:28}{shown:>12}{metrics[name]:>16.1%}")
+    lines.append(f"{'chance':28}{metrics['chance']:>28.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,338 @@
+"""Part segmentation: training on clouds with part labels, and scoring by mIoU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from recon_ray.data.loading.batches import Batch, BatchOptions
+from recon_ray.data.loading.prefetch import batches_on
+from recon_ray.losses.downstream import segmentation_losses
+from recon_ray.models.partseg import PartSegmenter, is_part_head_parameter
+from recon_ray.points import ops, random, transforms
+from recon_ray.points.random import RandomSource, SampleGenerator
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.partseg.iou import (
+    PartScores,
+    PartTable,
+    count_parts,
+    predict_parts,
+    shape_ious,
+    summarize,
+)
+from recon_ray.train.feed.indexed import evaluation_batches
+from recon_ray.train.metrics import gather_rows
+from recon_ray.train.optim import parameter_groups
+from recon_ray.train.runtime import EvaluationRuntime, Runtime
+from recon_ray.weights.find import find_weights
+from recon_ray.weights.load import build, initialize
+
+#: Ranges of the published augmentation: one scale a cloud, one shift an axis.
+SCALE, SHIFT = (0.8, 1.25), 0.1
+#: Random numbers of evaluation, apart from those of training.
+EVALUATION_STREAM = 2
+
+
+# -- Points ------------------------------------------------------------------------------------
+
+
+def normalize_valid(points: Tensor, valid: Tensor) -> Tensor:
+    """Center and scale clouds to the unit sphere by their own points, not by the repeated ones.
+
+    Args:
+        points: (B, N, 3), of which the first ``valid`` of a row are its own.
+        valid: (B,) int64.
+    """
+    own = _is_own(points, valid)[..., None]
+    centered = points - (points * own).sum(dim=1, keepdim=True) / valid[:, None, None]
+    radius = (torch.linalg.vector_norm(centered, dim=-1) * own[..., 0]).amax(dim=1)
+    return centered / torch.where(radius > 0, radius, 1.0)[:, None, None]
+
+
+def draw_with_replacement(valid: Tensor, count: int, source: RandomSource) -> Tensor:
+    """Positions (B, count) of points drawn from the first ``valid`` (B,) ones, each at random."""
+    numbers = random.uniform(source, len(valid), count, device=valid.device)
+    return torch.minimum((numbers * valid[:, None]).long(), valid[:, None] - 1)
+
+
+def draw_distinct(valid: Tensor, size: int, count: int, source: RandomSource) -> Tensor:
+    """Positions (B, count) of different points, of the first ``valid`` (B,) of ``size`` ones.
+
+    Where a cloud has too few, its random order is gone through again.
+    """
+    numbers = random.uniform(source, len(valid), size, device=valid.device)
+    own = torch.arange(size, device=valid.device) < valid[:, None]
+    order = numbers.masked_fill(~own, torch.inf).argsort(dim=1, stable=True)
+    turns = torch.arange(count, device=valid.device) % valid[:, None]
+    return order.gather(1, turns)
+
+
+def augment(points: Tensor, source: RandomSource) -> Tensor:
+    """Scale each cloud by one number, then shift it (published ranges)."""
+    numbers = random.uniform(source, len(points), 1, 1, device=points.device)
+    points = points * (SCALE[0] + (SCALE[1] - SCALE[0]) * numbers)
+    return transforms.translate(points, source, distance=SHIFT)
+
+
+def _is_own(points: Tensor, valid: Tensor) -> Tensor:
+    return torch.arange(points.shape[1], device=points.device) < valid[:, None]
+
+
+def _valid(batch: Batch) -> Tensor:
+    """How many points of a cloud are its own; all of them in sets of clouds of one size."""
+    if "valid_points" in batch:
+        return batch["valid_points"].long()
+    points = batch["points"]
+    return torch.full((len(points),), points.shape[1], device=points.device)
+
+
+# -- Scoring -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a split is scored.
+
+    Attributes:
+        table: Parts of every category.
+        num_points: Points that the encoder is given.
+        batch_size: Shapes a worker encodes at once.
+        draw: ``replacement`` draws the points with replacement and scores those (published);
+            ``own`` encodes different points and scores every point of a shape once.
+        seed: Seed of the draws.
+        limit: Use the first shapes only.
+        has_valid_points: Whether the set says which points are a cloud's own.
+    """
+
+    table: PartTable
+    num_points: int
+    batch_size: int
+    draw: Literal["replacement", "own"]
+    seed: int = 0
+    limit: int | None = None
+    has_valid_points: bool = True
+
+    @property
+    def options(self) -> BatchOptions:
+        """What a batch holds."""
+        return part_options(self.has_valid_points)
+
+    def predict(
+        self, model: PartSegmenter, batch: Batch, allowed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Parts that are predicted, true ones, and which points count: each (B, N).
+
+        Args:
+            model: The model, in evaluation mode.
+            batch: Batch on the model's device.
+            allowed: (C, P) parts of every category, there too.
+        """
+        valid, parts = _valid(batch), batch["part_labels"].long()
+        points = normalize_valid(batch["points"], valid)
+        source = SampleGenerator(self.seed, batch["sample_id"], stream=EVALUATION_STREAM)
+        mine = allowed[batch["label"]]
+        if self.draw == "replacement":
+            chosen = draw_with_replacement(valid, self.num_points, source)
+            log_probs = model(ops.gather_points(points, chosen), batch["label"])
+            true, counts = parts.gather(1, chosen), torch.ones_like(chosen, dtype=torch.bool)
+            return predict_parts(log_probs, mine), true, counts
+        chosen = draw_distinct(valid, points.shape[1], self.num_points, source)
+        features = model.encode_parts(ops.gather_points(points, chosen))
+        log_probs = model.forward_head(features, points, batch["label"])
+        return predict_parts(log_probs, mine), parts, _is_own(points, valid)
+
+
+def part_options(has_valid_points: bool) -> BatchOptions:
+    """What a batch of part segmentation holds."""
+    counts = ("valid_points",) if has_valid_points else ()
+    return BatchOptions(beside=("part_labels", *counts))
+
+
+def _columns(has_valid_points: bool) -> tuple[str, ...]:
+    return ("sample_id", "points", "label", *part_options(has_valid_points).beside)
+
+
+def score_split(
+    model: PartSegmenter, runtime: EvaluationRuntime, split: str, scoring: Scoring
+) -> PartScores:
+    """Score a split, every shape once for any number of workers; the same on every rank.
+
+    Args:
+        model: The model, in evaluation mode on the runtime's device.
+        runtime: The worker's outside.
+        split: Name of the split.
+        scoring: How.
+    """
+    device, table = runtime.device, scoring.table
+    ious = [torch.zeros(0, dtype=torch.float64, device=device)]
+    labels = [torch.zeros(0, dtype=torch.int64, device=device)]
+    totals = torch.zeros(1, table.num_parts, 3, dtype=torch.int64, device=device)
+
+    def batches() -> Iterator[Batch]:
+        return evaluation_batches(
+            runtime.table(split),
+            scoring.options,
+            batch_size=scoring.batch_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            limit=scoring.limit,
+            pinned=device.type == "cuda",
+        )
+
+    def score(*values: Tensor) -> dict[str, Tensor]:
+        batch = dict(zip(names, values, strict=True))
+        counts = count_parts(*scoring.predict(model, batch, allowed), table.num_parts)
+        return {"counts": counts, "ious": shape_ious(counts, allowed[batch["label"]])}
+
+    allowed, names = table.allowed().to(device), _columns(scoring.has_valid_points)
+    scored = runtime.inference.prepare(score, device)
+    for batch in batches_on(batches, device):
+        found = scored(*(batch[name] for name in names))
+        ious.append(found["ious"])
+        labels.append(batch["label"])
+        totals += found["counts"].sum(dim=0)
+    return summarize(
+        gather_rows(torch.cat(ious)),
+        gather_rows(torch.cat(labels)),
+        gather_rows(totals).sum(dim=0),
+        table.categories,
+    )
+
+
+class PartEvaluation:
+    """Scores finished weights on a split.
+
+    Args:
+        weights: Run, checkpoint or file of a part segmentation model.
+        sizes: Constructor arguments that a foreign file does not tell.
+        split: Name of the split.
+        scoring: How.
+    """
+
+    def __init__(
+        self, weights: str, sizes: Mapping[str, Any], split: str, scoring: Scoring
+    ) -> None:
+        self.weights, self.sizes = weights, dict(sizes)
+        self.split, self.scoring = split, scoring
+
+    def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
+        """Give the metrics and the table of categories."""
+        model, _ = build(find_weights(self.weights), **self.sizes)
+        assert isinstance(model, PartSegmenter)
+        model = runtime.inference.place(model, runtime.device)
+        scores = score_split(model, runtime, self.split, self.scoring)
+        return {"metrics": scores.metrics(), "categories": scores.record()}
+
+
+# -- Training ----------------------------------------------------------------------------------
+
+
+class PartSegModule(nn.Module):
+    """The model with its loss, as the training loop calls it.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: PartSegmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, source: SampleGenerator) -> dict[str, Tensor]:
+        """Give the named losses of a batch."""
+        log_probs = self.model(batch["points"], batch["label"], source)
+        return segmentation_losses(log_probs, batch["part_labels"])
+
+
+class PartSegmentationTask:
+    """Training of one part segmentation model on one prepared set.
+
+    Args:
+        config: The job's configuration.
+        sizes: Constructor arguments of the model.
+        scoring: How splits are scored.
+        weights: Where training starts from, as every worker finds it; None is from scratch.
+    """
+
+    name = "partseg"
+    has_unused_parameters = False
+
+    def __init__(
+        self,
+        config: PartsegConfig,
+        *,
+        sizes: Mapping[str, Any],
+        scoring: Scoring,
+        weights: str | None = None,
+    ) -> None:
+        self.config = config
+        self.sizes = dict(sizes)
+        self.scoring = scoring
+        self.weights = weights
+
+    def architecture(self) -> dict[str, Any]:
+        """Constructor arguments of the model."""
+        return dict(self.sizes)
+
+    def build(self) -> nn.Module:
+        """Make the model with its loss and start it from the weights, if there are any."""
+        model = PartSegmenter(**self.sizes)
+        if self.weights is not None:
+            initialize(model, find_weights(self.weights))
+        return PartSegModule(model)
+
+    def stored_model(self, module: nn.Module) -> PartSegmenter:
+        """The model without its loss."""
+        assert isinstance(module, PartSegModule)
+        return module.model
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Groups by the published rule; the head learns ten times as fast."""
+        optim = self.config.optim
+        return parameter_groups(
+            self.stored_model(module),
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            head=is_part_head_parameter,
+        )
+
+    def on_device(self, device: torch.device) -> None:
+        """There is nothing beside the model."""
+
+    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+        """Normalize by all points of a cloud, draw some with replacement, scale and shift them."""
+        valid = _valid(batch)
+        points = normalize_valid(batch["points"], valid)
+        chosen = draw_with_replacement(valid, self.config.data.num_points, source)
+        return {
+            "points": augment(ops.gather_points(points, chosen), source),
+            "part_labels": batch["part_labels"].long().gather(1, chosen),
+            "label": batch["label"],
+        }
+
+    def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
+        """Score the untrained model; the trained one is scored when the best epoch is known."""
+        if when != "before":
+            return {}
+        config = self.config
+        scores = score_split(
+            self.stored_model(module), runtime, config.data.test_split, self.scoring
+        )
+        return {f"{name}_before": value for name, value in scores.metrics().items()}
+
+    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Score the split by which the best epoch is chosen."""
+        split = self.config.selection_split
+        if split is None:
+            return {}
+        return score_split(self.stored_model(module), runtime, split, self.scoring).metrics()
+
+    def records(self) -> dict[str, Any]:
+        """Categories and their parts."""
+        table = self.scoring.table
+        parts = dict(zip(table.categories, map(list, table.parts), strict=True))
+        return {"classes": list(table.categories), "parts": parts}

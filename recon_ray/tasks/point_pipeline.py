@@ -1,0 +1,124 @@
+"""How the clouds of a published data set are brought to a classifier: by its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from recon_ray.points import random, transforms
+from recon_ray.points.random import SampleGenerator
+from recon_ray.tasks.feature_extraction import REFERENCE_SKIP, Normalization, PointChoice
+
+Augmentation = Literal["rotate", "scale_translate", "none"]
+Transform = Literal["rotate", "scale", "none"]
+
+
+@dataclass(frozen=True)
+class CloudPipeline:
+    """From stored clouds to those that a classifier sees.
+
+    The published order: normalize the whole cloud, thin it evenly to some candidates, pick points
+    of these at random, turn or stretch. In training each epoch thins from another point on.
+
+    Attributes:
+        num_points: Points that the classifier sees.
+        normalize: Centre and scale the stored cloud (``whole``), the chosen points (``subset``), or
+            neither.
+        augment: What training does to the chosen points.
+        transform: What voting does to them.
+        min_sq_norm: Skip rule of the sampling.
+    """
+
+    num_points: int
+    normalize: Normalization
+    augment: Augmentation = "none"
+    transform: Transform = "none"
+    min_sq_norm: float = -1.0
+
+    def train(self, points: Tensor, source: SampleGenerator) -> Tensor:
+        """Draw points of (B, N, 3) stored clouds and augment them.
+
+        Thinning starts at a point of its own for every sample and epoch: the published loaders
+        shuffle the points of a training cloud first.
+        """
+        start = random.randint(source, points.shape[1], len(points), device=points.device)
+        points = self.pick(self.candidates(points, start), source)
+        if self.augment == "rotate":
+            return transforms.rotate_y(points, source)
+        if self.augment == "scale_translate":
+            return transforms.scale_and_translate(points, source)
+        return points
+
+    def test(self) -> PointChoice:
+        """The points that an evaluation without voting reads: the farthest ones."""
+        skip = self.min_sq_norm
+        return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
+
+    def zeroshot(self, *, follows_reference: bool, seed: int) -> PointChoice:
+        """The points that zero-shot reads: resampled as published, else random ones.
+
+        Args:
+            follows_reference: Whether they are resampled.
+            seed: Seed of the choice, which is the same every time.
+        """
+        how: Literal["resample", "random"] = "resample" if follows_reference else "random"
+        return replace(self.test(), how=how, seed=seed)
+
+    def candidates(self, points: Tensor, start: Tensor | None = None) -> Tensor:
+        """Thin (B, N, 3) stored clouds evenly, as :func:`transforms.thin` does.
+
+        Args:
+            points: The clouds.
+            start: (B,) index of the first point that is kept; 0 by default.
+        """
+        if self.normalize == "whole":
+            points = transforms.normalize(points)
+        wanted = transforms.candidate_points(self.num_points)
+        return transforms.thin(points, wanted, start=start, min_sq_norm=self.min_sq_norm)
+
+    def pick(self, candidates: Tensor, source: SampleGenerator) -> Tensor:
+        """Pick points of thinned clouds at random, in random order."""
+        points = transforms.random_subset(candidates, self.num_points, source)
+        return transforms.normalize(points) if self.normalize == "subset" else points
+
+    def vote(self, candidates: Tensor, source: SampleGenerator) -> Tensor:
+        """One subset of thinned clouds, turned or stretched, as a voting repeat sees it."""
+        points = self.pick(candidates, source)
+        if self.transform == "rotate":
+            return transforms.rotate_y(points, source)
+        return transforms.scale(points, source) if self.transform == "scale" else points
+
+
+def pipeline_of(
+    card: Mapping[str, Any] | None,
+    *,
+    num_points: int,
+    follows_reference: bool,
+    normalize: Literal["auto", "whole", "subset", "none"] = "auto",
+    augment: Literal["auto", "rotate", "scale_translate", "none"] = "auto",
+    transform: Literal["auto", "rotate", "scale", "none"] = "auto",
+) -> CloudPipeline:
+    """Decide what is automatic by the card of the set (spec of the published runs).
+
+    Args:
+        card: The manifest's card; None for a set that is not a published one.
+        num_points: Points that the classifier sees.
+        follows_reference: Whether sampling skips points at the origin.
+        normalize: ``auto`` is the card's, else ``whole``.
+        augment: ``auto`` is scale_translate for ModelNet, else rotate (few-shot episodes too).
+        transform: ``auto`` is scale for ModelNet, rotate for PB_T50_RS, else none.
+    """
+    name = "" if card is None else str(card["name"])
+    is_modelnet = name.startswith("modelnet")
+    if normalize == "auto":
+        normalize = "whole" if card is None else card["normalization"]
+    if augment == "auto":
+        augment = "scale_translate" if is_modelnet else "rotate"
+    if transform == "auto":
+        by_turning = name == "scanobjectnn_pb_t50_rs"
+        transform = "scale" if is_modelnet else "rotate" if by_turning else "none"
+    skip = REFERENCE_SKIP if follows_reference else -1.0
+    return CloudPipeline(num_points, normalize, augment, transform, skip)

@@ -1,0 +1,1 @@
+"""Pre-training: masked reconstruction and distillation from frozen teachers."""

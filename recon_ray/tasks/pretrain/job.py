@@ -1,0 +1,276 @@
+"""The driver of ``jobs/pretrain.py``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.training_job import TrainingJob
+from recon_ray.config.yaml_tree import COMMAND_LINE
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.errors import CheckpointError, ConfigError, TeacherError
+from recon_ray.runs.folder import AFRESH
+from recon_ray.tasks.config_checks import (
+    check_images,
+    check_labels,
+    check_model,
+    check_split,
+    check_start,
+    check_texts,
+    find_set,
+    texts_of,
+    use_ops,
+)
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.task import PretrainTask
+from recon_ray.tasks.pretrain.validation_checks import (
+    best_kept,
+    validated_set,
+    validation_plan,
+    validation_tables,
+)
+from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.teacher_features import SOURCE, stored_teachers
+from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows
+
+logger = logging.getLogger(__name__)
+
+#: File of a run that says which teachers it was started with.
+TEACHERS = "teachers.json"
+SELECTION = "last step; probes and zero-shot accuracy on held-out shapes, nothing chosen on them"
+
+
+def pretrain(job: Job[PretrainConfig]) -> JobResult:
+    """Pre-train, evaluate before and after, draw, and write ``result.json``."""
+    config = job.config
+    check_model(config)
+    creates = _creates(job)
+    if job.dry_run:
+        return _dry_run(config, creates=creates)
+    prepared = open_set(config, creates=creates)
+    run = open_run("pretrain", config, label=config.model.preset, resume=config.resume)
+    metrics = _train(run, config, prepared)
+    return _finish(run, config, prepared, metrics)
+
+
+def _creates(job: Job[PretrainConfig]) -> bool:
+    """Whether a missing set may be made: only where data.create was meant for that data.path.
+
+    The quickstart's file asks for its own set; a path that is mistyped on the command line must not
+    become a folder of procedural shapes.
+    """
+    if job.config.data.create == "never":
+        return False
+    asked, named = (job.origins.get(key, "") for key in ("data.create", "data.path"))
+    same_file = asked.rpartition(":")[0] == named.rpartition(":")[0]
+    return asked == COMMAND_LINE or not named or same_file
+
+
+def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
+    """Open the prepared set, making the synthetic one first where that is asked for.
+
+    Args:
+        config: The configuration.
+        creates: False where data.create was not meant for this path.
+
+    Raises:
+        ConfigError: If there is no such folder, or the configuration asks for what is not in it.
+        DataError: If it is damaged.
+    """
+    path = Path(config.data.path)
+    if creates and config.data.create == "synthetic" and not (path / "_manifest.json").exists():
+        _make_synthetic(config, path)
+    prepared = find_set("data.path", path)
+    check_split(config, prepared)
+    image = config.teacher.image
+    if image.name not in (None, SOURCE) and image.mode == "online":
+        check_images(prepared)
+    if config.data.verify:
+        prepared.verify_hashes()
+    return prepared
+
+
+def _make_synthetic(config: PretrainConfig, path: Path) -> None:
+    from recon_ray.data.sources.base import Listing
+    from recon_ray.tasks.prepare.job import make_source, prepare_set  # readers of meshes
+
+    stored = config.prepare.num_points or Listing.num_points
+    if config.data.num_points > stored:
+        raise ConfigError(
+            f"data.num_points={config.data.num_points}: data.create would make a set with "
+            f"prepare.num_points={stored}; lower the one or raise the other"
+        )
+    logger.info("no prepared set in %s: preparing the synthetic one", path)
+    prepare_set(make_source("synthetic", None, config.prepare), path, config.prepare)
+
+
+def _train(run: Run, config: PretrainConfig, prepared: PreparedSet) -> dict[str, float]:
+    """Check everything, begin the run, train; a refused configuration leaves nothing behind."""
+    use_ops(config)
+    task = make_task(config, prepared)
+    check_start(run, task)
+    _check_teachers(run, task)
+    job = training_job(run, config, prepared, task)
+    return train(job, config, begin=partial(_begin, run, task), then=dict)
+
+
+def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
+    """Make the task with the texts of the set.
+
+    Raises:
+        ConfigError: If the set has not the classes or texts that are asked for.
+        TeacherError: If a teacher cannot be made.
+    """
+    texts = texts_of(prepared, config.data.text)
+    if config.teacher.text.name not in (None, SOURCE):
+        check_texts(prepared, texts)
+    check_labels(config, prepared)
+    stored = stored_teachers(config, prepared, texts)
+    for one in stored.features:
+        logger.info("%s: %d a shape, %d wide, of %s", one.column, *one.shape, one.identity["name"])
+    return PretrainTask(
+        config,
+        texts=texts,
+        num_classes=len(prepared.classes),
+        stored=stored,
+        validation=validation_plan(config, validated_set(config, prepared)),
+    )
+
+
+def training_job(
+    run: Run, config: PretrainConfig, prepared: PreparedSet, task: PretrainTask
+) -> TrainingJob:
+    """Translate the configuration for the trainer."""
+    return job_of(
+        run,
+        config,
+        prepared,
+        make_task=partial(
+            PretrainTask,
+            config,
+            texts=task.texts,
+            num_classes=task.num_classes,
+            stored=task.stored,
+            validation=None if task.validation is None else task.validation.plan,
+        ),
+        settings=fit_settings(
+            config,
+            validate_every_epochs=config.validation.every_epochs,
+            select=None if task.validation is None else task.validation.plan.metric,
+        ),
+        options=task.batch_options(),
+        evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
+        features=task.stored.features,
+        other_tables=validation_tables(task, validated_set(config, prepared)),
+    )
+
+
+def _check_teachers(run: Run, task: PretrainTask) -> None:
+    """Refuse to continue a run with other teachers than it was started with."""
+    text = None if run.resume == "never" else run.folder.read(TEACHERS)
+    if text is None:
+        return
+    now = json.loads(json.dumps(task.teachers))
+    try:
+        before = json.loads(text)
+        wrong = [kind for kind in ("image", "text") if before[kind] != now[kind]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{run.folder.uri}/{TEACHERS}: it is damaged; {AFRESH}") from error
+    if wrong:
+        raise TeacherError(
+            f"teacher.{wrong[0]}.name: this run was started with {before[wrong[0]]}, the weights "
+            f"found now are {now[wrong[0]]}; restore those weights, or choose another run.name"
+        )
+
+
+def _begin(run: Run, task: PretrainTask) -> None:
+    run.begin()
+    run.folder.write(TEACHERS, json.dumps(task.teachers, indent=2) + "\n")
+
+
+def _finish(
+    run: Run, config: PretrainConfig, prepared: PreparedSet, metrics: dict[str, float]
+) -> JobResult:
+    from recon_ray.tasks.run_figures import draw_pretraining  # matplotlib, after the workers ended
+
+    rows = {name: split.rows for name, split in prepared.splits.items()}
+    teachers = json.loads(run.folder.read(TEACHERS) or "{}")
+    counts = {
+        "samples": rows,
+        "training_samples": training_rows(config, prepared),
+        "classes": len(prepared.classes),
+        "steps": int(metrics.pop("steps")),
+        "epochs": int(metrics.pop("epochs")),
+        "workers": config.cluster.max_workers,
+    }
+    return run.finish(
+        metrics,
+        table=summary(metrics),
+        selection=SELECTION + best_kept(config, metrics),
+        counts=counts,
+        draw=partial(draw_pretraining, run.folder, prepared, config),
+        protocol=config.protocol,
+        teachers=teachers,
+        data=str(prepared.path),
+    )
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """Short table of a pre-training's result."""
+    rows = [
+        ("loss (first, last record)", "loss_first", "loss_last", "{:.4f}"),
+        ("zero-shot accuracy", "zeroshot_before", "zeroshot_accuracy", "{:.1%}"),
+        ("linear probe, few labels", "probe_before", "probe_after", "{:.1%}"),
+        ("linear SVM, all labels", "probe_full_before", "probe_full_after", "{:.1%}"),
+    ]
+    lines = [f"{'':28}{'before':>10}{'after':>10}"]
+    for title, before, after, form in rows:
+        if after in metrics:
+            first = form.format(metrics[before]) if before in metrics else "-"
+            lines.append(f"{title:28}{first:>10}{form.format(metrics[after]):>10}")
+    if "chance" in metrics:
+        lines.append(f"{'chance':28}{metrics['chance']:>20.1%}")
+    if not math.isnan(metrics.get("samples_per_second", math.nan)):
+        lines.append(f"{'samples per second':28}{metrics['samples_per_second']:>20.0f}")
+    return "\n".join(lines)
+
+
+def _dry_run(config: PretrainConfig, *, creates: bool) -> JobResult:
+    """Build everything, take one step in a throw-away run, report size and time."""
+    with tempfile.TemporaryDirectory(prefix="recon-dry-run-") as storage:
+        update: dict[str, Any] = {
+            "run": config.run.model_copy(update={"storage": storage, "name": "dry-run"}),
+            "train": config.train.model_copy(update={"steps": 1}),
+            "eval": config.eval.model_copy(update={"enabled": False}),
+            "validation": config.validation.model_copy(update={"every_epochs": None}),
+        }
+        config = config.model_copy(update=update)
+        prepared = open_set(config, creates=creates)
+        run = open_run("pretrain", config, label=config.model.preset)
+        started = time.monotonic()
+        metrics = _train(run, config, prepared)
+        seconds = time.monotonic() - started
+    task = make_task(config, prepared)
+    module = task.stored_model(task.build())
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    rows = training_rows(config, prepared)
+    steps = rows // config.train.global_batch_size
+    step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
+    lines = [
+        "dry run: one step was taken, nothing is kept",
+        f"{'parameters':28}{parameters:>20,}",
+        f"{'training samples':28}{rows:>20,}",
+        f"{'steps an epoch':28}{steps:>20,}",
+        f"{'loss of the step':28}{metrics['loss_first']:>20.4f}",
+        f"{'seconds of the step':28}{step_seconds:>20.2f}",
+        f"{'peak memory of a worker, GB':28}{metrics['peak_memory_bytes'] / 1e9:>20.2f}",
+        f"{'seconds with start-up':28}{seconds:>20.1f}",
+    ]
+    return JobResult("\n".join(lines))

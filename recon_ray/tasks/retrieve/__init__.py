@@ -1,0 +1,1 @@
+"""Retrieval of shapes by shapes, pictures and words."""

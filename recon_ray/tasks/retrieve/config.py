@@ -1,0 +1,89 @@
+"""Retrieval between shapes, texts and pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recon_ray.config.sections.common import Count, Location, ProtocolConfig, Section
+from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
+from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
+
+Query = Annotated[str, Field(min_length=1)]
+
+
+class PlainImageSection(ImageEncoderSection):
+    """A frozen image encoder for pictures as they are."""
+
+    augment: Literal["none"] = Field(
+        "none", description="Pictures are compared as they are; a cache must be of such."
+    )
+
+
+class RetrievalTeachersSection(Section):
+    """The frozen teachers of the pre-training; null leaves a side out."""
+
+    image: PlainImageSection = Field(PlainImageSection(), description="Image teacher.")
+    text: TextTeacherSection = Field(TextTeacherSection(), description="Text teacher.")
+
+    @model_validator(mode="after")
+    def _compares(self) -> RetrievalTeachersSection:
+        if self.image.name is None and self.text.name is None:
+            raise ValueError("teacher.image.name and teacher.text.name are both null; name one")
+        return self
+
+
+class RetrievalSection(Section):
+    """What is searched."""
+
+    splits: tuple[str, ...] = Field(
+        ("test",), min_length=1, description="Splits whose shapes are searched, together."
+    )
+    texts: Literal["category", "caption"] = Field(
+        "category",
+        description="Texts that are searched: that of every class, in 60 prompts, of which any "
+        "shape of the class is right, or captions, of which any shape with the same one is right. "
+        "A query in words is put into the prompts or not, alike.",
+    )
+    top_k: Count = Field(10, description="Shapes that a query finds.")
+    batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
+
+
+class RetrieveConfig(ProtocolConfig):
+    """jobs/retrieve.py: find shapes by texts, pictures and shapes, and measure how well."""
+
+    init_from: Location | None = Field(
+        None,
+        description="Weights of a pre-training: run folder, checkpoint, file or published name.",
+    )
+    query: Query | Annotated[tuple[Query, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="What to search for instead of measuring: words, or a file of a picture, mesh "
+        "or cloud; a list for several.",
+    )
+    up_axis: Literal["x", "y", "z"] = Field(
+        "y", description="Axis that points up in a query's file; it is turned to y up."
+    )
+    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is searched.")
+    model: ForeignModelSection = Field(
+        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+    )
+    teacher: RetrievalTeachersSection = Field(
+        RetrievalTeachersSection(), description="The teachers of the pre-training."
+    )
+    retrieval: RetrievalSection = Field(RetrievalSection(), description="How it is searched.")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> RetrieveConfig:
+        if self.init_from is None:
+            raise ValueError("init_from=<run folder or file of weights> must be given")
+        return self
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """All that is searched for."""
+        if self.query is None:
+            return ()
+        return (self.query,) if isinstance(self.query, str) else self.query

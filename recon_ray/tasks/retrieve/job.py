@@ -1,0 +1,253 @@
+"""The driver of ``jobs/retrieve.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.evaluate import evaluate
+from recon_ray.data.format.files import parquet_bytes, write_file
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import BatchOptions
+from recon_ray.errors import ConfigError, DataError
+from recon_ray.models.cloud import CloudModel
+from recon_ray.tasks.classify.classifier_checks import check_patches, check_points, load_start
+from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.feature_extraction import PointChoice
+from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.retrieve.config import RetrieveConfig
+from recon_ray.tasks.retrieve.ranks import RECALLS
+from recon_ray.tasks.retrieve.search import Pictures, Query, RetrievalEvaluation, Texts
+from recon_ray.tasks.retrieve.sides import (
+    pictures_side,
+    query_sides,
+    read_queries,
+    searched_splits,
+    texts_side,
+)
+from recon_ray.tasks.run import Run, open_run
+from recon_ray.weights.load import compare, construct
+from recon_ray.weights.weight_files import LoadedWeights
+
+#: Table of what the queries have found.
+FOUND = "retrieved.parquet"
+
+
+def retrieve(job: Job[RetrieveConfig]) -> JobResult:
+    """Measure the search in a set, or answer queries, and write ``result.json``."""
+    config = job.config
+    prepared = find_set("data.path", Path(config.data.path))
+    _check_splits(config, prepared)
+    place, weights = load_start(config.init_from, **config.model.model_dump())
+    assert place is not None
+    assert weights is not None
+    model = construct("embedder", weights)
+    compare(model, weights, strict=True)
+    assert isinstance(model, CloudModel)
+    check_patches(config.data.num_points, model)
+    check_points(prepared, config.data.num_points, follows_reference=False)
+    queries = read_queries(config, model)
+    if queries:
+        texts, pictures = query_sides(config, weights, queries)
+    else:
+        texts = texts_side(config, prepared, weights)
+        pictures = pictures_side(config, prepared, weights)
+        _check_sides(prepared, weights, texts, pictures)
+    if config.data.verify:
+        prepared.verify_hashes()
+    use_ops(config)
+    check_here(config)
+    if job.dry_run:
+        return _dry_run(config, prepared, texts, pictures)
+    run = open_run("retrieve", config, label=prepared.path.name)
+    run.begin()
+    found = evaluate(
+        partial(
+            RetrievalEvaluation,
+            place,
+            config.model.model_dump(),
+            options=config.retrieval,
+            choice=_choice(config, prepared),
+            texts=texts,
+            pictures=pictures,
+            queries=queries,
+            limit=config.data.limit,
+        ),
+        prepared,
+        searched_splits(config),
+        options=BatchOptions(),
+        folder=run.folder,
+        cluster=config.cluster,
+        runtime=config.runtime,
+    )
+    if queries:
+        return _finish_queries(run, config, prepared, queries, found)
+    return _finish(run, config, prepared, texts, found)
+
+
+def _check_splits(config: RetrieveConfig, prepared: PreparedSet) -> None:
+    for split in searched_splits(config):
+        if split not in prepared.splits or not prepared.splits[split].rows:
+            raise ConfigError(
+                f"retrieval.splits={split}: {prepared.path} has no shapes in such a split, only in "
+                f"{', '.join(name for name, one in prepared.splits.items() if one.rows)}; choose "
+                "of them"
+            )
+
+
+def _check_sides(
+    prepared: PreparedSet,
+    weights: LoadedWeights,
+    texts: Texts | None,
+    pictures: Pictures | None,
+) -> None:
+    if texts is None and pictures is None:
+        raise ConfigError(
+            f"data.path={prepared.path}: there are neither texts nor pictures that {weights.source}"
+            " has a projection for; prepare the set with prepare.views, or name the teacher"
+        )
+
+
+def _choice(config: RetrieveConfig, prepared: PreparedSet) -> PointChoice:
+    """The farthest points of each cloud, as ``jobs/embed.py`` reads them."""
+    pipeline = pipeline_of(
+        prepared.manifest.get("card"),
+        num_points=config.data.num_points,
+        follows_reference=config.protocol == "reference",
+        normalize=config.data.normalize,
+    )
+    return pipeline.test()
+
+
+def _finish(
+    run: Run,
+    config: RetrieveConfig,
+    prepared: PreparedSet,
+    texts: Texts | None,
+    found: dict[str, Any],
+) -> JobResult:
+    directions: dict[str, dict[str, float]] = found["directions"]
+    if not directions:
+        raise DataError(
+            f"{prepared.path}: none of the shapes that were read has a text or a picture; raise "
+            "data.limit, or choose other retrieval.splits"
+        )
+    sizes = {
+        name: {key: int(values.pop(key)) for key in ("queries", "gallery")}
+        for name, values in directions.items()
+    }
+    metrics = {f"{name}_{k}": v for name, values in directions.items() for k, v in values.items()}
+    what = "class" if config.retrieval.texts == "category" else "caption"
+    right = {
+        "text": f"any shape of the same {what} text is right",
+        "image": "the first picture of each shape, and only that shape is right",
+    }
+    used = [side for side in right if any(side in name for name in directions)]
+    return run.finish(
+        metrics,
+        table=_table(directions, sizes),
+        selection=f"all shapes of {' and '.join(searched_splits(config))}, nothing chosen on them; "
+        + "; ".join(f"{side}: {right[side]}" for side in used)
+        + "; wrong ones of equal cosine come first",
+        counts={
+            **found["counts"],
+            "shapes": found["shapes"],
+            "texts": 0 if texts is None else len(texts.texts),
+            "directions": sizes,
+            "workers": config.cluster.max_workers,
+        },
+        **_origin(config, prepared),
+    )
+
+
+def _origin(config: RetrieveConfig, prepared: PreparedSet) -> dict[str, Any]:
+    return {
+        "protocol": config.protocol,
+        "teacher": {"image": config.teacher.image.name, "text": config.teacher.text.name},
+        "init_from": config.init_from,
+        "data": str(prepared.path),
+    }
+
+
+def _table(directions: dict[str, dict[str, float]], sizes: dict[str, dict[str, int]]) -> str:
+    names = [f"R@{k}" for k in RECALLS]
+    head = f"{'':22}{'queries':>9}{'among':>9}" + "".join(f"{name:>9}" for name in names)
+    lines = [f"{head}{'median rank':>13}"]
+    for direction, values in directions.items():
+        size = sizes[direction]
+        for title, recall, median in (
+            (direction.replace("_", " "), "recall_at", "median_rank"),
+            ("  chance", "chance_at", "chance_median_rank"),
+        ):
+            counted = f"{size['queries']:>9,}{size['gallery']:>9,}" if recall != "chance_at" else ""
+            shown = "".join(f"{values[f'{recall}_{k}']:>9.1%}" for k in RECALLS)
+            lines.append(f"{title:22}{counted:18}{shown}{values[median]:>13g}")
+    return "\n".join(lines)
+
+
+def _finish_queries(
+    run: Run,
+    config: RetrieveConfig,
+    prepared: PreparedSet,
+    queries: Sequence[Query],
+    found: dict[str, Any],
+) -> JobResult:
+    names = ["object_id", "category", "caption"]
+    known: dict[int, dict[str, Any]] = {}
+    for split in searched_splits(config):
+        for row in prepared.read(split, columns=names).to_pylist():
+            known[row["sample_id"]] = {**row, "split": split}
+    rows = [
+        {"query": query.text, "kind": query.kind, "rank": rank, **hit, **known[hit["sample_id"]]}
+        for query, hits in zip(queries, found["found"], strict=True)
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    path = run.folder.local / FOUND
+    write_file(path, parquet_bytes(pa.Table.from_pylist(rows)))
+    lines = [f"{'':>5}{'cosine':>9}  {'sample':>8}  {'category':16}object"]
+    for query in queries:
+        lines.append(f"{query.kind}: {query.text}")
+        lines += [
+            f"{row['rank']:>4}.{row['cosine']:>9.3f}  {row['sample_id']:>8}  "
+            f"{row['category']:16}{row['object_id']}"
+            for row in rows
+            if row["query"] == query.text
+        ]
+    return run.finish(
+        {"cosine_first": max(row["cosine"] for row in rows), "shapes": float(found["shapes"])},
+        table="\n".join(lines),
+        selection=f"of the shapes of {' and '.join(searched_splits(config))} the "
+        f"{config.retrieval.top_k} of the highest cosine; words: text space, pictures: image "
+        "space, shapes: mean over the spaces",
+        counts={
+            **found["counts"],
+            "shapes": found["shapes"],
+            "queries": len(queries),
+            "workers": config.cluster.max_workers,
+        },
+        found=rows,
+        table_file=FOUND,
+        **_origin(config, prepared),
+    )
+
+
+def _dry_run(
+    config: RetrieveConfig,
+    prepared: PreparedSet,
+    texts: Texts | None,
+    pictures: Pictures | None,
+) -> JobResult:
+    shapes = sum(prepared.splits[split].rows for split in searched_splits(config))
+    lines = ["dry run: weights, set and teachers fit, nothing was searched"]
+    lines += [f"{'shapes':28}{shapes:>20,}"]
+    if config.queries:
+        lines += [f"{'queries':28}{len(config.queries):>20,}"]
+    else:
+        lines += [f"{'texts':28}{0 if texts is None else len(texts.texts):>20,}"]
+        lines += [f"{'pictures':28}{'no' if pictures is None else 'yes':>20}"]
+    return JobResult("\n".join(lines))

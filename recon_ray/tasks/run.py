@@ -1,0 +1,398 @@
+"""The folder and the records of a run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pyarrow import ArrowInvalid
+from pyarrow import fs as pafs
+
+from recon_ray import __version__
+from recon_ray.cli import JobResult
+from recon_ray.config.fields import section_model
+from recon_ray.config.help import dump_yaml
+from recon_ray.config.sections.common import JobConfig
+from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.runs.checkpoint import MANIFEST, Checkpoint, CheckpointStore, pack
+from recon_ray.runs.folder import AFRESH, RunFolder
+from recon_ray.runs.lease import Lease
+from recon_ray.runs.storage import absolute, is_uri, join, open_filesystem, split
+from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs
+
+ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+logger = logging.getLogger(__name__)
+
+#: File of a run that says what made it.
+ENVIRONMENT = "environment.json"
+#: Packages whose versions explain a run.
+PACKAGES = (
+    "torch",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "open_clip_torch",
+    "timm",
+    "scikit-learn",
+    "trimesh",
+)
+#: Options that may differ when a run is continued: they do not change what is computed.
+MAY_CHANGE = (
+    "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend",
+    "runtime.compile", "runtime.cuda_graph", "train.bucket_megabytes", "train.steps",
+    "train.gradient_exchange", "train.activation_checkpointing",
+    "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
+    "train.keep_every_steps", "data.verify",
+    "eval.votes", "eval.batch_size", "eval.save_every_seconds",
+    # of a sweep: which trials there are besides those that stay, and how they are compared and run
+    "config.cluster.", "config.resume", "config.run.storage", "config.runtime.threads",
+    "sweep.samples", "sweep.metric", "sweep.mode", "sweep.max_concurrent", "sweep.cpus_per_trial",
+    "sweep.gpus_per_trial", "fewshot.",
+    # of the table, whose finished runs are compared one by one
+    "reproduce.", "rows.", "sets.",
+)  # fmt: skip
+
+
+@dataclass
+class Run:
+    """One run of a job: its folder, and its ``result.json`` at the end.
+
+    Args:
+        job: Name of the job.
+        config: The resolved configuration.
+        folder: ``<storage>/<run name>``.
+        resume: ``auto`` continues, ``never`` sets an earlier run of the name aside, a path is the
+            checkpoint that a new run starts from.
+        start: That checkpoint, unless the run has some of its own.
+        inputs: Hashes of the sets and the weights that it reads.
+    """
+
+    job: str
+    config: JobConfig
+    folder: RunFolder
+    resume: str = "never"
+    start: Checkpoint | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    has_begun: bool = False
+    lease: Lease | None = None
+
+    def begin(self) -> None:
+        """Make or continue the folder and record what explains the run; once only.
+
+        Raises:
+            ConfigError: If the folder cannot be made in ``run.storage``, or another job is running
+                there now.
+            CheckpointError: If a file cannot be written, as the disk is full for example.
+        """
+        if self.has_begun:
+            return
+        self.has_begun = True
+        self.lease = Lease(self.folder.uri, self.config.run.name)
+        self.lease.check()
+        if self.resume == "never":
+            aside = self.folder.set_aside(time.strftime("%Y%m%d-%H%M%S"))
+            if aside is not None:
+                logger.info("the earlier run of this name is kept in %s", aside)
+        _make_folder(self.folder, self.config.run.storage)
+        self.lease.take()
+        if self.start is not None:
+            _adopt_checkpoint(self.folder, self.start)
+        elif self.resume not in ("auto", "never"):
+            logger.info("the run has checkpoints of its own, %s is not read again", self.resume)
+        self.folder.write("config.yaml", dump_yaml(self.config))
+        if self.inputs:
+            self.folder.write(INPUTS, json.dumps(self.inputs, indent=2) + "\n")
+        record = {"job": self.job, **environment()}
+        self.folder.write(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
+        logger.info("%s %s, run folder %s", self.job, __version__, self.folder.uri)
+        if self.resume != "never":
+            name = self.config.run.name
+            logger.info("if it is interrupted, continue it with run.name=%s", name)
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        table: str,
+        selection: str,
+        counts: Mapping[str, Any],
+        draw: Callable[[], None] | None = None,
+        **more: Any,  # noqa: ANN401 - further records of the job
+    ) -> JobResult:
+        """Write ``result.json``, draw, and give what the job prints.
+
+        Args:
+            metrics: Name to number.
+            table: Short table for the terminal.
+            selection: How the numbers were chosen.
+            counts: What was counted.
+            draw: Draws the run's figures; what it cannot write does not cost the result.
+            more: Further records.
+        """
+        result = {
+            "job": self.job,
+            "status": "done",
+            "metrics": dict(metrics),
+            "selection": selection,
+            "counts": dict(counts),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "seed": self.config.run.seed,
+            **more,
+        }
+        path = self.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+        failure = None
+        try:
+            if draw is not None:
+                draw()
+        except CheckpointError as error:
+            failure = str(error)
+        if self.lease is not None:
+            self.lease.release()
+        shown = str(path) if self.folder.is_local else join(self.folder.uri, "result.json")
+        return JobResult(table=table, result_path=shown, failure=failure)
+
+
+def start_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
+    """Open and begin a run; see :func:`open_run` and :meth:`Run.begin`."""
+    run = open_run(job, config, label=label, resume=resume)
+    run.begin()
+    return run
+
+
+def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
+    """Find the folder of a run and refuse what cannot be done there; writes nothing.
+
+    Args:
+        job: Name of the job.
+        config: The resolved configuration.
+        label: What a generated name ends with besides the time.
+        resume: As :class:`Run` has it.
+
+    Raises:
+        ConfigError: If the storage cannot be had, the run exists with a configuration that computes
+            something else, or with other sets or weights, or ``resume`` names no checkpoint.
+        CheckpointError: If that checkpoint, or a file of the existing run, is damaged.
+    """
+    config = with_name(job, config, label=label)
+    folder = _find_folder(config.run.storage, str(config.run.name))
+    inputs = inputs_of(config)
+    if resume != "never" or "resume" not in type(config).model_fields:
+        _refuse_other_job(folder, job, config)
+    if resume != "never":
+        refuse_other_config(folder, config)
+        refuse_other_inputs(folder, config, inputs)
+    elif not folder.is_local and folder.read("config.yaml") is not None:
+        raise ConfigError(
+            f"resume=never: {folder.uri} holds a run, and an object store cannot rename it; choose "
+            "another run.name"
+        )
+    is_relative = not is_uri(config.run.storage) and not Path(config.run.storage).is_absolute()
+    if is_relative and is_submitted():
+        logger.warning(
+            "run.storage=%s is relative: it lies in the submitted job's temporary folder; give an "
+            "absolute path or a URI to keep the run",
+            config.run.storage,
+        )
+    has_own = bool(CheckpointStore(folder.checkpoints).names())
+    start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
+    return Run(job, config, folder, resume, start, inputs)
+
+
+def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
+    """Give the configuration with a name of the run, made of job, label and time if it has none."""
+    name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def is_submitted() -> bool:
+    """Whether this is the driver of `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _find_folder(storage: str, name: str) -> RunFolder:
+    try:
+        return RunFolder(join(storage, name))
+    except (OSError, ArrowInvalid) as error:
+        raise ConfigError(
+            f"run.storage={storage}: it cannot be reached ({_first_line(error)}); give a folder, "
+            "or a URI such as s3://bucket/folder"
+        ) from error
+
+
+def _make_folder(folder: RunFolder, storage: str) -> None:
+    try:
+        folder.local.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.local, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{folder.local}: it could not be made ({error.strerror}); free space or choose "
+                "another run.storage"
+            ) from error
+        raise ConfigError(
+            f"run.storage={storage}: the run's folder {folder.local} cannot be made or written to "
+            f"({error.strerror}); choose another run.storage"
+        ) from error
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without anything secret."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "recon_ray": __version__,
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+    }
+
+
+def _git_state() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _refuse_other_job(folder: RunFolder, job: str, config: JobConfig) -> None:
+    """Refuse to continue, or to set aside unasked, what another job has made.
+
+    Raises:
+        ConfigError: Naming the job.
+    """
+    for file in (ENVIRONMENT, "result.json"):
+        try:
+            found = json.loads(folder.read(file) or "{}").get("job")
+        except (ValueError, AttributeError):  # it is damaged, or no record
+            continue
+        if found == job:
+            return
+        if found is not None:
+            way = ", or resume=never to set it aside" if hasattr(config, "resume") else ""
+            raise ConfigError(
+                f"run.name={config.run.name}: {folder.uri} holds a run of jobs/{found}.py; choose "
+                f"another run.name{way}"
+            )
+
+
+def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
+    """Refuse to take what a run has computed for what another configuration would.
+
+    Options that were added after the run was begun had their defaults then.
+
+    Args:
+        folder: The run's folder; without a ``config.yaml`` nothing is refused.
+        config: The configuration.
+
+    Raises:
+        ConfigError: Naming what differs.
+        CheckpointError: If the ``config.yaml`` of the run is damaged.
+    """
+    text = folder.read("config.yaml")
+    if text is None:
+        return
+    try:
+        before = _flat(yaml.safe_load(text))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder.uri}/config.yaml: it is damaged, so that nothing says whether the run can be "
+            f"continued; {AFRESH}"
+        ) from error
+    now = _flat(config.model_dump(mode="json"))
+    added = _flat(_defaults(type(config)).model_dump(mode="json"))
+    before |= {key: value for key, value in added.items() if key in now and _is_new(key, before)}
+    changed = [
+        f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"run.name={config.run.name}: {folder.uri} holds a run with another configuration "
+            f"({'; '.join(changed)}); choose another run.name, or resume=never to set it aside"
+        )
+
+
+def _defaults(model: type[JobConfig]) -> JobConfig:
+    """All defaults, those of a section too without which there is no configuration."""
+    sections: dict[str, Any] = {
+        name: section.model_construct()
+        for name, info in model.model_fields.items()
+        if info.is_required() and (section := section_model(info.annotation)) is not None
+    }
+    return model.model_construct(**sections)
+
+
+def _is_new(key: str, before: Mapping[str, Any]) -> bool:
+    """Whether a run's configuration knows neither an option nor what it is a part of."""
+    parts = key.split(".")
+    return not any(".".join(parts[: end + 1]) in before for end in range(len(parts)))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _find_checkpoint(path: str) -> Checkpoint:
+    """Load the checkpoint that ``resume`` names after verifying it.
+
+    Raises:
+        ConfigError: If there is none.
+        CheckpointError: If it is damaged.
+    """
+    try:
+        source, root = open_filesystem(path)
+        found = source.get_file_info(f"{root}/{MANIFEST}").type
+    except (OSError, ArrowInvalid) as error:
+        raise ConfigError(
+            f"resume={path}: it cannot be reached ({_first_line(error)}); give a folder "
+            "<run>/checkpoints/step-<number>, or auto"
+        ) from error
+    if found == pafs.FileType.NotFound:
+        raise ConfigError(
+            f"resume={path}: no checkpoint there ({MANIFEST} is missing); give a folder "
+            "<run>/checkpoints/step-<number>, or auto"
+        )
+    parent, name = split(absolute(path))
+    try:
+        return CheckpointStore(parent).load(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"resume={path}: {error}; give another checkpoint") from error
+
+
+def _adopt_checkpoint(folder: RunFolder, start: Checkpoint) -> None:
+    """Store a checkpoint of another run in one that has none yet."""
+    packed = pack(start.step, model=start.model, train=start.train, architecture=start.architecture)
+    CheckpointStore(folder.checkpoints).write(packed)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Reconstructions and attention of chosen shapes."""

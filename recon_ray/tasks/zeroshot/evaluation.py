@@ -1,0 +1,186 @@
+"""Zero-shot classification by the cosine with the summed prompt features of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recon_ray.config.sections.training import TextTeacherSection
+from recon_ray.models.recon import Embedder
+from recon_ray.tasks.classify.confusion import confusion_matrix
+from recon_ray.tasks.feature_extraction import (
+    PointChoice,
+    Tally,
+    extract_features,
+    load_embedder,
+    without_last_batch,
+)
+from recon_ray.tasks.teacher_features import make_text_teacher
+from recon_ray.tasks.zeroshot.config import ZeroshotSection
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.cache import StoredBank
+from recon_ray.teachers.protocol import TextTeacher
+from recon_ray.train.metrics import gather_rows, is_distributed
+from recon_ray.train.runtime import EvaluationRuntime
+
+
+def encode_texts(
+    teacher: TextTeacher, texts: Sequence[str], device: torch.device, *, use_prompts: bool = True
+) -> Tensor:
+    """Run a text teacher on a device; the workers share the texts, and each gets all features.
+
+    Args:
+        teacher: The teacher, which is moved to the device.
+        texts: C texts, the same on every worker.
+        device: Where it runs.
+        use_prompts: Put each into the 60 prompts.
+
+    Returns:
+        (C, 60, D) on the CPU, or (C, 1, D) without prompts.
+    """
+    teacher = teacher.to(device)
+    world = torch.distributed.get_world_size() if is_distributed() else 1
+    rank = torch.distributed.get_rank() if is_distributed() else 0
+    share = -(-len(texts) // world)
+    mine = texts[rank * share : (rank + 1) * share]
+    bank = text_bank(teacher, mine or texts[:1], use_prompts=use_prompts)
+    return gather_rows((bank if mine else bank[:0]).to(device))
+
+
+def class_vectors(bank: Tensor) -> Tensor:
+    """Sum the raw prompt features of each class, as the published evaluation does.
+
+    Args:
+        bank: (C, J, D) features of C classes in J prompts.
+
+    Returns:
+        (C, D) of unit length.
+    """
+    return F.normalize(bank.sum(dim=1), dim=-1)
+
+
+def zeroshot_predictions(features: Tensor, vectors: Tensor) -> Tensor:
+    """Most similar class of each feature, the lowest on a tie.
+
+    Args:
+        features: (B, D) projected tokens.
+        vectors: (C, D) of unit length.
+
+    Returns:
+        (B,) int64.
+    """
+    return (F.normalize(features.float(), dim=-1) @ vectors.T).argmax(dim=-1)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Fraction of equal entries.
+
+    Args:
+        predictions: (B,) predicted classes.
+        labels: (B,) true classes.
+    """
+    return float(torch.eq(predictions, labels).float().mean())
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What shapes are classified as.
+
+    Attributes:
+        names: C names.
+        texts: What the prompts say of each.
+        of_label: Name number of every label of the set; -1 for a class that is no candidate.
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    of_label: tuple[int, ...]
+
+
+class ZeroshotEvaluation:
+    """Classifies splits by the texts of the candidates.
+
+    Args:
+        weights: Run, checkpoint or file of a pre-training.
+        sizes: Constructor arguments that a foreign file does not tell.
+        candidates: What is chosen from.
+        options: Which token, which splits.
+        choice: Which points are read.
+        teacher: The text teacher.
+        bank: Features of the texts that are stored already.
+        drops_last: Leave out what does not fill a last batch of the training split, as published.
+        limit: Use the first shapes of a split only.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        sizes: Mapping[str, Any],
+        *,
+        candidates: Candidates,
+        options: ZeroshotSection,
+        choice: PointChoice,
+        teacher: TextTeacherSection,
+        bank: StoredBank | None = None,
+        drops_last: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.weights, self.sizes = weights, dict(sizes)
+        self.candidates, self.options, self.choice = candidates, options, choice
+        self.teacher, self.bank = teacher, bank
+        self.drops_last, self.limit = drops_last, limit
+
+    def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
+        """Give the confusion matrix of every split, and what was computed."""
+        vectors = class_vectors(self._bank(runtime.device)).cpu()
+        model = load_embedder(self.weights, **self.sizes)
+        model = runtime.inference.place(model, runtime.device)
+        tally = Tally()
+        splits = {
+            split: self._confusion(model, runtime, split, vectors, tally).tolist()
+            for split in self.options.splits
+        }
+        return {"splits": splits, "counts": tally.counts()}
+
+    def _bank(self, device: torch.device) -> Tensor:
+        texts = self.candidates.texts
+        if self.bank is not None:
+            return self.bank.read(texts)
+        teacher = make_text_teacher(self.teacher)
+        assert teacher is not None
+        return encode_texts(teacher, texts, device)
+
+    def _confusion(
+        self,
+        model: Embedder,
+        runtime: EvaluationRuntime,
+        split: str,
+        vectors: Tensor,
+        tally: Tally,
+    ) -> np.ndarray:
+        options = self.options
+
+        def encode(points: Tensor) -> dict[str, Tensor]:
+            kind, ratio = options.kind, options.ratio
+            return {"feature": model.zeroshot_features(points, kind=kind, ratio=ratio)}
+
+        found = extract_features(
+            encode,
+            runtime,
+            split,
+            self.choice,
+            batch_size=options.batch_size,
+            limit=self.limit,
+            tally=tally,
+        )
+        if self.drops_last and split == "train":
+            found = without_last_batch(found, options.batch_size, seed=self.choice.seed)
+        predicted = zeroshot_predictions(torch.from_numpy(found["feature"]), vectors).numpy()
+        labels = np.array(self.candidates.of_label)[found["label"]]
+        return confusion_matrix(labels, predicted, len(vectors))

@@ -1,0 +1,260 @@
+"""The driver of ``jobs/zeroshot.py``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recon_ray.cli import Job, JobResult
+from recon_ray.cluster.evaluate import evaluate
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.batches import BatchOptions
+from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.tasks.classify.classifier_checks import (
+    check_classes,
+    check_labels,
+    check_points,
+    class_lines,
+    class_texts,
+    confusion_records,
+    load_start,
+)
+from recon_ray.tasks.classify.confusion import class_accuracy, overall_accuracy
+from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.feature_extraction import PointChoice
+from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.teacher_features import SOURCE, make_text_teacher, stored_bank
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.evaluation import Candidates, ZeroshotEvaluation
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.cache import StoredBank
+from recon_ray.teachers.feature_table import TableTextTeacher
+from recon_ray.weights.load import compare, construct
+from recon_ray.weights.weight_files import LoadedWeights
+
+logger = logging.getLogger(__name__)
+
+
+def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
+    """Classify the splits and write ``result.json``."""
+    config = job.config
+    prepared = find_set("data.path", Path(config.data.path))
+    place, weights = _weights(config)
+    candidates = _candidates(config, prepared)
+    bank, identity = _text_features(config, prepared, weights, candidates)
+    choice = _choice(config, prepared)
+    if config.data.verify:
+        prepared.verify_hashes()
+    use_ops(config)
+    check_here(config)
+    if job.dry_run:
+        return _dry_run(config, prepared, candidates, identity)
+    run = open_run("zeroshot", config, label=prepared.path.name)
+    run.begin()
+    found = evaluate(
+        partial(
+            ZeroshotEvaluation,
+            place,
+            config.model.model_dump(),
+            candidates=candidates,
+            options=config.zeroshot,
+            choice=choice,
+            teacher=config.teacher.text,
+            bank=bank,
+            drops_last=config.protocol == "reference",
+            limit=config.data.limit,
+        ),
+        prepared,
+        list(dict.fromkeys(config.zeroshot.splits)),
+        options=BatchOptions(),
+        folder=run.folder,
+        cluster=config.cluster,
+        runtime=config.runtime,
+    )
+    return _finish(run, config, prepared, candidates, found, identity)
+
+
+def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
+    """Read the weights and refuse those without the projections that are needed."""
+    place, weights = load_start(config.init_from, **config.model.model_dump())
+    assert place is not None
+    assert weights is not None
+    kind = config.zeroshot.kind
+    model = construct("embedder", weights)
+    compare(model, weights, strict=True)
+    widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
+    needed = ("image", "text") if kind == "full" else (kind,)
+    missing = [name for name in needed if widths[name] is None]
+    if missing:
+        have = [name for name, width in widths.items() if width is not None]
+        way = f"set zeroshot.kind={have[0]}, or give" if have else "give"
+        raise CheckpointError(
+            f"zeroshot.kind={kind}: {weights.source} has no {' and no '.join(missing)} projection "
+            f"(it has {have[0] if have else 'none'}); {way} weights of a pre-training with that "
+            "teacher"
+        )
+    if kind == "full" and widths["image"] != widths["text"]:
+        raise CheckpointError(
+            f"zeroshot.kind=full: the projections of {weights.source} are {widths['image']} "
+            f"(image) and {widths['text']} (text) wide, of teachers that do not share a space; set "
+            "zeroshot.kind=text"
+        )
+    return place, weights
+
+
+def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
+    """What is chosen from, by the options and the set's card.
+
+    Raises:
+        ConfigError: If a name is none of the set's, or a class that occurs is no candidate.
+    """
+    classes, given, path = prepared.classes, config.zeroshot.classes, prepared.path
+    check_classes(prepared)
+    for split in config.zeroshot.splits:
+        check_labels(prepared, "zeroshot.splits", split, len(classes))
+    texts = class_texts(prepared, follows_reference=config.protocol == "reference")
+    if given is None or isinstance(given, dict):
+        unknown = [name for name in given or () if name not in texts]
+        if unknown:
+            near = _near(unknown[0], classes)
+            raise ConfigError(
+                f"zeroshot.classes.{unknown[0]}: {path} has no such class{near}; name classes of "
+                "the set, or give a list of names to choose from"
+            )
+        texts |= given or {}
+        return Candidates(tuple(classes), tuple(texts.values()), tuple(range(len(classes))))
+    occurring = _occurring(prepared, config.zeroshot.splits)
+    missing = [classes[label] for label in occurring if classes[label] not in given]
+    if missing:
+        near = _near(missing[0], given)
+        raise ConfigError(
+            f"zeroshot.classes: {len(missing)} classes of the shapes in {path} are not in the list "
+            f"({missing[0]!r}{near}); add them, or give a mapping of classes to texts"
+        )
+    numbers = {name: number for number, name in enumerate(given)}
+    return Candidates(
+        tuple(given),
+        tuple(texts.get(name, name) for name in given),
+        tuple(numbers.get(name, -1) for name in classes),
+    )
+
+
+def _near(name: str, others: Sequence[str]) -> str:
+    close = get_close_matches(name, others, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _occurring(prepared: PreparedSet, splits: Sequence[str]) -> list[int]:
+    labels = [prepared.read(split, columns=["label"])["label"].to_numpy() for split in splits]
+    return [int(label) for label in np.unique(np.concatenate(labels)) if label >= 0]
+
+
+def _text_features(
+    config: ZeroshotConfig,
+    prepared: PreparedSet,
+    weights: LoadedWeights,
+    candidates: Candidates,
+) -> tuple[StoredBank | None, dict[str, str]]:
+    """Find stored features of the texts, or see that the teacher fits; give its identity too.
+
+    Raises:
+        ConfigError: If there is no teacher, or its features are of another width.
+    """
+    options, kind = config.teacher.text, config.zeroshot.kind
+    if options.name in (None, SOURCE):
+        raise ConfigError(
+            f"teacher.text.name={options.name or 'null'}: zero-shot needs a text teacher for the "
+            "classes; name the one of the pre-training, or table:<file> with its features"
+        )
+    bank = stored_bank(options, prepared, candidates.texts)
+    teacher = bank or make_text_teacher(options)
+    assert teacher is not None
+    side = "text" if kind == "text" else "image"
+    width = weights.architecture[f"{side}_dim"]
+    if teacher.dim != width:
+        raise ConfigError(
+            f"teacher.text.name={options.name}: its features are {teacher.dim} wide, the {side} "
+            f"projection of {weights.source} gives {width}; name the teacher of the pre-training"
+        )
+    if isinstance(teacher, TableTextTeacher):
+        text_bank(teacher, candidates.texts)  # a text that it lacks is told before anything starts
+    return bank, dict(teacher.identity)
+
+
+def _choice(config: ZeroshotConfig, prepared: PreparedSet) -> PointChoice:
+    """Which points are read: the published resampling, or the same random ones every time."""
+    follows = config.protocol == "reference"
+    check_points(prepared, config.data.num_points, follows_reference=follows)
+    pipeline = pipeline_of(
+        prepared.manifest.get("card"),
+        num_points=config.data.num_points,
+        follows_reference=follows,
+        normalize=config.data.normalize,
+    )
+    return pipeline.zeroshot(follows_reference=follows, seed=config.run.seed)
+
+
+def _finish(
+    run: Run,
+    config: ZeroshotConfig,
+    prepared: PreparedSet,
+    candidates: Candidates,
+    found: dict[str, Any],
+    identity: dict[str, str],
+) -> JobResult:
+    matrices = {split: np.array(rows) for split, rows in found["splits"].items()}
+    whole = np.sum(list(matrices.values()), axis=0)
+    metrics = {
+        "zeroshot_accuracy": overall_accuracy(whole),
+        "zeroshot_class_accuracy": class_accuracy(whole),
+        "chance": 1 / len(candidates.names),
+    }
+    if len(matrices) > 1:
+        for split, matrix in matrices.items():
+            metrics[f"zeroshot_accuracy_{split}"] = overall_accuracy(matrix)
+    from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
+
+    options = config.zeroshot
+    lines = [f"{name:28}{value:>12.1%}" for name, value in metrics.items()]
+    return run.finish(
+        metrics,
+        table="\n".join([*lines, "", *class_lines(whole, candidates.names)]),
+        selection=f"all shapes of {' and '.join(matrices)}, nothing chosen on them",
+        counts={
+            **found["counts"],
+            "shapes": {split: int(matrix.sum()) for split, matrix in matrices.items()},
+            "classes": len(candidates.names),
+            "workers": config.cluster.max_workers,
+        },
+        draw=partial(draw_classification, run.folder, whole, candidates.names),
+        protocol=config.protocol,
+        zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": list(matrices)},
+        texts=dict(zip(candidates.names, candidates.texts, strict=True)),
+        teacher=identity,
+        init_from=config.init_from,
+        data=str(prepared.path),
+        **confusion_records(whole, candidates.names),
+    )
+
+
+def _dry_run(
+    config: ZeroshotConfig,
+    prepared: PreparedSet,
+    candidates: Candidates,
+    identity: dict[str, str],
+) -> JobResult:
+    shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
+    lines = [
+        "dry run: weights, set and text teacher fit, nothing was classified",
+        f"{'shapes':28}{shapes:>20,}",
+        f"{'classes to choose from':28}{len(candidates.names):>20,}",
+        f"{'text teacher':28}{identity['name']:>20}",
+    ]
+    return JobResult("\n".join(lines))

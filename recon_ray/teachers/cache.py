@@ -1,0 +1,250 @@
+"""Features of frozen teachers that were computed once, and stay beside their prepared set.
+
+A cache is a folder ``<set>/teachers/<key>/``: its ``_manifest.json`` (written last) says which
+teacher saw which pictures how, and ``key`` names exactly that. Image features lie in
+``<split>/part-*.parquet``, with the shards and the order of rows of the set; text features in
+``text_bank.parquet``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from recon_ray.data.format.files import file_sha256, read_json
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import MANIFEST, points_to_numpy, unpacked
+from recon_ray.data.format.stored_features import StoredFeatures, digest
+from recon_ray.errors import ConfigError, DataError
+from recon_ray.teachers.prompts import PREFIXES, SUFFIXES
+
+CACHES = "teachers"
+CACHE_VERSION = 1
+TEXT_BANK = "text_bank.parquet"
+AGAIN = "delete that folder and run jobs/cache_teachers.py again"
+
+Identity = Mapping[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """A finished cache.
+
+    Attributes:
+        path: Its folder.
+        manifest: What its ``_manifest.json`` holds.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> TeacherCache:
+        """Open a cache by its folder.
+
+        Raises:
+            DataError: If it has no readable manifest of this version.
+        """
+        manifest = read_json(path / MANIFEST)
+        if not isinstance(manifest, dict):
+            raise DataError(
+                f"{path}: is no finished teacher cache ({MANIFEST} is missing or unreadable); "
+                "run jobs/cache_teachers.py again, which finishes it"
+            )
+        version = manifest.get("version")
+        if version != CACHE_VERSION or not isinstance(manifest.get("identity"), dict):
+            raise DataError(
+                f"{path}: is a teacher cache of version {version}, this package reads version "
+                f"{CACHE_VERSION}; {AGAIN}"
+            )
+        return cls(path, manifest)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Teacher, preprocessing, pictures and choices."""
+        return dict(self.manifest["identity"])
+
+    def image_features(self, prepared: PreparedSet, split: str, *, verify: bool) -> StoredFeatures:
+        """Find the image features of a split.
+
+        Args:
+            prepared: The set.
+            split: Name of the split.
+            verify: Compare the SHA-256 of every file with the manifest.
+
+        Raises:
+            ConfigError: If the cache has no such split.
+            DataError: If a file is missing, damaged, or not of the set's rows.
+        """
+        splits = self.manifest["splits"]
+        if split not in splits:
+            raise ConfigError(
+                f"{self.path}: holds features of {', '.join(splits) or 'no split'}, not of "
+                f"{split!r}; run jobs/cache_teachers.py again with cache.splits=[{split}]"
+            )
+        shards = splits[split]["shards"]
+        if [shard["rows"] for shard in shards] != prepared.split(split).shard_rows:
+            raise DataError(f"{self.path}: its shards are not those of {prepared.path}; {AGAIN}")
+        copies, dim = self.manifest["shape"]
+        clean = self.identity["preprocessing"]["augment"] == "none"
+        content = digest([shard["sha256"] for shard in shards])
+        return StoredFeatures(
+            "image_features",
+            tuple(self._file(shard, verify=verify) for shard in shards),
+            (int(copies), int(dim)),
+            "view" if clean else "copy",
+            {**self.identity["teacher"], "cache": self.path.name, "features_sha256": content},
+        )
+
+    def text_bank(self, texts: Sequence[str]) -> Tensor:
+        """Read the features of texts.
+
+        Args:
+            texts: C texts, which the bank has to hold in this order.
+
+        Returns:
+            (C, P, D) float32, P the prompts of a text (1 for captions).
+
+        Raises:
+            DataError: If the file is missing or damaged, or holds other texts.
+        """
+        table = _read(self._file(self.manifest["bank"], verify=True))
+        count, prompts, dim = self.manifest["shape"]
+        if table["text"].to_pylist()[::prompts] != list(texts):
+            raise DataError(f"{self.path / TEXT_BANK}: holds other texts than the set; {AGAIN}")
+        features = torch.tensor(points_to_numpy(table["feature"]))
+        return features.reshape(count, prompts, dim)
+
+    def _file(self, record: Mapping[str, Any], *, verify: bool) -> Path:
+        path = self.path / record["file"]
+        if not path.is_file() or path.stat().st_size != record["bytes"]:
+            raise DataError(
+                f"{path}: is missing or incomplete; run jobs/cache_teachers.py again, which makes "
+                "it anew"
+            )
+        if verify and file_sha256(path) != record["sha256"]:
+            raise DataError(
+                f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {AGAIN}"
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class StoredBank:
+    """A text bank that is read instead of computed; what it holds does not depend on that.
+
+    Attributes:
+        cache: Where it lies.
+    """
+
+    cache: TeacherCache
+
+    @property
+    def dim(self) -> int:
+        """Width of the features, D."""
+        return int(self.cache.manifest["shape"][2])
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, tag and hash of the teacher."""
+        return dict(self.cache.identity["teacher"])
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Read the features (C, P, D) of texts; see :meth:`TeacherCache.text_bank`."""
+        return self.cache.text_bank(texts)
+
+
+# -- Identities ----------------------------------------------------------------------------------
+
+
+def views_identity(prepared: PreparedSet) -> dict[str, str]:
+    """Name the pictures of a set, and nothing else of it: points may change under a cache."""
+    shards = {
+        name: [shard["views"]["sha256"] for shard in split["shards"] if shard["views"]]
+        for name, split in prepared.manifest["splits"].items()
+    }
+    return {"views_sha256": digest(shards)}
+
+
+def text_identity(
+    teacher: Mapping[str, str], texts: Sequence[str], *, use_prompts: bool
+) -> Identity:
+    """Name a text bank: teacher, texts in their order, prompts."""
+    sentences = [PREFIXES, SUFFIXES] if use_prompts else None
+    return {
+        "kind": "text",
+        "teacher": dict(teacher),
+        "prompts_sha256": digest(sentences),
+        "texts_sha256": digest(list(texts)),
+    }
+
+
+def cache_key(identity: Identity) -> str:
+    """Give the name of a cache's folder: the teacher, readable, and a hash of everything."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(identity["teacher"]["name"]).lower()).strip("-")
+    kind = "-text" if identity["kind"] == "text" else ""
+    return f"{name}{kind}-{digest(identity)[:12]}"
+
+
+def difference(found: Identity, wanted: Identity, prefix: str = "") -> str | None:
+    """Say in words what is wanted and not found first; None if there is nothing.
+
+    Only what ``wanted`` names is compared: seed, copies and precision are a cache's own choice.
+    """
+    for key, value in wanted.items():
+        other = found.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            inner = difference(other, value, f"{prefix}{key}.")
+            if inner is not None:
+                return inner
+        elif other != value:
+            return f"{prefix}{key} is {_short(other)} there, {_short(value)} is asked for"
+    return None
+
+
+def find_caches(prepared: PreparedSet, wanted: Identity) -> tuple[list[TeacherCache], str | None]:
+    """Look through the caches of a set for those of an identity.
+
+    Returns:
+        The fitting ones, and if there is none, why the nearest one does not fit, if there is one.
+    """
+    fitting, reason = [], None
+    for cache in _caches(prepared):
+        if cache.identity.get("kind") != wanted["kind"]:
+            continue
+        wrong = difference(cache.identity, wanted)
+        if wrong is None:
+            fitting.append(cache)
+        else:
+            reason = f"{cache.path.name}: {wrong}"
+    return fitting, None if fitting else reason
+
+
+def _caches(prepared: PreparedSet) -> Iterator[TeacherCache]:
+    for path in sorted((prepared.path / CACHES).glob(f"*/{MANIFEST}")):
+        try:
+            yield TeacherCache.open(path.parent)
+        except DataError as error:  # of no use, but in nobody's way
+            logger.warning("%s", error)
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return unpacked(pq.read_table(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error

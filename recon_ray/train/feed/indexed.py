@@ -1,0 +1,90 @@
+"""Batches from rows in memory, in an order that belongs to (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from recon_ray.data.loading.batches import Batch, BatchOptions, IndexedTable, make_batch
+from recon_ray.train.feed.batching import BatchPlan, epoch_order, steps_per_epoch
+
+
+class TrainFeed(Protocol):
+    """This worker's shares of the global batches."""
+
+    #: Samples in an epoch before the last incomplete global batch is dropped.
+    rows: int
+    #: Whether the loop has to store which samples an unfinished epoch has used.
+    tracks_samples: bool
+
+    def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
+        """Give the worker's share of every global batch from ``start_step`` on."""
+        ...
+
+    def complete(self, batch: Batch) -> Batch:
+        """Add on the device what :meth:`epoch` has left out; part of the step."""
+        ...
+
+
+class IndexedFeed:
+    """Exact global order from rows in memory: the same for any number of workers.
+
+    Args:
+        table: The training rows.
+        options: What a batch holds.
+        seed: Seed of the order.
+        pinned: Make batches in memory that a GPU can copy from by itself.
+    """
+
+    tracks_samples = False
+
+    def __init__(
+        self, table: IndexedTable, options: BatchOptions, *, seed: int, pinned: bool = False
+    ) -> None:
+        self.table = table
+        self.options = options
+        self.seed = seed
+        self.pinned = pinned
+        self.rows = len(table)
+
+    def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
+        """Give the worker's share of every global batch from ``start_step`` on."""
+        order = epoch_order(self.rows, seed=self.seed, epoch=epoch)
+        size = plan.global_batch_size
+        for step in range(start_step, steps_per_epoch(self.rows, size)):
+            rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
+            taken = self.table.take(rows, self.options.needs, pinned=self.pinned)
+            yield make_batch(taken, self.options, epoch=epoch)
+
+    def complete(self, batch: Batch) -> Batch:
+        """Nothing was left out."""
+        return batch
+
+
+def evaluation_batches(
+    table: IndexedTable,
+    options: BatchOptions,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    limit: int | None = None,
+    pinned: bool = False,
+) -> Iterator[Batch]:
+    """Give this worker's rows of a split, each row on exactly one worker, none dropped.
+
+    Args:
+        table: All rows of the split.
+        options: What a batch holds.
+        batch_size: Most rows in a batch.
+        rank: This worker.
+        world_size: Number of workers.
+        limit: Use the first rows only.
+        pinned: Make batches in memory that a GPU can copy from by itself.
+    """
+    mine = np.arange(rank, min(len(table), limit or len(table)), world_size)
+    for start in range(0, len(mine), batch_size):
+        taken = table.take(mine[start : start + batch_size], options.needs, pinned=pinned)
+        yield make_batch(taken, options, epoch=0)

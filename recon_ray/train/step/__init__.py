@@ -1,0 +1,1 @@
+"""One optimizer step: eager, compiled, captured as a CUDA graph."""

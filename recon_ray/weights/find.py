@@ -1,0 +1,130 @@
+"""Weights by whatever name a user has for them: run, checkpoint, file or published name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from recon_ray.errors import CheckpointError
+from recon_ray.runs.checkpoint import MANIFEST, Checkpoint, CheckpointStore
+from recon_ray.runs.storage import absolute, is_uri, join, open_filesystem, split
+from recon_ray.weights.catalog import CATALOG, find_published
+from recon_ray.weights.weight_files import LoadedWeights, from_own, read_file
+
+
+def find_weights(
+    spec: str | Path,
+    *,
+    folder: str | Path | None = None,
+    **sizes: Any,  # noqa: ANN401 - constructor arguments
+) -> LoadedWeights:
+    """Read weights.
+
+    Args:
+        spec: A run folder, its ``checkpoints`` or one ``step-<number>`` in it (folder or URI), a
+            file of weights, or a name of :data:`recon_ray.weights.catalog.CATALOG`.
+        folder: Where published weights lie; by default what ``RECON_WEIGHTS`` says.
+        sizes: Constructor arguments that a file does not tell; None leaves what it tells.
+
+    Raises:
+        CheckpointError: If there is nothing of that name, or it cannot be read.
+    """
+    text = str(spec)
+    if is_uri(text) or Path(text).is_dir():
+        weights = _from_run(text)
+    elif Path(text).is_file():
+        weights = read_file(text)
+    elif text in CATALOG or ("/" not in text and not Path(text).suffix):
+        weights = read_file(find_published(text, folder)).with_sizes(**CATALOG[text].sizes)
+    else:
+        raise CheckpointError(
+            f"{text}: there is no such file or folder; give a run folder, a checkpoint in it, a "
+            ".safetensors or .pth file, or a name of published weights"
+        )
+    return weights.with_sizes(**sizes)
+
+
+def hash_of_weights(spec: str | Path) -> str:
+    """SHA-256 that names the content of weights, without reading those of a run.
+
+    Args:
+        spec: As :func:`find_weights` has it.
+
+    Raises:
+        CheckpointError: If there are none of that name.
+    """
+    text = str(spec)
+    if is_uri(text) or Path(text).is_dir():
+        store, name = _place_of(text)
+        if name is None:
+            raise _no_checkpoint(text)
+        return store.hash_of_model(name)
+    path = Path(text) if Path(text).is_file() else find_published(text)
+    try:
+        state = path.stat()
+        return _hash_of_file(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"{path}: it cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=8)
+def _hash_of_file(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_run(path: str) -> LoadedWeights:
+    found = _checkpoint(path.rstrip("/"))
+    weights = from_own(found.model, found.architecture, source=f"{path} ({found.name})")
+    return replace(weights, extra=found.records)
+
+
+def _checkpoint(path: str) -> Checkpoint:
+    """Load the checkpoint that a folder is, or the best validated in it, or else the latest.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged.
+    """
+    if _has(path, MANIFEST):
+        parent, name = split(absolute(path))
+        return CheckpointStore(parent).load(name)
+    found = _store_of(path).load_selected()
+    if found is None:
+        raise _no_checkpoint(path)
+    return found
+
+
+def _place_of(path: str) -> tuple[CheckpointStore, str | None]:
+    """Where the checkpoint lies that :func:`_checkpoint` loads, unless that is damaged."""
+    if _has(path, MANIFEST):
+        parent, name = split(absolute(path))
+        return CheckpointStore(parent), name
+    store = _store_of(path)
+    return store, store.selected()
+
+
+def _store_of(path: str) -> CheckpointStore:
+    inner = join(path, "checkpoints")
+    return CheckpointStore(inner if _has(path, "checkpoints") else path)
+
+
+def _no_checkpoint(path: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
+    )
+
+
+def _has(path: str, name: str) -> bool:
+    try:
+        filesystem, root = open_filesystem(path)
+        return filesystem.get_file_info(f"{root}/{name}").type != pafs.FileType.NotFound
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: it cannot be reached ({error})") from error
