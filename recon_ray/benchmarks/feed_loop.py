@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recon_ray.cluster.stop_watch import guarded
+from recon_ray.cluster.stop_watch import end_together
 from recon_ray.cluster.worker import RayRuntime, WorkerPayload, set_up_worker_log
 from recon_ray.data.loading.batches import Batch
 from recon_ray.data.loading.prefetch import prefetch
@@ -53,7 +53,7 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``{"metrics": {"epochs": [EpochTime as a list, ...]}}`` or an error, see
-        :func:`recon_ray.cluster.stop_watch.guarded`.
+        :func:`recon_ray.cluster.stop_watch.end_together`.
     """
     payload: WorkerPayload = config["payload"]
 
@@ -68,4 +68,4 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
         ]
         return {"metrics": {"epochs": epochs}}
 
-    return guarded(payload.messenger, run)
+    return end_together(payload.stop_actor, run)

@@ -17,10 +17,10 @@ from ray.train import DataConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig
 
 from recon_ray.cluster.datasets import put_tables, read_tables
-from recon_ray.cluster.failures import FailureNotes, explaining_failures
+from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.cluster.placement import WorkerPlan, plan_workers
 from recon_ray.cluster.session import ray_session
-from recon_ray.cluster.stop_watch import guarded, messenger, outcome_of
+from recon_ray.cluster.stop_watch import end_together, outcome_of, running_stop_actor
 from recon_ray.cluster.train import scaling
 from recon_ray.cluster.training_job import resolve_precision
 from recon_ray.cluster.workarounds.ctrl_c import InterruptibleTrainer
@@ -34,7 +34,7 @@ from recon_ray.machine import cpu_count, working_directory
 from recon_ray.points import ops
 from recon_ray.runs.folder import RunFolder
 from recon_ray.train.inference import Inference
-from recon_ray.train.out_of_memory import MEASURING, explaining_memory
+from recon_ray.train.out_of_memory import MEASURING, translate_oom
 from recon_ray.train.runtime import EvaluationRuntime
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def evaluate(
         tables = read_tables(named, options.columns)
         how = _inference(runtime, on_gpu=on_gpu)
         return _run(make_evaluation, WorkerRuntime(0, 1, device, folder, tables, {}, how))
-    with _session(cluster), messenger() as actor:
+    with _session(cluster), running_stop_actor() as actor:
         plan = plan_workers(cluster, reads_during_training=False, device=runtime.device)
         payload = _Payload(
             make_evaluation=make_evaluation,
@@ -124,7 +124,7 @@ def evaluate(
             ops_backend=runtime.ops_backend,
             driver_ops=ops.backend(),
             threads=runtime.threads or plan.threads_per_worker,
-            messenger=actor,
+            stop_actor=actor,
             directory=working_directory(),
         )
         return _run_on_ray(payload, folder, cluster, plan)
@@ -147,7 +147,7 @@ class _Payload:
     ops_backend: ops.BackendName
     driver_ops: str
     threads: int
-    messenger: Any
+    stop_actor: Any
     directory: str
 
 
@@ -168,7 +168,7 @@ def _run_on_ray(
         dataset_config=DataConfig(datasets_to_split=[]),
     )
     try:
-        with explaining_failures(MEASURING):
+        with translate_failures(MEASURING):
             return dict(outcome_of(trainer.fit())["result"])
     finally:
         with contextlib.suppress(CheckpointError):
@@ -182,7 +182,7 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: ``{"payload": _Payload}``.
 
     Returns:
-        ``{"result": ...}`` or an error, see :func:`recon_ray.cluster.stop_watch.guarded`.
+        ``{"result": ...}`` or an error, see :func:`recon_ray.cluster.stop_watch.end_together`.
     """
     payload: _Payload = config["payload"]
     context = ray.train.get_context()
@@ -204,11 +204,11 @@ def _evaluation_loop(config: dict[str, Any]) -> dict[str, Any]:
         use_ops(payload.ops_backend, payload.driver_ops)
         return {"result": _run(payload.make_evaluation, runtime)}
 
-    return guarded(payload.messenger, run)
+    return end_together(payload.stop_actor, run)
 
 
 def _run(make_evaluation: Callable[[], Evaluation], runtime: EvaluationRuntime) -> dict[str, Any]:
-    with torch.inference_mode(), explaining_memory(runtime.device, MEASURING):
+    with torch.inference_mode(), translate_oom(runtime.device, MEASURING):
         return make_evaluation().run(runtime)
 
 

@@ -50,7 +50,7 @@ class FailureNotes(UserCallback):
 
 
 @contextmanager
-def explaining_failures(advice: str) -> Iterator[None]:
+def translate_failures(advice: str) -> Iterator[None]:
     """Turn what Ray Train raises into the one sentence that it comes from.
 
     Args:

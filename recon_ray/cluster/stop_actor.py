@@ -9,7 +9,7 @@ from contextlib import suppress
 TOGETHER_SECONDS = 5.0
 
 
-class Messenger:
+class StopActor:
     """Carries the driver's wish to end to the workers, and their errors; on the driver's node."""
 
     def __init__(self) -> None:

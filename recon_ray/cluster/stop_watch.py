@@ -14,10 +14,10 @@ import torch.distributed as dist
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from recon_ray.cluster.stop_actor import Messenger
+from recon_ray.cluster.stop_actor import StopActor
 from recon_ray.errors import ReconError, as_record, from_record
 from recon_ray.train.metrics import is_distributed
-from recon_ray.train.stop_request import Notice, stop_heard, stop_requested
+from recon_ray.train.stop_request import StopRequest, stop_heard, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,12 @@ POLL_SECONDS = 0.5
 
 
 @contextmanager
-def messenger() -> Iterator[Any]:
+def running_stop_actor() -> Iterator[Any]:
     """Give the handle of an actor that tells the workers when this process is asked to end."""
     here = ray.get_runtime_context().get_node_id()
     # On the driver's own node: it would not survive without that one anyway.
     affinity = NodeAffinitySchedulingStrategy(here, soft=False)
-    actor = ray.remote(Messenger).options(num_cpus=0, scheduling_strategy=affinity).remote()
+    actor = ray.remote(StopActor).options(num_cpus=0, scheduling_strategy=affinity).remote()
     ended = threading.Event()
 
     def forward() -> None:
@@ -56,7 +56,7 @@ def messenger() -> Iterator[Any]:
         ray.kill(actor)
 
 
-def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  # noqa: ANN401
+def end_together(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  # noqa: ANN401
     """Run a worker's part so that an error of ours ends the run, on every worker and at once.
 
     It would come again, so that a restart is of no use. An error that all workers meet is
@@ -64,7 +64,7 @@ def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  #
     :class:`~recon_ray.cluster.failures.FailureNotes` then ends the run.
 
     Args:
-        actor: Handle that :func:`messenger` gave.
+        actor: Handle that :func:`stop_actor` gave.
         run: The worker's part.
 
     Returns:
@@ -81,7 +81,7 @@ def guarded(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:  #
 
 
 def outcome_of(result: ray.train.Result) -> dict[str, Any]:
-    """Give what rank 0 of the workers of :func:`guarded` has returned.
+    """Give what rank 0 of the workers of :func:`end_together` has returned.
 
     Raises:
         ReconError: What all of them have met.
@@ -92,11 +92,11 @@ def outcome_of(result: ray.train.Result) -> dict[str, Any]:
     return dict(outcome)
 
 
-class Watch:
+class StopWatcher:
     """Watches, on rank 0, for the driver's wish to end and for nodes that will leave.
 
     Args:
-        actor: Handle that :func:`messenger` gave.
+        actor: Handle that :func:`stop_actor` gave.
         rank: This worker.
     """
 
@@ -104,19 +104,19 @@ class Watch:
         self.reason = ""
         self._nodes = nodes_of_workers()
         self._leaving: set[str] = set()
-        self._notice = Notice.NONE
+        self._notice = StopRequest.NONE
         self._actor = actor
         self._lock = threading.Lock()
         if rank == 0:
             threading.Thread(target=self._watch, args=(actor,), daemon=True, name="notices").start()
 
-    def take(self) -> Notice:
+    def take(self) -> StopRequest:
         """Give what is asked for; a wish to commit is given once, that to end for good."""
         with self._lock:
             notice = self._notice
-            if notice is Notice.COMMIT:
-                self._notice = Notice.NONE
-            elif notice is Notice.STOP:
+            if notice is StopRequest.COMMIT:
+                self._notice = StopRequest.NONE
+            elif notice is StopRequest.STOP:
                 self._actor.hear.remote()
             return notice
 
@@ -127,19 +127,19 @@ class Watch:
                 done, _ = ray.wait([asked], timeout=POLL_SECONDS)
                 if done:
                     ray.get(asked)
-                    self._give(Notice.STOP, "by SIGTERM to the driver")
+                    self._give(StopRequest.STOP, "by SIGTERM to the driver")
                     return
                 leaving = draining_nodes() & self._nodes
                 if leaving - self._leaving:
                     self._leaving |= leaving
-                    self._give(Notice.COMMIT, f"{len(leaving)} of its nodes will leave")
+                    self._give(StopRequest.COMMIT, f"{len(leaving)} of its nodes will leave")
         except ray.exceptions.RayError:
             logger.debug("no notices any more", exc_info=True)  # the driver is gone
 
-    def _give(self, notice: Notice, reason: str) -> None:
+    def _give(self, notice: StopRequest, reason: str) -> None:
         with self._lock:
             self._notice, self.reason = max(self._notice, notice), reason
-        if notice is Notice.COMMIT:
+        if notice is StopRequest.COMMIT:
             logger.warning("%s: committing before that", reason)
 
 

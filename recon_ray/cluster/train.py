@@ -18,9 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
 from recon_ray.cluster.datasets import put_tables, read_tables, training_datasets
-from recon_ray.cluster.failures import FailureNotes, explaining_failures
+from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.cluster.placement import WorkerPlan
-from recon_ray.cluster.stop_watch import messenger, outcome_of
+from recon_ray.cluster.stop_watch import outcome_of, running_stop_actor
 from recon_ray.cluster.training_job import Mode, TrainingJob, with_precision
 from recon_ray.cluster.workarounds.ctrl_c import InterruptibleTrainer
 from recon_ray.cluster.workarounds.reservations import free_earlier, note_submission
@@ -117,12 +117,12 @@ def run_workers(
     """
     job.check(cluster.allowed_workers)
     _forget_snapshot(job.folder)
-    with messenger() as actor:
+    with running_stop_actor() as actor:
         payload = _payload(job, plan, mode, actor)
         trainer = _trainer(loop, job, cluster, plan, mode, payload)
         free_earlier(job.folder)
         note_submission(job.folder, payload.attempt, trainer.train_run_context.run_id)
-        with explaining_failures(training_advice(job.settings, world_size=plan.max_workers)):
+        with translate_failures(training_advice(job.settings, world_size=plan.max_workers)):
             return dict(outcome_of(trainer.fit())["metrics"])
 
 
@@ -195,7 +195,7 @@ def _payload(
         keep_every=job.keep_every,
         keeps_ledger=job.keeps_ledger,
         attempt=new_attempt(),
-        messenger=actor,
+        stop_actor=actor,
         directory=working_directory(),
         ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),

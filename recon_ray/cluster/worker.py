@@ -15,7 +15,7 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from recon_ray.cluster.prometheus import RunMetrics
-from recon_ray.cluster.stop_watch import Watch, guarded
+from recon_ray.cluster.stop_watch import StopWatcher, end_together
 from recon_ray.cluster.workarounds.reservations import was_submitted
 from recon_ray.data.loading.batches import (
     Batch,
@@ -30,7 +30,7 @@ from recon_ray.points import ops
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal
-from recon_ray.runs.recorder import listening
+from recon_ray.runs.recorder import recording_to
 from recon_ray.runs.storage import split
 from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import TrainFeed
@@ -38,7 +38,7 @@ from recon_ray.train.feed.resident import Residency, indexed_feed
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit, records
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.stop_request import Notice
+from recon_ray.train.stop_request import StopRequest
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class WorkerPayload:
         keep_every: Those after every so many steps are kept too.
         keeps_ledger: Whether the uses of every sample are counted.
         attempt: Name of this submission of the job.
-        messenger: Actor that says when the run is to end.
+        stop_actor: Actor that says when the run is to end.
         directory: The driver's, to which relative paths belong.
         ops_backend: Implementation of the point operations, as configured.
         driver_ops: The one that the driver has found for that.
@@ -85,7 +85,7 @@ class WorkerPayload:
     keep_every: int | None
     keeps_ledger: bool
     attempt: str
-    messenger: Any
+    stop_actor: Any
     directory: str
     ops_backend: ops.BackendName
     driver_ops: str
@@ -122,7 +122,7 @@ class StreamFeed:
         for rows in buffer.mix(tables_of(shard)):
             yield make_batch(rows, self.options, epoch=epoch)
 
-    def complete(self, batch: Batch) -> Batch:
+    def gather_on_device(self, batch: Batch) -> Batch:
         """Nothing was left out."""
         return batch
 
@@ -146,7 +146,7 @@ class RayRuntime:
         )
         self.attempt = payload.attempt
         self.keeps_ledger = payload.keeps_ledger
-        self._watch = Watch(payload.messenger, rank=self.rank)
+        self._watch = StopWatcher(payload.stop_actor, rank=self.rank)
         self._payload = payload
         self._tables: dict[str, IndexedTable] = {}
 
@@ -176,7 +176,7 @@ class RayRuntime:
             self._tables[split] = self._payload.blocks[split].fetch(limit=limit)
         return self._tables[split]
 
-    def notice(self) -> Notice:
+    def stop_request(self) -> StopRequest:
         """What the driver, or a node that will leave, asks for."""
         return self._watch.take()
 
@@ -202,7 +202,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: ``{"payload": WorkerPayload}``.
 
     Returns:
-        ``{"metrics": ...}`` or an error, see :func:`recon_ray.cluster.stop_watch.guarded`.
+        ``{"metrics": ...}`` or an error, see :func:`recon_ray.cluster.stop_watch.end_together`.
     """
     payload: WorkerPayload = config["payload"]
     rank = ray.train.get_context().get_world_rank()
@@ -217,7 +217,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         with exported_metrics(runtime):
             return {"metrics": fit(payload.make_task(), runtime, payload.settings)}
 
-    return guarded(payload.messenger, run)
+    return end_together(payload.stop_actor, run)
 
 
 def check_storage(folder: RunFolder, attempt: str) -> None:
@@ -246,7 +246,7 @@ def exported_metrics(runtime: RayRuntime) -> Iterator[None]:
         return
     starts = [e for e in Journal(runtime.folder).events() if e["event"] == "trains"]
     _, name = split(runtime.folder.uri)
-    with listening(RunMetrics(name, workers=runtime.world_size, restarts=len(starts))):
+    with recording_to(RunMetrics(name, workers=runtime.world_size, restarts=len(starts))):
         yield
 
 

@@ -15,7 +15,7 @@ from recon_ray.cluster.session import joins_cluster, ray_session
 from recon_ray.doctor.config import DoctorConfig
 from recon_ray.doctor.findings import Finding, Row, count, format_table, gather
 from recon_ray.doctor.machine_checks import MachineRequest, inspect_machine, versions
-from recon_ray.doctor.node_checks import Node, NodeVisit, living_nodes, store_round_trip
+from recon_ray.doctor.node_checks import Node, NodeVisit, alive_nodes, store_round_trip
 from recon_ray.doctor.storage_checks import Probe, inspect_data, inspect_storage
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.points import ops
@@ -33,7 +33,7 @@ def doctor(job: Job[DoctorConfig]) -> JobResult:
     if job.dry_run:
         return JobResult("dry run: would look the driver and every node over; nothing was run")
     with ray_session(config.cluster) if config.cluster.workers else nullcontext():
-        nodes = living_nodes() if config.cluster.workers else []
+        nodes = alive_nodes() if config.cluster.workers else []
         on_ray = f" and {len(nodes)} node{'s'[: len(nodes) != 1]}" if config.cluster.workers else ""
         logger.info("looking over the driver%s", on_ray)
         found = examine(config, nodes)
@@ -93,7 +93,7 @@ def _visit(
     visit = NodeVisit(nodes, timeout_seconds=config.doctor.timeout_seconds)
     calls: dict[str, Any] = {
         node.name: (
-            look_over,
+            check_node,
             (_request(config, node), storage, probe.written, data),
         )
         for node in nodes
@@ -108,7 +108,7 @@ def _visit(
         found[name].append(_store(stores[name]))
 
 
-def look_over(request: MachineRequest, storage: str, probe: str, data: str) -> list[Finding]:
+def check_node(request: MachineRequest, storage: str, probe: str, data: str) -> list[Finding]:
     """All checks of a node, run there."""
     return [*inspect_machine(request), *inspect_storage(storage, probe), *inspect_data(data)]
 

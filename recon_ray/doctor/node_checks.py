@@ -30,7 +30,7 @@ class Node:
     resources: dict[str, float]
 
 
-def living_nodes() -> list[Node]:
+def alive_nodes() -> list[Node]:
     """The nodes of the cluster that is joined, the head first."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     alive.sort(key=lambda node: "node:__internal_head__" not in node["Resources"])

@@ -70,7 +70,7 @@ def time_task(
     def losses() -> Tensor:
         ids = batch["sample_id"]
         with torch.no_grad():
-            enriched = task.enrich(batch, SampleGenerator(0, ids))
+            enriched = task.prepare_on_device(batch, SampleGenerator(0, ids))
         return module(enriched, SampleGenerator(0, ids, stream=1))["loss"]
 
     def train() -> None:

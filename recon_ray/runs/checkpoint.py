@@ -32,7 +32,7 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import open_filesystem, patiently
+from recon_ray.runs.storage import open_filesystem, with_retries
 
 logger = logging.getLogger(__name__)
 
@@ -346,7 +346,7 @@ class CheckpointStore:
         return self._steadily(read)
 
     def _steadily(self, attempt: Callable[[], T]) -> T:
-        return attempt() if self.is_local else patiently(attempt)
+        return attempt() if self.is_local else with_retries(attempt)
 
     def _exists(self, path: str) -> bool:
         return self._fs.get_file_info(path).type != pafs.FileType.NotFound

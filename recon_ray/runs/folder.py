@@ -13,10 +13,10 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import absolute, join, open_filesystem, patiently
+from recon_ray.runs.storage import absolute, join, open_filesystem, with_retries
 
 #: What to do with a run whose own files are damaged.
-AFRESH = "choose another run.name, or resume=never to set this run aside"
+START_FRESH_HINT = "choose another run.name, or resume=never to set this run aside"
 
 
 class RunFolder:
@@ -73,7 +73,7 @@ class RunFolder:
                 return bytes(stream.read())
 
         try:
-            return content() if self.is_local else patiently(content)
+            return content() if self.is_local else with_retries(content)
         except OSError as error:
             raise self._unreadable(path, error) from error
 
@@ -128,7 +128,7 @@ class RunFolder:
             return
         local = pafs.LocalFileSystem()
         try:
-            patiently(lambda: pafs.copy_files(str(self.local), self._root, local, self._fs))
+            with_retries(lambda: pafs.copy_files(str(self.local), self._root, local, self._fs))
         except OSError as error:
             raise self._refused(self.uri, error) from error
 
@@ -164,7 +164,7 @@ class RunFolder:
 
     def _unreadable(self, path: str, error: OSError | ValueError) -> CheckpointError:
         is_away = isinstance(error, OSError) and not self.is_local
-        way = "see that the storage can be reached and read" if is_away else AFRESH
+        way = "see that the storage can be reached and read" if is_away else START_FRESH_HINT
         return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {way}")
 
     def _refused(self, path: Path | str, error: OSError) -> CheckpointError:

@@ -24,7 +24,7 @@ _listeners: list[Listener] = []
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def recording_to(listener: Listener) -> Iterator[None]:
     """Tell a function of every record that this process writes meanwhile, after it is written.
 
     Args:

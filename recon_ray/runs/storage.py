@@ -63,7 +63,7 @@ RETRY_SECONDS = (1.0, 4.0)
 T = TypeVar("T")
 
 
-def patiently(attempt: Callable[[], T]) -> T:
+def with_retries(attempt: Callable[[], T]) -> T:
     """Do something with an object store; where it does not answer, again after a while.
 
     Args:

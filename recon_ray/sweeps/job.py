@@ -43,7 +43,7 @@ from recon_ray.sweeps.trial_placement import (
     plan_trials,
     trial_session,
 )
-from recon_ray.sweeps.trial_progress import Board
+from recon_ray.sweeps.trial_progress import TrialProgress
 from recon_ray.tasks.input_hashes import SETS, WEIGHTS
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import open_set
@@ -151,7 +151,9 @@ def _search(run: Run, plan: Plan, job: TrialJob) -> list[Trial]:
     left = options.samples - len(earlier)
     logger.info("%d trials, %d of them are done", options.samples, len(earlier))
     if left > 0:
-        board = Board(options.samples, plan.metric, options.mode == "max", finished=len(earlier))
+        board = TrialProgress(
+            options.samples, plan.metric, options.mode == "max", finished=len(earlier)
+        )
         with trial_session(job, plan.config.cluster, left):
             source = OptunaSource(
                 plan.space,

@@ -26,7 +26,7 @@ from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.storage import is_uri
 from recon_ray.sweeps.trial_folders import Ledger
 from recon_ray.sweeps.trial_placement import Trial, TrialJob, TrialPlan
-from recon_ray.sweeps.trial_progress import Board
+from recon_ray.sweeps.trial_progress import TrialProgress
 
 #: Tune's own folder in the run's; it goes again.
 TUNE_FOLDER = ".ray-tune"
@@ -44,7 +44,7 @@ _ENVIRONMENT = {
 def run_on_ray(
     job: TrialJob,
     plan: TrialPlan,
-    board: Board,
+    board: TrialProgress,
     *,
     trials: Sequence[Trial] = (),
     source: Searcher | None = None,
@@ -150,7 +150,7 @@ def _logging_to(folder: RunFolder) -> Iterator[None]:
 class _Watcher(tune.Callback):
     """Tells the board, and notes in the folders what the trials cannot note themselves."""
 
-    def __init__(self, ledger: Ledger, board: Board) -> None:
+    def __init__(self, ledger: Ledger, board: TrialProgress) -> None:
         self._ledger = ledger
         self._board = board
 

@@ -18,7 +18,7 @@ from recon_ray.config.fields import scalar_text
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import ClusterSection, JobConfig
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.recorder import listening, read_records
+from recon_ray.runs.recorder import read_records, recording_to
 from recon_ray.runs.storage import join
 from recon_ray.runs.tensorboard import EventFile
 from recon_ray.sweeps.ray_tune import run_on_ray
@@ -32,7 +32,7 @@ from recon_ray.sweeps.trial_placement import (
     run_here,
     trial_session,
 )
-from recon_ray.sweeps.trial_progress import Board
+from recon_ray.sweeps.trial_progress import TrialProgress
 from recon_ray.tasks.classify.episodes import shared_clouds
 from recon_ray.tasks.input_hashes import inputs_of, refuse_other_inputs
 from recon_ray.tasks.run import Run
@@ -89,8 +89,8 @@ class TrialWork:
         """Run the job with the values of a trial and give the metrics of its ``result.json``."""
         config = self.config_of(trial, None if self.is_nested else threads)
         folder = RunFolder(join(self.storage, trial.name))
-        told = _Told(self.watch, report, 0.0 if self.reports_all else REPORT_SECONDS)
-        follow = _following(folder, told) if self.is_nested else listening(told)
+        told = _ProgressReporter(self.watch, report, 0.0 if self.reports_all else REPORT_SECONDS)
+        follow = _following(folder, told) if self.is_nested else recording_to(told)
         with follow, shared_clouds(shared):
             failure = _program(self.job)(Job(self.job, config, {}, ())).failure
         if failure is not None:
@@ -121,7 +121,7 @@ def _program(job: str) -> Callable[[Job[Any]], JobResult]:
     return programs[job]
 
 
-class _Told:
+class _ProgressReporter:
     """Reports the records of a run that hold what is watched.
 
     Args:
@@ -146,7 +146,7 @@ class _Told:
 
 
 @contextmanager
-def _following(folder: RunFolder, told: _Told) -> Iterator[None]:
+def _following(folder: RunFolder, told: _ProgressReporter) -> Iterator[None]:
     """Tell of the records that workers in other processes write."""
     stopped = threading.Event()
     follower = threading.Thread(target=_follow, args=(folder, told, stopped), daemon=True)
@@ -158,7 +158,7 @@ def _following(folder: RunFolder, told: _Told) -> Iterator[None]:
         follower.join()
 
 
-def _follow(folder: RunFolder, told: _Told, stopped: threading.Event) -> None:
+def _follow(folder: RunFolder, told: _ProgressReporter, stopped: threading.Event) -> None:
     seen = 0
     seconds = POLL_SECONDS if folder.is_local else STORE_POLL_SECONDS
     while not stopped.wait(seconds):
@@ -249,7 +249,9 @@ def run_trials(
     if not left:
         run.begin()
         return
-    board = Board(len(trials), job.metric, job.mode == "max", finished=len(trials) - len(left))
+    board = TrialProgress(
+        len(trials), job.metric, job.mode == "max", finished=len(trials) - len(left)
+    )
     if cluster.workers == 0:
         run.begin()
         run_here(job, left, board)

@@ -26,7 +26,7 @@ from recon_ray.errors import ConfigError, ReconError
 from recon_ray.machine import cpu_count
 from recon_ray.sweeps.config import TrialSection
 from recon_ray.sweeps.trial_folders import Ledger
-from recon_ray.sweeps.trial_progress import Board
+from recon_ray.sweeps.trial_progress import TrialProgress
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _sentence(error: BaseException) -> str:
 # --- In this process ------------------------------------------------------------------------------
 
 
-def run_here(job: TrialJob, trials: Sequence[Trial], board: Board) -> None:
+def run_here(job: TrialJob, trials: Sequence[Trial], board: TrialProgress) -> None:
     """Run the trials one after another, without Ray; what they log themselves is shown too."""
     board.is_alone = False
     for trial in trials:

@@ -19,7 +19,7 @@ _UP_AND_CLEAR = "\x1b[{}F\x1b[J"
 
 
 @dataclass
-class Board:
+class TrialProgress:
     """Counts the trials and shows them.
 
     Attributes:

@@ -15,7 +15,7 @@ from recon_ray.config.sections.common import JobConfig
 from recon_ray.data.format.prepared import EPISODES_RECORD
 from recon_ray.data.format.schema import MANIFEST
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.runs.folder import AFRESH, RunFolder
+from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.weights.find import hash_of_weights
 
 INPUTS = "inputs.json"
@@ -76,7 +76,9 @@ def refuse_other_inputs(
     try:
         before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder.uri}/{INPUTS}: it is damaged; {AFRESH}") from error
+        raise CheckpointError(
+            f"{folder.uri}/{INPUTS}: it is damaged; {START_FRESH_HINT}"
+        ) from error
     changed = [name for name, now in inputs.items() if before.get(name, now) != now]
     if not changed:
         return
@@ -84,7 +86,7 @@ def refuse_other_inputs(
     name = (called or {}).get(changed[0], changed[0])
     raise ConfigError(
         f"{name}={_value(config, changed[0])}: the {what} no longer what {folder.uri} was begun "
-        f"with (another hash than in its {INPUTS}); put back what was there, or {AFRESH}"
+        f"with (another hash than in its {INPUTS}); put back what was there, or {START_FRESH_HINT}"
     )
 
 

@@ -27,7 +27,7 @@ from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import MANIFEST, Checkpoint, CheckpointStore, pack
-from recon_ray.runs.folder import AFRESH, RunFolder
+from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.runs.lease import Lease
 from recon_ray.runs.storage import absolute, is_uri, join, open_filesystem, split
 from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs
@@ -318,7 +318,7 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
     except (yaml.YAMLError, AttributeError) as error:
         raise CheckpointError(
             f"{folder.uri}/config.yaml: it is damaged, so that nothing says whether the run can be "
-            f"continued; {AFRESH}"
+            f"continued; {START_FRESH_HINT}"
         ) from error
     now = _flat(config.model_dump(mode="json"))
     added = _flat(_defaults(type(config)).model_dump(mode="json"))

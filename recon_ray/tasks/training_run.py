@@ -17,7 +17,7 @@ from recon_ray.tasks.config_checks import check_here
 from recon_ray.tasks.run import Run
 from recon_ray.train.feed.resident import Residency
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.stop_request import catching_sigterm
+from recon_ray.train.stop_request import sigterm_as_stop_request
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def train(
         )  # fmt: skip
     if config.cluster.workers == 0:
         begin()
-        with catching_sigterm():
+        with sigterm_as_stop_request():
             metrics = train_here(job)
         return then(metrics)
     with ray_session(config.cluster):
@@ -142,6 +142,6 @@ def train(
             config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
         )
         begin()
-        with catching_sigterm():
+        with sigterm_as_stop_request():
             metrics = train_on_ray(job, config.cluster, plan, mode)
         return then(metrics)

@@ -21,7 +21,7 @@ from recon_ray.runs.checkpoint import Packed
 from recon_ray.runs.journal import Journal, Restart
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.runtime import Runtime
-from recon_ray.train.stop_request import Notice
+from recon_ray.train.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +82,24 @@ class Commits:
         if not (kept or ask or step >= self._next_look):
             return False
         notice, overdue = self._decide(step)
-        self.stopping = self.stopping or notice is Notice.STOP
-        self._is_urgent = self._is_urgent or notice is not Notice.NONE
-        return kept or overdue or notice is not Notice.NONE
+        self.stopping = self.stopping or notice is StopRequest.STOP
+        self._is_urgent = self._is_urgent or notice is not StopRequest.NONE
+        return kept or overdue or notice is not StopRequest.NONE
 
-    def _decide(self, step: int) -> tuple[Notice, bool]:
+    def _decide(self, step: int) -> tuple[StopRequest, bool]:
         """What rank 0 is told and whether its clock is up; sets the next step, on every rank."""
-        notice, overdue, stride = Notice.NONE, False, 1
+        notice, overdue, stride = StopRequest.NONE, False, 1
         if self._runtime.rank == 0:
-            notice = self._runtime.notice()
+            notice = self._runtime.stop_request()
             overdue = time.monotonic() - self._last_commit > self._every_seconds
             stride = self._stride(step)
-            if notice is not Notice.NONE:
+            if notice is not StopRequest.NONE:
                 self._journal.add("notice", step=step, reason=self._runtime.reason())
         if is_distributed():
             told = torch.tensor([notice, overdue, stride], device=self._runtime.device)
             dist.broadcast(told, src=0)
             values = told.tolist()
-            notice, overdue, stride = Notice(values[0]), bool(values[1]), int(values[2])
+            notice, overdue, stride = StopRequest(values[0]), bool(values[1]), int(values[2])
         self._next_look = step + stride
         return notice, overdue
 
@@ -157,7 +157,7 @@ class Commits:
                 upload = self._begin(pack())
             except CheckpointError as error:
                 failure = str(error)
-        agree(failure)
+        raise_on_all_ranks(failure)
         self._pending = _Pending(name, step, metrics, upload)
         if self._runtime.store.is_local or self._is_urgent:
             self.finish()
@@ -196,7 +196,7 @@ class Commits:
             except CheckpointError as error:
                 failure = str(error)
         if not self._runtime.store.is_local:
-            agree(failure)
+            raise_on_all_ranks(failure)
         self._runtime.committed(pending.name, pending.step, pending.metrics)
 
     def note(self, event: str, step: int) -> None:
@@ -206,7 +206,7 @@ class Commits:
             self._journal.add(event, step=step, **reason)
 
 
-def agree(failure: str) -> None:
+def raise_on_all_ranks(failure: str) -> None:
     """Raise on every rank what rank 0 failed with."""
     if is_distributed():
         box = [failure]

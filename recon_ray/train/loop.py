@@ -28,12 +28,12 @@ from recon_ray.runs.checkpoint import Packed, load_model_state, pack
 from recon_ray.runs.journal import Journal, explain_restart, last_record
 from recon_ray.runs.recorder import Recorder
 from recon_ray.runs.storage import join
-from recon_ray.train.commits import Commits, agree
+from recon_ray.train.commits import Commits, raise_on_all_ranks
 from recon_ray.train.feed.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.metrics import Mean, Reading, is_distributed, peak_memory_bytes
 from recon_ray.train.optim import CosineSchedule, load_optimizer, stored_optimizer
-from recon_ray.train.out_of_memory import explaining_memory, training_advice
-from recon_ray.train.rank_zero_barrier import waiting_for_rank_zero
+from recon_ray.train.out_of_memory import training_advice, translate_oom
+from recon_ray.train.rank_zero_barrier import rank_zero_barrier
 from recon_ray.train.resume import check_feed, newest_checkpoint
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.sample_ledger import SampleLedger, write_ledger
@@ -134,7 +134,7 @@ class Trainer:
             raise self._stopped()
         self._evaluate("after")
         self.commits.note("done", self.progress.step)
-        agree(self._end_records())
+        raise_on_all_ranks(self._end_records())
         memory = float(peak_memory_bytes(self.runtime.device))
         return self.progress.summary() | {"peak_memory_bytes": memory}
 
@@ -264,7 +264,7 @@ class Trainer:
 
     def _evaluate(self, when: str) -> None:
         self.module.eval()
-        with torch.no_grad(), waiting_for_rank_zero():
+        with torch.no_grad(), rank_zero_barrier():
             metrics = self.task.evaluate(self.module, self.runtime, when=when)
         self.progress.metrics |= metrics
         if self.recorder is not None and metrics:
@@ -276,7 +276,7 @@ class Trainer:
         """Validate after an epoch; whether it is the best one so far, on every rank."""
         self._write_record()
         self.module.eval()
-        with torch.no_grad(), waiting_for_rank_zero():
+        with torch.no_grad(), rank_zero_barrier():
             box = [self.task.validate(self.module, self.runtime)]
         if is_distributed():
             dist.broadcast_object_list(box, src=0)  # some values are rank 0's only
@@ -387,7 +387,7 @@ class Trainer:
 
     def _stopped(self) -> StoppedError:
         self.commits.note("stopped", self.progress.step)
-        agree(self._end_records())
+        raise_on_all_ranks(self._end_records())
         return StoppedError(
             f"stopped {self.runtime.reason()} after a commit at step {self.progress.step}; the "
             "same command with the same run.name goes on from there"
@@ -404,7 +404,7 @@ def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]
         ReconError: If a loss is not finite.
     """
     advice = training_advice(settings, world_size=runtime.world_size)
-    with explaining_memory(runtime.device, advice):
+    with translate_oom(runtime.device, advice):
         return Trainer(task, runtime, settings).run()
 
 

@@ -34,7 +34,7 @@ def training_advice(settings: FitSettings, *, world_size: int) -> str:
 
 
 @contextmanager
-def explaining_memory(device: torch.device, advice: str) -> Iterator[None]:
+def translate_oom(device: torch.device, advice: str) -> Iterator[None]:
     """Turn what is raised for want of memory into one sentence.
 
     Args:

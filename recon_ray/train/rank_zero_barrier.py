@@ -20,7 +20,7 @@ _numbers = itertools.count()  # the same on every rank, which all begin with 0
 
 
 @contextmanager
-def waiting_for_rank_zero() -> Iterator[None]:
+def rank_zero_barrier() -> Iterator[None]:
     """Let no rank leave the block before rank 0; every rank takes part, equally often.
 
     Rank 0 fits a support vector machine to a large set for longer than a collective may last. The

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore
-from recon_ray.train.commits import agree
+from recon_ray.train.commits import raise_on_all_ranks
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.state import Progress
 
@@ -25,7 +25,7 @@ def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None
             found = store.load_latest()
         except CheckpointError as error:
             failure = str(error)
-    agree(failure)
+    raise_on_all_ranks(failure)
     box = [found.name if found is not None else None]
     dist.broadcast_object_list(box, src=0)
     if box[0] is None or rank == 0:

@@ -16,7 +16,7 @@ from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.folder import RunFolder, new_attempt
 from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.inference import Inference
-from recon_ray.train.stop_request import Notice, stop_heard, stop_requested
+from recon_ray.train.stop_request import StopRequest, stop_heard, stop_requested
 
 
 class EvaluationRuntime(Protocol):
@@ -46,7 +46,7 @@ class Runtime(EvaluationRuntime, Protocol):
         """Give the training samples."""
         ...
 
-    def notice(self) -> Notice:
+    def stop_request(self) -> StopRequest:
         """What the outside asks for; only rank 0 is asked, and each notice is given once."""
         ...
 
@@ -110,12 +110,12 @@ class LocalRuntime:
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Nobody to tell: the store has it."""
 
-    def notice(self) -> Notice:
+    def stop_request(self) -> StopRequest:
         """Ask to commit and end once this process was told to end."""
         if not stop_requested().is_set():
-            return Notice.NONE
+            return StopRequest.NONE
         stop_heard().set()
-        return Notice.STOP
+        return StopRequest.STOP
 
     def reason(self) -> str:
         """The one thing that is noticed here."""

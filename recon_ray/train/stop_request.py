@@ -22,7 +22,7 @@ _stop = threading.Event()
 _heard = threading.Event()
 
 
-class Notice(IntEnum):
+class StopRequest(IntEnum):
     """What the outside asks of a run; the larger one wins."""
 
     NONE = 0
@@ -43,7 +43,7 @@ def stop_heard() -> threading.Event:
 
 
 @contextmanager
-def catching_sigterm() -> Iterator[None]:
+def sigterm_as_stop_request() -> Iterator[None]:
     """Take the first SIGTERM as a request to commit and end; a second one ends at once.
 
     Where the training loop does not hear of it in time, what runs here is ended as by Ctrl-C, and

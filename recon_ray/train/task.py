@@ -44,7 +44,7 @@ class Task(Protocol):
         """Move what is not trained (teachers, feature banks) to the device."""
         ...
 
-    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+    def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
         """Sub-sample and augment on the device and add the teachers' features, without gradient."""
         ...
 

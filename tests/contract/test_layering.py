@@ -178,7 +178,7 @@ def test_imports_go_one_way() -> None:
 
 def test_the_actor_beside_the_driver_loads_nothing_large() -> None:
     """Its process would take seconds and hundreds of megabytes for torch and Ray Train."""
-    path = ROOT / "recon_ray" / "cluster" / "messenger.py"
+    path = ROOT / "recon_ray" / "cluster" / "stop_actor.py"
     found = {item.module for item in imports(path, ROOT)}
     assert found <= {*sys.stdlib_module_names, "__future__"}
 
@@ -237,7 +237,10 @@ def test_a_break_of_each_rule_is_reported(
         ("recon_ray/train/x.py", "from recon_ray.errors import DataError\nimport recon_ray.data.x"),
         ("recon_ray/losses/x.py", "from recon_ray.models.recon import ReconOutput"),
         ("recon_ray/data/loading/stream.py", "def f():\n  import ray.data"),
-        ("recon_ray/cluster/x.py", "import ray\nfrom recon_ray.config.schema import Section"),
+        (
+            "recon_ray/cluster/x.py",
+            "import ray\nfrom recon_ray.config.sections.common import Section",
+        ),
         ("recon_ray/visualize/x.py", "from recon_ray.points import ops"),
         ("recon_ray/__init__.py", "def f():\n  from recon_ray.models import presets"),
         (

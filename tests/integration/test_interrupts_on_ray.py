@@ -20,31 +20,32 @@ from pathlib import Path
 from ray.train import RunConfig, ScalingConfig
 
 from recon_ray.cli import run_job
-from recon_ray.cluster.context import ray_session
-from recon_ray.cluster.interrupts import InterruptibleTrainer
-from recon_ray.cluster.notices import Watch, messenger
-from recon_ray.config.schema import ClusterSection, PretrainConfig
-from recon_ray.train import notices
+from recon_ray.cluster.session import ray_session
+from recon_ray.cluster.workarounds.ctrl_c import InterruptibleTrainer
+from recon_ray.cluster.stop_watch import StopWatcher, running_stop_actor
+from recon_ray.config.sections.common import ClusterSection
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.train import stop_request
 
 folder = Path(sys.argv[2])
-notices.ANSWER_SECONDS = 3.0
+stop_request.ANSWER_SECONDS = 3.0
 
 
 def work(config):
     (folder / "works").touch()
     if not config["hears"]:
         time.sleep(600)  # evaluates
-    watch = Watch(config["actor"], rank=0)
-    while watch.take() is not notices.Notice.STOP:
+    watch = StopWatcher(config["actor"], rank=0)
+    while watch.take() is not stop_request.StopRequest.STOP:
         time.sleep(0.1)
     time.sleep(6)  # commits
 
 
 def main(job):
     before = signal.getsignal(signal.SIGINT)
-    with ray_session(ClusterSection(address=sys.argv[1])), notices.catching_sigterm():
+    with ray_session(ClusterSection(address=sys.argv[1])), stop_request.sigterm_as_stop_request():
         try:
-            with messenger() as actor:
+            with running_stop_actor() as actor:
                 InterruptibleTrainer(
                     work,
                     train_loop_config={"actor": actor, "hears": sys.argv[3] == "hears"},

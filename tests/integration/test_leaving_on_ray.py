@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SCRIPT = """
 import sys, threading, time
 import ray.data
-from recon_ray.cluster.context import ray_session
-from recon_ray.config.schema import ClusterSection
+from recon_ray.cluster.session import ray_session
+from recon_ray.config.sections.common import ClusterSection
 
 def slowly(batch):
     time.sleep(1)

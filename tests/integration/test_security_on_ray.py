@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Starts a local Ray as every job does, and lists who listens where.
 LOCAL_RAY = """
 import json, os, ray
-from recon_ray.cluster.access import ask
-from recon_ray.cluster.context import ray_session
-from recon_ray.config.schema import ClusterSection
+from recon_ray.cluster.token import ask
+from recon_ray.cluster.session import ray_session
+from recon_ray.config.sections.common import ClusterSection
 
 def listeners(pids):
     sockets = set()

@@ -31,7 +31,7 @@ from recon_ray.sweeps.job import sweep
 from recon_ray.sweeps.ray_tune import run_on_ray
 from recon_ray.sweeps.trial_folders import Ledger
 from recon_ray.sweeps.trial_placement import EarlyStopping, Trial, TrialJob, plan_trials
-from recon_ray.sweeps.trial_progress import Board
+from recon_ray.sweeps.trial_progress import TrialProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray
@@ -117,8 +117,8 @@ def cluster() -> Iterator[ClusterSection]:
     ray.shutdown()
 
 
-def run(job: TrialJob, cluster: ClusterSection, trials: list[Trial]) -> Board:
-    board = Board(len(trials), job.metric)
+def run(job: TrialJob, cluster: ClusterSection, trials: list[Trial]) -> TrialProgress:
+    board = TrialProgress(len(trials), job.metric)
     run_on_ray(job, plan_trials(job, cluster, len(trials)), board, trials=trials)
     return board
 

@@ -39,7 +39,7 @@ from local_cluster import LocalCluster, Node  # noqa: E402
 from recon_ray.config.help import dump_yaml  # noqa: E402
 from recon_ray.data.prepare.build_set import prepare  # noqa: E402
 from recon_ray.data.prepare.shard_plan import PrepareOptions  # noqa: E402
-from recon_ray.data.sources.procedural.synthetic import SyntheticSource
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource  # noqa: E402
 from recon_ray.runs.checkpoint import CheckpointStore  # noqa: E402
 from recon_ray.tasks.pretrain.config import PretrainConfig  # noqa: E402
 

@@ -1,7 +1,7 @@
 """The published image augmentation: what is drawn for a picture, and the same done with PIL.
 
-Drawing and doing are apart, so that :mod:`recon_ray.data.loading.device_augmentation` can do on a device
-what was drawn here.
+Drawing and applying are apart, so that :mod:`recon_ray.data.loading.device_augmentation` can apply
+on a device what was drawn here.
 """
 
 from __future__ import annotations

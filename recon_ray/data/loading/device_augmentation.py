@@ -1,6 +1,7 @@
 """The published image augmentation for whole batches, in torch, on any device.
 
-It does what :func:`recon_ray.data.loading.augmentation.augment` does with PIL, number by number: resizing
+It does what :func:`recon_ray.data.loading.augmentation.augment` does with PIL, number by number:
+resizing
 rounds to 8 bit after each direction, pixels move to the nearest one in PIL's fixed-point
 arithmetic, look-up tables are integers. A resized pixel may differ by one gray level of 255, where
 PIL's sum lies at the border of two levels.
@@ -317,7 +318,8 @@ def _equalize(counts: Tensor, levels: Tensor) -> Tensor:
 def _affine_table(size: int) -> Tensor:
     """Fixed-point maps of all operations, (operations, magnitudes, 2, 6) int32, sign + before -.
 
-    The coefficients are those of :func:`~recon_ray.data.loading.augmentation.affine_map` for the middle
+    The coefficients are those of :func:`~recon_ray.data.loading.augmentation.affine_map` for the
+    middle
     of a pixel, times 2**16.
     """
     table = torch.empty(len(OPERATIONS), MAX_MAGNITUDE, 2, 6, dtype=torch.int32)

@@ -149,7 +149,8 @@ def load_raw_images(
     Returns:
         (B, 3, S, S) uint8 pixels, S the side before the crop: every view at its own size in the
         corner at the top left, one that does not fit resized to the whole. And (B, P) int64: width
-        and height of that, then :meth:`~recon_ray.data.loading.augmentation.DrawnAugmentation.numbers`;
+        and height of that, then
+        :meth:`~recon_ray.data.loading.augmentation.DrawnAugmentation.numbers`;
         :class:`~recon_ray.data.loading.device_augmentation.DeviceAugmentation` takes both.
 
     Raises:

@@ -129,7 +129,7 @@ class ClassificationTask:
     def on_device(self, device: torch.device) -> None:
         """Nothing lies beside the model."""
 
-    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+    def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
         """Draw points and augment them."""
         return {"points": self.pipeline.train(batch["points"], source), "label": batch["label"]}
 

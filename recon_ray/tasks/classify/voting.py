@@ -20,7 +20,7 @@ from recon_ray.data.loading.prefetch import batches_on
 from recon_ray.errors import CheckpointError
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
-from recon_ray.runs.folder import AFRESH
+from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.classify.confusion import confusion_matrix
 from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.feed.indexed import evaluation_batches
@@ -240,7 +240,7 @@ class VotingEvaluation:
             rounds = rounds if record == self._origin(source) else []
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{runtime.folder.uri}/{ROUNDS}: it is damaged; {AFRESH}"
+                f"{runtime.folder.uri}/{ROUNDS}: it is damaged; {START_FRESH_HINT}"
             ) from error
         if is_distributed():
             box = [rounds]

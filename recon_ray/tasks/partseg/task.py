@@ -303,7 +303,7 @@ class PartSegmentationTask:
     def on_device(self, device: torch.device) -> None:
         """There is nothing beside the model."""
 
-    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+    def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
         """Normalize by all points of a cloud, draw some with replacement, scale and shift them."""
         valid = _valid(batch)
         points = normalize_valid(batch["points"], valid)

@@ -16,7 +16,7 @@ from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.config.yaml_tree import COMMAND_LINE
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
-from recon_ray.runs.folder import AFRESH
+from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.config_checks import (
     check_images,
     check_labels,
@@ -182,7 +182,9 @@ def _check_teachers(run: Run, task: PretrainTask) -> None:
         before = json.loads(text)
         wrong = [kind for kind in ("image", "text") if before[kind] != now[kind]]
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{run.folder.uri}/{TEACHERS}: it is damaged; {AFRESH}") from error
+        raise CheckpointError(
+            f"{run.folder.uri}/{TEACHERS}: it is damaged; {START_FRESH_HINT}"
+        ) from error
     if wrong:
         raise TeacherError(
             f"teacher.{wrong[0]}.name: this run was started with {before[wrong[0]]}, the weights "

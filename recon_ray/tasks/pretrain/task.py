@@ -198,7 +198,7 @@ class PretrainTask:
             self._bank = bank.to(device)
             self._text_teacher = None
 
-    def enrich(self, batch: Batch, source: SampleGenerator) -> Batch:
+    def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
         """Draw points, normalize and turn the clouds, add the teachers' features.
 
         The order is the published one: sub-sample, normalize, rotate about the up axis.

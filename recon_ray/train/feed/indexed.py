@@ -23,7 +23,7 @@ class TrainFeed(Protocol):
         """Give the worker's share of every global batch from ``start_step`` on."""
         ...
 
-    def complete(self, batch: Batch) -> Batch:
+    def gather_on_device(self, batch: Batch) -> Batch:
         """Add on the device what :meth:`epoch` has left out; part of the step."""
         ...
 
@@ -58,7 +58,7 @@ class IndexedFeed:
             taken = self.table.take(rows, self.options.needs, pinned=self.pinned)
             yield make_batch(taken, self.options, epoch=epoch)
 
-    def complete(self, batch: Batch) -> Batch:
+    def gather_on_device(self, batch: Batch) -> Batch:
         """Nothing was left out."""
         return batch
 

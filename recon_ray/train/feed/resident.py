@@ -80,7 +80,8 @@ def indexed_feed(
 class ResidentFeed:
     """All rows on the device, in the stored precision; a batch is made of row numbers.
 
-    The order is that of :class:`~recon_ray.train.feed.indexed.IndexedFeed`: every worker holds all rows
+    The order is that of :class:`~recon_ray.train.feed.indexed.IndexedFeed`: every worker holds all
+    rows
     and takes its share of each global batch, so that the shuffling is exact in every epoch.
 
     Args:
@@ -139,7 +140,7 @@ class ResidentFeed:
                 batch[name] = torch.from_numpy(chosen)
             yield batch
 
-    def complete(self, batch: Batch) -> Batch:
+    def gather_on_device(self, batch: Batch) -> Batch:
         """Gather the rows on the device."""
         row = batch["row"]
         whole = {"sample_id": batch["sample_id"]}

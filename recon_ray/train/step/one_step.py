@@ -72,7 +72,7 @@ class Step:
         self._feed = feed
         self._device = device
         self._rank = rank
-        self._enrich = task.enrich
+        self._prepare_on_device = task.prepare_on_device
         self._module = module
         self._half: HalfWeights | None = None
         self._forward: Callable[[Batch, SampleGenerator], dict[str, Tensor]]
@@ -92,7 +92,7 @@ class Step:
             self._forward = module
         if settings.compile != "off":
             arguments = compile_arguments(settings.compile)
-            self._enrich = torch.compile(task.enrich, **arguments)
+            self._prepare_on_device = torch.compile(task.prepare_on_device, **arguments)
             if bucketed:
                 module.compile(**arguments)
             else:
@@ -153,8 +153,10 @@ class Step:
     def _losses(self, micro: Batch, epoch: int | Tensor) -> dict[str, Tensor]:
         ids, seed = micro["sample_id"], self.settings.seed
         with torch.no_grad(), self._autocast():
-            whole = self._feed.complete(micro)
-            enriched = self._enrich(whole, SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM))
+            whole = self._feed.gather_on_device(micro)
+            enriched = self._prepare_on_device(
+                whole, SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM)
+            )
         with self._autocast():
             return self._forward(enriched, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
 

@@ -10,7 +10,7 @@ from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from recon_ray.cluster.failures import FailureNotes, explaining_failures
+from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.errors import OutOfMemoryError
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal
@@ -60,5 +60,5 @@ def test_other_failures_are_raised_as_they_are() -> None:
 
 
 def raise_in_fit(error: Exception) -> None:
-    with explaining_failures("lower x"):
+    with translate_failures("lower x"):
         raise error

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recon_ray.sweeps.trial_folders import Ledger
-from recon_ray.sweeps.trial_progress import Board
+from recon_ray.sweeps.trial_progress import TrialProgress
 
 
 def test_only_whole_results_count(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_names_are_those_of_trials_that_began(tmp_path: Path) -> None:
 
 def test_the_board_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -> None:
     for highest, best in ((True, "b"), (False, "a")):
-        board = Board(4, "accuracy", highest)
+        board = TrialProgress(4, "accuracy", highest)
         for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.3)):
             board.started(name)
             board.done(name, {"accuracy": value})

@@ -9,8 +9,8 @@ import pytest
 import ray
 import ray.train
 
-from recon_ray.cluster import stop_actor as messenger
-from recon_ray.cluster.stop_watch import guarded, outcome_of
+from recon_ray.cluster import stop_actor as stop_actor
+from recon_ray.cluster.stop_watch import end_together, outcome_of
 from recon_ray.cluster.workarounds.reservations import note_submission
 from recon_ray.cluster.worker import check_storage
 from recon_ray.errors import CheckpointError, ConfigError
@@ -23,7 +23,7 @@ class Handle:
     """The actor without Ray: its methods run where they are called."""
 
     def __init__(self) -> None:
-        self.actor = messenger.Messenger()
+        self.actor = stop_actor.StopActor()
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         method = getattr(self.actor, name)
@@ -36,7 +36,7 @@ def worker(monkeypatch):
     context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(messenger, "TOGETHER_SECONDS", 0.1)
+    monkeypatch.setattr(stop_actor, "TOGETHER_SECONDS", 0.1)
     return Handle()
 
 
@@ -46,12 +46,12 @@ def broken() -> dict:
 
 def test_what_one_worker_meets_is_raised(worker):
     with pytest.raises(CheckpointError):  # Ray ends the other one, which may wait for this one
-        guarded(worker, broken)
+        end_together(worker, broken)
 
 
 def test_what_all_workers_meet_is_returned_and_raised_by_the_driver(worker):
     worker.actor._failed.add(0)
-    outcome = guarded(worker, broken)
+    outcome = end_together(worker, broken)
     assert outcome == FAILURE
     with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         outcome_of(SimpleNamespace(return_value=outcome))
@@ -59,7 +59,7 @@ def test_what_all_workers_meet_is_returned_and_raised_by_the_driver(worker):
 
 def test_other_errors_stay_what_they_are(worker):
     with pytest.raises(ZeroDivisionError):
-        guarded(worker, lambda: {"metrics": 1 / 0})
+        end_together(worker, lambda: {"metrics": 1 / 0})
     done = SimpleNamespace(return_value={"metrics": {"loss": 1.0}})
     assert outcome_of(done) == {"metrics": {"loss": 1.0}}
 

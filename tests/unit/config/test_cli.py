@@ -357,7 +357,7 @@ def test_the_front_door_imports_neither_ray_nor_torch() -> None:
 def test_a_reader_that_stops_early_is_no_error() -> None:
     code = (
         "import sys; from recon_ray.cli import run_job;"
-        "from recon_ray.config.schema import PretrainConfig as C;"
+        "from recon_ray.tasks.pretrain.config import PretrainConfig as C;"
         "sys.exit(run_job('probe', C, print, arguments=['--help']))"
     )
     reader, writer = os.pipe()

@@ -44,7 +44,7 @@ module.prepare(SOURCE, sys.argv[1], OPTIONS)
 # Reports the process of a worker, which keeps its task until the whole job is killed.
 POOL = """
 import os, sys, time
-from recon_ray.data.prepare import run_processes
+from recon_ray.data.prepare.runners import run_processes
 
 def wait(task):
     print(os.getpid(), flush=True)

@@ -52,7 +52,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_teacher_cache import build
-from recon_ray.data.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet
 
 def stop_in_write(descriptor):
     count[0] += 1

@@ -66,7 +66,9 @@ def enriched(config: PretrainConfig, prepared: PreparedSet, epoch: int) -> dict[
     batch = make_batch(table.take(np.arange(9), options.needs), options, epoch=epoch)
     task.on_device(torch.device("cpu"))
     assert ("image_parameters" in batch) == (config.teacher.image.augment_on == "device")
-    return task.enrich(batch, SampleGenerator(config.run.seed, batch["sample_id"], epoch))
+    return task.prepare_on_device(
+        batch, SampleGenerator(config.run.seed, batch["sample_id"], epoch)
+    )
 
 
 @pytest.mark.parametrize("augment", ["reference", "none"])

@@ -90,7 +90,7 @@ def test_other_image_sizes_are_averaged_down():
 
 def test_features_are_the_same_in_another_process():
     code = (
-        "from recon_ray.teachers import create_image_teacher, create_text_teacher;"
+        "from recon_ray.teachers.create import create_image_teacher, create_text_teacher;"
         "import torch;"
         "x = torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) % 97 / 97.0;"
         "i, t = create_image_teacher('descriptor:8'), create_text_teacher('descriptor:8');"

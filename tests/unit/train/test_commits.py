@@ -29,13 +29,13 @@ from recon_ray.runs.checkpoint import CheckpointStore, expendable, pack
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal, explain_restart, last_record, shortened
 from recon_ray.runs.lease import Holder, Lease
-from recon_ray.runs.recorder import listening, read_records
+from recon_ray.runs.recorder import read_records, recording_to
 from recon_ray.tasks.run import start_run
 from recon_ray.train import commits
 from recon_ray.train.commits import Commits
 from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.sample_ledger import SampleLedger, ledger_table
-from recon_ray.train.stop_request import Notice, catching_sigterm, stop_requested
+from recon_ray.train.stop_request import StopRequest, sigterm_as_stop_request, stop_requested
 
 NAMES = [f"step-{step:08d}" for step in (10, 15, 20, 25, 30)]
 
@@ -50,11 +50,11 @@ class Alone:
         self.folder.local.mkdir(parents=True, exist_ok=True)
         self.store = CheckpointStore(self.folder.checkpoints, **options)
         self.device = torch.device("cpu")
-        self.told = Notice.NONE
+        self.told = StopRequest.NONE
         self.announced: list[str] = []
 
-    def notice(self) -> Notice:
-        told, self.told = self.told, Notice.NONE
+    def stop_request(self) -> StopRequest:
+        told, self.told = self.told, StopRequest.NONE
         return told
 
     def reason(self) -> str:
@@ -143,10 +143,10 @@ def test_a_notice_commits_at_the_next_look_and_is_noted(tmp_path):
     runtime = Alone(tmp_path / "run")
     committed = made(runtime)
     assert not committed.due(1)
-    runtime.told = Notice.COMMIT
+    runtime.told = StopRequest.COMMIT
     assert committed.due(2, ask=True)
     assert not committed.stopping
-    runtime.told = Notice.STOP
+    runtime.told = StopRequest.STOP
     assert committed.due(3, ask=True)
     assert committed.stopping
     kinds = [(event["event"], event["step"]) for event in Journal(runtime.folder).events()]
@@ -205,7 +205,7 @@ def test_training_goes_on_while_an_object_store_is_written(remote):
 def test_after_a_notice_an_object_store_is_waited_for(remote):
     committed = made(remote)
     assert not committed.due(1)
-    remote.told = Notice.COMMIT
+    remote.told = StopRequest.COMMIT
     assert committed.due(2, ask=True)
     threading.Timer(0.2, remote.store.gate.set).start()
     store(committed, 2)
@@ -363,7 +363,7 @@ def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
 
 HOLD = """
 import sys, time
-from recon_ray.train.lease import Lease
+from recon_ray.runs.lease import Lease
 lease = Lease(sys.argv[1], "run")
 lease.take()
 print("taken", flush=True)
@@ -429,7 +429,7 @@ def test_a_holder_counts_up_and_ends_where_it_was_taken_over(tmp_path):
         time.sleep(0.05)
     else:
         pytest.fail("it does not count")
-    with catching_sigterm():
+    with sigterm_as_stop_request():
         for _ in range(50):  # the holder may just be writing
             elsewhere(tmp_path)
             if stop_requested().wait(0.2):
@@ -485,7 +485,7 @@ def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config,
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with catching_sigterm(), listening(terminate), pytest.raises(StoppedError) as stopped:
+    with sigterm_as_stop_request(), recording_to(terminate), pytest.raises(StoppedError) as stopped:
         pretrain_here(changed(config, run={"name": "part"}), tiny_prepared)
     assert stopped.value.exit_code == 143
     metrics, part = pretrain_here(changed(config, run={"name": "part"}), tiny_prepared)
@@ -605,7 +605,7 @@ def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with catching_sigterm(), listening(terminate), pytest.raises(StoppedError):
+    with sigterm_as_stop_request(), recording_to(terminate), pytest.raises(StoppedError):
         pretrain_here(there, tiny_prepared)
     metrics, _ = pretrain_here(there, tiny_prepared)
     assert metrics["steps"] == 12

@@ -19,7 +19,7 @@ from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal
 from recon_ray.runs.lease import Holder, Lease
 from recon_ray.train.commits import Commits
-from recon_ray.train.stop_request import Notice
+from recon_ray.train.stop_request import StopRequest
 
 FOR_A_MOMENT, FOR_LONG = len(retries.RETRY_SECONDS), 1000
 
@@ -142,8 +142,8 @@ def test_records_that_cannot_be_published_come_with_the_next_commit(
             self.store, self.folder = store, folder
             self.announced: list[str] = []
 
-        def notice(self) -> Notice:
-            return Notice.NONE
+        def stop_request(self) -> StopRequest:
+            return StopRequest.NONE
 
         def committed(self, name, step, metrics) -> None:
             self.announced.append(name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recon_ray.runs.recorder import Recorder, listening
+from recon_ray.runs.recorder import Recorder, recording_to
 
 
 def _records(folder):
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made_is_noted(tmp_path):
 def test_a_listener_is_told_of_every_record_while_it_listens(tmp_path: Path) -> None:
     heard: list[tuple[int, int, dict[str, float]]] = []
     recorder = Recorder(tmp_path, start_step=0)
-    with listening(lambda step, epoch, values: heard.append((step, epoch, dict(values)))):
+    with recording_to(lambda step, epoch, values: heard.append((step, epoch, dict(values)))):
         recorder.write(3, 1, {"train/loss": 0.5})
     recorder.write(4, 1, {"train/loss": 0.4})
     recorder.close()

@@ -11,7 +11,7 @@ import pytest
 from recon_ray.errors import StoppedError
 from recon_ray.train import stop_request as notices
 from recon_ray.train.runtime import LocalRuntime
-from recon_ray.train.stop_request import Notice, catching_sigterm, stop_requested
+from recon_ray.train.stop_request import StopRequest, sigterm_as_stop_request, stop_requested
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def terminate() -> None:
 
 
 def evaluate_under(number: int) -> None:
-    with catching_sigterm():
+    with sigterm_as_stop_request():
         os.kill(os.getpid(), number)
         time.sleep(30)
 
@@ -62,16 +62,16 @@ def test_a_run_that_does_not_hear_is_ended_as_by_ctrl_c(ended):
 def test_a_run_that_hears_takes_the_time_it_needs(ended):
     runtime = object.__new__(LocalRuntime)
     for _ in range(2):  # the second time as the first
-        with catching_sigterm():
-            assert runtime.notice() is Notice.NONE
+        with sigterm_as_stop_request():
+            assert runtime.stop_request() is StopRequest.NONE
             terminate()
-            assert runtime.notice() is Notice.STOP
+            assert runtime.stop_request() is StopRequest.STOP
             time.sleep(0.5)  # commits
     assert ended == []
 
 
 def test_a_second_sigterm_ends_at_once(ended):
-    with catching_sigterm():
+    with sigterm_as_stop_request():
         terminate()
         terminate()
         assert ended == [signal.SIGTERM]

@@ -118,7 +118,7 @@ def test_rows_on_the_device_make_the_batches_of_rows_in_memory(draw):
     for epoch in (0, 3):
         for rank in (0, 1):
             mine = list(host.epoch(epoch, 1, plan, rank))
-            theirs = [device.complete(one) for one in device.epoch(epoch, 1, plan, rank)]
+            theirs = [device.gather_on_device(one) for one in device.epoch(epoch, 1, plan, rank)]
             assert len(mine) == len(theirs) == 1
             assert mine[0].keys() == theirs[0].keys()
             for name, value in mine[0].items():

@@ -65,7 +65,7 @@ class ScriptedTask:
     def on_device(self, device):
         pass
 
-    def enrich(self, batch, source):
+    def prepare_on_device(self, batch, source):
         return batch
 
     def evaluate(self, module, runtime, *, when):
@@ -112,7 +112,7 @@ def test_what_a_task_measures_is_waited_for_without_the_timeout_of_a_step(
             said.append("validate")
             return super().validate(module, runtime)
 
-    monkeypatch.setattr(loop, "waiting_for_rank_zero", waiting)
+    monkeypatch.setattr(loop, "rank_zero_barrier", waiting)
     run(Telling([0.5]), tiny_prepared, tmp_path / "run", epochs=1)
     assert " ".join(said) == " ".join(
         f"wait {what} go on" for what in ("before", "validate", "after")

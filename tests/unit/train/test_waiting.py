@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from recon_ray.train import rank_zero_barrier as waiting
-from recon_ray.train.rank_zero_barrier import waiting_for_rank_zero
+from recon_ray.train.rank_zero_barrier import rank_zero_barrier
 
 COLLECTIVE_SECONDS, ALONE_SECONDS = 2.0, 3.5
 
@@ -22,14 +22,14 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     dist.barrier()
     _set_pg_timeout(timedelta(seconds=COLLECTIVE_SECONDS))
-    with waiting_for_rank_zero():
+    with rank_zero_barrier():
         time.sleep(ALONE_SECONDS if rank == 0 else 0)
     total = torch.ones(1)
     dist.all_reduce(total)
     told = [f"{total.item():g}"]
     began = time.monotonic()
     try:
-        with waiting_for_rank_zero():
+        with rank_zero_barrier():
             if rank == 0:
                 raise ZeroDivisionError
     except (ZeroDivisionError, RuntimeError) as error:
@@ -46,5 +46,5 @@ def test_the_others_wait_for_rank_0_and_hear_at_once_that_it_failed(tmp_path):
 
 def test_one_worker_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(waiting, "_get_default_store", lambda: pytest.fail("there is none"))
-    with waiting_for_rank_zero():
+    with rank_zero_barrier():
         pass
