@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.benchmarks.config import BenchmarkConfig
-from recon_ray.cli import Job, JobResult, run_job
-
-
-def main(job: Job[BenchmarkConfig]) -> JobResult:
-    from recon_ray.benchmarks.job import benchmark
-
-    return benchmark(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("benchmark", BenchmarkConfig, main, word="what"))
+    sys.exit(run_job("benchmark"))

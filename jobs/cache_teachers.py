@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-
-
-def main(job: Job[CacheTeachersConfig]) -> JobResult:
-    from recon_ray.tasks.cache_teachers.job import cache_teachers  # torch and Ray only when needed
-
-    return cache_teachers(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("cache_teachers", CacheTeachersConfig, main))
+    sys.exit(run_job("cache_teachers"))

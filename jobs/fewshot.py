@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.sweeps.fewshot.config import FewshotConfig
-
-
-def main(job: Job[FewshotConfig]) -> JobResult:
-    from recon_ray.sweeps.fewshot.job import fewshot  # torch and Ray load only when needed
-
-    return fewshot(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("fewshot", FewshotConfig, main))
+    sys.exit(run_job("fewshot"))

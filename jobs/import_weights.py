@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.tasks.import_weights.config import ImportWeightsConfig
-
-
-def main(job: Job[ImportWeightsConfig]) -> JobResult:
-    from recon_ray.tasks.import_weights.job import import_weights  # torch loads only when needed
-
-    return import_weights(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("import_weights", ImportWeightsConfig, main))
+    sys.exit(run_job("import_weights"))

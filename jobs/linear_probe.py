@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
-
-
-def main(job: Job[LinearProbeConfig]) -> JobResult:
-    from recon_ray.tasks.linear_probe.job import linear_probe  # torch and Ray load only when needed
-
-    return linear_probe(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("linear_probe", LinearProbeConfig, main))
+    sys.exit(run_job("linear_probe"))

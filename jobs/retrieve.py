@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.tasks.retrieve.config import RetrieveConfig
-
-
-def main(job: Job[RetrieveConfig]) -> JobResult:
-    from recon_ray.tasks.retrieve.job import retrieve  # torch and Ray load only when needed
-
-    return retrieve(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("retrieve", RetrieveConfig, main))
+    sys.exit(run_job("retrieve"))

@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.sweeps.config import SweepConfig
-
-
-def main(job: Job[SweepConfig]) -> JobResult:
-    from recon_ray.sweeps.job import sweep  # torch and Ray load only when needed
-
-    return sweep(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("sweep", SweepConfig, main))
+    sys.exit(run_job("sweep"))

@@ -2,15 +2,7 @@
 
 import sys
 
-from recon_ray.cli import Job, JobResult, run_job
-from recon_ray.tasks.visualize.config import VisualizeConfig
-
-
-def main(job: Job[VisualizeConfig]) -> JobResult:
-    from recon_ray.tasks.visualize.job import visualize  # torch loads only when needed
-
-    return visualize(job)
-
+from recon_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("visualize", VisualizeConfig, main))
+    sys.exit(run_job("visualize"))

@@ -1,4 +1,4 @@
-"""The front door of every job: arguments, help, logging, errors, exit status, closing lines."""
+"""Command line of every job: arguments, help, logging, errors, exit status, closing lines."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
 from recon_ray.config.help import dump_yaml, format_help
 from recon_ray.config.loader import load
-from recon_ray.errors import ConfigError, ReconError
-
-ConfigT = TypeVar("ConfigT", bound=BaseModel)
+from recon_ray.errors import ConfigError, find_recon_error, root_cause
+from recon_ray.tasks.registry import JOBS, Flag, Job, JobSpec, find_job, load_object
 
 logger = logging.getLogger(__name__)
 
+#: Files that come with the package; a job's default lies there.
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEBUG_VARIABLE = "RECON_DEBUG"
 INTERRUPTED = 130
 _FLAGS = ("--help", "--print-config", "--dry-run")
@@ -31,54 +31,8 @@ _USAGE = (
     "usage: python jobs/{name}.py [CONFIG.yaml ...] [key=value ...]"
     " [--help [SECTION]] [--print-config] [--dry-run]"
 )
+_LIST_USAGE = "usage: python -m recon_ray JOB [CONFIG.yaml ...] [key=value ...] [--help]"
 _LONGEST_MESSAGE = 400
-
-
-@dataclass(frozen=True)
-class Job(Generic[ConfigT]):
-    """What a job's main function gets.
-
-    Attributes:
-        name: Name of the job, as in ``jobs/<name>.py``.
-        config: The validated configuration.
-        origins: Place of every option that was set, by dotted key.
-        files: YAML files read, in the order in which they take effect.
-        dry_run: Build everything, take one step, report memory and time, stop.
-    """
-
-    name: str
-    config: ConfigT
-    origins: dict[str, str]
-    files: tuple[Path, ...]
-    dry_run: bool = False
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """What a job returns: a short table to print and the path of its ``result.json``.
-
-    Attributes:
-        table: The table.
-        result_path: The path.
-        failure: What went wrong in parts of the job that ended otherwise, in one sentence.
-    """
-
-    table: str
-    result_path: Path | str | None = None
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag of one job, which shows something and stops: ``--cards [NAME]``.
-
-    Attributes:
-        meaning: What it shows, for ``--help``.
-        show: Gives the text; gets the word after the flag, None if there is none.
-    """
-
-    meaning: str
-    show: Callable[[str | None], str]
 
 
 @dataclass(frozen=True)
@@ -92,44 +46,32 @@ class _CommandLine:
     shown: str | None = None
 
 
-def run_job(
-    name: str,
-    schema: type[ConfigT],
-    main: Callable[[Job[ConfigT]], JobResult | None],
-    *,
-    default: Path | None = None,
-    description: str = "",
-    flags: Mapping[str, Flag] | None = None,
-    word: str | None = None,
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """Run a job from the command line to its exit status; never raises an error of the job.
+def run_job(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a job of the registry from its command line to its exit status; never raises its errors.
 
     The table and then, on the last line, the path of ``result.json`` go to standard output; log
-    lines and errors go to standard error. A job's file ends with ``sys.exit(run_job(...))``.
+    lines and errors go to standard error. The job's main function has to end what it started (Ray
+    too) before it returns, or lines of theirs may come after the last one.
 
     Args:
         name: Name of the job, as in ``jobs/<name>.py``.
-        schema: Root model of the configuration.
-        main: The job. It has to end what it started (Ray too) before it returns, or lines of theirs
-            may come after the last one.
-        default: YAML file to read if the command line names none.
-        description: One sentence for ``--help``; by default the schema's docstring.
-        flags: Flags of this job, by name (``--cards``).
-        word: Option that a word alone sets: ``benchmark.py step`` for ``what=step``.
         arguments: Command line without the program; by default that of the process.
 
     Returns:
         0 done, 2 configuration or arguments wrong, 130 interrupted, 1 anything else.
     """
-    flags = flags or {}
+    can_resume = False
     try:
-        line = _parse(sys.argv[1:] if arguments is None else arguments, flags, word)
-        if line.wants_help:
-            _say(_help(name, schema, default, description, flags, line.section))
-            return 0
+        job = find_job(name)
+        line = _parse(sys.argv[1:] if arguments is None else arguments, job)
         if line.shows is not None:
-            _say(flags[line.shows].show(line.shown))
+            _say(load_object(job.flags[line.shows].show)(line.shown))
+            return 0
+        schema = job.load_config()
+        can_resume = "resume" in schema.model_fields
+        default = None if job.default is None else CONFIGS / job.default
+        if line.wants_help:
+            _say(_help(name, job, schema, default, line.section))
             return 0
         loaded = load(schema, line.arguments, default=default)
         if line.print_config:
@@ -138,19 +80,47 @@ def run_job(
         set_up_logging()
         if default in loaded.files:
             logger.info("without a CONFIG.yaml the options of %s apply", default)
-        result = main(Job(name, loaded.config, loaded.origins, loaded.files, line.dry_run))
+        run = job.load_main()
+        result = run(Job(name, loaded.config, loaded.origins, loaded.files, line.dry_run))
     except KeyboardInterrupt:
-        _complain(_interrupted("resume" in schema.model_fields))
+        _complain(_interrupted(can_resume))
         return INTERRUPTED
     except Exception as error:
         return _failed(name, error)
-    if result is not None:
-        lines = (result.table.rstrip(), result.result_path)
-        _say("\n".join(str(line) for line in lines if line))
-        if result.failure is not None:
-            _complain(result.failure)
-            return 1
+    lines = [str(line) for line in (result.table.rstrip(), result.result_path) if line]
+    if lines:
+        _say("\n".join(lines))
+    if result.failure is not None:
+        _complain(result.failure)
+        return 1
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m recon_ray JOB [...]``; without a job, list them."""
+    name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    if name in ("", "-h", "--help"):
+        _say(_list_jobs())
+        return 0
+    return run_job(name, rest[:-1])
+
+
+def _list_jobs() -> str:
+    """Return the jobs with the first line of what each does."""
+    lines = [
+        "usage: python -m recon_ray JOB [CONFIG.yaml ...] [key=value ...] [--help]",
+        "",
+        "jobs:",
+    ]
+    for name, job in JOBS.items():
+        lines.append(f"  {name:16} {_summary(job.load_config())}")
+    return "\n".join(lines)
+
+
+def _summary(schema: type[BaseModel]) -> str:
+    """Return the first line of a job's docstring, without the file that it names."""
+    text = (schema.__doc__ or "").strip().partition("\n")[0]
+    return text.partition(": ")[2] or text
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -186,7 +156,8 @@ class _LineFormatter(logging.Formatter):
 # --- Command line -------------------------------------------------------------------------------
 
 
-def _parse(arguments: Sequence[str], own: Mapping[str, Flag], option: str | None) -> _CommandLine:
+def _parse(arguments: Sequence[str], job: JobSpec) -> _CommandLine:
+    own, option = job.flags, job.word
     rest: list[str] = []
     flags: set[str] = set()
     words: dict[str, str] = {}  # that follow a flag
@@ -234,17 +205,12 @@ def _unknown_flag(argument: str, own: Mapping[str, Flag]) -> str:
 
 
 def _help(
-    name: str,
-    schema: type[BaseModel],
-    default: Path | None,
-    description: str,
-    own: Mapping[str, Flag],
-    section: str | None,
+    name: str, job: JobSpec, schema: type[BaseModel], default: Path | None, section: str | None
 ) -> str:
     table = format_help(schema, section, width=max(shutil.get_terminal_size((110, 24)).columns, 80))
     if section is not None:
         return table
-    summary = description or (schema.__doc__ or "").strip().partition("\n")[0]
+    summary = (schema.__doc__ or "").strip().partition("\n")[0]
     files = f"Without a CONFIG.yaml it reads {default}." if default else ""
     head = "\n".join(part for part in (summary, files) if part)
     flags = (
@@ -252,7 +218,10 @@ def _help(
         "  --print-config    print the resolved configuration and stop\n"
         "  --dry-run         build everything, take one step, report memory and time, stop"
     )
-    lines = [flags, *(f"  {flag + ' [NAME]':17} {found.meaning}" for flag, found in own.items())]
+    lines = [
+        flags,
+        *(f"  {flag + ' [NAME]':17} {found.meaning}" for flag, found in job.flags.items()),
+    ]
     blocks = (
         _USAGE.format(name=name),
         head,
@@ -283,63 +252,6 @@ def _failed(name: str, error: Exception) -> int:
         message += f" (traceback {where} {DEBUG_VARIABLE}=1)"
     _complain(message)
     return 1
-
-
-def find_recon_error(error: BaseException) -> ReconError | None:
-    """Find the ReconError inside what Ray raised for it.
-
-    Ray wraps an exception of a worker in others: as ``cause`` (in a class that derives from both,
-    so that ``isinstance`` is no proof and the text is a traceback), as values of
-    ``worker_failures``, or in ``args``.
-
-    Args:
-        error: What was caught.
-
-    Returns:
-        The error with its own message, or None if there is none inside.
-    """
-    own = [found for found in _nested(error) if isinstance(found, ReconError)]
-    return next((found for found in own if not _is_wrapper(found)), own[0] if own else None)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Give the exception that the user's code or ours raised, without Ray's wrapping.
-
-    Args:
-        error: What was caught.
-
-    Returns:
-        The first exception inside that wraps no other; the error itself if it is none of Ray's.
-    """
-    if not _is_wrapper(error):
-        return error
-    return next((found for found in _nested(error) if not _is_wrapper(found)), error)
-
-
-def _is_wrapper(error: BaseException) -> bool:
-    return any(_held(error))
-
-
-def _nested(error: BaseException) -> Iterator[BaseException]:
-    """Walk through an exception and what it wraps or comes from, from the outside in."""
-    pending, seen = [error], set()
-    while pending:
-        current = pending.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        pending += _held(current)
-        if current.__cause__ is not None:
-            pending.append(current.__cause__)
-
-
-def _held(error: BaseException) -> list[BaseException]:
-    """Exceptions that this one carries as attributes, in a dictionary of them, or in its args."""
-    held: list[object] = []
-    for value in (*vars(error).values(), *error.args):
-        held += value.values() if isinstance(value, dict) else [value]
-    return [item for item in held if isinstance(item, BaseException) and item is not error]
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ alone, without a traceback, and ends with :attr:`ReconError.exit_code`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -61,3 +61,63 @@ def from_record(record: Mapping[str, Any]) -> ReconError:
     """The error that :func:`as_record` was given."""
     kind: type[ReconError] = globals().get(str(record["error"]), ReconError)
     return kind(record["message"])
+
+
+# --- Errors inside what Ray raised ---------------------------------------------------------------
+
+
+def find_recon_error(error: BaseException) -> ReconError | None:
+    """Find the ReconError inside what Ray raised for it.
+
+    Ray wraps an exception of a worker in others: as ``cause`` (in a class that derives from both,
+    so that ``isinstance`` is no proof and the text is a traceback), as values of
+    ``worker_failures``, or in ``args``.
+
+    Args:
+        error: What was caught.
+
+    Returns:
+        The error with its own message, or None if there is none inside.
+    """
+    own = [found for found in _nested(error) if isinstance(found, ReconError)]
+    return next((found for found in own if not _is_wrapper(found)), own[0] if own else None)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Give the exception that the user's code or ours raised, without Ray's wrapping.
+
+    Args:
+        error: What was caught.
+
+    Returns:
+        The first exception inside that wraps no other; the error itself if it is none of Ray's.
+    """
+    if not _is_wrapper(error):
+        return error
+    return next((found for found in _nested(error) if not _is_wrapper(found)), error)
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    return any(_held(error))
+
+
+def _nested(error: BaseException) -> Iterator[BaseException]:
+    """Walk through an exception and what it wraps or comes from, from the outside in."""
+    pending, seen = [error], set()
+    while pending:
+        current = pending.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        pending += _held(current)
+        if current.__cause__ is not None:
+            pending.append(current.__cause__)
+
+
+def _held(error: BaseException) -> list[BaseException]:
+    """Exceptions that this one carries as attributes, in a dictionary of them, or in its args."""
+    held: list[object] = []
+    for value in (*vars(error).values(), *error.args):
+        held += value.values() if isinstance(value, dict) else [value]
+    return [item for item in held if isinstance(item, BaseException) and item is not error]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from recon_ray.benchmarks.config import BenchmarkConfig
 from recon_ray.benchmarks.point_ops import measure_ops
-from recon_ray.cli import Job, JobResult
 from recon_ray.tasks.config_checks import use_ops
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 
 PARTS = ("ops", "step", "training", "ingest")

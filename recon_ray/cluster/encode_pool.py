@@ -12,6 +12,7 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
+from torch import Tensor
 
 from recon_ray.cluster.placement import WorkerPlan
 from recon_ray.cluster.worker import set_up_worker_log, work_in
@@ -108,3 +109,33 @@ class _ShardEncoder:
         except ReconError as error:
             record = as_record(error)
         return {"record": [json.dumps(record)]}
+
+
+def run_in_worker(compute: Callable[[str], Tensor], plan: WorkerPlan) -> Tensor:
+    """Run a function on the device of one worker of the joined cluster.
+
+    Args:
+        compute: Gets the device and returns a tensor on the CPU.
+        plan: What a worker reserves.
+
+    Raises:
+        ReconError: What the worker met that the user can act on.
+    """
+    device = "cuda" if plan.gpus_per_worker else "cpu"
+    task = ray.remote(_run_in_worker)
+    task = task.options(num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker)
+    found = ray.get(task.remote(compute, device, working_directory()))
+    if isinstance(found, dict):
+        raise from_record(found)
+    return found
+
+
+def _run_in_worker(
+    compute: Callable[[str], Tensor], device: str, directory: str
+) -> Tensor | Record:
+    set_up_worker_log(1, show_records=False)
+    work_in(directory)
+    try:
+        return compute(device)
+    except ReconError as error:
+        return as_record(error)

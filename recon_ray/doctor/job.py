@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster import token as access
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import joins_cluster, ray_session
@@ -19,6 +18,7 @@ from recon_ray.doctor.node_checks import Node, NodeVisit, alive_nodes, store_rou
 from recon_ray.doctor.storage_checks import Probe, inspect_data, inspect_storage
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.points import ops
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.errors import ReconError
 from recon_ray.reproduce.config import ReproduceConfig
 from recon_ray.reproduce.estimates import plan_text
@@ -24,6 +23,7 @@ from recon_ray.tasks.config_checks import check_model
 from recon_ray.tasks.input_hashes import SETS
 from recon_ray.tasks.pretrain import job as pretrain
 from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run, refuse_other_config, with_name
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _begin(run: Run, ledger: Ledger, table: TablePlan) -> None:
 
 def _pretrain(run: Run, config: PretrainConfig) -> None:
     logger.info("pre-training first, in %s", join(config.run.storage, str(config.run.name)))
-    pretrain.pretrain(Job("pretrain", config, {}, ()))
+    pretrain.pretrain(Job("pretrain", config))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recon_ray.cli import Job
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, DataError, TeacherError
@@ -24,6 +23,7 @@ from recon_ray.tasks.linear_probe import job as linear_probe
 from recon_ray.tasks.linear_probe.config import LinearProbeConfig
 from recon_ray.tasks.partseg import job as partseg
 from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.registry import Job
 from recon_ray.tasks.zeroshot import job as zeroshot
 from recon_ray.tasks.zeroshot.config import ZeroshotConfig
 from recon_ray.weights.catalog import CATALOG
@@ -89,12 +89,12 @@ def _check_finetuning(config: FinetuneConfig, has_weights: bool) -> None:
 
 def _check_zeroshot(config: ZeroshotConfig, has_weights: bool) -> None:
     if has_weights:
-        zeroshot.zeroshot(Job("zeroshot", config, {}, (), dry_run=True))
+        zeroshot.zeroshot(Job("zeroshot", config, dry_run=True))
 
 
 def _check_probe(config: LinearProbeConfig, has_weights: bool) -> None:
     if has_weights:
-        linear_probe.linear_probe(Job("linear_probe", config, {}, (), dry_run=True))
+        linear_probe.linear_probe(Job("linear_probe", config, dry_run=True))
 
 
 def _check_parts(config: PartsegConfig, has_weights: bool) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from recon_ray.cli import JobResult
 from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.figures.trials import draw_beside
@@ -30,6 +29,7 @@ from recon_ray.sweeps.nested_config import option
 from recon_ray.sweeps.report import SweepStory, write_report
 from recon_ray.sweeps.tables import DEVIATION, TrialRow, read_rows, spreads
 from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.tasks.registry import JobResult
 from recon_ray.tasks.run import Run
 
 TABLE_FILE, MARKDOWN_FILE = "table.parquet", "table.md"

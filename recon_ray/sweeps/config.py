@@ -8,23 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from recon_ray.config.sections.common import Count, JobConfig, NonNegative, Positive, Section
 from recon_ray.sweeps.search_space import is_drawn, parse_space
-from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
-from recon_ray.tasks.partseg.config import PartsegConfig
-from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.zeroshot.config import ZeroshotConfig
-
-JobName = Literal["pretrain", "finetune", "evaluate", "linear_probe", "zeroshot", "partseg"]
-
-#: Root model of every job that can be swept.
-SWEPT_JOBS: dict[str, type[JobConfig]] = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "evaluate": EvaluateConfig,
-    "linear_probe": LinearProbeConfig,
-    "zeroshot": ZeroshotConfig,
-    "partseg": PartsegConfig,
-}
+from recon_ray.tasks.registry import swept_jobs
 
 
 class TrialSection(Section):
@@ -129,13 +113,22 @@ class SweepConfig(JobConfig):
         description="auto continues the sweep of this name with the trials that are not done, "
         "never sets it aside.",
     )
-    job: JobName = Field("finetune", description="The job that every trial runs.")
+    job: str = Field(
+        "finetune", description=f"The job that every trial runs: {', '.join(swept_jobs())}."
+    )
     config: dict[str, Any] = Field(
         {},
         description="The job's own options, as in its YAML files; include: [file] reads such files "
         "first. Dotted keys change single options: config.optim.lr=1e-4.",
     )
     sweep: SweepSection = Field(description="What is varied and how trials are compared.")
+
+    @field_validator("job")
+    @classmethod
+    def _can_be_swept(cls, job: str) -> str:
+        if job not in swept_jobs():
+            raise ValueError(f"expected one of {', '.join(swept_jobs())}, found {job!r}")
+        return job
 
     @model_validator(mode="after")
     def _has_no_workers_of_its_own(self) -> SweepConfig:

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.config.fields import nearest
 from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.files import parquet_bytes, write_file
@@ -47,6 +46,7 @@ from recon_ray.sweeps.trial_progress import TrialProgress
 from recon_ray.tasks.input_hashes import SETS, WEIGHTS
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import open_set
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 
 logger = logging.getLogger(__name__)

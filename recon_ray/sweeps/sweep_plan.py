@@ -10,7 +10,7 @@ from typing import Any
 from recon_ray.config.help import as_mapping
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.errors import ConfigError
-from recon_ray.sweeps.config import SWEPT_JOBS, SweepConfig
+from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.nested_config import InnerJob, option
 from recon_ray.sweeps.optuna_search import check_optuna
 from recon_ray.sweeps.search_space import (
@@ -24,16 +24,7 @@ from recon_ray.sweeps.search_space import (
 )
 from recon_ray.sweeps.trial_placement import Trial
 from recon_ray.tasks.config_checks import find_set
-
-#: What compares the trials of a job unless another number is named.
-METRICS = {
-    "pretrain": "probe_full_after",
-    "finetune": "accuracy",
-    "evaluate": "accuracy",
-    "linear_probe": "accuracy",
-    "zeroshot": "zeroshot_accuracy",
-    "partseg": "instance_miou",
-}
+from recon_ray.tasks.registry import JOBS
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Plan:
     @property
     def metric(self) -> str:
         """What compares the trials."""
-        return self.config.sweep.metric or METRICS[self.config.job]
+        return self.config.sweep.metric or str(JOBS[self.config.job].metric)
 
     @property
     def is_nested(self) -> bool:
@@ -74,7 +65,7 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
         ConfigError: One line each problem.
         DataError: If a data set is damaged.
     """
-    schema, options = SWEPT_JOBS[config.job], config.sweep
+    schema, options = JOBS[config.job].load_config(), config.sweep
     inner = InnerJob.read(schema, config.config, "config", origins)
 
     def place(key: str) -> str:

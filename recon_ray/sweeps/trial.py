@@ -13,7 +13,6 @@ from typing import Any
 
 from torch.utils.tensorboard.summary import hparams, scalar
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.config.fields import scalar_text
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import ClusterSection, JobConfig
@@ -35,6 +34,7 @@ from recon_ray.sweeps.trial_placement import (
 from recon_ray.sweeps.trial_progress import TrialProgress
 from recon_ray.tasks.classify.episodes import shared_clouds
 from recon_ray.tasks.input_hashes import inputs_of, refuse_other_inputs
+from recon_ray.tasks.registry import JOBS, Job
 from recon_ray.tasks.run import Run
 
 logger = logging.getLogger(__name__)
@@ -92,33 +92,13 @@ class TrialWork:
         told = _ProgressReporter(self.watch, report, 0.0 if self.reports_all else REPORT_SECONDS)
         follow = _following(folder, told) if self.is_nested else recording_to(told)
         with follow, shared_clouds(shared):
-            failure = _program(self.job)(Job(self.job, config, {}, ())).failure
+            failure = JOBS[self.job].load_main()(Job(self.job, config)).failure
         if failure is not None:
             logger.warning("%s", failure)
         found: dict[str, Any] = json.loads(folder.read("result.json") or "{}")
         metrics = {name: float(value) for name, value in found["metrics"].items()}
         _write_hparams(folder, trial.values, metrics)
         return metrics
-
-
-def _program(job: str) -> Callable[[Job[Any]], JobResult]:
-    """The driver of a job; each loads what only it needs."""
-    from recon_ray.tasks.classify import evaluate_job as evaluate
-    from recon_ray.tasks.classify import finetune_job as finetune
-    from recon_ray.tasks.linear_probe import job as linear_probe
-    from recon_ray.tasks.partseg import job as partseg
-    from recon_ray.tasks.pretrain import job as pretrain
-    from recon_ray.tasks.zeroshot import job as zeroshot
-
-    programs: dict[str, Callable[[Job[Any]], JobResult]] = {
-        "pretrain": pretrain.pretrain,
-        "finetune": finetune.finetune,
-        "evaluate": evaluate.evaluate_classifier,
-        "linear_probe": linear_probe.linear_probe,
-        "zeroshot": zeroshot.zeroshot,
-        "partseg": partseg.partseg,
-    }
-    return programs[job]
 
 
 class _ProgressReporter:

@@ -21,7 +21,6 @@ from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray import __version__
-from recon_ray.cli import JobResult
 from recon_ray.config.fields import section_model
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import JobConfig
@@ -31,6 +30,7 @@ from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.runs.lease import Lease
 from recon_ray.runs.storage import absolute, is_uri, join, open_filesystem, split
 from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs
+from recon_ray.tasks.registry import JobResult
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 

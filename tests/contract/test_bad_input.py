@@ -36,38 +36,10 @@ from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower
-from recon_ray.reproduce.config import ReproduceConfig
-from recon_ray.reproduce.job import reproduce
 from recon_ray.runs.checkpoint import CheckpointStore
-from recon_ray.sweeps.config import SweepConfig
-from recon_ray.sweeps.fewshot.config import FewshotConfig
-from recon_ray.sweeps.fewshot.job import fewshot
-from recon_ray.sweeps.job import sweep
 from recon_ray.tasks import run_figures as figures
-from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.cache_teachers.job import cache_teachers
-from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
-from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
-from recon_ray.tasks.classify.finetune_job import finetune
-from recon_ray.tasks.embed.config import EmbedConfig
-from recon_ray.tasks.embed.job import embed
-from recon_ray.tasks.import_weights.config import ImportWeightsConfig
-from recon_ray.tasks.import_weights.job import import_weights
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
-from recon_ray.tasks.linear_probe.job import linear_probe
-from recon_ray.tasks.partseg.config import PartsegConfig
-from recon_ray.tasks.partseg.job import partseg
-from recon_ray.tasks.prepare.config import PrepareConfig
-from recon_ray.tasks.prepare.job import prepare
 from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.pretrain.job import pretrain
 from recon_ray.tasks.pretrain.task import PretrainModule
-from recon_ray.tasks.retrieve.config import RetrieveConfig
-from recon_ray.tasks.retrieve.job import retrieve
-from recon_ray.tasks.visualize.config import VisualizeConfig
-from recon_ray.tasks.visualize.job import visualize
-from recon_ray.tasks.zeroshot.config import ZeroshotConfig
-from recon_ray.tasks.zeroshot.job import zeroshot
 from recon_ray.weights.weight_files import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,11 +85,11 @@ class Jobs:
 
     def pretrain(self, *arguments: object) -> Outcome:
         given = [str(self.config), *map(str, arguments)]
-        return self._outcome(run_job("pretrain", PretrainConfig, pretrain, arguments=given))
+        return self._outcome(run_job("pretrain", given))
 
     def prepare(self, *arguments: object) -> Outcome:
         given = [f"run.storage={self.runs}", "run.name=prepare", *map(str, arguments)]
-        return self._outcome(run_job("prepare", PrepareConfig, prepare, arguments=given))
+        return self._outcome(run_job("prepare", given))
 
     def custom(self, source: Path, *arguments: object) -> Outcome:
         """Prepare a folder of clouds, in this process, to ``set``."""
@@ -128,7 +100,7 @@ class Jobs:
 
     def import_weights(self, *arguments: object) -> Outcome:
         given = [f"run.storage={self.runs}", *map(str, arguments)]
-        status = run_job("import_weights", ImportWeightsConfig, import_weights, arguments=given)
+        status = run_job("import_weights", given)
         return self._outcome(status)
 
     def finetune(self, *arguments: object) -> Outcome:
@@ -139,32 +111,32 @@ class Jobs:
             "runtime.threads=1",
         )  # fmt: skip
         given = ["run.name=tuned", *tiny, *map(str, arguments)]
-        return self._outcome(run_job("finetune", FinetuneConfig, finetune, arguments=given))
+        return self._outcome(run_job("finetune", given))
 
     def evaluate(self, *arguments: object) -> Outcome:
         own = (f"run.storage={self.runs}", "cluster.workers=0", "runtime.threads=1")
         given = [*own, *map(str, arguments)]
-        status = run_job("evaluate", EvaluateConfig, evaluate_classifier, arguments=given)
+        status = run_job("evaluate", given)
         return self._outcome(status)
 
     def visualize(self, *arguments: object) -> Outcome:
         given = [f"run.storage={self.runs}", "run.name=pictures", *map(str, arguments)]
-        return self._outcome(run_job("visualize", VisualizeConfig, visualize, arguments=given))
+        return self._outcome(run_job("visualize", given))
 
     def sweep(self, *arguments: object) -> Outcome:
         """Sweep a fine-tuning, in this process unless an argument says otherwise."""
         own = f"run.storage={self.runs}", "run.name=sweep", "cluster.workers=0"
         given = [*own, *map(str, arguments)]
-        return self._outcome(run_job("sweep", SweepConfig, sweep, arguments=given))
+        return self._outcome(run_job("sweep", given))
 
     def fewshot(self, *arguments: object) -> Outcome:
         given = [f"run.storage={self.runs}", "run.name=few", *map(str, arguments)]
-        return self._outcome(run_job("fewshot", FewshotConfig, fewshot, arguments=given))
+        return self._outcome(run_job("fewshot", given))
 
     def reproduce(self, *arguments: object) -> Outcome:
         own = f"run.storage={self.runs}", "run.name=table", "cluster.workers=0"
         given = [*own, *map(str, arguments)]
-        return self._outcome(run_job("reproduce", ReproduceConfig, reproduce, arguments=given))
+        return self._outcome(run_job("reproduce", given))
 
     def _outcome(self, status: int) -> Outcome:
         out, err = self._capsys.readouterr()
@@ -735,7 +707,7 @@ def one_step(
     config = folder / "tiny.yaml"
     config.write_text(dump_yaml(tiny_config_in(folder / "runs")))
     arguments = [str(config), *QUICK]
-    assert run_job("pretrain", PretrainConfig, pretrain, arguments=arguments) == 0
+    assert run_job("pretrain", arguments) == 0
     return folder / "runs" / "run"
 
 
@@ -1008,7 +980,7 @@ def test_a_full_disk_while_metrics_are_written(jobs: Jobs, monkeypatch: pytest.M
 def test_a_full_disk_while_figures_are_written(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_pretraining", DRAW)
     with monkeypatch.context() as patch:
-        patch.setattr("recon_ray.figures.charts.curve_figure", _refuse)
+        patch.setattr("recon_ray.tasks.run_figures.curve_figure", _refuse)
         outcome = jobs.pretrain(*QUICK)
     assert outcome.status == 1
     (complaint,) = outcome.complaints()
@@ -1288,7 +1260,7 @@ def run_teachers(jobs: Jobs, path: Path, *arguments: object) -> Outcome:
         "teacher.image.name=descriptor:32", "teacher.text.name=null", "teacher.image.augment=none",
         *map(str, arguments),
     ]  # fmt: skip
-    status = run_job("cache_teachers", CacheTeachersConfig, cache_teachers, arguments=given)
+    status = run_job("cache_teachers", given)
     return jobs._outcome(status)
 
 
@@ -1701,16 +1673,9 @@ def test_a_validation_that_cannot_be_done_is_refused(
 
 
 def run_downstream(jobs: Jobs, name: str, *arguments: object) -> Outcome:
-    schema, program = {
-        "zeroshot": (ZeroshotConfig, zeroshot),
-        "linear_probe": (LinearProbeConfig, linear_probe),
-        "partseg": (PartsegConfig, partseg),
-        "embed": (EmbedConfig, embed),
-        "retrieve": (RetrieveConfig, retrieve),
-    }[name]
     given = [f"run.storage={jobs.runs}", "run.name=down", "cluster.workers=0"]
     given += ["data.num_points=64", *map(str, arguments)]
-    return jobs._outcome(run_job(name, schema, program, arguments=given))
+    return jobs._outcome(run_job(name, given))
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from recon_ray.config import schema
 from recon_ray.config.fields import index
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.loader import load
 from recon_ray.errors import ConfigError
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.registry import JOBS
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -43,11 +45,7 @@ FILES = sorted(path for path in CONFIGS.rglob("*.y*ml") if path.parent.name not 
 
 
 def root_models() -> dict[str, type[BaseModel]]:
-    return {
-        name: model
-        for name, model in vars(schema).items()
-        if isinstance(model, type) and issubclass(model, schema.JobConfig)
-    }
+    return {spec.load_config().__name__: spec.load_config() for spec in JOBS.values()}
 
 
 def folder_of(path: Path) -> str:
@@ -120,13 +118,13 @@ def test_a_location_is_expanded_wherever_it_is_given(
     file.write_text("init_from: ~/weights.pth\nteacher:\n  text: {name: 'table:~/t.npz'}\n")
     arguments = [str(file), "run.storage=~/runs", "data.path=~/set"]
     arguments.append("teacher.image.name=timm:vit_tiny_patch16_224:~/w.pth")
-    config = load(schema.PretrainConfig, [a for a in arguments if a != str(file)]).config
+    config = load(PretrainConfig, [a for a in arguments if a != str(file)]).config
     assert config.run.storage == "/somewhere/runs"
     assert config.data.path == "/somewhere/set"
     assert config.teacher.image.name == "timm:vit_tiny_patch16_224:/somewhere/w.pth"
-    zeroshot = load(schema.ZeroshotConfig, [str(file)]).config
+    zeroshot = load(ZeroshotConfig, [str(file)]).config
     assert (zeroshot.init_from, zeroshot.teacher.text.name) == (
         "/somewhere/weights.pth",
         "table:/somewhere/t.npz",
     )
-    assert load(schema.PretrainConfig, ["data.path=a/~b"]).config.data.path == "a/~b"
+    assert load(PretrainConfig, ["data.path=a/~b"]).config.data.path == "a/~b"

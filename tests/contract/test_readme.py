@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from recon_ray.config import schema
 from recon_ray.config.fields import index
+from recon_ray.tasks.registry import JOBS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -24,11 +24,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 def root_models() -> list[type[BaseModel]]:
-    return [
-        model
-        for model in vars(schema).values()
-        if isinstance(model, type) and issubclass(model, schema.JobConfig)
-    ]
+    return [spec.load_config() for spec in JOBS.values()]
 
 
 # -- Links ---------------------------------------------------------------------------------------

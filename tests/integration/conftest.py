@@ -22,7 +22,6 @@ from local_cluster import descendants, free_ports, ray_environment
 from recon_ray.cli import run_job
 from recon_ray.config.help import dump_yaml
 from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.pretrain.job import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = 4
@@ -120,7 +119,7 @@ class JobRunner:
     def here(self, name: str, *overrides: str) -> None:
         """Run to the end in this process, without Ray."""
         given = [str(self.config), f"run.name={name}", *overrides, "cluster.workers=0"]
-        assert run_job("pretrain", PretrainConfig, pretrain, arguments=given) == 0
+        assert run_job("pretrain", given) == 0
 
     def folder(self, name: str) -> Path:
         """The folder of a run."""

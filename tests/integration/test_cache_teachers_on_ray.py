@@ -18,8 +18,6 @@ from local_cluster import wait_until
 from test_pretrain_on_ray import ALL_STEPS, losses
 
 from recon_ray.cli import run_job
-from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.cache_teachers.job import cache_teachers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +39,7 @@ def arguments(runner, path: Path, *options: str) -> list[str]:
 def here(runner, path: Path) -> None:
     """Encode in this process."""
     given = arguments(runner, path, "cluster.workers=0")
-    assert run_job("cache_teachers", CacheTeachersConfig, cache_teachers, arguments=given) == 0
+    assert run_job("cache_teachers", given) == 0
 
 
 def start(runner, path: Path, *options: str) -> subprocess.Popen:

@@ -14,16 +14,6 @@ import torch
 
 from recon_ray.cli import run_job
 from recon_ray.models.recon import Recon
-from recon_ray.tasks.embed.config import EmbedConfig
-from recon_ray.tasks.embed.job import embed
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
-from recon_ray.tasks.linear_probe.job import linear_probe
-from recon_ray.tasks.partseg.config import PartsegConfig
-from recon_ray.tasks.partseg.job import partseg
-from recon_ray.tasks.retrieve.config import RetrieveConfig
-from recon_ray.tasks.retrieve.job import retrieve
-from recon_ray.tasks.zeroshot.config import ZeroshotConfig
-from recon_ray.tasks.zeroshot.job import zeroshot
 from recon_ray.weights.weight_files import save_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -31,16 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8}
 
 Run = Callable[..., dict[str, Any]]
-
-
-#: The jobs' configurations and what they run.
-JOBS = {
-    "embed": (EmbedConfig, embed),
-    "linear_probe": (LinearProbeConfig, linear_probe),
-    "partseg": (PartsegConfig, partseg),
-    "retrieve": (RetrieveConfig, retrieve),
-    "zeroshot": (ZeroshotConfig, zeroshot),
-}
 
 
 @pytest.fixture
@@ -65,9 +45,8 @@ def here(tmp_path) -> Run:
     """Runs a job in this process, and gives its result."""
 
     def run(job: str, name: str, *options: object) -> dict[str, Any]:
-        schema, main = JOBS[job]
         given = [*_given(tmp_path, name), "cluster.workers=0", *map(str, options)]
-        assert run_job(job, schema, main, arguments=given) == 0
+        assert run_job(job, given) == 0
         return _result(tmp_path, name)
 
     return run

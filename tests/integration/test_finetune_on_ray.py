@@ -13,16 +13,13 @@ import pytest
 from recon_ray.cli import run_job
 from recon_ray.config.help import dump_yaml
 from recon_ray.runs.checkpoint import CheckpointStore
-from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
-from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
-from recon_ray.tasks.classify.finetune_job import finetune
+from recon_ray.tasks.classify.config import FinetuneConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 #: The jobs' configurations and what they run.
-JOBS = {"finetune": (FinetuneConfig, finetune), "evaluate": (EvaluateConfig, evaluate_classifier)}
 
 
 class Runner:
@@ -48,7 +45,7 @@ class Runner:
     def _run(self, job: str, name: str, *options: str, here: bool) -> dict[str, Any]:
         given = [f"run.name={name}", *options]
         if here:
-            assert run_job(job, *JOBS[job], arguments=[*given, "cluster.workers=0"]) == 0
+            assert run_job(job, [*given, "cluster.workers=0"]) == 0
         else:
             done = subprocess.run(
                 [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *given, *self._where],

@@ -57,7 +57,7 @@ def main(job):
                 (folder / "restored").touch()
 
 
-sys.exit(run_job("pretrain", PretrainConfig, main, arguments=["run.name=x", "data.path=x"]))
+sys.exit(run_job("pretrain", ["run.name=x", "data.path=x"]))
 """
 
 

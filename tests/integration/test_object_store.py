@@ -17,7 +17,6 @@ import pytest
 from local_cluster import free_ports
 from pyarrow import fs as pafs
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.runs.folder import RunFolder
@@ -29,6 +28,7 @@ from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
 from recon_ray.tasks.classify.finetune_job import finetune
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import pretrain
+from recon_ray.tasks.registry import Job, JobResult
 
 ROOT = Path(__file__).resolve().parents[2]
 CREDENTIALS = {

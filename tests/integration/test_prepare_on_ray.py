@@ -17,8 +17,6 @@ from local_cluster import wait_until
 
 from recon_ray.cli import run_job
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.tasks.prepare.config import PrepareConfig
-from recon_ray.tasks.prepare.job import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +69,7 @@ def local(tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
     own = (f"output={folder / 'local'}", f"run.storage={folder / 'runs'}")
     here = (*own, "prepare.parallel=local", "prepare.processes=1", *OPTIONS)
-    assert run_job("prepare", PrepareConfig, prepare, arguments=here) == 0
+    assert run_job("prepare", here) == 0
     return checksums(folder / "local")
 
 

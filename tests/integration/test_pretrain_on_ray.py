@@ -15,8 +15,6 @@ from local_cluster import wait_until
 from recon_ray.cli import run_job
 from recon_ray.config.help import dump_yaml
 from recon_ray.runs.checkpoint import CheckpointStore
-from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.pretrain.job import pretrain
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +44,7 @@ def undisturbed(tiny_config_in, tmp_path_factory) -> dict[int, float]:
     config = folder / "tiny.yaml"
     config.write_text(dump_yaml(tiny_config_in(folder)))
     given = [str(config), "run.name=whole", *LONGER]
-    assert run_job("pretrain", PretrainConfig, pretrain, arguments=given) == 0
+    assert run_job("pretrain", given) == 0
     return losses(folder / "whole")
 
 

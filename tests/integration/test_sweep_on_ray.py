@@ -20,7 +20,6 @@ from killed_driver import finished, kill_in_mid_run, run_again
 from ray import cloudpickle
 from ray.util import placement_group_table
 
-from recon_ray.cli import Job
 from recon_ray.cluster.session import ray_session
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import ClusterSection
@@ -32,6 +31,7 @@ from recon_ray.sweeps.ray_tune import run_on_ray
 from recon_ray.sweeps.trial_folders import Ledger
 from recon_ray.sweeps.trial_placement import EarlyStopping, Trial, TrialJob, plan_trials
 from recon_ray.sweeps.trial_progress import TrialProgress
+from recon_ray.tasks.registry import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.config.help import dump_yaml
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.fewshot.config import FewshotConfig
@@ -34,6 +33,7 @@ from recon_ray.tasks.classify.classifier_checks import load_start
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.episodes import SharedClouds, read_clouds
 from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recon_ray.cli import Job, JobResult
-from recon_ray.cluster.encode_pool import encode_here, encode_on_ray
+from recon_ray.cluster.encode_pool import encode_here, encode_on_ray, run_in_worker
 from recon_ray.cluster.placement import WorkerPlan, plan_workers
 from recon_ray.cluster.session import ray_session
 from recon_ray.config.sections.training import TextTeacherSection
@@ -22,8 +21,9 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.machine import cpu_count
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.cache_teachers.workers import TeacherWorker, encode_texts_on_ray
+from recon_ray.tasks.cache_teachers.workers import TeacherWorker
 from recon_ray.tasks.config_checks import check_here, check_images, check_texts, find_set, texts_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 from recon_ray.tasks.teacher_features import (
     image_identity,
@@ -180,7 +180,7 @@ def _encode_texts(
         bank = text_bank(teacher, texts, use_prompts=use_prompts)
     else:
         pinned = options.model_copy(update={"sha256": teacher.identity["sha256"]})
-        bank = encode_texts_on_ray(partial(_bank, pinned, texts, use_prompts), plan)
+        bank = run_in_worker(partial(_bank, pinned, texts, use_prompts), plan)
     build_bank(root, identity, texts, bank)
     logger.info("text bank %s: %d texts in %d prompts", root, len(texts), bank.shape[1])
     return [root]

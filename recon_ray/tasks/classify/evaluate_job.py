@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import BatchOptions
@@ -28,6 +27,7 @@ from recon_ray.tasks.classify.voting import VotingEvaluation, vote_summary
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
 from recon_ray.tasks.input_hashes import inputs_of
 from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.weights.load import build
 from recon_ray.weights.weight_files import LoadedWeights

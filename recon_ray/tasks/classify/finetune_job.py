@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.data.format.held_out import hold_out
@@ -42,6 +41,7 @@ from recon_ray.tasks.classify.task import (
 )
 from recon_ray.tasks.config_checks import check_start, find_set, use_ops
 from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows
 from recon_ray.weights.load import compare

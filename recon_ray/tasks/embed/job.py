@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.encode_pool import Encode, encode_here, encode_on_ray
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
@@ -39,6 +38,7 @@ from recon_ray.tasks.embed.encode import (
 from recon_ray.tasks.embed.parts import EmbedTask, file_tasks, set_tasks
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import open_run
 from recon_ray.train.inference import Inference
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.presets import arguments_of
 from recon_ray.tasks.import_weights.config import ImportWeightsConfig
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import LoadReport, compare, construct

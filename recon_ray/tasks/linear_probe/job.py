@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import BatchOptions
@@ -22,6 +21,7 @@ from recon_ray.tasks.config_checks import check_here, find_set, use_ops
 from recon_ray.tasks.linear_probe.config import LinearProbeConfig
 from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
 from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.weights.load import compare, construct
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.data.format.prepared import PreparedSet
@@ -26,6 +25,7 @@ from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import PartTable, category_lines
 from recon_ray.tasks.partseg.part_table import read_part_table
 from recon_ray.tasks.partseg.task import PartEvaluation, PartSegmentationTask, Scoring, part_options
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows
 from recon_ray.train.feed.batching import BatchPlan

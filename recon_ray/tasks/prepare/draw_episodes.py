@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recon_ray.cli import JobResult
 from recon_ray.data.fewshot.draw import draw_episodes
 from recon_ray.data.format.files import read_json, write_json, write_table
 from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet, read_episodes
@@ -13,6 +12,7 @@ from recon_ray.data.format.schema import MANIFEST
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.prepare.config import PrepareConfig
+from recon_ray.tasks.registry import JobResult
 from recon_ray.tasks.run import start_run
 
 DRAWN = "drawn from a prepared set"

@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.config.sections.data import PrepareSection
 from recon_ray.data.format.export import export_plain
@@ -19,14 +18,15 @@ from recon_ray.data.prepare.build_set import prepare as build_set
 from recon_ray.data.prepare.runners import run_processes
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.readers.archives import is_archive, unpack
-from recon_ray.data.sources import create_source
 from recon_ray.data.sources.base import Source
 from recon_ray.data.sources.cards import CARDS, describe
+from recon_ray.data.sources.create_source import create_source
 from recon_ray.data.sources.custom import packed_folder
 from recon_ray.errors import ConfigError
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.prepare.config import PrepareConfig
 from recon_ray.tasks.prepare.draw_episodes import draw_from_set, verify_episodes
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import is_submitted, start_run
 
 if TYPE_CHECKING:

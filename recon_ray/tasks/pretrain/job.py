@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.config.yaml_tree import COMMAND_LINE
 from recon_ray.data.format.prepared import PreparedSet
@@ -36,6 +35,7 @@ from recon_ray.tasks.pretrain.validation_checks import (
     validation_plan,
     validation_tables,
 )
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.tasks.teacher_features import SOURCE, stored_teachers
 from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.data.format.prepared import PreparedSet
@@ -20,6 +19,7 @@ from recon_ray.tasks.classify.classifier_checks import check_patches, check_poin
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.retrieve.config import RetrieveConfig
 from recon_ray.tasks.retrieve.ranks import RECALLS
 from recon_ray.tasks.retrieve.search import Pictures, Query, RetrievalEvaluation, Texts

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.errors import ConfigError
 from recon_ray.figures.shapes import shape_figure, sheet_figure, write_clouds
 from recon_ray.figures.views import ShapeView, attend, reconstruct
@@ -18,6 +17,7 @@ from recon_ray.models.cloud import CloudModel
 from recon_ray.points.random import SampleGenerator
 from recon_ray.runs.folder import RunFolder
 from recon_ray.tasks.config_checks import check_here, use_ops
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 from recon_ray.tasks.run_figures import write_meshes, writing_figures
 from recon_ray.tasks.visualize.config import VisualizeConfig

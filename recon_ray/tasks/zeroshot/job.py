@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.cli import Job, JobResult
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import BatchOptions
@@ -29,6 +28,7 @@ from recon_ray.tasks.classify.confusion import class_accuracy, overall_accuracy
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.tasks.teacher_features import SOURCE, make_text_teacher, stored_bank
 from recon_ray.tasks.zeroshot.config import ZeroshotConfig

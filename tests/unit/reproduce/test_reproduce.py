@@ -1,0 +1,322 @@
+"""The published table in this process: what is planned, run, skipped, repeated, and said of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from recon_ray.config.loader import load
+from recon_ray.config.sections.common import JobConfig
+from recon_ray.data.fewshot.draw import draw_episodes
+from recon_ray.data.format.files import write_json, write_table
+from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
+from recon_ray.errors import ConfigError
+from recon_ray.reproduce.budget import Budget, describe
+from recon_ray.reproduce.config import ReproduceConfig, ReproduceSection
+from recon_ray.reproduce.job import reproduce
+from recon_ray.reproduce.paper import ROWS
+from recon_ray.reproduce.plan import plan_table
+from recon_ray.reproduce.plan_checks import set_notes
+from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.registry import Job, JobResult
+
+ROOT = Path(__file__).resolve().parents[3]
+MODEL = {
+    "preset": "nano", "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
+}  # fmt: skip
+TRAIN = {
+    "train": {"epochs": 2, "global_batch_size": 8, "log_every_steps": 1},
+    "optim": {"lr": 1e-3, "warmup_epochs": 1},
+}
+TEACHERS = {
+    "image": {"name": "descriptor:32", "augment": "none"},
+    "text": {"name": "descriptor:32"},
+}
+PARTS = {**TRAIN, "data.num_points": 64, "model": {"num_groups": 8, "feature_blocks": [0, 1]}}
+
+
+@pytest.fixture
+def make(
+    tiny_prepared: PreparedSet, tiny_parts: PreparedSet, tmp_path: Path
+) -> Callable[..., ReproduceConfig]:
+    """A table of few rows, each of which takes a second or two."""
+    points = {"data.num_points": 64}
+    rows = {
+        "obj_bg": {**TRAIN, **points},
+        "modelnet40_8k": {**TRAIN, **points},
+        "voting": {"eval.votes": 2, "eval.repeats": 2},
+        "zeroshot_modelnet10": {**points, "teacher.text.name": "descriptor:32"},
+        "svm": {**points, "probe": {"knn": [1], "draws": 2, "shots": 2}},
+        "partseg": PARTS,
+    }
+    sets = {name: {"path": str(tiny_prepared.path)} for name in ("modelnet10", "modelnet40")}
+    sets["scanobjectnn_obj_bg"] = {"path": str(tiny_prepared.path), "stand_in": False}
+    sets["shapenetpart"] = {"path": str(tiny_parts.path)}
+    pretraining = {
+        **TRAIN,
+        "data": {"path": str(tiny_prepared.path), "num_points": 64},
+        "model": {**MODEL, "decoder_depth": 1},
+        "teacher": TEACHERS,
+        "eval": {"draws": 2, "shots": 2},
+    }
+
+    def made(changes: dict[str, Any] | None = None, **more: Any) -> ReproduceConfig:
+        options = {"seeds": 2, "measure": False, **more.pop("reproduce", {})}
+        return ReproduceConfig(
+            run={"name": "t", "storage": str(tmp_path / "runs")},
+            cluster={"workers": 0},
+            runtime={"threads": 1},
+            reproduce=options,
+            **{"pretrain": pretraining, "sets": sets, "rows": {**rows, **(changes or {})}, **more},
+        )
+
+    return made
+
+
+def run(config: ReproduceConfig, *, dry_run: bool = False) -> JobResult:
+    return reproduce(Job("reproduce", config, {}, (), dry_run))
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When the results of all runs were written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+
+
+def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(
+    make: Callable[..., ReproduceConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "t"
+    absent = {"modelnet40": {"path": "absent"}}
+    sets = make().sets.model_dump() | absent
+    broken = {"partseg": {**PARTS, "train.global_batch_size": 64}}
+    first = run(make(broken, sets=sets))
+    # One row fails and is named, rows without their set are skipped, the others are there.
+    assert re.match(r"1 of 6 trials failed \(partseg\); partseg: .*only 9 samples", first.failure)
+    before = times(folder / "trials")
+    assert sorted(before) == [
+        "obj_bg_seed-0", "obj_bg_seed-1", "obj_bg_vote_seed-0", "obj_bg_vote_seed-1", "pretrain",
+        "zeroshot_modelnet10",
+    ]  # fmt: skip
+    lines = {line["title"]: line for line in json.loads(_read(folder))["lines"]}
+    skipped = lines["linear SVM ModelNet40"]
+    assert (skipped["measured"], skipped["count"]) == ("skipped", 0)
+    assert "sets.modelnet40.path=absent: no such folder" in skipped["absent"]
+    assert lines["ShapeNetPart, instance mIoU"]["measured"] == "failed"
+
+    # The sets are there now, and the row is mended: only what was not done is run.
+    second = run(make())
+    assert second.failure is None
+    assert {name: times(folder / "trials")[name] for name in before} == before
+    assert len(times(folder / "trials")) == 12
+    result = json.loads(_read(folder))
+    lines = {line["title"]: line for line in result["lines"]}
+    assert result["counts"]["done"] == 11
+    for title, row, metric in (
+        ("ScanObjectNN OBJ_BG, plain", "obj_bg", "accuracy"),
+        ("ScanObjectNN OBJ_BG, voting", "obj_bg_vote", "accuracy_vote_mean"),
+    ):
+        found = [_metric(folder, f"{row}_seed-{seed}", metric) for seed in (0, 1)]
+        line = lines[title]
+        assert line["mean"] == pytest.approx(sum(found) / 2, abs=1e-12)
+        half = abs(found[0] - found[1]) / math.sqrt(2)  # ddof=1 of two numbers
+        assert line["std"] == pytest.approx(half, abs=1e-12)
+        assert line["max"] == max(found)
+    starred = lines["zero-shot ModelNet10*"]["mean"], lines["zero-shot ModelNet10"]["mean"]
+    assert starred == tuple(
+        _metric(folder, "zeroshot_modelnet10", f"zeroshot_accuracy{end}") for end in ("", "_test")
+    )
+    # What the numbers were measured on is said of every line.
+    assert "stand-in" not in lines["ScanObjectNN OBJ_BG, plain"]["measured"]  # so declared
+    assert lines["linear SVM ModelNet40"]["measured"].startswith("stand-in, other pre-training")
+    assert "other pre-training: synthetic, descriptor teachers" in second.table
+    assert "[1]" in second.table
+    assert "2 of 8 seeds" in second.table
+
+    table = pq.read_table(folder / "table.parquet").to_pydict()
+    assert table["mean"] == [line["mean"] for line in result["lines"]]
+    trials = pq.read_table(folder / "trials.parquet").to_pydict()
+    assert trials["row"].count("modelnet40_8k_vote") == 2
+    assert "| ScanObjectNN OBJ_BG, voting |" in (folder / "table.md").read_text()
+    assert (folder / "report.html").read_text().count("data:image/png") >= 2
+    hand = load(EvaluateConfig, [str(folder / "trials/obj_bg_vote_seed-1/config.yaml")]).config
+    assert hand.init_from == str(folder / "trials" / "obj_bg_seed-1")
+
+    # Finished runs are not taken for those of another configuration or set.
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 then, 0\.1 now"):
+        run(make({"obj_bg": {**TRAIN, "optim.lr": 0.1, "data.num_points": 64}}))
+    noted = folder / "trials" / "svm" / "inputs.json"
+    before = json.loads(noted.read_text())
+    assert before.keys() == {"data.path", "init_from"}
+    write_json(noted, before | {"data.path": "0" * 64})
+    with pytest.raises(ConfigError, match=r"sets\.modelnet40\.path=.*: the set is no longer what"):
+        run(make())
+    write_json(noted, before | {"init_from": "0" * 64})
+    with pytest.raises(ConfigError, match=r"init_from=.*pretrain: the weights are no longer what"):
+        run(make())
+
+
+def _read(folder: Path) -> str:
+    return (folder / "result.json").read_text()
+
+
+def _metric(folder: Path, trial: str, name: str) -> float:
+    result = Ledger(str(folder)).result(trial)
+    assert result is not None
+    return float(result["metrics"][name])
+
+
+def test_the_plan_tells_steps_times_and_what_is_missing(
+    make: Callable[..., ReproduceConfig], tmp_path: Path
+) -> None:
+    sets = make().sets.model_dump() | {"shapenetpart": {"path": None}}
+    text = run(make(sets=sets, reproduce={"measure": True}), dry_run=True).table
+    assert not (tmp_path / "runs").exists()
+    steps = re.findall(r"^(\w+) +(\d+/\d+) +(\d+ s)", text, flags=re.MULTILINE)
+    assert [(name, done) for name, done, _ in steps] == [
+        ("pretrain", "0/1"), ("obj_bg", "0/2"), ("obj_bg_vote", "0/2"), ("modelnet40_8k", "0/2"),
+        ("modelnet40_8k_vote", "0/2"), ("zeroshot_modelnet10", "0/1"), ("svm", "0/1"),
+    ]  # fmt: skip
+    assert text.count("8 shapes timed on one CPU core") == 7
+    assert "partseg skipped: sets.shapenetpart.path is null" in text
+    assert "11 runs are left, about" in text
+    chosen = run(make(reproduce={"rows": ["obj_bg"]}), dry_run=True).table
+    assert "2 runs are left; not known for pretrain, obj_bg" not in chosen
+    assert "3 runs are left; not known for pretrain, obj_bg" in chosen
+
+
+def test_weights_that_are_missing_skip_their_rows(
+    make: Callable[..., ReproduceConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RECON_WEIGHTS", raising=False)
+    text = run(make(init_from="recon_pretrain"), dry_run=True).table
+    assert "svm skipped: recon_pretrain: these weights are published" in text
+    assert "obj_bg_vote skipped: recon_pretrain" in text
+    assert "0 runs are left" in text
+
+
+def test_few_shot_folds_fill_the_lines_of_their_setting(
+    make: Callable[..., ReproduceConfig], tmp_path: Path
+) -> None:
+    names = ("chair", "lamp", "mug", "table", "bottle")
+    source = SyntheticSource(train_per_class=10, test_per_class=4, categories=names)
+    prepare(source, tmp_path / "five", PrepareOptions(num_points=64, samples_per_shard=70))
+    few = PreparedSet.open(tmp_path / "five")
+    columns = [
+        few.read(split, ["object_id", "label"])[name].to_pylist()
+        for split in ("train", "test")
+        for name in ("object_id", "label")
+    ]
+    options = {"ways": (5,), "shots": (10,), "folds": 2, "test_per_class": 4, "seed": 0}
+    folder = tmp_path / "episodes"
+    folder.mkdir()
+    entry = write_table(folder, "episodes.parquet", draw_episodes(*columns, **options))
+    write_json(folder / EPISODES_RECORD, {"manifest_sha256": few.manifest_hash, **entry})
+    row = {**TRAIN, "data.num_points": 64, "fewshot": {"way": 5, "shot": 10}}
+    result = run(
+        make(
+            {"fewshot": row},
+            sets={"fewshot": {"path": str(few.path)}, "episodes": str(folder)},
+            reproduce={"rows": ["fewshot"], "folds": 2},
+        )
+    )
+    assert result.failure is None
+    record = json.loads(_read(tmp_path / "runs" / "t"))
+    lines = {line["title"]: line for line in record["lines"]}
+    folds = [f"fewshot_5way_10shot_0{fold}" for fold in (0, 1)]
+    found = [_metric(tmp_path / "runs" / "t", fold, "accuracy") for fold in folds]
+    assert lines["5-way 10-shot"]["trials"] == folds
+    assert lines["5-way 10-shot"]["mean"] == pytest.approx(sum(found) / 2, abs=1e-12)
+    assert lines["5-way 10-shot"]["published_percent"] == 97.3
+    assert lines["10-way 20-shot"]["count"] == 0
+    assert "stand-in: synthetic (train 50, test 20)" in result.table
+
+
+# --- The budget -----------------------------------------------------------------------------------
+
+
+def published(schema: type[JobConfig], name: str) -> JobConfig:
+    return load(schema, [str(ROOT / "configs" / name)]).config
+
+
+def test_a_fraction_scales_lengths_and_repetitions() -> None:
+    budget = Budget.of(ReproduceSection(budget=0.1))
+    assert (budget.seeds, budget.folds) == (2, 2)
+    config = published(FinetuneConfig, "finetune/modelnet40_8k.yaml")
+    changes = budget.changes(config)
+    assert changes == {"train.epochs": 30, "optim.warmup_epochs": 1.0}
+    assert describe(config, changes) == ["30 of 300 epochs"]
+    votes = budget.changes(published(EvaluateConfig, "evaluate/published.yaml"))
+    assert votes == {"eval.votes": 30}
+    assert Budget.of(ReproduceSection(budget=0.5)).seeds == 4
+    assert Budget.of(ReproduceSection(budget=0.1, seeds=8, folds=10)).folds == 10
+
+
+def test_the_full_budget_changes_nothing() -> None:
+    budget = Budget.of(ReproduceSection())
+    assert (budget.seeds, budget.folds) == (8, 10)
+    assert budget.changes(published(PartsegConfig, "partseg/shapenetpart.yaml")) == {}
+
+
+def test_smoke_takes_what_a_nano_model_can() -> None:
+    budget = Budget.of(ReproduceSection(budget="smoke"))
+    config = published(PartsegConfig, "partseg/shapenetpart.yaml")
+    changes = budget.changes(config)
+    assert changes["data.num_points"] == 1024
+    assert changes["model.feature_blocks"] is None
+    assert describe(config, changes) == [
+        "3 of 300 epochs", "1,024 of 2,048 points", "at most 256 shapes", "nano model",
+    ]  # fmt: skip
+
+
+def test_the_published_plan_is_the_papers(tmp_path: Path) -> None:
+    loaded = load(ReproduceConfig, [str(ROOT / "configs/reproduce/paper.yaml")])
+    table = plan_table(loaded.config, loaded.origins, str(tmp_path))
+    runs = {plan.row.name: len(plan.trials) for plan in table.rows}
+    assert [plan.row for plan in table.rows] == list(ROWS)
+    assert runs["pb_t50_rs"] == runs["modelnet40_8k_vote"] == 8
+    assert runs["fewshot"] == 40
+    assert sum(runs.values()) == 5 * 8 * 2 + 40 + 3 + 1 + 1
+    assert not any(plan.scaled for plan in table.rows)
+    by_name = {plan.row.name: plan.config for plan in table.rows}
+    assert by_name["modelnet40_8k"].data.num_points == 8192
+    assert by_name["obj_bg_vote"].eval.votes == 299
+    assert by_name["svm"].init_from == "recon_svm"
+    assert by_name["zeroshot_scanobjectnn"].zeroshot.ratio == 0.15
+
+
+# --- What is genuine ------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_published_set_is_told_from_a_stand_in(
+    make: Callable[..., ReproduceConfig], tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    genuine = tmp_path / "modelnet10"
+    shutil.copytree(tiny_prepared.path, genuine)
+    manifest = json.loads((genuine / "_manifest.json").read_text())
+    card = {"name": "modelnet10", "title": "ModelNet10", "counts": {"train": 3991, "test": 12}}
+    write_json(genuine / "_manifest.json", {**manifest, "card": card})
+    sets = make().sets.model_dump() | {"modelnet10": {"path": str(genuine)}}
+
+    def notes(**section: Any) -> dict[str, list[str]]:
+        changed = {**sets, "modelnet10": {**sets["modelnet10"], **section}}
+        table = plan_table(make(sets=changed), {}, str(tmp_path))
+        return {plan.row.name: set_notes(plan) for plan in table.rows}
+
+    found = notes()
+    assert found["zeroshot_modelnet10"] == ["part of the set: train 24 of 3,991"]
+    assert found["svm"] == ["stand-in: synthetic (train 24, test 12)"]
+    assert found["obj_bg"] == []  # declared to be the genuine one
+    assert notes(stand_in=True)["zeroshot_modelnet10"][0].startswith("stand-in: ModelNet10")

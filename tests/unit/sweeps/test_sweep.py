@@ -1,0 +1,389 @@
+"""Sweeps and few-shot runs in this process: what is refused, what is left, what is repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recon_ray.config.loader import load
+from recon_ray.data.fewshot.draw import draw_episodes
+from recon_ray.data.format.files import write_json, write_table
+from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet, read_episodes
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
+from recon_ray.errors import ConfigError, DataError, ReconError
+from recon_ray.sweeps.config import SweepConfig
+from recon_ray.sweeps.fewshot.config import FewshotConfig
+from recon_ray.sweeps.fewshot.job import fewshot
+from recon_ray.sweeps.job import sweep
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.episodes import open_episode, shared_clouds
+from recon_ray.tasks.classify.finetune_job import finetune, open_set
+from recon_ray.tasks.registry import Job, JobResult
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+TINY = {
+    "model": {
+        "preset": "nano", "embed_dim": 24, "depth": 1, "num_heads": 2, "num_groups": 8,
+        "group_size": 8,
+    },
+    "train": {"epochs": 2, "global_batch_size": 8, "log_every_steps": 1},
+    "optim": {"lr": 1e-3, "warmup_epochs": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_sweep(tiny_prepared: PreparedSet, tmp_path: Path) -> Callable[..., SweepConfig]:
+    def make(sweep: dict[str, Any], **inner: Any) -> SweepConfig:
+        data = {"path": str(tiny_prepared.path), "num_points": 64}
+        return SweepConfig(
+            run={"name": "s", "storage": str(tmp_path)},
+            cluster={"workers": 0},
+            config={"data": data, **TINY, "runtime": {"threads": 1}, **inner},
+            sweep=sweep,
+        )
+
+    return make
+
+
+def run(config: SweepConfig, **origins: str) -> JobResult:
+    return sweep(Job("sweep", config, origins, ()))
+
+
+def test_a_failed_trial_runs_again_and_the_others_do_not(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    config = make_sweep({"space": {"model.num_heads": {"grid": [2, 5, 4]}}})
+    result = run(config)
+    assert result.failure is not None
+    assert re.match(r"1 of 3 trials failed \(001_num_heads-5\); .* num_heads=5", result.failure)
+    trials = tmp_path / "s" / "trials"
+    before = {path: path.stat().st_mtime_ns for path in trials.glob("*/result.json")}
+    assert [path.parent.name for path in sorted(before)] == ["000_num_heads-2", "002_num_heads-4"]
+    again = run(config)
+    assert again.failure == result.failure
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    record = json.loads((tmp_path / "s" / "result.json").read_text())
+    assert record["counts"] == {"trials": 3, "done": 2, "stopped": 0, "failed": 1, "waiting": 0}
+    assert (tmp_path / "s" / "report.html").read_text().count("data:image/png") == 2
+
+
+def test_figures_over_seeds_are_those_of_the_trial_files(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    result = run(make_sweep({"seeds": 3}))
+    assert result.failure is None
+    files = sorted((tmp_path / "s" / "trials").glob("*/result.json"))
+    numbers = [json.loads(path.read_text())["metrics"]["accuracy"] for path in files]
+    mean = sum(numbers) / 3
+    deviation = math.sqrt(sum((number - mean) ** 2 for number in numbers) / 2)
+    record = json.loads((tmp_path / "s" / "result.json").read_text())
+    assert record["metrics"]["accuracy"] == pytest.approx(mean, abs=1e-12)
+    assert record["metrics"]["accuracy_std"] == pytest.approx(deviation, abs=1e-12)
+    assert "none is left out" in record["selection"]
+    table = pq.read_table(tmp_path / "s" / "trials.parquet")
+    assert table["metrics.accuracy"].to_pylist() == numbers
+    assert table["run.seed"].to_pylist() == [0, 1, 2]
+
+
+def test_a_trial_can_be_run_again_by_hand(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    run(make_sweep({"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "samples": 1}))
+    (folder,) = (tmp_path / "s" / "trials").iterdir()
+    arguments = [str(folder / "config.yaml"), "run.name=again", f"run.storage={tmp_path}"]
+    by_hand = finetune(Job("finetune", load(FinetuneConfig, arguments).config, {}, ()))
+    first, second = (
+        json.loads(Path(path).read_text())["metrics"]
+        for path in (folder / "result.json", str(by_hand.result_path))
+    )
+    timed = ("samples_per_second", "peak_memory_bytes", "commit_fraction")
+    assert {k: first[k] for k in first if k not in timed} == {
+        k: second[k] for k in second if k not in timed
+    }
+
+
+def test_tensorboard_knows_values_and_results_of_a_trial(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    run(make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}}))
+    (folder,) = (tmp_path / "s" / "trials").glob("*/tensorboard")
+    board = EventAccumulator(str(folder)).Reload()
+    assert {"train/loss", "result/accuracy"} <= {*board.Tags()["scalars"]}
+    assert "_hparams_/session_start_info" in board.summary_metadata
+
+
+def test_a_search_selects_on_shapes_held_out_of_the_training_split(
+    make_sweep: Callable[..., SweepConfig], tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    data = {
+        "path": str(tiny_prepared.path), "num_points": 64, "validation_split": "val",
+        "validation_fraction": 0.25,
+    }  # fmt: skip
+    options = {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}, "metric": "validation_accuracy_best"}
+    result = run(make_sweep(options, data=data, cluster={"workers": 0}))
+    assert result.failure is None
+    for file in (tmp_path / "s" / "trials").glob("*/result.json"):
+        record = json.loads(file.read_text())
+        assert record["counts"]["samples"] == {"train": 18, "test": 12, "val": 6}
+        assert record["counts"]["steps"] == 4  # two epochs of two whole batches of eight
+        assert re.match(r"best epoch \(\d\) on 'val', measured on 'test'", record["selection"])
+        right = 6 * record["metrics"]["validation_accuracy_best"]  # of six shapes
+        assert right == pytest.approx(round(right), abs=1e-9)
+    selection = json.loads((tmp_path / "s" / "result.json").read_text())["selection"]
+    assert "optimistic" not in selection
+
+
+def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConfig]) -> None:
+    varied = {"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}}
+    with pytest.raises(ReconError, match=r"sweep\.metric=acuracy: .* did you mean accuracy\?"):
+        run(make_sweep({**varied, "metric": "acuracy"}))
+    result = run(make_sweep({**varied, "metric": "loss_last", "mode": "min"}))
+    assert "loss_last, mean ± std" in result.table
+
+
+@pytest.mark.parametrize(
+    ("options", "inner", "message"),
+    [
+        ({"space": {"optim.lrr": {"grid": [1]}}}, {}, r"optim\.lrr .*did you mean optim\.lr\?"),
+        ({"space": {"optim.lr": {"uniform": [-1, 1]}}}, {}, r"optim\.lr .*a number > 0, found -1"),
+        ({"space": {"run.name": {"grid": ["a"]}}}, {}, r"run\.name .*is set by the sweep"),
+        ({"seeds": 2}, {"optin": {"lr": 1}}, r"optin\.lr .*unknown key; did you mean optim\.lr\?"),
+        ({"seeds": 2}, {"data": {"path": "absent"}}, r"config\.data\.path=absent: no such folder"),
+        ({"seeds": 2}, {"include": ["absent.yaml"]}, r"absent\.yaml: no such file"),
+        (
+            {"space": {"train.tune": {"grid": ["full"]}}, "scheduler": "asha"},
+            {},
+            r"cluster\.workers=0 runs one trial after another",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_written(
+    make_sweep: Callable[..., SweepConfig],
+    tmp_path: Path,
+    options: dict[str, Any],
+    inner: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(make_sweep(options, **inner))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheduler_needs_something_to_compare(make_sweep: Callable[..., SweepConfig]) -> None:
+    config = make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}, "scheduler": "asha"})
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
+    with pytest.raises(ConfigError, match="the trials are not validated while they train"):
+        run(config)
+
+
+def test_the_dry_run_lists_the_trials(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    config = make_sweep({"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}, "seeds": 2})
+    result = sweep(Job("sweep", config, {}, (), dry_run=True))
+    assert "003_lr-0.0001_seed-1" in result.table
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_jobs_own_files_are_included(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "inner.yaml").write_text("train:\n  tune: mlp3\noptim:\n  lr: 5e-3\n")
+    config = make_sweep({"seeds": 2}, include=["inner.yaml"], optim={"lr": 1e-3})
+    result = sweep(
+        Job("sweep", config, {"config.include": f"{tmp_path}/s.yaml:3"}, (), dry_run=False)
+    )
+    assert result.failure is None
+    trial = load(FinetuneConfig, [str(next((tmp_path / "s").glob("trials/*/config.yaml")))]).config
+    assert (trial.train.tune, trial.optim.lr) == ("mlp3", 1e-3)
+
+
+# --- Few-shot -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def episodes(tiny_prepared: PreparedSet, tmp_path: Path) -> Path:
+    """Two folds of two classes: three training shapes of each, four test shapes."""
+    return draw(tiny_prepared, tmp_path, test_per_class=4)
+
+
+def draw(prepared: PreparedSet, storage: Path, *, test_per_class: int) -> Path:
+    columns: list[Any] = []
+    for split in ("train", "test"):
+        rows = prepared.read(split, ["object_id", "label"])
+        columns += [rows["object_id"].to_pylist(), rows["label"].to_pylist()]
+    folder = storage / "episodes"
+    folder.mkdir()
+    options = {"ways": (2,), "shots": (3,), "folds": 2, "test_per_class": test_per_class}
+    table = draw_episodes(*columns, **options, seed=0)
+    record = {"manifest_sha256": prepared.manifest_hash}
+    entry = write_table(folder, "episodes.parquet", table)
+    write_json(folder / EPISODES_RECORD, {**record, **entry})
+    return folder
+
+
+def few(prepared: PreparedSet, episodes: Path, storage: Path, **more: Any) -> FewshotConfig:
+    data = {"path": str(prepared.path), "num_points": 64, "episodes": str(episodes)}
+    options = {"data": data, "fewshot": {"way": 2, "shot": 3, "folds": 2}, **TINY, **more}
+    return FewshotConfig(
+        run={"name": "f", "storage": str(storage)},
+        cluster={"workers": 0},
+        runtime={"threads": 1},
+        **options,
+    )
+
+
+def test_every_fold_is_averaged_as_by_hand(
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
+) -> None:
+    result = fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
+    assert result.failure is None
+    folder = tmp_path / "r" / "f"
+    files = sorted(folder.glob("trials/2way_3shot_0?/result.json"))
+    numbers = [json.loads(path.read_text())["metrics"]["accuracy"] for path in files]
+    record = json.loads((folder / "result.json").read_text())
+    assert len(numbers) == 2
+    assert record["metrics"]["accuracy_2way_3shot"] == pytest.approx(sum(numbers) / 2, abs=1e-12)
+    half = abs(numbers[0] - numbers[1]) / math.sqrt(2)  # ddof=1 of two numbers
+    assert record["metrics"]["accuracy_2way_3shot_std"] == pytest.approx(half, abs=1e-12)
+    fold = load(FinetuneConfig, [str(files[0].with_name("config.yaml"))]).config
+    # Six shapes: the largest batch up to eight that leaves none out.
+    assert (fold.data.episode, fold.train.global_batch_size) == ((2, 3, 0), 6)
+    assert json.loads(files[0].read_text())["counts"]["samples"] == {"test": 8, "train": 6}
+
+
+def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None:
+    """An epoch more than stated, the head of all classes, incomplete batches left out."""
+    source = SyntheticSource(
+        train_per_class=3, test_per_class=2, categories=("chair", "lamp", "mug")
+    )
+    prepare(source, tmp_path / "set", PrepareOptions(num_points=1024, samples_per_shard=15))
+    prepared = PreparedSet.open(tmp_path / "set")
+    episodes = draw(prepared, tmp_path, test_per_class=2)
+    config = few(
+        prepared,
+        episodes,
+        tmp_path / "r",
+        protocol="reference",
+        data={"path": str(prepared.path), "num_points": 1024, "episodes": str(episodes)},
+        train={**TINY["train"], "global_batch_size": 4},
+    )
+    result = fewshot(Job("fewshot", config, {}, ()))
+    assert result.failure is None
+    folder = tmp_path / "r" / "f"
+    for fold in sorted((folder / "trials").iterdir()):
+        record = json.loads((fold / "result.json").read_text())
+        # Six training shapes are one batch of four; epochs 0, 1 and 2.
+        assert (record["counts"]["epochs"], record["counts"]["steps"]) == (3, 3)
+        assert record["counts"]["classes"] == 3  # outputs, of which two are used
+        assert np.array(record["confusion"])[:2].sum() == 4
+        assert record["protocol"] == "reference"
+        assert re.search(
+            r"best epoch \(\d\) on 'test', on which it is measured too", record["selection"]
+        )
+        assert record["metrics"]["accuracy"] == record["metrics"]["accuracy_best"]
+        own = load(FinetuneConfig, [str(fold / "config.yaml")]).config
+        assert own.train.global_batch_size == 4
+    assert "best on test, mean ± std" in (folder / "report.html").read_text()
+
+
+def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
+) -> None:
+    config = few(tiny_prepared, episodes, tmp_path).model_copy(
+        update={"data": few(tiny_prepared, episodes, tmp_path).data.model_copy(
+            update={"episode": (2, 3, 1)}
+        )}
+    )  # fmt: skip
+    sound = open_episode(config, tiny_prepared)
+    reference = open_episode(config.model_copy(update={"protocol": "reference"}), tiny_prepared)
+    assert len(sound.classes) == 2
+    assert reference.classes == [*sound.classes, "unused 2"]
+    table = sound.read("train", ["points", "label", "object_id"])
+    own = tiny_prepared.read("train", ["object_id", "label", "points"])
+    labels = dict(zip(own["object_id"].to_pylist(), own["label"].to_pylist(), strict=True))
+    names = dict(zip(own["object_id"].to_pylist(), range(len(own)), strict=True))
+    for i, (name, label) in enumerate(
+        zip(table["object_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    ):
+        assert tiny_prepared.classes[labels[name]] == sound.classes[label]
+        np.testing.assert_array_equal(
+            table["points"].slice(i, 1).combine_chunks().to_numpy_ndarray(),
+            own["points"].slice(names[name], 1).combine_chunks().to_numpy_ndarray(),
+        )
+
+
+def test_shared_clouds_are_taken_without_reading(
+    tiny_prepared: PreparedSet,
+    episodes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from recon_ray.tasks.classify import episodes as episode_sets
+
+    base = few(tiny_prepared, episodes, tmp_path)
+    shared = episode_sets.read_clouds(base, tiny_prepared, [(2, 3, 0), (2, 3, 1)])
+    used = {*read_episodes(episodes)["object_id"].to_pylist()}
+    assert shared.count == len(used)
+    monkeypatch.setattr(episode_sets, "read_clouds", lambda *_: pytest.fail("read again"))
+    config = base.model_copy(update={"data": base.data.model_copy(update={"episode": (2, 3, 1)})})
+    with shared_clouds(shared):
+        assert open_episode(config, tiny_prepared).splits["train"].rows == 6
+
+
+def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
+) -> None:
+    for name in ("fewshot", "fewshot_linear", "fewshot_mlp3"):
+        config = load(FinetuneConfig, [str(CONFIGS / "finetune" / f"{name}.yaml")]).config
+        assert (config.data.episode, config.cluster.workers) == ((5, 10, 0), 0)
+    for name in ("full", "linear", "mlp3"):
+        everything = load(FewshotConfig, [str(CONFIGS / "fewshot" / f"{name}.yaml")]).config
+        assert everything.data.episode is None
+        assert len(everything.fewshot.episodes) == 40
+    assert everything.data.episodes == config.data.episodes == "datasets/episodes"
+    given = (
+        str(CONFIGS / "finetune" / "fewshot_linear.yaml"), f"data.path={tiny_prepared.path}",
+        f"data.episodes={episodes}", "data.episode=[2, 3, 1]", "data.num_points=64",
+        "protocol=sound",
+    )  # fmt: skip
+    found = open_set(load(FinetuneConfig, given).config)
+    assert len(found.classes) == 2
+    assert {name: split.rows for name, split in found.splits.items()} == {"train": 6, "test": 8}
+
+
+def test_episodes_that_do_not_fit_are_refused(
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
+) -> None:
+    section = {"way": 2, "shot": 3, "folds": 3}
+    config = few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
+    with pytest.raises(DataError, match=r"no episode of way 2, shot 3, fold 2; there are 2: 2/3/0"):
+        fewshot(Job("fewshot", config, {}, ()))
+    absent = few(tiny_prepared, tmp_path / "absent", tmp_path / "r")
+    with pytest.raises(ConfigError, match=r"data\.episodes=.*absent: no such folder"):
+        fewshot(Job("fewshot", absent, {}, ()))
+    write_json(episodes / EPISODES_RECORD, {"manifest_sha256": "0" * 64})
+    with pytest.raises(ConfigError, match="were drawn from another set"):
+        fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
+    with pytest.raises(ConfigError, match="does not fill a batch"):
+        fewshot(
+            Job(
+                "fewshot",
+                few(tiny_prepared, episodes, tmp_path / "r", protocol="reference"),
+                {},
+                (),
+            )
+        )
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import recon_ray
+from recon_ray.cli import run_job
+from recon_ray.models.classifier import Classifier
+from recon_ray.models.recon import Recon
+from recon_ray.weights.adapters import to_reference
+from recon_ray.weights.weight_files import read_file
+
+SIZES = {"embed_dim": 64, "depth": 2, "num_heads": 1, "patch_widths": (4, 4, 8)}
+
+
+def run(folder: Path, *arguments: object) -> int:
+    given = [*map(str, arguments), f"run.storage={folder / 'runs'}"]
+    return run_job("import_weights", given)
+
+
+@pytest.fixture
+def model() -> Recon:
+    torch.manual_seed(0)
+    return Recon(**SIZES, decoder_depth=1, image_dim=3, text_dim=3)
+
+
+@pytest.fixture
+def file(model: Recon, tmp_path: Path) -> Path:
+    state = to_reference(model.state_dict())
+    state["text_encoder.transformer.x"] = torch.zeros(1)
+    torch.save({"base_model": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "full.pth")
+    return tmp_path / "full.pth"
+
+
+def same_state(path: Path, model: torch.nn.Module) -> bool:
+    state, own = read_file(path).state, model.state_dict()
+    return state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+
+
+def test_a_file_goes_to_safetensors_and_back_bit_by_bit(
+    file: Path, model: Recon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"
+    assert run(tmp_path, f"input={file}", f"output={ours}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "renamed     MAE_encoder.cls_token -> encoder.class_token" in lines
+    assert "unexpected  text_encoder.transformer.x (teacher)" in lines
+    result = json.loads(Path(lines[-1]).read_text())
+    assert result["counts"] == {
+        "loaded": len(model.state_dict()), "missing": 0, "unexpected": 0, "unknown": 0,
+        "teachers": 1,
+    }  # fmt: skip
+    assert result["kind"] == "recon"
+    assert result["architecture"]["group_size"] == 32
+    assert same_state(ours, model)
+    assert run(tmp_path, f"input={ours}", f"output={theirs}", "format=reference") == 0
+    assert same_state(theirs, model)
+    exported = torch.load(theirs, weights_only=True)["base_model"]
+    original = torch.load(file, weights_only=True)["base_model"]
+    del original["module.text_encoder.transformer.x"]
+    assert {f"module.{key}" for key in exported} == original.keys()
+    assert all(
+        torch.equal(exported[key.removeprefix("module.")], original[key]) for key in original
+    )
+
+
+def test_the_encoder_alone_can_be_taken(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "encoder.safetensors"
+    assert run(tmp_path, f"input={file}", f"output={output}", "kind=embedder") == 0
+    found = read_file(output)
+    assert found.kind == "embedder"
+    assert not [key for key in found.state if key.startswith("decoder.")]
+    assert "decoder_depth" not in found.architecture
+    points = torch.randn(2, 128, 3)
+    expected = recon_ray.embed(recon_ray.load_model(file), points)
+    loaded = recon_ray.load_model(output)
+    assert torch.equal(recon_ray.embed(loaded, points), expected)
+
+
+def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert run(tmp_path, f"input={file}", f"output={tmp_path / 'x.safetensors'}", "--dry-run") == 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_fine_tuned_file_keeps_its_classes(tmp_path: Path) -> None:
+    state = to_reference(Classifier(num_classes=7, **SIZES).state_dict(), "classifier")
+    torch.save({"base_model": state, "metrics": {"acc": torch.tensor(91.26)}}, tmp_path / "ft.pth")
+    output = tmp_path / "ft.safetensors"
+    assert run(tmp_path, f"input={tmp_path / 'ft.pth'}", f"output={output}") == 0
+    assert recon_ray.load_model(output).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("output=x.safetensors",), 2, "input=<file> must be given"),
+        (("input=a.pth", "output=x.bin"), 2, r"output=x.bin must end in .safetensors"),
+        (("input=a.pth", "output=x.pth"), 2, "output=x.pth must end in .safetensors"),
+        (("input=/absent/a.pth", "output=x.safetensors"), 1, "there is no such file or folder"),
+        (
+            ("input={file}", "output=x.safetensors", "kind=classifier"),
+            1,
+            "kind=classifier was asked",
+        ),
+        (("input={file}", "output=x.safetensors", "model.num_heads=3"), 1, "num_heads=3 does not"),
+        (("input={file}", "output=x.safetensors", "kind=bert"), 2, "kind"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    arguments: tuple[str, ...],
+    status: int,
+    message: str,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path, *(argument.format(file=file) for argument in arguments)) == status
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]

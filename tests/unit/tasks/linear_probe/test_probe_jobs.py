@@ -1,0 +1,289 @@
+"""Features extracted once, zero-shot classification and probes as jobs, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.errors import CheckpointError, ConfigError, TeacherError
+from recon_ray.models.recon import Recon
+from recon_ray.points import transforms
+from recon_ray.tasks.classify import classifier_checks as classifiers
+from recon_ray.tasks.classify.classifier_checks import class_texts
+from recon_ray.tasks.feature_extraction import PointChoice, load_embedder, without_last_batch
+from recon_ray.tasks.linear_probe import probes
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.job import linear_probe
+from recon_ray.tasks.linear_probe.probes import (
+    choose_k,
+    held_out,
+    logistic_accuracy,
+    nearest_neighbors,
+)
+from recon_ray.tasks.registry import Job
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.job import zeroshot
+from recon_ray.teachers.prompts import NUM_PROMPTS
+from recon_ray.weights.weight_files import save_weights
+
+SIZES: dict[str, Any] = {
+    "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
+    "decoder_depth": 1,
+}  # fmt: skip
+WIDTH = 8
+CLASSES = ("chair", "lamp", "mug")
+
+
+def save(path: Path, **dims: int | None) -> Path:
+    torch.manual_seed(0)
+    architecture = {**SIZES, "image_dim": WIDTH, "text_dim": WIDTH, **dims}
+    model = Recon(**architecture)
+    save_weights(path, model.state_dict(), kind="recon", architecture=architecture)
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return save(tmp_path / "pre.safetensors")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Features of the three classes and one more."""
+    names = [*CLASSES, "sofa"]
+    bank = np.random.default_rng(0).standard_normal((len(names), NUM_PROMPTS, WIDTH))
+    np.savez(tmp_path / "texts.npz", classes=np.array(names), text=bank)
+    return tmp_path / "texts.npz"
+
+
+def usual(prepared: PreparedSet, weights: Path, storage: Path) -> dict[str, Any]:
+    return {
+        "run": {"name": "run", "storage": str(storage / "runs"), "seed": 3},
+        "cluster": {"workers": 0},
+        "runtime": {"threads": 1},
+        "init_from": str(weights),
+        "data": {"path": str(prepared.path), "num_points": 64},
+    }
+
+
+@pytest.fixture
+def zero(tiny_prepared: PreparedSet, weights: Path, texts: Path, tmp_path: Path) -> dict[str, Any]:
+    teacher = {"text": {"name": f"table:{texts}"}}
+    return {**usual(tiny_prepared, weights, tmp_path), "teacher": teacher, "zeroshot": {}}
+
+
+@pytest.fixture
+def probe(tiny_prepared: PreparedSet, weights: Path, tmp_path: Path) -> dict[str, Any]:
+    options = {"knn": (1, 3), "shots": 2, "draws": 2}
+    return {**usual(tiny_prepared, weights, tmp_path), "probe": options}
+
+
+def record(result: Any) -> dict[str, Any]:
+    return json.loads(Path(str(result.result_path)).read_text())
+
+
+def run_zeroshot(options: dict[str, Any], **zeroshot_options: Any) -> dict[str, Any]:
+    options = {**options, "zeroshot": {**options["zeroshot"], **zeroshot_options}}
+    return record(zeroshot(Job("zeroshot", ZeroshotConfig(**options), {}, ())))
+
+
+def run_probe(options: dict[str, Any], **more: Any) -> dict[str, Any]:
+    config = LinearProbeConfig(**{**options, **more})
+    return record(linear_probe(Job("linear_probe", config, {}, ())))
+
+
+# --- Points and features --------------------------------------------------------------------------
+
+
+def test_a_choice_is_the_same_every_time_and_normalizes_where_it_says():
+    points, ids = 5 + torch.rand(4, 50, 3), torch.arange(4)
+    for how in ("fps", "random"):
+        whole = PointChoice(20, how=how, normalize="whole")
+        assert torch.equal(whole(points, ids), whole(points, ids))
+        one = whole(points[2:3], ids[2:3])
+        assert torch.equal(one, whole(points, ids)[2:3])  # whatever the batch
+        subset = PointChoice(20, how=how, normalize="subset")(points, ids)
+        torch.testing.assert_close(subset, transforms.normalize(subset), rtol=0, atol=1e-5)
+    untouched = PointChoice(50, normalize="none")
+    assert not untouched.samples(50)
+    assert torch.equal(untouched(points, ids), points)
+
+
+def test_what_does_not_fill_a_batch_is_left_out_at_random():
+    features = {"label": np.arange(10), "x": np.arange(10) * 2}
+    kept = without_last_batch(features, 4, seed=0)
+    assert len(kept["label"]) == 8
+    assert np.array_equal(kept["x"], kept["label"] * 2)
+    assert not np.array_equal(kept["label"], without_last_batch(features, 4, seed=5)["label"])
+
+
+# --- Probes ---------------------------------------------------------------------------------------
+
+
+def test_neighbors_vote_by_cosine_and_ties_go_to_the_more_similar():
+    train = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.05, 1.0]])
+    labels = np.array([0, 0, 1, 1])
+    queries = np.array([[10.0, 1.0], [0.1, 0.2]])
+    assert nearest_neighbors(train, labels, queries, 1).tolist() == [0, 1]
+    assert nearest_neighbors(train, labels, queries, 4).tolist() == [0, 1]  # two votes each
+
+
+def test_a_vote_outweighs_any_similarity():
+    train = np.array([[1.0, 0.0], [0.0, 1.0], [-0.1, 1.0]])
+    labels = np.array([0, 1, 1])
+    assert nearest_neighbors(train, labels, np.array([[1.0, 0.0]]), 3).tolist() == [1]
+
+
+def test_a_training_feature_does_not_count_for_itself():
+    train = np.array([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0]])
+    found = nearest_neighbors(train, np.array([0, 1, 1]), train, 1, leave_out_self=True)
+    assert found.tolist() == [1, 0, 1]
+
+
+def test_the_number_of_neighbors_is_chosen_on_the_training_features():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    train = np.stack([np.where(labels, 1.0, -1.0), np.ones(80)], axis=1)
+    train += random.normal(0, 1.0, train.shape)  # overlapping: one neighbour is often wrong
+    right = {
+        k: (nearest_neighbors(train, labels, train, k, leave_out_self=True) == labels).mean()
+        for k in (1, 15)
+    }
+    assert right[15] > right[1]
+    assert choose_k(train, labels, (1, 15)) == 15
+
+
+def test_logistic_regression_ignores_the_scale_of_a_feature():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 30)
+    features = np.stack([1e-3 * (labels + 0.1 * random.normal(size=60)), np.ones(60)], axis=1)
+    assert logistic_accuracy(features, labels, features, labels) == 1.0
+    held = held_out(labels, seed=0)
+    assert held[:30].sum() == held[30:].sum() == 6
+
+
+def test_probes_of_weights_and_of_an_untrained_network_read_every_cloud_once(probe):
+    result = run_probe(probe)
+    names = {"accuracy", "knn_accuracy", "logistic_accuracy", "few_label_accuracy"}
+    assert result["metrics"].keys() >= names | {f"{name}_untrained" for name in names}
+    assert result["metrics"]["chance"] == pytest.approx(1 / 3)
+    assert result["counts"]["sampled_clouds"] == 36
+    assert result["counts"]["encoded_clouds"] == 2 * 36
+    assert run_probe(probe)["metrics"] == result["metrics"]
+
+
+def test_an_untrained_network_is_drawn_as_published_where_that_is_asked_for(
+    probe, weights, monkeypatch
+):
+    published = load_embedder(str(weights), trained=False, follows_reference=True).encoder
+    assert published.embed.fc3.bias.any()  # torch's default
+    assert published.class_token.std().item() == pytest.approx(0.02, rel=0.3)
+    assert not load_embedder(str(weights), trained=False).encoder.embed.fc3.bias.any()
+
+    drawn = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        drawn.append((options.get("trained", True), options.get("follows_reference", False)))
+        return load_embedder(*args, **options)
+
+    monkeypatch.setattr(probes, "load_embedder", load)
+    monkeypatch.setattr(probes, "REFERENCE_BATCH", 8)
+    monkeypatch.setattr(classifiers, "REFERENCE_BATCH", 8)
+    run_probe(probe, protocol="reference")
+    assert drawn == [(True, False), (False, True)]
+
+
+def test_nothing_is_sampled_where_all_points_are_read(probe):
+    data = {**probe["data"], "num_points": 96}
+    result = run_probe({**probe, "probe": {**probe["probe"], "untrained": False}}, data=data)
+    assert result["counts"]["sampled_clouds"] == 0
+    assert result["counts"]["encoded_clouds"] == 36
+    assert not any(name.endswith("_untrained") for name in result["metrics"])
+
+
+def test_probes_refuse_what_they_cannot_do(probe, tmp_path):
+    with pytest.raises(ConfigError, match=r"probe\.knn: 25 neighbors, but .* has 24 labeled"):
+        run_probe(probe, probe={"knn": (25,)})
+    with pytest.raises(ConfigError, match="leaves out what does not fill a batch of 128: all 24"):
+        run_probe(probe, protocol="reference")
+    with pytest.raises(ConfigError, match=r"probe\.test_split=none: .* has the splits train, test"):
+        run_probe(probe, probe={"test_split": "none", "knn": (1,)})
+    assert not (tmp_path / "runs").exists()
+
+
+# --- Zero-shot ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["full", "text", "image"])
+def test_every_token_classifies_and_every_shape_counts_once(zero, kind):
+    result = run_zeroshot(zero, kind=kind, splits=("train", "test"))
+    assert result["counts"]["shapes"] == {"train": 24, "test": 12}
+    assert result["counts"]["sampled_clouds"] == result["counts"]["encoded_clouds"] == 36
+    metrics = result["metrics"]
+    mean = (24 * metrics["zeroshot_accuracy_train"] + 12 * metrics["zeroshot_accuracy_test"]) / 36
+    assert metrics["zeroshot_accuracy"] == pytest.approx(mean)
+    assert np.sum(result["confusion"]) == 36
+    assert result["per_class"]["mug"]["count"] == 12
+    assert run_zeroshot(zero, kind=kind, splits=("train", "test"))["metrics"] == metrics
+
+
+def test_a_list_of_names_adds_wrong_answers_and_a_mapping_changes_texts(zero):
+    listed = run_zeroshot(zero, classes=("sofa", "mug", "lamp", "chair"))
+    assert listed["metrics"]["chance"] == 0.25
+    assert list(listed["texts"]) == ["sofa", "mug", "lamp", "chair"]
+    assert listed["per_class"]["sofa"] == {"accuracy": None, "count": 0}
+    mapped = run_zeroshot(zero, classes={"mug": "sofa"})
+    assert mapped["texts"] == {"chair": "chair", "lamp": "lamp", "mug": "sofa"}
+
+
+def test_a_number_of_points_that_cannot_be_had_is_refused(zero):
+    data = {**zero["data"], "num_points": 1024}
+    with pytest.raises(ConfigError, match=r"data\.num_points=1024: .* holds 96 points"):
+        run_zeroshot({**zero, "data": data})
+    with pytest.raises(ConfigError, match=r"data\.num_points=64: protocol=reference samples 1024"):
+        run_zeroshot({**zero, "protocol": "reference"})
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"mugg": "a mug"}, r"zeroshot\.classes\.mugg: .* no such class, did you mean 'mug'\?"),
+        (("chair", "lamp", "cup"), r"1 classes of the shapes in .* not in the list \('mug'"),
+    ],
+)
+def test_classes_that_the_set_does_not_have_are_refused(zero, classes, message):
+    with pytest.raises(ConfigError, match=message):
+        run_zeroshot(zero, classes=classes)
+
+
+def test_a_text_without_features_is_refused(zero, tmp_path):
+    with pytest.raises(TeacherError, match="has no features of the text 'A cup"):
+        run_zeroshot(zero, classes={"mug": "A cup"})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_without_the_projection_are_refused(zero, tmp_path):
+    without = save(tmp_path / "text.safetensors", image_dim=None)
+    with pytest.raises(CheckpointError, match=r"has no image projection .*zeroshot\.kind=text"):
+        run_zeroshot({**zero, "init_from": str(without)})
+    assert run_zeroshot({**zero, "init_from": str(without)}, kind="text")["status"] == "done"
+    wider = save(tmp_path / "wide.safetensors", image_dim=12)
+    with pytest.raises(CheckpointError, match=r"are 12 \(image\) and 8 \(text\) wide"):
+        run_zeroshot({**zero, "init_from": str(wider)})
+    with pytest.raises(ConfigError, match=r"features are 16 wide, the image .* gives 8"):
+        run_zeroshot({**zero, "teacher": {"text": {"name": "descriptor:16"}}})
+
+
+def test_published_prompts_keep_their_misspelt_class(tiny_prepared, zero, tmp_path):
+    card = {"name": "scanobjectnn_obj_bg", "classes": ["sofa", "toilet"], "texts": ["a", "toilet"]}
+    scan = PreparedSet(tiny_prepared.path, {"classes": card["classes"], "card": card}, "", {})
+    published = class_texts(scan, follows_reference=True)
+    assert published == {"sofa": "a", "toilet": "toile"}
+    assert class_texts(scan, follows_reference=False) == {"sofa": "a", "toilet": "toilet"}
+    assert "toilet" not in class_texts(tiny_prepared, follows_reference=True)

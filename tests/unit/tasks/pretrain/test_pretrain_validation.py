@@ -1,0 +1,191 @@
+"""Validation while pre-training, on the same set or on a second one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import MANIFEST
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.custom import CustomSource
+from recon_ray.errors import ConfigError
+from recon_ray.models.recon import Recon
+from recon_ray.points.transforms import CANDIDATE_POINTS
+from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.tasks.feature_extraction import PointChoice
+from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.linear_probe.job import linear_probe
+from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import make_task, pretrain
+from recon_ray.tasks.pretrain.validation import zeroshot_kind
+from recon_ray.tasks.registry import Job
+from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.zeroshot.job import zeroshot
+
+
+def changed(config: PretrainConfig, **sections) -> PretrainConfig:
+    """The configuration with other options, checked again."""
+    tree = config.model_dump()
+    for name, options in sections.items():
+        tree[name] = {**tree[name], **options} if isinstance(options, dict) else options
+    return PretrainConfig(**tree)
+
+
+def run_job(config: PretrainConfig) -> tuple[dict, Path]:
+    path = Path(pretrain(Job("pretrain", config, {}, ())).result_path)
+    return json.loads(path.read_text()), path.parent
+
+
+def validations(folder: Path, name: str) -> dict[int, float]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {r["epoch"]: r[f"val/{name}"] for r in records if f"val/{name}" in r}
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    """Another set with classes of its own: flat and tall clouds."""
+    folder = tmp_path_factory.mktemp("second")
+    for split, count in {"train": 10, "test": 6}.items():
+        for i in range(count):
+            shape = [(1.0, 0.1, 1.0), (0.1, 1.0, 0.1)][i % 2]
+            path = folder / "clouds" / split / ("flat", "tall")[i % 2] / f"{split}{i}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.random.default_rng(i).normal(size=(80, 3)) * shape)
+    prepare(CustomSource(folder / "clouds"), folder / "set", PrepareOptions(num_points=70, views=0))
+    return PreparedSet.open(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def carded(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    """A set whose card leaves clouds as they are; its three kinds are hard to tell."""
+    folder = tmp_path_factory.mktemp("carded")
+    for split, count in {"train": 135, "test": 60}.items():
+        for i in range(count):
+            random = np.random.default_rng([len(split), i])
+            cloud = random.normal(size=(90, 3)) * random.uniform(0.5, 1 + i % 3, 3)
+            path = folder / "clouds" / split / "abc"[i % 3] / f"{i}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, cloud + 0.3)
+    prepare(CustomSource(folder / "clouds"), folder / "set", PrepareOptions(num_points=90, views=0))
+    place = folder / "set" / MANIFEST
+    card = {"name": "scanobjectnn_obj_only", "normalization": "none"}
+    place.write_text(json.dumps({**json.loads(place.read_text()), "card": card}))
+    return PreparedSet.open(folder / "set")
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol", "how"),
+    [
+        ("svm", "sound", "fps"),
+        ("svm", "reference", "fps"),
+        ("zeroshot", "sound", "random"),
+        ("zeroshot", "reference", "resample"),
+    ],
+)
+def test_clouds_are_prepared_by_the_card_and_the_protocol(
+    tiny_config, tiny_prepared, carded, kind, protocol, how, monkeypatch
+):
+    monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
+    options = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
+    task = make_task(changed(tiny_config, protocol=protocol, validation=options), tiny_prepared)
+    skip, seed = (1e-3 if protocol == "reference" else -1.0), (3 if kind == "zeroshot" else 0)
+    assert task.validation.plan.choice == PointChoice(64, how, "none", skip, seed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol"), [("svm", "sound"), ("svm", "reference"), ("zeroshot", "reference")]
+)
+def test_the_value_is_the_one_of_the_job_on_that_checkpoint(
+    tiny_config, carded, kind, protocol, monkeypatch
+):
+    monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
+    validation = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
+    config = changed(
+        tiny_config,
+        protocol=protocol,
+        validation=validation,
+        eval={"enabled": False},
+        train={"epochs": 1},
+    )
+    result, folder = run_job(config)
+    same = {name: config.model_dump()[name] for name in ("runtime", "cluster")}
+    same |= {"protocol": protocol, "init_from": str(folder)}
+    same |= {"run": {**config.run.model_dump(), "name": "job"}}
+    same |= {"data": {"path": str(carded.path), "num_points": 64}}
+    if kind == "svm":
+        probe = {"knn": (1,), "logistic": False, "shots": 0, "untrained": False}
+        options = LinearProbeConfig(**same, probe=probe)
+        job = linear_probe(Job("linear_probe", options, {}, ()))
+    else:
+        text = {"text": config.teacher.text.model_dump()}
+        both = {"splits": ("train", "test")}
+        options = ZeroshotConfig(**same, teacher=text, zeroshot=both)
+        job = zeroshot(Job("zeroshot", options, {}, ()))
+    metrics = json.loads(Path(job.result_path).read_text())["metrics"]
+    expected = metrics["accuracy" if kind == "svm" else "zeroshot_accuracy"]
+    assert result["metrics"][f"validation_{kind}_best"] == pytest.approx(expected)
+
+
+def test_the_best_epoch_on_a_second_set_is_kept(tiny_config, second):
+    options = {"every_epochs": 2, "path": str(second.path), "kind": "svm"}
+    config = changed(
+        tiny_config, validation=options, eval={"enabled": False}, train={"keep_checkpoints": 1}
+    )
+    result, folder = run_job(config)
+    seen = validations(folder, "validation_svm")
+    assert list(seen) == [1, 3]
+    assert all(value > 0.8 for value in seen.values())  # flat and tall: any features tell them
+    store = CheckpointStore(str(folder / "checkpoints"))
+    best = store.best()
+    assert best["value"] == max(seen.values()) == result["metrics"]["validation_svm_best"]
+    assert store.load_selected().step == 3 * (best["epoch"] + 1)
+    assert f"names epoch {best['epoch']}, the best by svm on 'test'" in result["selection"]
+
+
+def test_zero_shot_of_the_classes_of_the_second_set(tiny_config, second):
+    options = {"every_epochs": 4, "path": str(second.path), "kind": "zeroshot", "limit": 4}
+    result, folder = run_job(changed(tiny_config, validation=options, eval={"enabled": False}))
+    seen = validations(folder, "validation_zeroshot")
+    assert list(seen) == [3]
+    assert seen[3] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert result["metrics"]["validation_zeroshot_last"] == seen[3]
+
+
+def test_the_reference_reads_both_splits_for_zero_shot_and_the_svm_always_does(
+    tiny_config, tiny_prepared, monkeypatch
+):
+    monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)
+
+    def splits(protocol: str, kind: str) -> tuple[str, ...]:
+        options = {"every_epochs": 1, "kind": kind}
+        task = make_task(changed(tiny_config, protocol=protocol, validation=options), tiny_prepared)
+        return task.validation.plan.splits
+
+    assert splits("sound", "svm") == ("train", "test")
+    assert splits("sound", "zeroshot") == ("test",)
+    assert splits("reference", "zeroshot") == ("train", "test")
+    with pytest.raises(ConfigError, match="leaves out what does not fill a batch of 128: all 24"):
+        splits("reference", "svm")
+
+
+def test_both_tokens_are_used_where_the_teachers_share_a_space():
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_depth": 1}
+    assert zeroshot_kind(Recon(**sizes, image_dim=16, text_dim=16)) == "full"
+    assert zeroshot_kind(Recon(**sizes, image_dim=24, text_dim=16)) == "text"
+    assert zeroshot_kind(Recon(**sizes, image_dim=None, text_dim=16)) == "text"
+
+
+def test_pre_training_on_both_splits_counts_both(tiny_config):
+    config = changed(
+        tiny_config,
+        data={"train_splits": ("train", "test")},
+        eval={"enabled": False},
+        train={"epochs": 1},
+    )
+    result, _ = run_job(config)
+    assert result["counts"]["steps"] == (24 + 12) // 8

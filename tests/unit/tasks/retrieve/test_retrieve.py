@@ -1,0 +1,367 @@
+"""Retrieval: ranks and chance by hand, and the job in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from source_features import ship_features
+
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.loading.images import ImageTransform, load_images
+from recon_ray.errors import CheckpointError, ConfigError, DataError
+from recon_ray.models.recon import Recon
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
+from recon_ray.tasks.cache_teachers.job import cache_teachers
+from recon_ray.tasks.registry import Job
+from recon_ray.tasks.retrieve.config import RetrieveConfig
+from recon_ray.tasks.retrieve.job import retrieve
+from recon_ray.tasks.retrieve.ranks import (
+    NO_GROUP,
+    Items,
+    chance_median_rank,
+    chance_recall,
+    first_ranks,
+    nearest,
+    right_items,
+    search_metrics,
+)
+from recon_ray.tasks.zeroshot.evaluation import class_vectors
+from recon_ray.teachers.bank import text_bank
+from recon_ray.teachers.create import create_image_teacher, create_text_teacher
+from recon_ray.weights.weight_files import save_weights
+
+ANGLES = torch.tensor([0.0, 0.1, 0.2, 0.3])
+
+
+def directions(angles: torch.Tensor, groups: list[int]) -> Items:
+    """Vectors of any length in the plane, whose cosines are those of their angles."""
+    lengths = torch.arange(1.0, len(angles) + 1)[:, None]
+    return Items(lengths * torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor(groups))
+
+
+# --- By hand --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", [1, 5, 1 << 20])
+def test_the_rank_is_that_of_the_best_item_of_the_group(cells: int) -> None:
+    gallery = directions(ANGLES, [7, 8, 7, 9])
+    queries = directions(torch.tensor([0.0, 0.16, 0.31]), [7, 9, 8])
+    # 0.0: itself first. 0.16: 0.2, 0.1, 0.3 (group 9). 0.31: 0.3, 0.2, 0.1 (group 8).
+    assert first_ranks(queries, gallery, cells=cells).tolist() == [1, 3, 3]
+
+
+def test_ties_count_against_the_search_and_items_of_the_group_do_not() -> None:
+    same = torch.zeros(4)
+    gallery = directions(same, [1, 1, 2, NO_GROUP])
+    queries = directions(same[:2], [1, 2])
+    assert first_ranks(queries, gallery).tolist() == [3, 4]
+    assert nearest(queries.features, gallery.features, 2)[1].tolist() == [[0, 1], [0, 1]]
+
+
+def test_equal_texts_are_right_for_each_of_their_shapes() -> None:
+    shapes = directions(ANGLES, [0, 0, 1, NO_GROUP])
+    texts = directions(torch.tensor([0.12, 0.21]), [0, 1])
+    back, forth = search_metrics(texts, shapes), search_metrics(shapes, texts)
+    assert (back["recall_at_1"], back["queries"], back["gallery"]) == (1.0, 2, 4)
+    assert back["chance_at_1"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    # The shape without a text is no query; 0.2 finds the text at 0.21 first, 0.0 and 0.1 theirs.
+    assert (forth["recall_at_1"], forth["queries"], forth["gallery"]) == (1.0, 3, 2)
+    assert forth["median_rank"] == 1.0
+
+
+def test_recall_and_median_of_a_bad_search() -> None:
+    angles = torch.arange(12) / 10
+    gallery = directions(angles, list(range(12)))
+    queries = directions(torch.tensor([0.0, 0.11, 0.22, 0.33]), [0, 2, 6, 11])
+    found = search_metrics(queries, gallery)
+    assert first_ranks(queries, gallery).tolist() == [1, 2, 7, 12]
+    assert [found[f"recall_at_{k}"] for k in (1, 5, 10)] == [0.25, 0.5, 0.75]
+    assert found["median_rank"] == 4.5
+    assert [found[f"chance_at_{k}"] for k in (1, 5, 10)] == pytest.approx([1 / 12, 5 / 12, 10 / 12])
+    assert found["chance_median_rank"] == 6
+
+
+def test_chance_is_that_of_all_draws() -> None:
+    right, size = torch.tensor([1, 3, 6]), 6
+    for k in (1, 2, 3, 6, 10):
+        draws = list(combinations(range(size), min(k, size)))
+        expected = [np.mean([min(draw) < count for draw in draws]) for count in right.tolist()]
+        assert chance_recall(right, size, k) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert chance_median_rank(torch.tensor([1]), 10) == 5
+    assert chance_median_rank(torch.tensor([10]), 10) == 1
+
+
+def test_nothing_is_measured_where_no_query_has_an_answer() -> None:
+    gallery = directions(ANGLES, [0, 1, NO_GROUP, NO_GROUP])
+    queries = directions(ANGLES[:2], [2, NO_GROUP])
+    assert right_items(queries.groups, gallery.groups).tolist() == [0, 0]
+    assert search_metrics(queries, gallery) == {}
+
+
+# --- The job --------------------------------------------------------------------------------------
+
+SIZES: dict[str, Any] = {
+    "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
+    "decoder_depth": 1,
+}  # fmt: skip
+IMAGE, TEXT = 32, 24
+
+
+def save(path: Path, **dims: int | None) -> Path:
+    torch.manual_seed(0)
+    architecture = {**SIZES, "image_dim": IMAGE, "text_dim": TEXT, **dims}
+    model = Recon(**architecture)
+    save_weights(path, model.state_dict(), kind="recon", architecture=architecture)
+    return path
+
+
+@pytest.fixture
+def usual(tiny_prepared: PreparedSet, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "run": {"name": "run", "storage": str(tmp_path / "runs"), "seed": 3},
+        "cluster": {"workers": 0},
+        "init_from": str(save(tmp_path / "pre.safetensors")),
+        "data": {"path": str(tiny_prepared.path), "num_points": 64},
+        "teacher": {
+            "image": {"name": f"descriptor:{IMAGE}"}, "text": {"name": f"descriptor:{TEXT}"}
+        },
+        "retrieval": {},
+    }  # fmt: skip
+
+
+def run(options: dict[str, Any], **retrieval: Any) -> dict[str, Any]:
+    config = RetrieveConfig(**{**options, "retrieval": {**options["retrieval"], **retrieval}})
+    result = retrieve(Job("retrieve", config, {}, ()))
+    return json.loads(Path(str(result.result_path)).read_text())
+
+
+def test_every_direction_is_measured_beside_chance(usual: dict[str, Any]) -> None:
+    found = run(usual)
+    sizes = found["counts"]["directions"]
+    assert sizes == {
+        "cloud_to_text": {"queries": 12, "gallery": 3},
+        "text_to_cloud": {"queries": 3, "gallery": 12},
+        "cloud_to_image": {"queries": 12, "gallery": 12},
+        "image_to_cloud": {"queries": 12, "gallery": 12},
+    }
+    metrics = found["metrics"]
+    assert metrics["cloud_to_text_chance_at_1"] == pytest.approx(1 / 3)
+    assert metrics["text_to_cloud_chance_at_1"] == pytest.approx(4 / 12)
+    assert metrics["cloud_to_image_chance_at_5"] == pytest.approx(5 / 12)
+    assert metrics["cloud_to_text_recall_at_5"] == 1.0  # there are three
+    assert all(0 <= metrics[f"{name}_recall_at_1"] <= 1 for name in sizes)
+    assert "text: any shape of the same class text is right" in found["selection"]
+    captions = run({**usual, "run": {**usual["run"], "name": "captions"}}, texts="caption")
+    assert (
+        captions["counts"]["texts"] == captions["counts"]["directions"]["text_to_cloud"]["queries"]
+    )
+    assert "same caption text" in captions["selection"]
+
+
+class Ideal:
+    """A model that gives the teachers' features of the very shape; it knows shapes by their sum."""
+
+    def __init__(self, prepared: PreparedSet, texts: str) -> None:
+        table = prepared.read("test", views=True)
+        clouds = torch.tensor(points_to_numpy(table["points"])).float()
+        self.sums = clouds.abs().sum(dim=(1, 2))
+        image = create_image_teacher(f"descriptor:{IMAGE}")
+        text = create_text_teacher(f"descriptor:{TEXT}")
+        views = [[views[0]] for views in table["views"].to_pylist()]
+        transform = ImageTransform(image_size=image.image_size)
+        pictures = load_images(views, range(len(views)), epoch=0, seed=0, transform=transform)
+        self.image = image.encode(pictures)
+        if texts == "caption":
+            self.text = text.encode(table["caption"].to_pylist())
+        else:
+            self.text = class_vectors(text_bank(text, table["category"].to_pylist()))
+
+    def __call__(self, model: object, points: torch.Tensor) -> dict[str, torch.Tensor]:
+        sums = points.abs().sum(dim=(1, 2))
+        of = (sums[:, None] - self.sums).abs().argmin(dim=1)
+        return {"text": self.text[of], "image": self.image[of]}
+
+
+@pytest.mark.parametrize("texts", ["category", "caption"])
+def test_a_model_that_gives_the_teachers_features_finds_everything_first(
+    usual: dict[str, Any], tiny_prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, texts: str
+) -> None:
+    monkeypatch.setattr("recon_ray.tasks.retrieve.search._project", Ideal(tiny_prepared, texts))
+    usual["data"] |= {"num_points": tiny_prepared.num_points, "normalize": "none"}
+    metrics = run(usual, texts=texts)["metrics"]
+    directions = ("cloud_to_text", "text_to_cloud", "cloud_to_image", "image_to_cloud")
+    assert {name: metrics[f"{name}_recall_at_1"] for name in directions} == dict.fromkeys(
+        directions, 1.0
+    )
+
+
+def test_queries_find_themselves_and_are_written(
+    usual: dict[str, Any], tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    table = tiny_prepared.read("test", views=True)
+    np.save(tmp_path / "shape.npy", points_to_numpy(table["points"])[5].astype(np.float32))
+    (tmp_path / "view.png").write_bytes(table["views"][0].as_py()[0])
+    files = [str(tmp_path / "shape.npy"), str(tmp_path / "view.png")]
+    found = run({**usual, "query": ["a swivel chair", *files]}, top_k=3)
+    rows = pq.read_table(tmp_path / "runs" / "run" / "retrieved.parquet").to_pylist()
+    assert rows == found["found"]
+    assert [row["rank"] for row in rows] == [1, 2, 3] * 3
+    assert [row["kind"] for row in rows[::3]] == ["words", "shape", "picture"]
+    shape = rows[3]
+    assert shape["sample_id"] == table["sample_id"][5].as_py()
+    assert shape["object_id"] == table["object_id"][5].as_py()
+    assert shape["cosine"] == pytest.approx(1.0, abs=1e-5)
+    cosines = [row["cosine"] for row in rows[:3]]
+    assert cosines == sorted(cosines, reverse=True)
+
+
+def test_pictures_may_be_features_that_the_source_has_shipped(
+    usual: dict[str, Any],
+    tiny_prepared: PreparedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny_prepared.path, tmp_path / "set")
+    prepared = ship_features(PreparedSet.open(tmp_path / "set"))
+    shipped = torch.tensor(points_to_numpy(prepared.read("test", features=True)["image_features"]))
+    ideal = Ideal(tiny_prepared, "category")
+    ideal.image = shipped[:, 1].float()  # the others are zeros
+    monkeypatch.setattr("recon_ray.tasks.retrieve.search._project", ideal)
+    usual["init_from"] = str(save(tmp_path / "shipped.safetensors", image_dim=6))
+    usual["data"] |= {"num_points": prepared.num_points, "normalize": "none"}
+    usual["data"]["path"] = str(prepared.path)
+    usual["teacher"]["image"]["name"] = "source"
+    metrics = run(usual)["metrics"]
+    assert metrics["cloud_to_image_recall_at_1"] == metrics["image_to_cloud_recall_at_1"] == 1.0
+
+
+def test_one_side_is_left_out_where_it_is_not_there(usual: dict[str, Any], tmp_path: Path) -> None:
+    weights = save(tmp_path / "text.safetensors", image_dim=None)
+    found = run({**usual, "init_from": str(weights)})
+    assert {*found["counts"]["directions"]} == {"cloud_to_text", "text_to_cloud"}
+    usual["teacher"]["text"]["name"] = None
+    found = run({**usual, "run": {**usual["run"], "name": "pictures"}})
+    assert {*found["counts"]["directions"]} == {"cloud_to_image", "image_to_cloud"}
+
+
+def test_a_limit_is_the_same_shapes_on_every_side(usual: dict[str, Any]) -> None:
+    found = run({**usual, "data": {**usual["data"], "limit": 5}})
+    sizes = found["counts"]["directions"]
+    assert found["counts"]["shapes"] == 5
+    assert sizes["image_to_cloud"] == sizes["cloud_to_image"] == {"queries": 5, "gallery": 5}
+    assert sizes["cloud_to_text"] == {"queries": 5, "gallery": 3}
+
+
+def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
+    usual: dict[str, Any], tiny_prepared: PreparedSet, tmp_path: Path
+) -> None:
+    copied = tmp_path / "set"
+    shutil.copytree(tiny_prepared.path, copied)
+    usual["data"]["path"] = str(copied)
+    online = run(usual)
+    teacher = {"image": {"name": f"descriptor:{IMAGE}", "augment": "none"}, "text": {"name": None}}
+    config = CacheTeachersConfig(
+        run={"name": "cache", "storage": str(tmp_path / "runs")},
+        cluster={"workers": 0},
+        data={"path": str(copied)},
+        teacher=teacher,
+        cache={"splits": ("test",)},
+    )
+    cache_teachers(Job("cache_teachers", config, {}, ()))
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recon_ray.tasks.retrieve.search.encode_pictures", lambda *a: calls.append(a))
+        cached = run({**usual, "run": {**usual["run"], "name": "cached"}})
+    assert calls == []
+    assert cached["metrics"] == pytest.approx(online["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"query": "absent.ply"}, ConfigError, r"query=absent\.ply: no such file; give a picture"),
+        ({"query": "notes.md"}, ConfigError, r"ends in \.md is neither a picture \(\.png"),
+        ({"query": "broken.png"}, DataError, r"broken\.png: is no readable PNG or JPEG"),
+        ({"query": "few.npy"}, DataError, r"few\.npy: 5 points are too few for the model's 8"),
+        (
+            {"query": "words", "teacher": {"text": {"name": None}}},
+            ConfigError,
+            r"teacher\.text\.name=null: the query 'words' needs a teacher",
+        ),
+        (
+            {"query": "good.png", "teacher": {"image": {"name": "source"}}},
+            ConfigError,
+            r"teacher\.image\.name=source: the query 'good\.png' needs a teacher",
+        ),
+        (
+            {"query": "words", "teacher": {"text": {"name": "descriptor:16"}}},
+            ConfigError,
+            r"teacher\.text\.name=descriptor:16: its features are 16 wide",
+        ),
+        (
+            {"teacher": {"text": {"name": "source"}}},
+            ConfigError,
+            r"teacher\.text\.name=source: texts are compared",
+        ),
+        (
+            {"teacher": {"text": {"name": "descriptor:16"}}},
+            ConfigError,
+            r"teacher\.text\.name=descriptor:16: its features are 16 wide, the text projection of",
+        ),
+        (
+            {"teacher": {"image": {"name": "descriptor:16"}}},
+            ConfigError,
+            r"teacher\.image\.name=descriptor:16: its features are 16 wide, the image projection",
+        ),
+        (
+            {"retrieval": {"splits": ["val"]}},
+            ConfigError,
+            r"retrieval\.splits=val: .* only in train",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_told(
+    usual: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").write_text("a chair")
+    Path("broken.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (40, 40)).save("good.png")
+    np.save("few.npy", np.random.default_rng(0).random((5, 3)))
+    teacher = {**usual["teacher"], **changes.pop("teacher", {})}
+    with pytest.raises(error, match=message):
+        run({**usual, "teacher": teacher, **changes})
+    assert not Path("runs").exists()
+
+
+def test_weights_and_sets_without_what_is_compared_are_refused(
+    usual: dict[str, Any], tiny_parts: PreparedSet, tmp_path: Path
+) -> None:
+    weights = save(tmp_path / "none.safetensors", image_dim=None, text_dim=None)
+    with pytest.raises(CheckpointError, match=r"none\.safetensors has no projection into the"):
+        run({**usual, "init_from": str(weights)})
+    text_only = save(tmp_path / "text.safetensors", image_dim=None)
+    Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
+    with pytest.raises(ConfigError, match=r"good\.png: .*text\.safetensors has no image proj"):
+        run({**usual, "init_from": str(text_only), "query": str(tmp_path / "good.png")})
+    usual["data"] = {"path": str(tiny_parts.path), "num_points": 64}
+    with pytest.raises(ConfigError, match=r"retrieval\.texts=caption: .* have no captions; set"):
+        run(usual, texts="caption")
+    usual["teacher"]["text"]["name"] = None
+    with pytest.raises(ConfigError, match="there are neither texts nor pictures"):
+        run(usual)

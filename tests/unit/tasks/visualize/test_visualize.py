@@ -1,0 +1,205 @@
+"""The driver of the visualize job, and the figures of the other jobs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from recon_ray.cli import run_job
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.errors import CheckpointError
+from recon_ray.models.presets import MODELS
+from recon_ray.runs.folder import RunFolder
+from recon_ray.tasks.run_figures import draw_classification
+from recon_ray.tasks.visualize.config import ShownDataSection
+from recon_ray.tasks.visualize.shape_selection import shapes_of_set
+from recon_ray.weights.weight_files import save_weights
+
+SIZES = {
+    "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
+    "patch_widths": (8, 8, 8),
+}  # fmt: skip
+
+
+def weights(folder: Path, kind: str, **more: object) -> Path:
+    torch.manual_seed(0)
+    architecture = {**SIZES, **more}
+    path = folder / f"{kind}.safetensors"
+    state = MODELS[kind](**architecture).state_dict()
+    save_weights(path, state, kind=kind, architecture=architecture, extra={})
+    return path
+
+
+@pytest.fixture
+def recon(tmp_path: Path) -> Path:
+    return weights(tmp_path, "recon", decoder_depth=1, image_dim=4, text_dim=4)
+
+
+def run(folder: Path, *arguments: object) -> int:
+    given = [f"run.storage={folder / 'runs'}", "run.name=v", *map(str, arguments)]
+    return run_job("visualize", given)
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "runs" / "v" / "result.json").read_text())
+
+
+def test_shapes_of_a_set_and_files_are_drawn_and_listed(
+    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
+) -> None:
+    box = tmp_path / "my box!.ply"
+    trimesh.creation.box().export(box)
+    assert run(
+        tmp_path, f"init_from={recon}", f"data.path={tiny_prepared.path}", "shapes=3",
+        "data.num_points=64", f"files=['{box}']",
+    ) == 0  # fmt: skip
+    found = result(tmp_path)
+    assert found["kinds"] == ["reconstruction", "attention"]
+    assert found["counts"] == {"shapes": 4, "files": 1 + 4 * (1 + 8)}
+    assert found["metrics"]["reconstruction_loss"] > 0
+    folder = tmp_path / "runs" / "v"
+    for name in found["files"]:
+        assert (folder / name).stat().st_size > 500, name
+    assert found["files"][0] == "figures/sheet.png"
+    assert "figures/clouds/04-my-box-attention-text.ply" in found["files"]
+    cloud = trimesh.load(folder / "figures" / "clouds" / "04-my-box-input.ply")
+    assert len(cloud.vertices) == 64
+    assert np.linalg.norm(cloud.vertices, axis=1).max() == pytest.approx(1, abs=1e-5)
+
+
+def test_meshes_are_written_for_tensorboard(
+    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "shapes=1"
+    assert run(tmp_path, *given) == 0
+    events = EventAccumulator(str(tmp_path / "runs" / "v" / "tensorboard")).Reload()
+    tags = {tag.rsplit("_", 1)[0].split("/")[0] for tag in events.Tags()["tensors"]}
+    kinds = {"input", "visible", "masked", "prediction", "completed"}
+    assert tags == kinds | {f"attention-{token}" for token in ("class", "image", "text")}
+
+
+def test_the_same_seed_gives_the_same_pictures(
+    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
+) -> None:
+    given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "shapes=2"
+    clouds = []
+    for seed in (0, 0, 1):
+        assert run(tmp_path, *given, f"run.seed={seed}") == 0
+        folder = tmp_path / "runs" / "v" / "figures" / "clouds"
+        clouds.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert clouds[0] == clouds[1]
+    assert clouds[0].keys() == clouds[2].keys()
+    assert clouds[0] != clouds[2]
+
+
+def test_a_model_without_decoder_shows_attention_and_says_so(
+    tiny_prepared: PreparedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = weights(tmp_path, "classifier", num_classes=3)
+    with caplog.at_level(logging.INFO):
+        assert run(tmp_path, f"init_from={model}", f"data.path={tiny_prepared.path}") == 0
+    assert "classifier.safetensors has no decoder: only attention is drawn" in caplog.text
+    found = result(tmp_path)
+    assert found["kinds"] == ["attention"]
+    assert found["metrics"] == {}
+    assert not [name for name in found["files"] if "prediction" in name]
+
+
+def test_many_shapes_are_spread_over_sheets(
+    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
+) -> None:
+    path = tiny_prepared.path
+    given = f"init_from={recon}", f"data.path={path}", "data.split=train", "shapes=14"
+    assert run(tmp_path, *given, "visualize.kinds=[attention]", "visualize.blocks=[1]") == 0
+    assert result(tmp_path)["files"][:2] == ["figures/sheet.png", "figures/sheet-2.png"]
+
+
+def test_a_dry_run_keeps_nothing(
+    tiny_prepared: PreparedSet,
+    recon: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "--dry-run"
+    assert run(tmp_path, *given) == 0
+    assert capsys.readouterr().out.rstrip().endswith("dry run: 6 shapes, nothing is kept")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_chosen_shapes_are_of_every_class_and_read_from_their_file(
+    tiny_prepared: PreparedSet,
+) -> None:
+    table = tiny_prepared.read("train")
+    data = ShownDataSection(split="train", num_points=96, normalize=False)
+    some = shapes_of_set(tiny_prepared, data, 3, seed=0)
+    assert sorted(shape.category for shape in some) == ["chair", "lamp", "mug"]
+    every = shapes_of_set(tiny_prepared, data, 99, seed=0)
+    assert len(every) == 24
+    ids = table["object_id"].to_pylist()
+    points = table.combine_chunks()["points"].chunk(0).to_numpy_ndarray()
+    for shape in every:
+        np.testing.assert_array_equal(shape.points, points[ids.index(shape.object_id)])
+    named = shapes_of_set(tiny_prepared, data, [ids[9], ids[2]], seed=0)
+    assert [shape.object_id for shape in named] == [ids[9], ids[2]]
+
+
+BAD = [
+    (("data.split=val",), 2, r"data\.split=val: .* has the splits train, test; choose one of"),
+    (("shapes=[chair]",), 2, r"shapes: .* has no shape chair in this split; "),
+    (("visualize.blocks=[4]",), 2, r"blocks 1 to 3, found 4"),
+    (("data.num_points=7",), 2, r": 7 points are too few for the model's 8 patches of 8 points"),
+    (("files=[absent.ply]",), 1, r"absent\.ply: file not found"),
+    (("data.path=/absent",), 2, r"data\.path=/absent: no such folder; give the folder of a pre"),
+    (("cluster.workers=2",), 2, r"cluster\.workers must be 0: this job runs in one process"),
+    (("visualize.mask_ratio=0.01",), 1, r"mask_ratio must hide 1\.\.7 of num_groups=8 patches"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    tiny_prepared: PreparedSet,
+    recon: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    given = f"init_from={recon}", f"data.path={tiny_prepared.path}"
+    given = tuple(word for word in given if word.split("=")[0] != arguments[0].split("=")[0])
+    assert run(tmp_path, *given, *arguments) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_reconstruction_without_a_decoder_is_refused(
+    tiny_prepared: PreparedSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = weights(tmp_path, "embedder")
+    given = f"init_from={model}", f"data.path={tiny_prepared.path}"
+    assert run(tmp_path, *given, "visualize.kinds=[reconstruction]") == 2
+    assert "has no decoder and reconstructs nothing; give the weights" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"figures: a figure could not be written"):
+        draw_classification(RunFolder(f"{tmp_path}/run"), np.eye(2), ["cup", "lamp"])
+
+
+def test_a_classification_leaves_two_figures(tmp_path: Path) -> None:
+    draw_classification(RunFolder(f"{tmp_path}/run"), np.array([[3, 1], [0, 0]]), ["cup", "lamp"])
+    names = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
+    assert names == ["confusion.png", "per_class.png"]
