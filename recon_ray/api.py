@@ -85,7 +85,7 @@ def _kind(task: str) -> str:
 
 @torch.no_grad()
 def embed(model: nn.Module, points: Tensor, *, batch_size: int = 64) -> Tensor:
-    """Give one feature vector a cloud: the one of the linear probes.
+    """Return one feature vector a cloud: the one of the linear probes.
 
     Args:
         model: From :func:`load_model` or :func:`create_model`, of any task but ``twotower``.

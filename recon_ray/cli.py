@@ -261,7 +261,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _write_traceback(name: str, error: BaseException) -> str | None:
-    """Give the file that holds the traceback; None if it cannot be written, on a full disk."""
+    """Return the file that holds the traceback; None if it cannot be written, on a full disk."""
     try:
         handle, path = tempfile.mkstemp(prefix=f"recon_ray-{name}-", suffix=".traceback.txt")
         with os.fdopen(handle, "w", encoding="utf-8") as stream:

@@ -84,7 +84,7 @@ def find_recon_error(error: BaseException) -> ReconError | None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Give the exception that the user's code or ours raised, without Ray's wrapping.
+    """Return the exception that the user's code or ours raised, without Ray's wrapping.
 
     Args:
         error: What was caught.

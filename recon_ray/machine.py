@@ -9,7 +9,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def cpu_count() -> int:
-    """Give the CPUs that this process may use.
+    """Return the CPUs that this process may use.
 
     ``os.cpu_count`` gives those of the host: on 64 cores, a job with 8 of them would start eight
     times as many threads. This is the smallest of the cores, the process's affinity and, rounded
@@ -21,7 +21,7 @@ def cpu_count() -> int:
 
 
 def memory_limit() -> int | None:
-    """Give the bytes that the container may use, None where there is no limit."""
+    """Return the bytes that the container may use, None where there is no limit."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
         limit = _number(CGROUPS / name)
         if limit is not None:
@@ -30,7 +30,7 @@ def memory_limit() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Give the bytes that programs can still have, caches included, None where nothing says so."""
+    """Return bytes that programs can still have, caches included, None where nothing says so."""
     host = _entry(MEMINFO, "MemAvailable:")
     found = [] if host is None else [host * 1024]
     limit = memory_limit()
@@ -64,7 +64,7 @@ def _entry(path: Path, name: str) -> int | None:
 
 
 def working_directory() -> str:
-    """Give the folder that relative paths are of.
+    """Return the folder that relative paths are of.
 
     Where several nodes of a cluster are one machine, Ray unpacks a job's files again for each, and
     the folder that this process works in is then another one of the same name.

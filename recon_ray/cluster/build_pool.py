@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_on_ray(cluster: ClusterSection, at_once: int | None = None) -> Run:
-    """Give a runner that builds shards as tasks of Ray Data.
+    """Return a runner that builds shards as tasks of Ray Data.
 
     A task reserves one CPU. Ray repeats the tasks of a node that is lost; a shard is the same
     whoever builds it, and however often. What a shard cannot be built for ends the job.

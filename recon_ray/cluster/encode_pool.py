@@ -39,7 +39,7 @@ class ShardWorker(Protocol):
 
 
 def encode_here(worker: ShardWorker, *, on_gpu: bool) -> Encode:
-    """Give a runner that encodes shards in this process."""
+    """Return a runner that encodes shards in this process."""
 
     def run(tasks: Sequence[Any]) -> Iterator[Record]:
         torch.set_num_threads(worker.threads)
@@ -51,7 +51,7 @@ def encode_here(worker: ShardWorker, *, on_gpu: bool) -> Encode:
 
 
 def encode_on_ray(worker: ShardWorker, cluster: ClusterSection, plan: WorkerPlan) -> Encode:
-    """Give a runner that encodes shards on a pool of actors of the joined cluster.
+    """Return a runner that encodes shards on a pool of actors of the joined cluster.
 
     Each actor loads the model once and takes one shard after the other; a shard of an actor that
     died is encoded again by another one.

@@ -74,7 +74,7 @@ class WorkerRuntime:
     inference: Inference
 
     def table(self, split: str) -> IndexedTable:
-        """Give all rows of a split."""
+        """Return all rows of a split."""
         if split not in self.tables:
             self.tables[split] = self.blocks[split].fetch()
         return self.tables[split]

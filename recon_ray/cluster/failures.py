@@ -92,7 +92,7 @@ def _was_killed_for_memory(error: Exception) -> bool:
 
 
 def _died(error: Exception) -> bool:
-    """Whether a worker or its node is gone, rather than that its code has raised."""
+    """Return whether a worker or its node is gone, rather than that its code has raised."""
     return any(isinstance(one, ray.exceptions.RayActorError) for one in _causes(error))
 
 

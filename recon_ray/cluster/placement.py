@@ -49,7 +49,7 @@ class WorkerPlan:
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number of workers may change."""
+        """Return whether the number of workers may change."""
         return self.min_workers != self.max_workers
 
 
@@ -101,7 +101,7 @@ def plan_workers(
 
 
 def usable_cores(options: ClusterSection, cpus: float, nodes: int) -> int:
-    """Give the CPUs of a cluster for threads: those that its nodes report.
+    """Return the CPUs of a cluster for threads: those that its nodes report.
 
     Args:
         options: The cluster's section.
@@ -177,7 +177,7 @@ def _refuse_no_reader(
 
 
 def _leaves_one_cpu(nodes: Sequence[Mapping[str, float]], need: Need, workers: int) -> bool:
-    """Whether the workers can be placed so that some node keeps a whole CPU."""
+    """Return whether the workers can be placed so that some node keeps a whole CPU."""
     for reader, node in enumerate(nodes):
         if node.get("CPU", 0) + _ROUNDING < 1:
             continue

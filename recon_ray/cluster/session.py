@@ -44,7 +44,7 @@ def prepare_environment(options: ClusterSection) -> None:
 
 
 def joins_cluster(options: ClusterSection) -> bool:
-    """Whether the job joins a cluster that runs already (its own, in `ray job submit`)."""
+    """Return whether the job joins a cluster that runs already (its own, in `ray job submit`)."""
     return options.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 

@@ -26,7 +26,7 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def running_stop_actor() -> Iterator[Any]:
-    """Give the handle of an actor that tells the workers when this process is asked to end."""
+    """Return the handle of an actor that tells the workers when this process is asked to end."""
     here = ray.get_runtime_context().get_node_id()
     # On the driver's own node: it would not survive without that one anyway.
     affinity = NodeAffinitySchedulingStrategy(here, soft=False)
@@ -81,7 +81,7 @@ def end_together(actor: Any, run: Callable[[], dict[str, Any]]) -> dict[str, Any
 
 
 def outcome_of(result: ray.train.Result) -> dict[str, Any]:
-    """Give what rank 0 of the workers of :func:`end_together` has returned.
+    """Return what rank 0 of the workers of :func:`end_together` has returned.
 
     Raises:
         ReconError: What all of them have met.
@@ -111,7 +111,7 @@ class StopWatcher:
             threading.Thread(target=self._watch, args=(actor,), daemon=True, name="notices").start()
 
     def take(self) -> StopRequest:
-        """Give what is asked for; a wish to commit is given once, that to end for good."""
+        """Return what is asked for; a wish to commit is given once, that to end for good."""
         with self._lock:
             notice = self._notice
             if notice is StopRequest.COMMIT:

@@ -61,7 +61,7 @@ def token_source() -> str | None:
 
 
 def is_private(source: str) -> bool:
-    """Whether nobody else of this machine may read the file of the token."""
+    """Return whether nobody else of this machine may read the file of the token."""
     return source == TOKEN or not stat.S_IMODE(Path(source).stat().st_mode) & 0o077
 
 

@@ -230,7 +230,7 @@ POLL_SECONDS = 0.5
 
 
 def shows_bar(folder: RunFolder) -> bool:
-    """Whether somebody sees a bar, and the driver sees the metrics as they are written."""
+    """Return whether somebody sees a bar, and the driver sees the metrics as they are written."""
     return sys.stderr.isatty() and folder.is_local
 
 

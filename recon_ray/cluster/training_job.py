@@ -90,7 +90,7 @@ class TrainingJob:
 
     @property
     def uses_views(self) -> bool:
-        """Whether the batches of training hold images."""
+        """Return whether the batches of training hold images."""
         return self.options.images is not None
 
     def check(self, workers: range) -> None:

@@ -111,7 +111,7 @@ class StreamFeed:
         self.pinned = pinned
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
-        """Give fixed-size shares of the epoch's rows, mixed in a buffer."""
+        """Return fixed-size shares of the epoch's rows, mixed in a buffer."""
         shard = ray.train.get_dataset_shard("resume" if start_step else "train")
         buffer = ShuffleBuffer(
             plan.per_worker,
@@ -151,7 +151,7 @@ class RayRuntime:
         self._tables: dict[str, IndexedTable] = {}
 
     def feed(self) -> TrainFeed:
-        """Give the training samples."""
+        """Return the training samples."""
         payload = self._payload
         if payload.train_rows:
             return StreamFeed(
@@ -170,7 +170,7 @@ class RayRuntime:
         )
 
     def table(self, split: str) -> IndexedTable:
-        """Give all rows of a split for evaluation."""
+        """Return all rows of a split for evaluation."""
         if split not in self._tables:
             limit = self._payload.limits.get(split)
             self._tables[split] = self._payload.blocks[split].fetch(limit=limit)
@@ -240,7 +240,7 @@ def check_storage(folder: RunFolder, attempt: str) -> None:
 
 @contextmanager
 def exported_metrics(runtime: RayRuntime) -> Iterator[None]:
-    """Give the records of rank 0 to Ray's metrics meanwhile."""
+    """Return the records of rank 0 to Ray's metrics meanwhile."""
     if runtime.rank != 0:
         yield
         return

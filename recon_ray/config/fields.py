@@ -81,7 +81,7 @@ def _collect(
 
 
 def section_default(info: FieldInfo, name: str, outer: BaseModel | None) -> BaseModel | None:
-    """Give the values that a section starts from where some of its options are given.
+    """Return the values that a section starts from where some of its options are given.
 
     Args:
         info: Field of the section.
@@ -105,7 +105,7 @@ def members(annotation: TypeForm) -> tuple[Any, ...]:
 
 
 def section_model(annotation: TypeForm) -> type[BaseModel] | None:
-    """Give the model of a section's type, or None if the type is no section."""
+    """Return the model of a section's type, or None if the type is no section."""
     for member in members(annotation):
         if isinstance(member, type) and issubclass(member, BaseModel):
             return member
@@ -113,7 +113,7 @@ def section_model(annotation: TypeForm) -> type[BaseModel] | None:
 
 
 def type_origin(annotation: TypeForm) -> TypeForm:
-    """Give the generic of a type (``tuple`` of ``tuple[int, int]``), None if there is none."""
+    """Return the generic of a type (``tuple`` of ``tuple[int, int]``), None if there is none."""
     return get_origin(annotation)
 
 
@@ -160,7 +160,7 @@ def type_label(info: FieldInfo) -> str:
 
 
 def _choices(annotation: TypeForm) -> list[str]:
-    """Give the choices of a type that has nothing but choices, else an empty list."""
+    """Return the choices of a type that has nothing but choices, else an empty list."""
     branches = members(annotation)
     if not any(type_origin(b) is Literal or _is_enum(b) for b in branches):
         return []
@@ -178,7 +178,7 @@ def _branch_choices(branch: TypeForm) -> list[str]:
 
 
 def literal_values(branch: TypeForm) -> tuple[Any, ...]:
-    """Give the values of a ``Literal`` or an enumeration, else nothing."""
+    """Return the values of a ``Literal`` or an enumeration, else nothing."""
     if type_origin(branch) is Literal:
         return get_args(branch)
     return tuple(member.value for member in branch) if _is_enum(branch) else ()

@@ -321,7 +321,7 @@ class _Report:
         self.tree = tree
 
     def lines(self, error: ValidationError) -> list[str]:
-        """Give one line a key; the branches of a union count as one error."""
+        """Return one line a key; the branches of a union count as one error."""
         found: dict[str, str] = {}
         for details in error.errors():
             key = self._key(details)
@@ -329,7 +329,7 @@ class _Report:
         return list(found.values())
 
     def _key(self, details: ErrorDetails) -> str:
-        """Give the option, section or unknown key; what lies inside an option is left out."""
+        """Return the option, section or unknown key; what lies inside an option is left out."""
         key = ""
         unknown = len(details["loc"]) - 1 if details["type"] == "extra_forbidden" else None
         for i, part in enumerate(details["loc"]):

@@ -217,7 +217,7 @@ class Reader:
         return as_text if is_text else value  # with what YAML would drop as a comment
 
     def value(self, key: str, data: object, origin: str) -> MappingNode:
-        """Give one value of a program the form of an argument.
+        """Convert one value of a program to the form of an argument.
 
         Args:
             key: Dotted key.
@@ -340,7 +340,7 @@ def _place(node: yaml.Node, label: str) -> str:
 
 
 def _moved(value: Tree, origin: str) -> Tree:
-    """Give a value the place of its key, which is where a user looks for it."""
+    """Return a value the place of its key, which is where a user looks for it."""
     if isinstance(value, ScalarNode):
         return ScalarNode(value.text, value.value, origin, value.plain)
     return (

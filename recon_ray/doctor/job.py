@@ -72,7 +72,7 @@ def _result(
 
 
 def examine(config: DoctorConfig, nodes: list[Node]) -> dict[str, list[Finding]]:
-    """Give the findings of the driver and of every node, by the name of the place."""
+    """Return the findings of the driver and of every node, by the name of the place."""
     section = config.doctor
     with Probe(config.run.storage) as probe:
         request = MachineRequest({}, config.runtime.ops_backend, "")
@@ -146,7 +146,7 @@ def _store(answer: object) -> Finding:
 
 
 def _plan(config: DoctorConfig) -> Finding:
-    """Whether ``cluster.workers`` would fit."""
+    """Return whether ``cluster.workers`` would fit."""
     try:
         plan = plan_workers(
             config.cluster, reads_during_training=False, device=config.runtime.device
@@ -160,7 +160,7 @@ def _plan(config: DoctorConfig) -> Finding:
 
 
 def _token(config: DoctorConfig) -> Finding:
-    """Whether the cluster asks for a token, and whether others may read the one here."""
+    """Return whether the cluster asks for a token, and whether others may read the one here."""
     source = access.token_source()
     if source is not None and not access.is_private(source):
         advice = f"chmod 600 {source}"

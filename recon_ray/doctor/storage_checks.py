@@ -1,4 +1,4 @@
-"""Whether the storage of runs and the prepared set can be reached from everywhere."""
+"""Return whether the storage of runs and the prepared set can be reached from everywhere."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
 
 
 def style_axes(axes: Axes, title: str) -> None:
-    """Give a chart the look of all of them: quiet frame, small text, heading on the left."""
+    """Style a chart as all of them: quiet frame, small text, title on the left."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

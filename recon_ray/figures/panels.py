@@ -113,7 +113,7 @@ def draw_values(
 
 
 def value_range(values: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Give the ends of the color scale: the least value, and one that a hundredth exceeds."""
+    """Return the ends of the color scale: the least value, and one that a hundredth exceeds."""
     known = values[~np.isnan(values)]
     if not len(known):
         return 0.0, 1.0
@@ -132,14 +132,14 @@ def value_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def value_colormap() -> Colormap:
-    """Give :data:`VALUE_COLORS` in the form that a color bar takes."""
+    """Return :data:`VALUE_COLORS` in the form that a color bar takes."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("values", VALUE_COLORS)
 
 
 def rgb(color: str) -> npt.NDArray[np.float32]:
-    """Give ``#rrggbb`` as three numbers in [0, 1]."""
+    """Return ``#rrggbb`` as three numbers in [0, 1]."""
     return np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=np.float32)
 
 

@@ -178,7 +178,7 @@ def sheet_figure(views: Sequence[ShapeView], path: Path | str) -> Path:
 
 
 def clouds_of(view: ShapeView) -> dict[str, tuple[Points, npt.NDArray[np.uint8]]]:
-    """Give what is drawn as colored clouds: kind to (n, 3) points and (n, 3) uint8 RGB.
+    """Return what is drawn as colored clouds: kind to (n, 3) points and (n, 3) uint8 RGB.
 
     The kinds are ``input``; ``visible``, ``masked``, ``prediction`` and ``completed`` (visible and
     predicted points together); ``attention-<token>``.

@@ -99,7 +99,7 @@ def _members(idx: Tensor, num_points: int) -> npt.NDArray[np.bool_]:
 def attend(
     model: CloudModel, points: Tensor, blocks: Sequence[int] = ()
 ) -> list[dict[str, npt.NDArray[np.float32]]]:
-    """Give the attention of the query tokens to the points of clouds, averaged over the heads.
+    """Return the attention of the query tokens to the points of clouds, averaged over the heads.
 
     Args:
         model: Any model.
@@ -118,7 +118,7 @@ def attend(
 
 
 def spread_to_points(weights: Tensor, idx: Tensor, num_points: int) -> Tensor:
-    """Give each point the mean of the patches that it lies in.
+    """Return each point the mean of the patches that it lies in.
 
     Args:
         weights: (B, Q, G) values of the patches.

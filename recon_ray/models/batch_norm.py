@@ -19,7 +19,7 @@ def _is_distributed() -> bool:
 
 
 def _statistics(x: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give mean, biased variance, number of rows () and the centered rows of (R, C) ``x``."""
+    """Return mean, biased variance, number of rows () and the centered rows of (R, C) ``x``."""
     count = torch.full((), x.shape[0], dtype=torch.float64, device=x.device)
     mean = x.mean(0)
     centered = x - mean

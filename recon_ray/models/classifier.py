@@ -19,7 +19,7 @@ alone (``probe``)."""
 
 
 def is_head_parameter(name: str) -> bool:
-    """Whether a parameter is in the group that learns ten times as fast (published rule).
+    """Return whether a parameter is in the group that learns ten times as fast (published rule).
 
     Args:
         name: Dotted name; prefixes of wrappers make no difference.
@@ -139,12 +139,12 @@ class Classifier(Protocol, EncoderModel):
             return self.encoder(*self._cut(points))
 
     def forward_head(self, tokens: Tensor, source: RandomSource = None) -> Tensor:
-        """Give logits (B, classes) of the (B, 3 + G, D) of :meth:`forward_features`."""
+        """Return logits (B, classes) of the (B, 3 + G, D) of :meth:`forward_features`."""
         pooled = torch.cat([tokens[:, :3].flatten(1), tokens[:, 3:].amax(dim=1)], dim=-1)
         return self.head(pooled, source)
 
     def forward(self, points: Tensor, source: RandomSource = None) -> Tensor:
-        """Give logits (B, classes) of (B, N, 3) clouds.
+        """Return logits (B, classes) of (B, N, 3) clouds.
 
         Args:
             points: (B, N, 3) clouds.

@@ -137,7 +137,7 @@ class EncoderModel(CloudModel):
         return torch.cat(self._encode(points, source), dim=1)
 
     def svm_features(self, points: Tensor) -> Tensor:
-        """Give the (B, 2 D) features of the linear probe; see :func:`svm_pool`."""
+        """Return the (B, 2 D) features of the linear probe; see :func:`svm_pool`."""
         return svm_pool(self.forward_features(points))
 
 

@@ -64,14 +64,14 @@ class _MaxOverPoints(torch.autograd.Function):
 
 
 def max_over_points(x: Tensor) -> Tensor:
-    """Give the maximum (P, C) over the points of (P, K, C) patches."""
+    """Return the maximum (P, C) over the points of (P, K, C) patches."""
     if not torch.compiler.is_compiling():
         return x.max(dim=1).values
     return _MaxOverPoints.apply(x) if torch.is_grad_enabled() else _max_by_fours(x)
 
 
 def _max_by_fours(x: Tensor) -> Tensor:
-    """Give the maximum over dim 1 of four at a time.
+    """Return the maximum over dim 1 of four at a time.
 
     Reductions so small become plain reads of neighbouring channels, at the rate of the memory; as
     one reduction over all points, each read takes a few channels only and three times as long.
@@ -82,7 +82,7 @@ def _max_by_fours(x: Tensor) -> Tensor:
 
 
 def _narrow_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Give the rectified linear layer of few channels, without gradient.
+    """Return the rectified linear layer of few channels, without gradient.
 
     To a compiler it is one pass that writes the result alone; as a product, the result is written,
     read, rectified and written again.

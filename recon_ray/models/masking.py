@@ -67,7 +67,7 @@ def check_mask(mask: Tensor, batch: int, num_groups: int) -> int:
 
 
 def split_by_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
-    """Give the indices of visible (B, V) and hidden (B, M) patches, each in index order."""
+    """Return the indices of visible (B, V) and hidden (B, M) patches, each in index order."""
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     num_visible = mask.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]

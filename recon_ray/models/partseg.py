@@ -105,7 +105,7 @@ class PartHead(nn.Module):
         self.fc3 = nn.Linear(second, num_parts)
 
     def forward(self, x: Tensor, shape: Tensor, source: RandomSource = None) -> Tensor:
-        """Give (B, N, parts) logits of (B, N, point_dim) features and (B, global_dim) ones."""
+        """Return (B, N, parts) logits of (B, N, point_dim) features and (B, global_dim) ones."""
         # The first layer acts on both side by side; the shape's half is evaluated once a shape.
         point_weight, shape_weight = self.fc1.weight.split([x.shape[-1], shape.shape[-1]], dim=1)
         x = F.linear(x, point_weight) + F.linear(shape, shape_weight, self.fc1.bias)[:, None]
@@ -116,7 +116,7 @@ class PartHead(nn.Module):
 
 
 def is_part_head_parameter(name: str) -> bool:
-    """Whether a parameter is in the group that learns ten times as fast (published rule).
+    """Return whether a parameter is in the group that learns ten times as fast (published rule).
 
     These are the layers that the published model names after convolutions, and the batch norm of
     the category; the other batch norms are not.
@@ -233,7 +233,7 @@ class PartSegmenter(EncoderModel):
         category: Tensor,
         source: RandomSource = None,
     ) -> Tensor:
-        """Give log-probabilities (B, N, parts) of the points.
+        """Return log-probabilities (B, N, parts) of the points.
 
         Args:
             features: Of :meth:`encode_parts`.
@@ -248,7 +248,7 @@ class PartSegmenter(EncoderModel):
         return F.log_softmax(self.part_head(propagated, shape, source).float(), dim=-1)
 
     def forward(self, points: Tensor, category: Tensor, source: RandomSource = None) -> Tensor:
-        """Give log-probabilities (B, N, parts) of the points of (B, N, 3) clouds.
+        """Return log-probabilities (B, N, parts) of the points of (B, N, 3) clouds.
 
         Args:
             points: (B, N, 3) clouds.

@@ -41,7 +41,7 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def kind_of(model: nn.Module) -> str:
-    """Give the kind of a model: its key in :data:`MODELS`.
+    """Return the kind of a model: its key in :data:`MODELS`.
 
     Raises:
         TypeError: If it is none of them.
@@ -58,7 +58,7 @@ def arguments_of(kind: str) -> set[str]:
 
 
 def preset_sizes(preset: str, kind: str = "recon") -> dict[str, Any]:
-    """Give the part of a preset that a kind of model has.
+    """Return the part of a preset that a kind of model has.
 
     Raises:
         ValueError: If the preset is unknown.

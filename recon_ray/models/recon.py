@@ -62,7 +62,7 @@ class _Projecting(EncoderModel):
         return self.text_proj(tokens[:, 2])
 
     def zeroshot_head(self, tokens: Tensor, *, kind: str = "full", ratio: float = 0.25) -> Tensor:
-        """Give the feature that is compared with the classes' texts (reference).
+        """Return the feature that is compared with the classes' texts (reference).
 
         Args:
             tokens: (B, 3 + G, D) of :meth:`forward_features`.
@@ -287,5 +287,5 @@ class Embedder(_Projecting):
                 head.apply(init_projection)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Give the (B, 2 D) features of the linear probe of (B, N, 3) clouds."""
+        """Return the (B, 2 D) features of the linear probe of (B, N, 3) clouds."""
         return self.svm_features(points)

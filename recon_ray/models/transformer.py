@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def drop_path_rates(maximum: float, depth: int, calls: int) -> Tensor:
-    """Give (depth * calls,) drop rates: linear in the depth from 0 to ``maximum``."""
+    """Return (depth * calls,) drop rates: linear in the depth from 0 to ``maximum``."""
     return torch.linspace(0.0, maximum, depth).repeat_interleave(calls)
 
 
@@ -36,7 +36,7 @@ def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Give what the fused attention does not: (B, H, Q, L) weights that sum to 1 over L.
+    """Return what the fused attention does not: (B, H, Q, L) weights that sum to 1 over L.
 
     Args:
         q: (B, H, Q, D / H) queries.
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
 
     def weights(self, x: Tensor) -> Tensor:
-        """Give the weights (B, H, L, L) with which :meth:`forward` mixes the values."""
+        """Return the weights (B, H, L, L) with which :meth:`forward` mixes the values."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, _ = qkv.permute(2, 0, 3, 1, 4)
@@ -100,7 +100,7 @@ class CrossAttention(nn.Module):
         return self.proj(queries.transpose(1, 2).reshape(batch, num_queries, dim))
 
     def weights(self, queries: Tensor, x: Tensor) -> Tensor:
-        """Give the weights (B, H, Q, L) with which :meth:`forward` mixes the values."""
+        """Return the weights (B, H, Q, L) with which :meth:`forward` mixes the values."""
         batch, num_queries, dim = queries.shape
         heads, width = self.num_heads, dim // self.num_heads
         q = self.q(queries).view(batch, num_queries, heads, width).transpose(1, 2)
@@ -149,7 +149,7 @@ class Block(nn.Module):
         return _add(x, self.mlp(self.norm2(x)), second)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Give the attention (B, H, L, L) of what :meth:`forward` gets."""
+        """Return the attention (B, H, L, L) of what :meth:`forward` gets."""
         return self.attn.weights(self.norm1(x))
 
 
@@ -206,7 +206,7 @@ class ReconBlock(nn.Module):
         return queries, _add(x, self.mlp(x), scale[3])
 
     def attention(self, queries: Tensor, x: Tensor) -> Tensor:
-        """Give the attention (B, H, Q, L) of the queries that :meth:`forward` gets."""
+        """Return the attention (B, H, Q, L) of the queries that :meth:`forward` gets."""
         return self.contrast_attn.weights(self.contrast_norm1(queries), self.norm1(x))
 
 

@@ -260,11 +260,11 @@ class TwoTowerClassifier(Protocol, CloudModel):
         return torch.cat(features, dim=-1)
 
     def forward_head(self, features: Tensor, source: RandomSource = None) -> Tensor:
-        """Give logits (B, classes) of what :meth:`forward_features` gives."""
+        """Return logits (B, classes) of what :meth:`forward_features` gives."""
         return self.head(features, source)
 
     def forward(self, points: Tensor, source: RandomSource = None) -> Tensor:
-        """Give logits (B, classes) of (B, N, 3) clouds.
+        """Return logits (B, classes) of (B, N, 3) clouds.
 
         Args:
             points: (B, N, 3) clouds.

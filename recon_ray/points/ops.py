@@ -45,7 +45,7 @@ def _import_compiled() -> ModuleType | None:
 
 
 def _compiled() -> ModuleType | None:
-    """Give the compiled distribution; looked for once, in a way that torch.compile can trace."""
+    """Return the compiled distribution; looked for once, in a way that torch.compile can trace."""
     if "recon_ops" not in _found:
         _found["recon_ops"] = _import_compiled()
     return _found["recon_ops"]
@@ -96,7 +96,7 @@ def set_backend(name: BackendName) -> None:
 
 
 def backend() -> str:
-    """Give the name of the backend in force: "compiled", "pointnet2_ops" or "reference"."""
+    """Return the name of the backend in force: "compiled", "pointnet2_ops" or "reference"."""
     if _forced != "auto":
         return _forced
     if _compiled() is not None:
@@ -105,7 +105,7 @@ def backend() -> str:
 
 
 def _implementation() -> ModuleType:
-    """Give the module that computes: the compiled one or the reference."""
+    """Return the module that computes: the compiled one or the reference."""
     name = backend()
     if not torch.compiler.is_compiling():  # tracing stops at a log call
         _announce(name)
@@ -317,7 +317,7 @@ def _check_pair(first: str, a: Tensor, second: str, b: Tensor) -> None:
 
 
 def chamfer_distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give squared distances and indices of the nearest points between (B, n, 3) and (B, m, 3).
+    """Return squared distances and indices of the nearest points between (B, n, 3) and (B, m, 3).
 
     See :func:`recon_ray.points.reference.chamfer_distance`.
 

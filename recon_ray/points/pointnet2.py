@@ -28,7 +28,7 @@ def _is_supported(*tensors: Tensor) -> bool:
 def furthest_point_sample(
     xyz: Tensor, num_samples: int, *, start: Tensor | None, min_sq_norm: float
 ) -> Tensor | None:
-    """Give (B, S) int64 indices; only with the package's own skip rule.
+    """Return (B, S) int64 indices; only with the package's own skip rule.
 
     The package starts at index 0: with another start its point changes places with the first one.
     Where no other point is left the start is repeated, if it is not skipped itself.
@@ -47,7 +47,7 @@ def furthest_point_sample(
 
 
 def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Give distances (B, N, 3) and int64 indices; only without gradient and with three points."""
+    """Return distances (B, N, 3) and int64 indices; only without gradient and with three points."""
     needs_gradient = unknown.requires_grad or known.requires_grad
     if not _is_supported(unknown, known) or needs_gradient or known.shape[1] < 3:
         return None

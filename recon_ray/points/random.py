@@ -92,7 +92,7 @@ class SampleGenerator:
         return self._keys.device
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
-        """Give (B, *shape) int64 numbers of 64 random bits and advance the call counter."""
+        """Return (B, *shape) int64 numbers of 64 random bits and advance the call counter."""
         self._calls += 1
         key = _mix(self._keys + _wrap(self._calls * _MIX_1))  # (B,)
         count = math.prod(shape)
@@ -104,11 +104,11 @@ class SampleGenerator:
         return _mix(key[:, None] + position * _GOLDEN_GAMMA).view(self.batch_size, *shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Give (B, *shape) float32 numbers, uniform in [0, 1)."""
+        """Return (B, *shape) float32 numbers, uniform in [0, 1)."""
         return _shift_right(self._bits(shape), 40).float() * 2.0**-24
 
     def randint(self, high: int, *shape: int) -> Tensor:
-        """Give (B, *shape) int64 numbers, uniform in [0, high).
+        """Return (B, *shape) int64 numbers, uniform in [0, high).
 
         Args:
             high: Exclusive upper bound, at most 2**31.
@@ -122,7 +122,7 @@ class SampleGenerator:
         return (_shift_right(self._bits(shape), 32) * high) >> 32
 
     def permutation(self, n: int) -> Tensor:
-        """Give (B, n) int64: an independent uniform permutation of 0..n-1 per sample."""
+        """Return (B, n) int64: an independent uniform permutation of 0..n-1 per sample."""
         return self._bits((n,)).argsort(dim=1, stable=True)
 
 
@@ -139,7 +139,7 @@ def _check_batch(source: SampleGenerator, batch: int) -> SampleGenerator:
 
 
 def _draw_device(source: torch.Generator | None, device: torch.device | str | None) -> torch.device:
-    """Give the device to draw on: a torch.Generator draws only on its own."""
+    """Return the device to draw on: a torch.Generator draws only on its own."""
     return torch.device(device or "cpu") if source is None else source.device
 
 

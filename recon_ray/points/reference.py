@@ -30,7 +30,7 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Give (B, n, m) squared distances between (B, n, 3) and (B, m, 3), axis after axis."""
+    """Return (B, n, m) squared distances between (B, n, 3) and (B, m, 3), axis after axis."""
     total = torch.zeros((), dtype=a.dtype, device=a.device)
     for axis in range(a.shape[-1]):
         difference = a[:, :, None, axis] - b[:, None, :, axis]
@@ -81,7 +81,7 @@ def _furthest_indices(
 
 
 def _smallest(distances: Tensor, k: int) -> Tensor:
-    """Give the (..., k) indices of the smallest of (..., N) distances, ties to the lowest index."""
+    """Return (..., k) indices of the smallest of (..., N) distances, ties to the lowest index."""
     if distances.dtype != torch.float32:
         return distances.sort(dim=-1, stable=True).indices[..., :k]
     # The bits of non-negative floats order like integers (NaN last), so distance and index make one
@@ -230,7 +230,7 @@ def _safe_sqrt(squared: Tensor) -> Tensor:
 
 
 def _nearest_both_ways(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the (B, n) nearest of b to each a and the (B, m) nearest of a to each b."""
+    """Return the (B, n) nearest of b to each a and the (B, m) nearest of a to each b."""
     to_b: list[Tensor] = []
     best = torch.full(b.shape[:2], float("inf"), dtype=b.dtype, device=b.device)
     to_a = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
@@ -246,7 +246,7 @@ def _nearest_both_ways(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chamfer_distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give the squared distance of each point to the nearest point of the other set.
+    """Return the squared distance of each point to the nearest point of the other set.
 
     Args:
         a: (B, n, 3) points.

@@ -87,7 +87,7 @@ class TableLine:
         return [text for text in (self.selection, *self.notes, self.absent) if text]
 
     def record(self) -> dict[str, Any]:
-        """Give it as JSON: numbers are fractions of 1."""
+        """Return it as JSON: numbers are fractions of 1."""
         return {
             "row": self.row,
             "title": self.line.title,
@@ -166,7 +166,7 @@ def _absent(plan: RowPlan, rows: Sequence[TrialRow]) -> str:
 
 
 def numbered(lines: Sequence[TableLine]) -> tuple[list[list[str]], list[str]]:
-    """Give the cells of all lines, and the remarks that the numbers in the last cell name."""
+    """Return the cells of all lines, and the remarks that the numbers in the last cell name."""
     remarks = list(dict.fromkeys(text for line in lines for text in line.remarks()))
     cells = [
         [*line.cells(), " ".join(str(remarks.index(text) + 1) for text in line.remarks())]

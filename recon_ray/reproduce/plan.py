@@ -66,7 +66,7 @@ class RowPlan:
 
     @property
     def is_run(self) -> bool:
-        """Whether its runs can be started."""
+        """Return whether its runs can be started."""
         return not self.missing and not self.broken
 
 
@@ -89,7 +89,7 @@ class TablePlan:
     rows: tuple[RowPlan, ...]
 
     def starts_itself(self, plan: RowPlan) -> bool:
-        """Whether a row starts from the pre-training of this table."""
+        """Return whether a row starts from the pre-training of this table."""
         own = self.pretrain
         start = None if own is None else join(own.run.storage, str(own.run.name))
         return start is not None and option(plan.config, "init_from") == start

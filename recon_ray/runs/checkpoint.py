@@ -108,7 +108,7 @@ class CheckpointStore:
         self._retain(packed)
 
     def _holds(self, name: str) -> bool:
-        """Whether a checkpoint is there and whole."""
+        """Return whether a checkpoint is there and whole."""
         if name not in self.names():
             return False
         try:

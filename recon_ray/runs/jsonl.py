@@ -7,7 +7,7 @@ from typing import Any
 
 
 def read_lines(text: str, *, key: str) -> list[dict[str, Any]]:
-    """Give the records of a file, without the lines that are half written or damaged.
+    """Return the records of a file, without the lines that are half written or damaged.
 
     Args:
         text: Content of the file.

@@ -62,11 +62,11 @@ class Holder:
         return cls(secrets.token_hex(8), socket.gethostname(), _machine(), pid, _born(pid))
 
     def is_dead(self) -> bool:
-        """Whether it ran on this machine and has ended."""
+        """Return whether it ran on this machine and has ended."""
         return self.machine == _machine() and _born(self.pid) != self.born
 
     def is_this_process(self) -> bool:
-        """Whether it is this process, which runs one job after the other."""
+        """Return whether it is this process, which runs one job after the other."""
         here = (_machine(), os.getpid(), _born(os.getpid()))
         return (self.machine, self.pid, self.born) == here
 
@@ -262,7 +262,7 @@ def _end(
 
 
 def _read(fs: pafs.FileSystem, path: str) -> Holder | None:
-    """Give the lease, or None where there is none.
+    """Return the lease, or None where there is none.
 
     Raises:
         OSError: If the storage does not answer.

@@ -16,7 +16,7 @@ from pyarrow import fs as pafs
 
 
 def is_uri(place: str) -> bool:
-    """Whether a place is a URI rather than a path."""
+    """Return whether a place is a URI rather than a path."""
     return "://" in place
 
 
@@ -39,7 +39,7 @@ def split(place: str) -> tuple[str, str]:
 
 
 def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
-    """Give the file system and the path inside it of a folder or URI.
+    """Return the file system and the path inside it of a folder or URI.
 
     Raises:
         OSError: If the file system cannot be reached.

@@ -71,7 +71,7 @@ class InnerJob:
 
 
 def option(config: JobConfig, key: str) -> Any:  # noqa: ANN401 - any option's value
-    """Give an option by its dotted key."""
+    """Return an option by its dotted key."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)

@@ -60,7 +60,7 @@ class OptunaSource(Searcher):
         self._asked: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Give the next trial, or say that there is none."""
+        """Return the next trial, or say that there is none."""
         if self._waiting:
             name, values = self._waiting.pop(0)
             self._study.enqueue_trial({key: self._index(key, values[key]) for key in self._space})

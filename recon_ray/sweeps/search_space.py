@@ -38,7 +38,7 @@ class Domain:
 
     @property
     def is_list(self) -> bool:
-        """Whether the values are all there are, rather than bounds."""
+        """Return whether the values are all there are, rather than bounds."""
         return self.kind in ("grid", "choice")
 
     def draw(self, random: np.random.Generator) -> Any:  # noqa: ANN401 - any option's value
@@ -54,7 +54,7 @@ class Domain:
 
 
 def rounded(value: float, low: float, high: float) -> float:
-    """Give a drawn number in few digits, within its bounds."""
+    """Return a drawn number in few digits, within its bounds."""
     return float(min(max(float(f"{value:.{DIGITS}g}"), low), high))
 
 
@@ -168,12 +168,12 @@ def with_seeds(space: Mapping[str, Domain], seeds: int, first: int) -> dict[str,
 
 
 def is_drawn(space: Mapping[str, Domain]) -> bool:
-    """Whether anything is drawn, rather than run through."""
+    """Return whether anything is drawn, rather than run through."""
     return any(domain.kind != "grid" for domain in space.values())
 
 
 def list_trials(space: Mapping[str, Domain], *, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Give the values of every trial: all points of the grids, for every draw of the rest.
+    """Return the values of every trial: all points of the grids, for every draw of the rest.
 
     More samples add trials after the others, which stay as they are. All points of the grids (and
     so all seeds) see the same draws.

@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def is_nested(self) -> bool:
-        """Whether each trial has workers of its own."""
+        """Return whether each trial has workers of its own."""
         return self.base.cluster.max_workers > 1
 
 
@@ -97,7 +97,7 @@ def _check_sets(configs: Sequence[JobConfig]) -> None:
 
 
 def makes_set(config: JobConfig) -> bool:
-    """Whether the job makes its data set where there is none."""
+    """Return whether the job makes its data set where there is none."""
     return getattr(option(config, "data"), "create", "never") != "never"
 
 
@@ -129,7 +129,7 @@ def _check_search(plan: Plan) -> None:
 
 
 def _validates(base: JobConfig) -> bool:
-    """Whether a training job writes ``val/`` records epoch by epoch."""
+    """Return whether a training job writes ``val/`` records epoch by epoch."""
     validation = getattr(base, "validation", None)
     if validation is not None:
         return validation.every_epochs is not None

@@ -73,7 +73,7 @@ class Spread:
         return deviation(self.numbers)
 
     def record(self) -> dict[str, Any]:
-        """Give it as JSON; null where there is no number."""
+        """Return it as JSON; null where there is no number."""
         labeled = {
             label: {"mean": _finite(mean(numbers)), "std": _finite(deviation(numbers))}
             for label, numbers in self.labeled.items()
@@ -249,7 +249,7 @@ def shown(value: float, *, percent: bool) -> str:
 
 
 def is_fraction(metric: str, rows: Sequence[TrialRow]) -> bool:
-    """Whether a metric is a fraction of 1: by its name, if its numbers allow it."""
+    """Return whether a metric is a fraction of 1: by its name, if its numbers allow it."""
     words = ("accuracy", "miou", "probe", "chance")
     numbers = [row.metrics[metric] for row in rows if metric in row.metrics]
     return any(word in metric for word in words) and all(0 <= value <= 1 for value in numbers)

@@ -51,7 +51,7 @@ class PointChoice:
     seed: int = 0
 
     def samples(self, stored: int) -> bool:
-        """Whether anything is chosen from clouds of so many points: else all are read."""
+        """Return whether anything is chosen from clouds of so many points: else all are read."""
         return self.num_points < stored
 
     def __call__(self, points: Tensor, sample_ids: Tensor) -> Tensor:

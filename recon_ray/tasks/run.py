@@ -213,13 +213,13 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
 
 
 def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
-    """Give the configuration with a name of the run, made of job, label and time if it has none."""
+    """Return configuration with a name of the run, made of job, label and time if it has none."""
     name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
 def is_submitted() -> bool:
-    """Whether this is the driver of `ray job submit`."""
+    """Return whether this is the driver of `ray job submit`."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
@@ -346,7 +346,7 @@ def _defaults(model: type[JobConfig]) -> JobConfig:
 
 
 def _is_new(key: str, before: Mapping[str, Any]) -> bool:
-    """Whether a run's configuration knows neither an option nor what it is a part of."""
+    """Return whether a run's configuration knows neither an option nor what it is a part of."""
     parts = key.split(".")
     return not any(".".join(parts[: end + 1]) in before for end in range(len(parts)))
 

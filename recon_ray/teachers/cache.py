@@ -191,7 +191,7 @@ def text_identity(
 
 
 def cache_key(identity: Identity) -> str:
-    """Give the name of a cache's folder: the teacher, readable, and a hash of everything."""
+    """Return the name of a cache's folder: the teacher, readable, and a hash of everything."""
     name = re.sub(r"[^a-z0-9]+", "-", str(identity["teacher"]["name"]).lower()).strip("-")
     kind = "-text" if identity["kind"] == "text" else ""
     return f"{name}{kind}-{digest(identity)[:12]}"

@@ -135,7 +135,7 @@ def _split_tasks(
 
 
 def views_per_sample(split: Split) -> int:
-    """Give how many pictures a sample of a split has, from the footers of its files."""
+    """Return how many pictures a sample of a split has, from the footers of its files."""
     for path in split.views:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows:
@@ -284,7 +284,7 @@ def build_bank(
 
 
 def finished_record(task: EncodeTask) -> Record | None:
-    """Give the record of a shard that is already there, None if it has to be encoded."""
+    """Return the record of a shard that is already there, None if it has to be encoded."""
     record = read_json(_record_path(task))
     if not isinstance(record, dict) or record.get("key") != task.key:
         return None

@@ -251,7 +251,7 @@ def _build_random(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _needs_quick_gelu(published: Mapping[str, Any], weights: Weights, file: WeightsFile) -> bool:
-    """Whether weights were trained with QuickGELU: by tag, by file format, or by known hash."""
+    """Tell whether weights were trained with QuickGELU: by tag, by file format, or by known hash."""
     by_tag = bool(published.get("quick_gelu"))
     return by_tag or weights.is_archive or file.sha256 in _openai_hashes()
 

@@ -69,7 +69,7 @@ class Commits:
     # -- when ------------------------------------------------------------------------------------
 
     def due(self, step: int, *, ask: bool = False) -> bool:
-        """Whether to commit after this step; every rank asks after every step, with equal answers.
+        """Tell whether to commit after this step; every rank asks after every step, with equal answers.
 
         Args:
             step: Optimizer steps done.

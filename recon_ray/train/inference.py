@@ -34,7 +34,7 @@ class Inference:
     cuda_graph: bool = True
 
     def place(self, model: ModuleT, device: torch.device) -> ModuleT:
-        """Give a finished model on the device, in evaluation mode.
+        """Return a finished model on the device, in evaluation mode.
 
         With ``bf16`` it is a copy whose transformer weights are rounded now and not by autocast in
         every batch, where that takes as many kernels as the products; the results are the same.
@@ -53,7 +53,7 @@ class Inference:
         return model
 
     def prepare(self, function: Function, device: torch.device) -> Function:
-        """Give a function that computes the same, in float32 at the end; without gradient.
+        """Return a function that computes the same, in float32 at the end; without gradient.
 
         Args:
             function: Called with tensors on the device. Captured once, so everything that varies

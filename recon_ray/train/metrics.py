@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def is_distributed() -> bool:
-    """Whether several workers share a process group."""
+    """Return whether several workers share a process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -64,7 +64,7 @@ def _group_of(name: str, parameter: nn.Parameter, head: Callable[[str], bool] | 
 
 
 def stored_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Give an optimizer's state as plain data that fits any device: rates are numbers."""
+    """Return an optimizer's state as plain data that fits any device: rates are numbers."""
     state = optimizer.state_dict()
     groups = [
         {k: float(v) if isinstance(v, Tensor) else v for k, v in group.items()}
@@ -108,7 +108,7 @@ class CosineSchedule:
     protocol: Literal["reference", "sound"] = "reference"
 
     def lr(self, base_lr: float, epoch: float) -> float:
-        """Give the learning rate in force.
+        """Return the learning rate in force.
 
         Args:
             base_lr: Peak rate of the parameter group.

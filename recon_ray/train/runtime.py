@@ -29,7 +29,7 @@ class EvaluationRuntime(Protocol):
     inference: Inference
 
     def table(self, split: str) -> IndexedTable:
-        """Give all rows of a split for evaluation."""
+        """Return all rows of a split for evaluation."""
         ...
 
 
@@ -43,7 +43,7 @@ class Runtime(EvaluationRuntime, Protocol):
     keeps_ledger: bool
 
     def feed(self) -> TrainFeed:
-        """Give the training samples."""
+        """Return the training samples."""
         ...
 
     def stop_request(self) -> StopRequest:
@@ -100,11 +100,11 @@ class LocalRuntime:
         self._feed = train_feed
 
     def feed(self) -> TrainFeed:
-        """Give the training samples."""
+        """Return the training samples."""
         return self._feed
 
     def table(self, split: str) -> IndexedTable:
-        """Give all rows of a split for evaluation."""
+        """Return all rows of a split for evaluation."""
         return self._tables[split]
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -73,7 +73,7 @@ class FitSettings:
         return self.epochs + (1 if self.protocol == "reference" and self.extra_epoch else 0)
 
     def validates(self, epoch: int) -> bool:
-        """Whether there is a validation at the end of an epoch, counted from 0.
+        """Return whether there is a validation at the end of an epoch, counted from 0.
 
         The published code validates after epochs 0, n, 2n, ...; ``sound`` after n, 2n, ... epochs.
         """

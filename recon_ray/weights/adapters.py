@@ -31,7 +31,7 @@ class Rule:
     is_convolution: bool = False
 
     def prefixed(self, ours: str, reference: str) -> Rule:
-        """Give the same rule inside other modules."""
+        """Return the same rule inside other modules."""
         return Rule(ours + self.ours, reference + self.reference, self.is_convolution)
 
 

@@ -286,7 +286,7 @@ def _check_missing(
 
 
 def _beyond_pointmae(key: str) -> bool:
-    """Whether a missing key is of the contrast branch, or of a head on it."""
+    """Return whether a missing key is of the contrast branch, or of a head on it."""
     if key.startswith(("image_proj.", "text_proj.", "contrast_head.")):
         return True
     return key.startswith("encoder.") and any(part in key for part in CONTRAST_BRANCH)

@@ -59,7 +59,7 @@ class LoadedWeights:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def with_sizes(self, **sizes: Any) -> LoadedWeights:  # noqa: ANN401
-        """Give the same weights with constructor arguments that their file does not tell."""
+        """Return the same weights with constructor arguments that their file does not tell."""
         given = {name: value for name, value in sizes.items() if value is not None}
         return replace(self, architecture={**self.architecture, **given})
 
@@ -116,7 +116,7 @@ def from_own(
 
 
 def strip_reference(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Give the bare state dict of a reference checkpoint and the names of its teachers' weights.
+    """Return the bare state dict of a reference checkpoint and the names of its teachers' weights.
 
     The state dict may lie under ``model`` (preferred), ``base_model`` or ``model_state_dict``, or
     be the mapping itself; every ``module.`` and ``base_model.`` of wrappers is removed.
@@ -287,7 +287,7 @@ def save_reference(path: str | Path, weights: LoadedWeights) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; the file gets its own name when it is complete."""
+    """Return a name beside ``path`` to write to; the file gets its own name when it is complete."""
     from safetensors import SafetensorError
 
     partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")

@@ -110,7 +110,7 @@ def _from(node: ast.ImportFrom, package: tuple[str, ...], *, is_lazy: bool) -> I
 
 
 def unit_of(path: Path, root: Path) -> str:
-    """Give the layer unit of a file: its folder or module in recon_ray, or "jobs"."""
+    """Return the layer unit of a file: its folder or module in recon_ray, or "jobs"."""
     parts = path.relative_to(root).with_suffix("").parts
     return "jobs" if parts[0] == "jobs" else parts[1]
 

@@ -21,7 +21,7 @@ FORBIDDEN = {
 
 
 def executed(source: str) -> Iterator[str]:
-    """Give the calls that could run what a file says."""
+    """Return the calls that could run what a file says."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue

@@ -52,7 +52,7 @@ class Pack:
 
 
 def formula_weight(key: str, shape: tuple[int, ...], salt: int) -> torch.Tensor:
-    """Give the value that the packs' formula assigns to a reference key."""
+    """Return the value that the packs' formula assigns to a reference key."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     generator = np.random.default_rng([zlib.crc32(key.encode()), salt])

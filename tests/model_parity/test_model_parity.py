@@ -88,7 +88,7 @@ def _losses(
 
 @cache
 def _recon_run(pack: Pack, loss: str, mode: str) -> dict[str, np.ndarray]:
-    """Give all arrays ``recon/<loss>/<mode>/*``."""
+    """Return all arrays ``recon/<loss>/<mode>/*``."""
     model = _build_recon(pack).train(mode == "train")
     losses = _losses(pack, model, loss)
     results = {name: losses[ours].detach().numpy() for name, ours in LOSS_NAMES.items()}
@@ -104,7 +104,7 @@ def _recon_run(pack: Pack, loss: str, mode: str) -> dict[str, np.ndarray]:
 
 @cache
 def _recon_steps(pack: Pack) -> dict[str, np.ndarray]:
-    """Give the losses before each of five optimizer steps, and parameter norms after them."""
+    """Return the losses before each of five optimizer steps, and parameter norms after them."""
     model = _build_recon(pack).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3, weight_decay=0.05))
     totals = []
@@ -151,7 +151,7 @@ def _logits(pack: Pack, head: str) -> np.ndarray:
 
 @cache
 def _finetune_steps(pack: Pack, protocol: str) -> np.ndarray:
-    """Give the losses before each of five steps of a protocol of the reference."""
+    """Return the losses before each of five steps of a protocol of the reference."""
     model = _build(pack, "PointTransformer/full", dropout=0.0).train()
     model.set_protocol(protocol)
     groups = parameter_groups(model, lr=1e-4, weight_decay=0.05, head=is_head_parameter)

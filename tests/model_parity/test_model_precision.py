@@ -20,7 +20,7 @@ def make_model() -> Recon:
 
 
 def run(model: Recon, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Give the losses of one training forward and the gradient of every parameter."""
+    """Return the losses of one training forward and the gradient of every parameter."""
     model = model.to(device).train()
     generator = torch.Generator().manual_seed(1)
     points = torch.randn(8, 256, 3, generator=generator).to(device)

@@ -43,7 +43,7 @@ def make_cloud(batch: int, count: int) -> torch.Tensor:
 
 
 def formula_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Give the reference state dict in which every value follows from the key's length."""
+    """Return the reference state dict in which every value follows from the key's length."""
     weights = {}
     for key, value in to_reference(model.state_dict(), kind_of(model)).items():
         if not value.is_floating_point():

@@ -13,7 +13,7 @@ from recon_ray.data.format.schema import tensor_column
 
 
 def ship_features(prepared: PreparedSet) -> PreparedSet:
-    """Give a set features of its source, as a shop of triplets has them."""
+    """Return a set features of its source, as a shop of triplets has them."""
     manifest = json.loads((prepared.path / "_manifest.json").read_text())
     for split in manifest["splits"].values():
         for shard in split["shards"]:

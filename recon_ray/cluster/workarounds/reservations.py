@@ -31,7 +31,7 @@ def note_submission(folder: RunFolder, attempt: str, run_id: str) -> None:
 
 
 def was_submitted(folder: RunFolder, attempt: str) -> bool:
-    """Whether a submission is noted in a folder."""
+    """Return whether a submission is noted in a folder."""
     events = Journal(folder).events()
     return any(e["event"] == SUBMITTED and e.get("attempt") == attempt for e in events)
 

@@ -46,7 +46,7 @@ class EpisodeSet(PreparedSet):
 
 
 def episode_rows(episodes: pa.Table, episode: tuple[int, int, int]) -> pa.Table:
-    """Give the rows of one (way, shot, fold).
+    """Return the rows of one (way, shot, fold).
 
     Raises:
         DataError: If it is not among them.
@@ -110,7 +110,7 @@ def make_episode(
     *,
     outputs: int | None = None,
 ) -> EpisodeSet:
-    """Give one episode as a prepared set.
+    """Return one episode as a prepared set.
 
     Args:
         prepared: The set that the clouds are of.

@@ -71,7 +71,7 @@ def _export_file(root: Path, path: Path, output: Path) -> dict[str, Any]:
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """Give a table with plain fixed-size lists in place of its tensors, of the same memory."""
+    """Return a table with plain fixed-size lists in place of its tensors, of the same memory."""
     fields, columns = [], []
     for field, column in zip(table.schema, table.columns, strict=True):
         if isinstance(field.type, pa.FixedShapeTensorType):

@@ -79,7 +79,7 @@ def write_table(root: Path, file: str, table: pa.Table) -> dict[str, Any]:
 
 
 def parquet_bytes(table: pa.Table) -> memoryview:
-    """Give the Parquet file that holds a table; see :mod:`recon_ray.data.format.schema`."""
+    """Return the Parquet file that holds a table; see :mod:`recon_ray.data.format.schema`."""
     sink = pa.BufferOutputStream()
     stored = packed(table)
     pq.write_table(stored, sink, **write_options(stored.schema))
@@ -87,12 +87,12 @@ def parquet_bytes(table: pa.Table) -> memoryview:
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a name is no data: a dot file, or what macOS packs beside files."""
+    """Return whether a name is no data: a dot file, or what macOS packs beside files."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_text(name: str) -> bool:
-    """Say whether UTF-8 can hold a name: bytes of other encodings are lone surrogates in Python."""
+    """Tell whether UTF-8 can hold a name: bytes of other encodings are lone surrogates in Python."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -101,7 +101,7 @@ def is_text(name: str) -> bool:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Give what matches a pattern in a folder, sorted, without what :func:`is_hidden` names."""
+    """Return what matches a pattern in a folder, sorted, without what :func:`is_hidden` names."""
     return sorted(
         path
         for path in folder.glob(pattern)
@@ -110,7 +110,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """Give the SHA-256 of a file in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

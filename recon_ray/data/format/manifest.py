@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_manifest(
     plan: Plan, records: Sequence[Record], tables: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Give the manifest of a finished set.
+    """Return the manifest of a finished set.
 
     Args:
         plan: The plan.

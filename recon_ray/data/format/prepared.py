@@ -133,12 +133,12 @@ class PreparedSet:
 
     @property
     def has_views(self) -> bool:
-        """Whether the samples have pictures."""
+        """Return whether the samples have pictures."""
         return self.manifest["views"] is not None
 
     @property
     def has_features(self) -> bool:
-        """Whether the source shipped teacher features with the samples."""
+        """Return whether the source shipped teacher features with the samples."""
         return self.manifest.get("features") is not None
 
     def verify_hashes(self) -> None:
@@ -197,7 +197,7 @@ class PreparedSet:
         return pa.concat_tables(tables)
 
     def split(self, name: str) -> Split:
-        """Give a split.
+        """Return a split.
 
         Raises:
             DataError: If there is none of this name.
@@ -209,7 +209,7 @@ class PreparedSet:
         return self.splits[name]
 
     def join(self, names: Sequence[str]) -> Split:
-        """Give several splits as one, named ``train+val``; a single one is that split itself.
+        """Return several splits as one, named ``train+val``; a single one is that split itself.
 
         Args:
             names: Names of the splits; their order makes no difference but for the name.
@@ -222,7 +222,7 @@ class PreparedSet:
 
 
 def _joined(name: str, splits: Sequence[Split]) -> Split:
-    """Give splits as one; its ids lie between the first and the last of theirs."""
+    """Return splits as one; its ids lie between the first and the last of theirs."""
     members = (part for split in splits for part in split.members)
     parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
     first, last = parts[0], parts[-1]
@@ -297,7 +297,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
 
 
 def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
-    """Give one split of a manifest after looking at the footers of its files."""
+    """Return one split of a manifest after looking at the footers of its files."""
     shards = entry["shards"]
     files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for shard in shards:

@@ -76,7 +76,7 @@ class Layout:
         )
 
     def schemas(self) -> dict[str, pa.Schema]:
-        """Give the columns of every kind of files: ``geometry`` and perhaps the others."""
+        """Return the columns of every kind of files: ``geometry`` and perhaps the others."""
         schemas = {"geometry": geometry_schema(self)}
         if self.views:
             schemas["views"] = views_schema()
@@ -86,7 +86,7 @@ class Layout:
 
 
 def geometry_schema(layout: Layout) -> pa.Schema:
-    """Give the columns of the ``geometry`` files."""
+    """Return the columns of the ``geometry`` files."""
     tensors = {"points": tensor_type(layout.dtype, (layout.num_points, 3))}
     if layout.normals:
         tensors["normals"] = tensors["points"]
@@ -106,19 +106,19 @@ def geometry_schema(layout: Layout) -> pa.Schema:
 
 
 def features_schema(layout: Layout) -> pa.Schema:
-    """Give the columns of the ``features`` files: the id and what the source's teacher gave."""
+    """Return the columns of the ``features`` files: the id and what the source's teacher gave."""
     shapes = {"image_features": layout.image_features, "text_features": layout.text_features}
     tensors = {name: tensor_type("float16", s) for name, s in shapes.items() if s is not None}
     return _required({"sample_id": pa.int64(), **tensors})
 
 
 def views_schema() -> pa.Schema:
-    """Give the columns of the ``views`` files: the id and the encoded pictures of each sample."""
+    """Return the columns of the ``views`` files: the id and the encoded pictures of each sample."""
     return _required({"sample_id": pa.int64(), "views": pa.list_(pa.binary())})
 
 
 def tensor_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
-    """Give the Arrow type of a column whose rows are tensors of one shape.
+    """Return the Arrow type of a column whose rows are tensors of one shape.
 
     Args:
         dtype: Name of the element type: float32, float16 or uint8.
@@ -132,7 +132,7 @@ def _required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
-    """Give the options of ``pyarrow.parquet.write_table`` for what :func:`packed` gives."""
+    """Return the options of ``pyarrow.parquet.write_table`` for what :func:`packed` gives."""
     floats = [field.name for field in schema if _is_float_tensor(field)]
     others = [name for name in schema.names if name not in floats]  # tables of tensors are flat
     uncompressed = dict.fromkeys(floats, "none")
@@ -146,17 +146,17 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def packed(table: pa.Table) -> pa.Table:
-    """Give a table as it is written: bytes in place of tensors, of the same memory."""
+    """Return a table as it is written: bytes in place of tensors, of the same memory."""
     return _converted(table, _packed_field, _packed_chunk)
 
 
 def unpacked(table: pa.Table) -> pa.Table:
-    """Give a table that was read with tensors in place of their bytes, of the same memory."""
+    """Return a table that was read with tensors in place of their bytes, of the same memory."""
     return _converted(table, unpacked_field, _unpacked_chunk)
 
 
 def unpacked_field(field: pa.Field) -> pa.Field:
-    """Give a field as :func:`unpacked` does: of tensors, if its bytes are some."""
+    """Return a field as :func:`unpacked` does: of tensors, if its bytes are some."""
     stored = (field.metadata or {}).get(TENSOR)
     if stored is None:
         return field
@@ -186,7 +186,7 @@ def _converted(
     convert_field: Callable[[pa.Field], pa.Field],
     convert: Callable[[pa.Array, pa.DataType], pa.Array],
 ) -> pa.Table:
-    """Give a table whose columns of another type are converted, chunk by chunk."""
+    """Return a table whose columns of another type are converted, chunk by chunk."""
     fields = [convert_field(field) for field in table.schema]
     columns = [
         column
@@ -227,7 +227,7 @@ def tensor_column(values: np.ndarray) -> pa.FixedShapeTensorArray:
 
 
 def points_to_numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Give a fixed-shape tensor column as one array.
+    """Return a fixed-shape tensor column as one array.
 
     Args:
         column: A column of tensors, (N, 3) for points, in one chunk or several.

@@ -84,7 +84,7 @@ def source_features(prepared: PreparedSet, column: str, split: str) -> StoredFea
 
 
 def joined_features(parts: Sequence[StoredFeatures]) -> StoredFeatures:
-    """Give the features of several splits as those of the joined one.
+    """Return the features of several splits as those of the joined one.
 
     Args:
         parts: Features of one teacher, in the order in which the splits are joined.

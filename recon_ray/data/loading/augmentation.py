@@ -184,7 +184,7 @@ def blend_factor(magnitude: int) -> float:
 
 
 def affine_map(index: int, magnitude: int, sign: float, width: int, height: int) -> Coefficients:
-    """Give the map of an operation that moves pixels; that of any other changes nothing."""
+    """Return the map of an operation that moves pixels; that of any other changes nothing."""
     if index == SHEAR_X:
         return 1, sign * 0.03 * magnitude, 0, 0, 1, 0
     if index == SHEAR_Y:

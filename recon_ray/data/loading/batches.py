@@ -131,7 +131,7 @@ def text_numbers(rows: Mapping[str, Any], options: BatchOptions) -> np.ndarray:
 def feature_random(
     name: str, options: BatchOptions, epoch: int
 ) -> Callable[[int], np.random.Generator]:
-    """Give the maker of a sample's generator, from which one of its stored features is drawn."""
+    """Return the maker of a sample's generator, from which one of its stored features is drawn."""
     return partial(sample_rng, options.seed, epoch, use=int(name == "text_features"))
 
 
@@ -320,7 +320,7 @@ class ShuffleBuffer:
         self._random = np.random.default_rng(list(seed))
 
     def mix(self, tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
-        """Give the rows of the tables in batches, each row once."""
+        """Return the rows of the tables in batches, each row once."""
         blocks: dict[int, tuple[dict[str, Any], int]] = {}
         refs: list[tuple[int, int]] = []
         for number, table in enumerate(_pieces(tables)):

@@ -39,7 +39,7 @@ class ShardReader:
     schema: pa.Schema | None = None
 
     def reporting(self) -> ShardReader:
-        """Give a reader that says in a row what it cannot read, see :func:`without_problems`.
+        """Return a reader that says in a row what it cannot read, see :func:`without_problems`.
 
         What is raised in a task instead, Ray answers with pages of tracebacks.
 
@@ -81,7 +81,7 @@ class ShardReader:
 
 
 def without_problems(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Give what a reporting reader has read.
+    """Return what a reporting reader has read.
 
     Raises:
         DataError: What it could not read.

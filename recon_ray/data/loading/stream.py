@@ -143,7 +143,7 @@ def decoded_bytes(
 
 
 def fits_object_store(size: int) -> bool:
-    """Whether that many bytes fit the object store of every node."""
+    """Return whether that many bytes fit the object store of every node."""
     import ray
 
     stores = [
@@ -179,7 +179,7 @@ def stream_dataset(
 
 
 def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
-    """Give the blocks of a dataset in another order each epoch.
+    """Return the blocks of a dataset in another order each epoch.
 
     A Ray before 2.55 has no seed that changes with the epoch, and draws other orders in every run.
     """

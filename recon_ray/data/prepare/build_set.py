@@ -112,7 +112,7 @@ def prepare(
 
 
 def _finished(plan: Plan) -> dict[str, Record]:
-    """Give the records of the shards that need not be built."""
+    """Return the records of the shards that need not be built."""
     records = {task.key: record for task in plan.tasks if (record := finished(task))}
     outdated = [t.key for t in plan.tasks if t.key in records and is_repaired(t, records[t.key])]
     if outdated:

@@ -78,7 +78,7 @@ def build_shard(task: ShardTask) -> Record:
 
 
 def finished(task: ShardTask) -> Record | None:
-    """Give the record of a shard that is already there, None if it has to be built."""
+    """Return the record of a shard that is already there, None if it has to be built."""
     record = read_json(_record_path(task))
     if not isinstance(record, dict) or record.get("key") != task.key:
         return None
@@ -190,7 +190,7 @@ def _pictures(
 
 
 def _features(sample: Sample, layout: Layout, name: str) -> dict[str, np.ndarray]:
-    """Give the source's teacher features as float16, filled up with zeros.
+    """Return the source's teacher features as float16, filled up with zeros.
 
     Raises:
         DataError: If they are missing, too many, of another width or not finite.
@@ -271,7 +271,7 @@ def _stacked(arrays: list[Any], dtype: str, shape: tuple[int, ...]) -> pa.FixedS
 
 
 def _coordinate_sums(rows: list[_Row]) -> dict[str, Any]:
-    """Give what the set's statistics are added up from: count, sums, squares, extremes."""
+    """Return what the set's statistics are added up from: count, sums, squares, extremes."""
     if not rows:
         return {"count": 0, "sum": 0.0, "squares": 0.0, "min": None, "max": None}
     clouds = [row.drawn.points for row in rows]

@@ -74,7 +74,7 @@ def render_views(
 
 @functools.cache
 def renderer() -> str:
-    """Give the renderer of meshes on this machine: ``embree``, or ``splat`` where it is missing."""
+    """Return renderer of meshes on this machine: ``embree``, or ``splat`` where it is missing."""
     try:
         import embreex.rtcore_scene  # noqa: F401
     except ImportError:
@@ -84,7 +84,7 @@ def renderer() -> str:
 
 @functools.lru_cache(maxsize=8)
 def camera_ring(num_views: int) -> tuple[np.ndarray, ...]:
-    """Give the (3, 3) camera axes of each view, as rows right, up and towards the viewer."""
+    """Return the (3, 3) camera axes of each view, as rows right, up and towards the viewer."""
     poses = []
     elevation = np.deg2rad(ELEVATION)
     for view in range(num_views):
@@ -117,7 +117,7 @@ def _rays(size: int) -> np.ndarray:
 
 
 def _project(points: np.ndarray, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give (n, 2) pixel coordinates (column, row) and (n,) depths of points in the unit sphere."""
+    """Return (n, 2) pixel coordinates (column, row) and (n,) depths of points in the unit sphere."""
     seen = points @ pose.T  # (n, 3) right, up, back
     depth = _distance() - seen[:, 2]
     scale = size / 2 / np.tan(np.deg2rad(FIELD_OF_VIEW / 2)) / depth
@@ -174,7 +174,7 @@ def _background(size: int, is_depth: bool) -> np.ndarray:
 
 
 def _gray(depth: np.ndarray) -> np.ndarray:
-    """Give (n, 1) levels of a depth map for (n,) depths along the viewing axis."""
+    """Return (n, 1) levels of a depth map for (n,) depths along the viewing axis."""
     nearness = ((_distance() + 1 - depth) / 2).clip(0, 1)
     return np.rint(FARTHEST + (255 - FARTHEST) * nearness).astype(np.uint8)[:, None]
 
@@ -197,7 +197,7 @@ def _shade(colors: np.ndarray, normals: np.ndarray, pose: np.ndarray) -> np.ndar
 
 
 def _as_cloud(shape: Shape, size: int) -> tuple[Shape, bool]:
-    """Give a cloud to splat, and whether its normals can be lit."""
+    """Return a cloud to splat, and whether its normals can be lit."""
     if not shape.is_mesh:
         return shape, shape.normals is not None
     count = int(POINTS_PER_PIXEL * size * size)

@@ -22,7 +22,7 @@ CHANGED = -2  # size that no file has, nor a missing one
 
 
 def file_stamp(source: Source, item: Item) -> list[list[int] | None]:
-    """Give size and time of change (ns) of a sample's file and pictures, None for missing ones."""
+    """Return size and time of change (ns) of a sample's file and pictures, None for missing ones."""
     folder = getattr(source, "folder", None)  # sources that compute their samples have none
     return [] if folder is None else [_stamp(folder, name) for name in (item.file, *item.images)]
 
@@ -38,7 +38,7 @@ def _stamp(folder: Path, name: str) -> list[int] | None:
 
 
 def is_repaired(task: ShardTask, record: Record) -> bool:
-    """Say whether a file that a finished shard left out is another one now."""
+    """Return whether a file that a finished shard left out is another one now."""
     items = {item.object_id: item for item in task.items}
     return any(
         entry.get("stamp") != file_stamp(task.source, items[entry["object_id"]])
@@ -47,7 +47,7 @@ def is_repaired(task: ShardTask, record: Record) -> bool:
 
 
 def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
-    """Give the plan that a folder was begun with, if files that were left out are all that changed.
+    """Return plan that a folder was begun with, if files that were left out are all that changed.
 
     Args:
         plan: What is planned now.
@@ -73,7 +73,7 @@ def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
 
 
 def _left_out(records: Path) -> dict[str, int]:
-    """Give the planned size of every sample that the finished shards left out."""
+    """Return the planned size of every sample that the finished shards left out."""
     found = [read_json(path) for path in records.rglob("*.json")]
     entries = [
         e for record in found if isinstance(record, dict) for e in record.get("quarantine", ())

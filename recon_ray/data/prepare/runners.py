@@ -35,7 +35,7 @@ def run_serial(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
 
 
 def run_processes(num_processes: int | None = None) -> Run:
-    """Give a runner that builds shards in several processes of this machine.
+    """Return a runner that builds shards in several processes of this machine.
 
     Args:
         num_processes: How many at once; by default one a CPU, or fewer where each has to hold a
@@ -70,7 +70,7 @@ def run_processes(num_processes: int | None = None) -> Run:
 
 
 def fitting_processes(tasks: Sequence[ShardTask]) -> int:
-    """Give how many processes can build shards at once: one a CPU, while memory lasts."""
+    """Return how many processes can build shards at once: one a CPU, while memory lasts."""
     cpus, available = cpu_count(), available_memory()
     held = max((task.held_bytes for task in tasks), default=0)
     if not held or available is None or cpus * held <= available:

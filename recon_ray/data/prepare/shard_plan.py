@@ -189,7 +189,7 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
 
 
 def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
-    """Give the plan that other sizes of some files would have made.
+    """Return the plan that other sizes of some files would have made.
 
     Args:
         plan: A plan of at least one sample.
@@ -298,7 +298,7 @@ def _hash(value: object) -> str:
 
 
 def _ordered_splits(listing: Listing, options: PrepareOptions) -> dict[str, list[Item]]:
-    """Give the items of every split in the order of the rows, thinned to the limit."""
+    """Return the items of every split in the order of the rows, thinned to the limit."""
     counts = Counter(item.split for item in listing.items)
     known = [name for name in SPLIT_ORDER if name in counts]
     order = known + sorted(set(counts) - set(known))

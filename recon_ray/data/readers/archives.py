@@ -25,7 +25,7 @@ MAX_GROWTH = 200  # unpacked bytes for one packed: beyond it the archive is not 
 
 
 def is_archive(path: Path) -> bool:
-    """Say whether a path is an archive that :func:`unpack` reads."""
+    """Return whether a path is an archive that :func:`unpack` reads."""
     return path.is_file() and path.name.lower().endswith((".zip", *TAR_SUFFIXES))
 
 
@@ -166,7 +166,7 @@ def _check_size(archive: Path, unpacked: int) -> None:
 
 
 def _place(archive: Path, target: Path, name: str) -> Path:
-    """Give the file that a member becomes.
+    """Return the file that a member becomes.
 
     Raises:
         DataError: If it would lie outside the folder.

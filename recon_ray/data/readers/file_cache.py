@@ -42,7 +42,7 @@ class RecentFiles(Generic[Content]):
         self._contents: OrderedDict[tuple[str, int, int], Content] = OrderedDict()
 
     def get(self, path: Path) -> Content:
-        """Give the content of a file, read again only if it was changed or dropped.
+        """Return the content of a file, read again only if it was changed or dropped.
 
         Raises:
             DataError: If the file is missing, or cannot be read.

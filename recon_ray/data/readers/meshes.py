@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def is_mesh(self) -> bool:
-        """Whether there are faces to draw points from and to render."""
+        """Return whether there are faces to draw points from and to render."""
         return self.faces is not None
 
 
@@ -138,18 +138,18 @@ def turn_y_up(vectors: np.ndarray, up_axis: str) -> np.ndarray:
 
 
 def sample_generator(seed: int, object_id: str) -> np.random.Generator:
-    """Give the random numbers of one sample, a function of the seed and its id alone."""
+    """Return the random numbers of one sample, a function of the seed and its id alone."""
     digest = hashlib.sha256(f"{seed}\0{object_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 def face_areas(shape: Shape) -> np.ndarray:
-    """Give the (f,) areas of a mesh's faces."""
+    """Return the (f,) areas of a mesh's faces."""
     return 0.5 * np.linalg.norm(face_cross(shape), axis=1)
 
 
 def face_cross(shape: Shape) -> np.ndarray:
-    """Give the (f, 3) normals of a mesh's faces, twice as long as their areas."""
+    """Return the (f, 3) normals of a mesh's faces, twice as long as their areas."""
     a, b, c = (shape.vertices[shape.faces[:, i]] for i in range(3))  # type: ignore[index]
     return np.cross(b - a, c - a)
 
@@ -302,7 +302,7 @@ def _extra_columns(extra: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | N
 
 
 def _as_colors(values: np.ndarray) -> np.ndarray:
-    """Give (n, 3) uint8 colors from numbers in [0, 1] or in [0, 255]."""
+    """Return (n, 3) uint8 colors from numbers in [0, 1] or in [0, 255]."""
     scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
     return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
 
@@ -358,7 +358,7 @@ def _trimesh_part(geometry: trimesh.Trimesh, pose: np.ndarray) -> Shape | None:
 
 
 def _ply_normals(geometry: trimesh.PointCloud, pose: np.ndarray) -> np.ndarray | None:
-    """Give (n, 3) normals from the columns of a PLY file; trimesh keeps those of meshes only."""
+    """Return (n, 3) normals from the columns of a PLY file; trimesh keeps those of meshes only."""
     columns = geometry.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
     names = columns.dtype.names or () if isinstance(columns, np.ndarray) else tuple(columns)
     if not {"nx", "ny", "nz"} <= set(names):
@@ -368,7 +368,7 @@ def _ply_normals(geometry: trimesh.PointCloud, pose: np.ndarray) -> np.ndarray |
 
 
 def _corner_colors(visual: trimesh.visual.TextureVisuals, faces: np.ndarray) -> np.ndarray | None:
-    """Give (f, 3, 3) sRGB colors at the corners from vertices, faces or the material."""
+    """Return (f, 3, 3) sRGB colors at the corners from vertices, faces or the material."""
     kind = getattr(visual, "kind", None)
     if kind == "vertex":
         return np.asarray(visual.vertex_colors)[:, :3].astype(np.uint8)[faces]

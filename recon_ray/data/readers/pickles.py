@@ -108,7 +108,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _encode(text: str, encoding: str = "") -> bytes:
-    """Give the bytes that protocol 2 wrote as text; other codecs are not for data."""
+    """Return the bytes that protocol 2 wrote as text; other codecs are not for data."""
     if encoding != "latin1":
         raise RefusedPickleError(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")

@@ -65,7 +65,7 @@ class Card:
 
 
 def describe(card: Card) -> str:
-    """Give a card as text to read."""
+    """Return a card as text to read."""
     counts = ", ".join(f"{split} {count:,}" for split, count in card.counts.items())
     when = {
         "whole": "every cloud is centered and scaled to the unit sphere before points are chosen",
@@ -89,7 +89,7 @@ def describe(card: Card) -> str:
 
 
 def as_record(card: Card) -> dict[str, Any]:
-    """Give a card as plain values that JSON can hold."""
+    """Return a card as plain values that JSON can hold."""
     record = asdict(card)
     record["parts"] = {name: list(parts) for name, parts in card.parts.items()}
     return {

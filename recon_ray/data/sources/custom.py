@@ -115,7 +115,7 @@ class CustomSource:
 
 
 def packed_folder(folder: Path) -> Path:
-    """Give the folder that an archive was made of: ``zip -r shapes.zip shapes`` packs its name too.
+    """Return folder that an archive was made of: ``zip -r shapes.zip shapes`` packs its name too.
 
     Args:
         folder: What the archive holds.
@@ -216,7 +216,7 @@ def _parquet_rows(table: Path) -> list[dict[str, str]]:
 
 
 def _table_prefix(folder: Path, rows: list[dict[str, str]]) -> str:
-    """Give what the paths of a table lack: nothing, or the name of the only folder there is."""
+    """Return what the paths of a table lack: nothing, or the name of the only folder there is."""
     inside = packed_folder(folder)
     files = [row["file"] for row in rows if row["file"]]
     if inside == folder or any((folder / file).is_file() for file in files):
@@ -259,7 +259,7 @@ def _label(text: str, where: str) -> int:
 
 
 def _splits_missing(items: list[Item]) -> bool:
-    """Say whether no item has a split.
+    """Return whether no item has a split.
 
     Raises:
         DataError: If some have one and others do not.

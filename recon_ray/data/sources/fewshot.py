@@ -67,7 +67,7 @@ class FewshotSource:
         )
 
     def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Give one cloud."""
+        """Return one cloud."""
         del image_size
         name, row = split_reference(item.file)
         path = Path(self.folder) / name.rpartition("#")[0]

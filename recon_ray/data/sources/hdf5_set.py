@@ -81,12 +81,12 @@ class Hdf5Source:
 
 
 def has_files(folder: Path) -> bool:
-    """Say whether a folder holds HDF5 files of a split."""
+    """Return whether a folder holds HDF5 files of a split."""
     return any(_split(path) for path in visible(folder, "*.h5"))
 
 
 def split_files(root: Path) -> dict[str, list[Path]]:
-    """Give the files of every split: those of the lists beside them, else all by their names.
+    """Return the files of every split: those of the lists beside them, else all by their names.
 
     Raises:
         DataError: If a name tells two splits, or a list names a file that is not there.

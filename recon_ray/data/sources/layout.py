@@ -49,7 +49,7 @@ def find_root(folder: Path, is_root: Callable[[Path], bool], expected: str) -> P
 
 
 def file_sizes(folder: Path, suffix: str) -> dict[str, int]:
-    """Give the size of every file with a suffix in a folder, by name; empty if there is none."""
+    """Return the size of every file with a suffix in a folder, by name; empty if there is none."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
@@ -133,7 +133,7 @@ def class_item(
 
 
 def split_reference(file: str) -> tuple[str, int]:
-    """Give the file and the row of ``train.h5#17``."""
+    """Return the file and the row of ``train.h5#17``."""
     name, _, row = file.rpartition("#")
     return name, int(row)
 

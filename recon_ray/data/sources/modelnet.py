@@ -110,7 +110,7 @@ def _list(root: Path, card: Card, split: str) -> Path:
 
 
 def _shape_files(folder: Path) -> dict[str, int]:
-    """Give the shape files of a folder with their sizes; of one type, meshes before clouds."""
+    """Return the shape files of a folder with their sizes; of one type, meshes before clouds."""
     return next((found for end in SHAPE_FILES if (found := file_sizes(folder, end))), {})
 
 

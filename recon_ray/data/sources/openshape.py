@@ -82,7 +82,7 @@ class OpenShapeSource:
         )
 
     def _features(self, items: tuple[Item, ...]) -> Features | None:
-        """Give the shapes of the features, as the first shape that can be read has them."""
+        """Return the shapes of the features, as the first shape that can be read has them."""
         for item in items[:PROBED]:
             try:
                 features = self.load(item).image_features
@@ -113,7 +113,7 @@ class OpenShapeSource:
         return Sample(shape, caption=caption, image_features=images, text_features=texts)
 
     def _hides_name(self, path: Path) -> bool:
-        """Say whether the name of a shape was judged to be meaningless."""
+        """Return whether the name of a shape was judged to be meaningless."""
         if FILTERED_SET not in path.parts:
             return False
         root = find_root(Path(self.folder), lambda p: _shapes(p) is not None, SHAPES[0])
@@ -161,7 +161,7 @@ def _item(folder: Path, prefix: Path, file: Path) -> Item:
 
 @functools.lru_cache(maxsize=1)
 def _meaningless(path: Path) -> frozenset[str]:
-    """Give the ids whose names the filter rejects."""
+    """Return the ids whose names the filter rejects."""
     flags = read_json_file(path)
     if not isinstance(flags, dict):
         raise DataError(f"{path}: is not a table of flags by id; fetch it again")
@@ -183,7 +183,7 @@ def _cloud(content: dict[str, Any], path: Path) -> Shape:
 
 
 def _image_features(content: dict[str, Any]) -> np.ndarray:
-    """Give (1 + 12, D): the thumbnail, zero where there is none, and the rendered views."""
+    """Return (1 + 12, D): the thumbnail, zero where there is none, and the rendered views."""
     if content["image_feat"] is None:
         raise ValueError("image_feat is None: the features of its pictures are missing")
     views = np.asarray(content["image_feat"], np.float32).reshape(-1, _width(content["image_feat"]))
@@ -201,7 +201,7 @@ def _width(values: Any) -> int:  # noqa: ANN401 - an array
 
 
 def _text_features(content: dict[str, Any], width: int, *, hidden: bool) -> np.ndarray:
-    """Give (3 + 3, D): of the name, the two captions and up to three retrieved texts."""
+    """Return (3 + 3, D): of the name, the two captions and up to three retrieved texts."""
     features = np.zeros((NUM_TEXTS, width), np.float32)
     for slot, (name, variant) in enumerate(TEXTS):
         if name == "text" and hidden:
@@ -216,7 +216,7 @@ def _text_features(content: dict[str, Any], width: int, *, hidden: bool) -> np.n
 
 
 def _caption(content: dict[str, Any], *, hidden: bool) -> str:
-    """Give the first text that is not empty."""
+    """Return the first text that is not empty."""
     for name, _ in TEXTS:
         if name == "text" and hidden:
             continue

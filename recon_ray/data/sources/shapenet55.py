@@ -82,7 +82,7 @@ class ShapeNet55Source:
 
 
 def read_texts(root: Path) -> dict[str, tuple[int, str]]:
-    """Give the label and the text of every synset.
+    """Return the label and the text of every synset.
 
     Args:
         root: Folder of the data set; without its table of texts the card's are taken.
@@ -111,7 +111,7 @@ def read_texts(root: Path) -> dict[str, tuple[int, str]]:
 
 
 def _column(values: Any) -> list[Any]:  # noqa: ANN401 - whatever JSON holds
-    """Give a column in row order; data frames write {"0": ..., "1": ...}."""
+    """Return a column in row order; data frames write {"0": ..., "1": ...}."""
     if isinstance(values, dict):
         return [values[key] for key in sorted(values, key=int)]
     return list(values)

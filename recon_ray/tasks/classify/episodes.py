@@ -81,7 +81,7 @@ def read_clouds(
 
 
 def open_episode(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
-    """Give ``data.episode`` of a set as a set of its own; any other configuration's set as it is.
+    """Return ``data.episode`` of a set as a set of its own; any other configuration's set as it is.
 
     Under protocol reference it has as many classes as the whole set, as the published head.
 

@@ -187,7 +187,7 @@ def _check_model(task: ClassificationTask, weights: LoadedWeights | None) -> str
 
 
 def replace_config(task: ClassificationTask, **values: Any) -> ClassificationTask:  # noqa: ANN401
-    """Give the same task with other options of the configuration."""
+    """Return the same task with other options of the configuration."""
     return ClassificationTask(
         task.config.model_copy(update=values),
         kind=task.kind,

@@ -42,7 +42,7 @@ class ClassificationModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, source: SampleGenerator) -> dict[str, Tensor]:
-        """Give the named losses of a batch."""
+        """Return the named losses of a batch."""
         return classification_losses(self.model(batch["points"], source), batch["label"])
 
 
@@ -204,7 +204,7 @@ class AccuracyEvaluation:
     batch_size: int
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Give the confusion matrix of each, as lists; the same folder is evaluated once."""
+        """Return the confusion matrix of each, as lists; the same folder is evaluated once."""
         matrices: dict[str, Any] = {}
         for folder in dict.fromkeys(self.checkpoints.values()):
             model, _ = build(find_weights(folder))

@@ -92,7 +92,7 @@ class VotingEvaluation:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Give ``confusion`` (plain), ``rounds`` (accuracies) and ``counts``.
+        """Return ``confusion`` (plain), ``rounds`` (accuracies) and ``counts``.
 
         Raises:
             CheckpointError: If the weights cannot be read, or the rounds not be recorded.

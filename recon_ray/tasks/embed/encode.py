@@ -58,7 +58,7 @@ def load_encoder(weights: str, sizes: Mapping[str, Any]) -> Encoder:
 
 
 def feature_widths(model: Encoder) -> dict[str, int]:
-    """Give the columns of features of a model, and how wide each is."""
+    """Return the columns of features of a model, and how wide each is."""
     if isinstance(model, TwoTowerClassifier):
         return {"features": (4 if model.stream == "ALL" else 2) * model.embed_dim}
     heads = {"image_embedding": model.image_proj, "text_embedding": model.text_proj}

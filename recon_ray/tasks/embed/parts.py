@@ -136,7 +136,7 @@ class EmbedTask:
     choice: PointChoice
 
     def is_finished(self) -> bool:
-        """Whether the part is there already."""
+        """Return whether the part is there already."""
         filesystem, root = open_filesystem(self.folder)
         try:
             with filesystem.open_input_file(f"{root}/{self.file}") as file:

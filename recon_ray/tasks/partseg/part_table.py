@@ -13,7 +13,7 @@ from recon_ray.tasks.partseg.iou import PartTable
 
 
 def read_part_table(prepared: PreparedSet, splits: Sequence[str]) -> PartTable:
-    """Give the parts by the set's card, or without one by its labels.
+    """Return the parts by the set's card, or without one by its labels.
 
     Args:
         prepared: A set with part labels.

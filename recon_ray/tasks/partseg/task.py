@@ -220,7 +220,7 @@ class PartEvaluation:
         self.split, self.scoring = split, scoring
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Give the metrics and the table of categories."""
+        """Return the metrics and the table of categories."""
         model, _ = build(find_weights(self.weights), **self.sizes)
         assert isinstance(model, PartSegmenter)
         model = runtime.inference.place(model, runtime.device)
@@ -243,7 +243,7 @@ class PartSegModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, source: SampleGenerator) -> dict[str, Tensor]:
-        """Give the named losses of a batch."""
+        """Return the named losses of a batch."""
         log_probs = self.model(batch["points"], batch["label"], source)
         return segmentation_losses(log_probs, batch["part_labels"])
 

@@ -61,7 +61,7 @@ def pretrain(job: Job[PretrainConfig]) -> JobResult:
 
 
 def _creates(job: Job[PretrainConfig]) -> bool:
-    """Whether a missing set may be made: only where data.create was meant for that data.path.
+    """Tell whether a missing set may be made: only where data.create was meant for that data.path.
 
     The quickstart's file asks for its own set; a path that is mistyped on the command line must not
     become a folder of procedural shapes.

@@ -64,7 +64,7 @@ class PretrainModule(nn.Module):
         self.chamfer = chamfer
 
     def forward(self, batch: Batch, source: SampleGenerator) -> dict[str, Tensor]:
-        """Give the named losses of a batch."""
+        """Return the named losses of a batch."""
         output = self.model(batch["points"], source=source)
         return pretrain_losses(
             output,

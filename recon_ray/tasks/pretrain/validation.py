@@ -89,7 +89,7 @@ class Validation:
         self._vectors = class_vectors(encode_texts(teacher, self.plan.texts, device))
 
     def run(self, model: Recon, runtime: EvaluationRuntime) -> dict[str, float]:
-        """Give the value; on rank 0 only, though every rank calls it.
+        """Return the value; on rank 0 only, though every rank calls it.
 
         Raises:
             ConfigError: If the limit leaves too few shapes.

@@ -180,7 +180,7 @@ class RetrievalEvaluation:
         self.queries, self.limit = tuple(queries), limit
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Give ``directions``, the metrics of each, or ``found``, a list a query; and counts."""
+        """Return ``directions``, the metrics of each, or ``found``, a list a query; and counts."""
         model = load_embedder(self.weights, **self.sizes).to(runtime.device)
         tally = Tally()
         placed = runtime.inference.place(model, runtime.device)

@@ -86,7 +86,7 @@ def open_model(config: VisualizeConfig) -> tuple[CloudModel, str]:
 
 
 def choose_kinds(config: VisualizeConfig, model: CloudModel, source: str) -> tuple[str, ...]:
-    """Give what is drawn: what was asked for, or else all that the model can.
+    """Return what is drawn: what was asked for, or else all that the model can.
 
     Raises:
         ConfigError: If the model cannot do what was asked for, or has no such block.

@@ -137,7 +137,7 @@ class ZeroshotEvaluation:
         self.drops_last, self.limit = drops_last, limit
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Give the confusion matrix of every split, and what was computed."""
+        """Return the confusion matrix of every split, and what was computed."""
         vectors = class_vectors(self._bank(runtime.device)).cpu()
         model = load_embedder(self.weights, **self.sizes)
         model = runtime.inference.place(model, runtime.device)

@@ -20,7 +20,7 @@ class TrainFeed(Protocol):
     tracks_samples: bool
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
-        """Give the worker's share of every global batch from ``start_step`` on."""
+        """Return the worker's share of every global batch from ``start_step`` on."""
         ...
 
     def gather_on_device(self, batch: Batch) -> Batch:
@@ -50,7 +50,7 @@ class IndexedFeed:
         self.rows = len(table)
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
-        """Give the worker's share of every global batch from ``start_step`` on."""
+        """Return the worker's share of every global batch from ``start_step`` on."""
         order = epoch_order(self.rows, seed=self.seed, epoch=epoch)
         size = plan.global_batch_size
         for step in range(start_step, steps_per_epoch(self.rows, size)):
@@ -73,7 +73,7 @@ def evaluation_batches(
     limit: int | None = None,
     pinned: bool = False,
 ) -> Iterator[Batch]:
-    """Give this worker's rows of a split, each row on exactly one worker, none dropped.
+    """Return this worker's rows of a split, each row on exactly one worker, none dropped.
 
     Args:
         table: All rows of the split.

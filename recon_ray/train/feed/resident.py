@@ -41,7 +41,7 @@ def indexed_feed(
     residency: Residency,
     device: torch.device,
 ) -> TrainFeed:
-    """Give batches of rows in memory, from the device where the rows are to lie there.
+    """Return batches of rows in memory, from the device where the rows are to lie there.
 
     The same samples in the same order come either way.
 
@@ -124,7 +124,7 @@ class ResidentFeed:
         self._filled = {name: np.concatenate(values) for name, values in filled_parts.items()}
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
-        """Give the row numbers of the worker's share of every global batch."""
+        """Return the row numbers of the worker's share of every global batch."""
         options = self._options
         order = epoch_order(self.rows, seed=self._seed, epoch=epoch)
         size = plan.global_batch_size

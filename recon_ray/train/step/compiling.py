@@ -10,7 +10,7 @@ _MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 
 
 def compile_arguments(how: Literal["default", "max"]) -> dict[str, Any]:
-    """Give the arguments of ``torch.compile`` and ``Module.compile`` for functions of one shape.
+    """Return the arguments of ``torch.compile`` and ``Module.compile`` for functions of one shape.
 
     What was compiled is found again by later processes, in torch's folder of compiled code.
 

@@ -190,7 +190,7 @@ class Step:
 
 
 def wants_graph(settings: FitSettings, device: torch.device) -> bool:
-    """Whether steps are to be replayed as one CUDA graph: by default with one worker on a GPU.
+    """Tell whether steps are to be replayed as one CUDA graph: by default with one worker on a GPU.
 
     With several, hooks in the backward pass exchange the gradients, which is not captured; a flat
     exchange by NCCL is, with the collectives of synchronized batch norms.

@@ -53,7 +53,7 @@ class Assembly:
 
 
 def box(center: Sequence[float], size: Sequence[float], taper: float = 1.0) -> Mesh:
-    """Give a box; its upper face is ``taper`` times as wide and deep as the lower one."""
+    """Return a box; its upper face is ``taper`` times as wide and deep as the lower one."""
     corners = _BOX_CORNERS * np.asarray(size, np.float64)
     corners[4:, [0, 2]] *= taper
     return corners + np.asarray(center, np.float64), _BOX_FACES
@@ -76,14 +76,14 @@ def lathe(profile: Sequence[Sequence[float]] | np.ndarray, segments: int = SEGME
 
 
 def cylinder(base: Sequence[float], radius: float, height: float, top: float | None = None) -> Mesh:
-    """Give a closed cylinder on ``base``, or a cone's stump if the ``top`` radius differs."""
+    """Return a closed cylinder on ``base``, or a cone's stump if the ``top`` radius differs."""
     upper = radius if top is None else top
     vertices, faces = lathe([(0, 0), (radius, 0), (upper, height), (0, height)])
     return vertices + np.asarray(base, np.float64), faces
 
 
 def ellipsoid(center: Sequence[float], radii: Sequence[float]) -> Mesh:
-    """Give an ellipsoid."""
+    """Return an ellipsoid."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, 11)
     vertices, faces = lathe(np.stack([np.cos(angle), np.sin(angle)], axis=1))
     return vertices * np.asarray(radii, np.float64) + np.asarray(center, np.float64), faces
@@ -104,7 +104,7 @@ def prism(outline: Sequence[Sequence[float]], depth: float) -> Mesh:
 
 
 def tube(path: np.ndarray, radius: float, segments: int = 10) -> Mesh:
-    """Give a round tube along an (m, 3) path that lies in a plane of constant x or z."""
+    """Return a round tube along an (m, 3) path that lies in a plane of constant x or z."""
     along = np.gradient(np.asarray(path, np.float64), axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     plane = np.array([0.0, 0.0, 1.0]) if np.ptp(path[:, 2]) < 1e-9 else np.array([1.0, 0.0, 0.0])
