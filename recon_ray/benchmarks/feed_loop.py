@@ -60,11 +60,12 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
     def run() -> dict[str, Any]:
         runtime = RayRuntime(payload)
         set_up_worker_log(runtime.rank, show_records=False)
-        plan = BatchPlan(payload.settings.global_batch_size, runtime.world_size)
+        train = payload.settings.config.train
+        plan = BatchPlan(train.global_batch_size, runtime.world_size)
         feed = runtime.feed()
         epochs = [
             list(time_epoch(prefetch(partial(feed.epoch, epoch, 0, plan, runtime.rank))))
-            for epoch in range(payload.settings.epochs)
+            for epoch in range(train.epochs)
         ]
         return {"metrics": {"epochs": epochs}}
 

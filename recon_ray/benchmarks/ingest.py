@@ -23,6 +23,8 @@ from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
 from recon_ray.cluster.train import run_workers
 from recon_ray.cluster.training_job import Mode, TrainingJob
+from recon_ray.config.sections.data import SetSection
+from recon_ray.config.sections.training import TrainingConfig, TrainSection
 from recon_ray.data.format.files import parquet_bytes, read_parts, read_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import ROW_GROUP_SIZE, points_to_numpy
@@ -206,18 +208,16 @@ def _feed(
         job = TrainingJob(
             make_task=_no_task,
             settings=FitSettings(
-                epochs=options.epochs, global_batch_size=options.batch_size, seed=config.run.seed
+                TrainingConfig(
+                    run=config.run,
+                    runtime=config.runtime,
+                    data=SetSection(mode=mode, residency="host" if mode == "shared" else "stream"),
+                    train=TrainSection(epochs=options.epochs, global_batch_size=options.batch_size),
+                )
             ),
             options=BatchOptions(seed=config.run.seed),
             prepared=prepared,
             folder=RunFolder(storage),
-            evaluation_splits=(),
-            mode=mode,
-            residency="host",
-            limit=None,
-            shuffle_buffer=2048,
-            keep_checkpoints=1,
-            runtime=config.runtime,
         )
         plan = plan_workers(
             config.cluster, reads_during_training=mode != "shared", device=config.runtime.device

@@ -30,6 +30,8 @@ from recon_ray.benchmarks.step_workloads import (
     training_workload,
 )
 from recon_ray.cluster.evaluate import WorkerRuntime
+from recon_ray.config.sections.common import RunSection, RuntimeSection
+from recon_ray.config.sections.training import TrainingConfig, TrainSection
 from recon_ray.data.loading.batches import Batch
 from recon_ray.data.loading.prefetch import prefetch_batches
 from recon_ray.models.batch_norm import set_sync_batch_norm
@@ -40,6 +42,7 @@ from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.feed.resident import Residency, indexed_feed
 from recon_ray.train.inference import Inference
+from recon_ray.train.loop import take_step
 from recon_ray.train.metrics import peak_memory_bytes
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.step.one_step import Step, wants_graph
@@ -348,9 +351,16 @@ def _step(
 ) -> tuple[Step, Any]:
     torch.manual_seed(seed)
     task, size = workload.task, options.batch_size or workload.batch_size
-    settings = FitSettings(
-        epochs=1, global_batch_size=size, seed=seed, clip_norm=workload.clip_norm, **way.settings
+    runtime = {
+        "compile": way.settings["compile"],
+        "cuda_graph": "auto" if way.settings["cuda_graph"] else "off",
+    }
+    config = TrainingConfig(
+        run=RunSection(seed=seed),
+        runtime=RuntimeSection.model_validate(runtime),
+        train=TrainSection(epochs=1, global_batch_size=size, clip_norm=workload.clip_norm),
     )
+    settings = FitSettings(config, way.settings["precision"])
     module = task.build().to(device)
     set_sync_batch_norm(module, False)
     set_activation_checkpointing(module, way.checkpointing)
@@ -365,7 +375,15 @@ def _step(
         workload.table, workload.options, seed=seed, residency=residency, device=device
     )
     step = Step(
-        task, module, optimizer, settings=settings, plan=plan, feed=feed, device=device, rank=0
+        take_step,
+        task,
+        module,
+        optimizer,
+        settings=settings,
+        plan=plan,
+        feed=feed,
+        device=device,
+        rank=0,
     )
     return step, endless(feed, plan, device)
 

@@ -13,23 +13,22 @@ from recon_ray.benchmarks.ingest import random_set
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
 from recon_ray.cluster.train import train_on_ray
-from recon_ray.cluster.training_job import Mode, TrainingJob
+from recon_ray.cluster.training_job import TrainingJob, placement
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import read_records
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.task import PretrainTask
-from recon_ray.tasks.training_run import fit_settings
-from recon_ray.train.feed.resident import Residency
+from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
-#: How rows come: ingest mode, and where they lie in the worker.
-FEEDS: dict[str, tuple[Mode, Residency]] = {
-    "device": ("shared", "device"),
-    "shared": ("shared", "host"),
-    "cached": ("cached", "host"),
-    "stream": ("stream", "host"),
+#: How rows reach a worker, and where it keeps them: options of the section ``data``.
+FEEDS: dict[str, dict[str, str]] = {
+    "device": {"mode": "shared", "residency": "device"},
+    "shared": {"mode": "shared", "residency": "host"},
+    "cached": {"mode": "cached", "residency": "stream"},
+    "stream": {"mode": "stream", "residency": "stream"},
 }
 #: Steps of a record, and how many records go by before the timed ones: they compile and capture,
 #: and a stream fills its buffer.
@@ -58,9 +57,9 @@ def measure_training(config: BenchmarkConfig, folder: RunFolder) -> dict[str, fl
 def _records(
     config: BenchmarkConfig, folder: RunFolder, prepared: PreparedSet, feed: str
 ) -> list[dict[str, Any]]:
-    mode, residency = FEEDS[feed]
     with tempfile.TemporaryDirectory(dir=folder.local) as storage, ray_session(config.cluster):
-        job = training_job(config, prepared, RunFolder(storage), mode, residency)
+        job = training_job(config, prepared, RunFolder(storage), feed)
+        mode, _ = placement(job.config.data)
         plan = plan_workers(
             config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
         )
@@ -72,8 +71,7 @@ def training_job(
     config: BenchmarkConfig,
     prepared: PreparedSet,
     folder: RunFolder,
-    mode: Mode,
-    residency: Residency,
+    feed: str,
 ) -> TrainingJob:
     """Pre-training with a text teacher, without evaluation, of as many steps as are measured."""
     options = config.training
@@ -84,7 +82,7 @@ def training_job(
             "run": {"seed": config.run.seed},
             "model": {"preset": options.preset},
             "teacher": {"text": {"name": "descriptor:512"}, "image": {"name": None}},
-            "data": {"num_points": options.num_points},
+            "data": {"num_points": options.num_points, **FEEDS[feed]},
             "train": {
                 "global_batch_size": options.batch_size,
                 "epochs": -(-steps // per_epoch),
@@ -98,17 +96,10 @@ def training_job(
     task: dict[str, Any] = {"texts": prepared.classes, "num_classes": len(prepared.classes)}
     return TrainingJob(
         make_task=partial(PretrainTask, full, **task),
-        settings=fit_settings(full),
+        settings=FitSettings(full),
         options=PretrainTask(full, **task).batch_options(),
         prepared=prepared,
         folder=folder,
-        evaluation_splits=(),
-        mode=mode,
-        residency=residency,
-        limit=None,
-        shuffle_buffer=full.data.shuffle_buffer,
-        keep_checkpoints=1,
-        runtime=config.runtime,
     )
 
 

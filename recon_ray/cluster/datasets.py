@@ -47,11 +47,11 @@ def training_datasets(job: TrainingJob, mode: Mode) -> dict[str, Any]:
         return {}
     source = _StreamSource(
         job.prepared,
-        job.train_splits,
+        job.config.data.train_splits,
         job.options.columns,
         job.uses_views,
         job.features,
-        job.settings.seed,
+        job.config.run.seed,
         job.folder.checkpoints,
     )
     train: Any = source.whole

@@ -21,7 +21,7 @@ from recon_ray.cluster.datasets import put_tables, read_tables, training_dataset
 from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.cluster.placement import WorkerPlan
 from recon_ray.cluster.stop_watch import outcome_of, running_stop_actor
-from recon_ray.cluster.training_job import Mode, TrainingJob, with_precision
+from recon_ray.cluster.training_job import Mode, TrainingJob, placement, with_precision
 from recon_ray.cluster.workarounds.ctrl_c import InterruptibleTrainer
 from recon_ray.cluster.workarounds.reservations import free_earlier, note_submission
 from recon_ray.cluster.worker import WorkerPayload, train_loop
@@ -35,8 +35,9 @@ from recon_ray.runs.folder import RunFolder, new_attempt
 from recon_ray.runs.jsonl import read_lines
 from recon_ray.train.feed.resident import indexed_feed
 from recon_ray.train.inference import Inference
-from recon_ray.train.loop import fit, records
+from recon_ray.train.loop import fit
 from recon_ray.train.out_of_memory import training_advice
+from recon_ray.train.records import logger as record_logger
 from recon_ray.train.runtime import LocalRuntime
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ STREAM_EVALUATION_ROWS = 4096
 def train_here(job: TrainingJob) -> dict[str, float]:
     """Train in this process, without Ray; same order of samples and same files as ``shared``."""
     job.check(range(1, 2))
-    on_gpu = job.runtime.device == "cuda" or (
-        job.runtime.device == "auto" and torch.cuda.is_available()
+    config = job.config
+    on_gpu = config.runtime.device == "cuda" or (
+        config.runtime.device == "auto" and torch.cuda.is_available()
     )
-    torch.set_num_threads(job.runtime.threads or cpu_count())
+    torch.set_num_threads(config.runtime.threads or cpu_count())
     columns = list(job.options.columns)
     split, options = job.train_split, job.options
     train = job.prepared.read(split, columns=columns, views=job.uses_views)
@@ -63,21 +65,20 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     train_feed = indexed_feed(
         tables[split.name],
         options,
-        seed=job.settings.seed,
-        residency=job.residency,
+        seed=config.run.seed,
+        residency=placement(config.data)[1],
         device=device,
     )
     tables |= read_tables(job.evaluation_tables, columns)
-    settings = with_precision(job.settings, job.runtime.precision, on_gpu=on_gpu)
+    settings = with_precision(job.settings, on_gpu=on_gpu)
     runtime = LocalRuntime(
         job.folder,
         tables=tables,
         train_feed=train_feed,
         device=device,
-        keep_checkpoints=job.keep_checkpoints,
+        keep_checkpoints=config.train.keep_checkpoints,
+        keep_every=config.train.keep_every_steps,
         inference=Inference(settings.precision),
-        keep_every=job.keep_every,
-        keeps_ledger=job.keeps_ledger,
     )
     with progress_bar(job.folder, job.total_steps):
         return fit(job.make_task(), runtime, settings)
@@ -122,7 +123,7 @@ def run_workers(
         trainer = _trainer(loop, job, cluster, plan, mode, payload)
         free_earlier(job.folder)
         note_submission(job.folder, payload.attempt, trainer.train_run_context.run_id)
-        with translate_failures(training_advice(job.settings, world_size=plan.max_workers)):
+        with translate_failures(training_advice(job.config.train, world_size=plan.max_workers)):
             return dict(outcome_of(trainer.fit())["metrics"])
 
 
@@ -164,7 +165,7 @@ def _payload(
 ) -> WorkerPayload:
     columns = job.options.columns
     streamed = mode in ("stream", "cached")
-    if streamed and job.limit is not None:
+    if streamed and job.config.data.limit is not None:
         raise ConfigError("data.limit needs data.mode=shared; leave one of the two out")
     splits = [job.prepared.splits[name] for name in job.evaluation_splits]
     train = job.train_split
@@ -173,7 +174,7 @@ def _payload(
     elif splits:
         splits.append(train.head(STREAM_EVALUATION_ROWS))
     with_views = {train.name} if job.uses_views and not streamed else set()
-    settings = with_precision(job.settings, job.runtime.precision, on_gpu=plan.gpus_per_worker > 0)
+    settings = with_precision(job.settings, on_gpu=plan.gpus_per_worker > 0)
     return WorkerPayload(
         make_task=job.make_task,
         settings=settings,
@@ -186,20 +187,13 @@ def _payload(
             features={} if streamed else {train.name: job.features},
         )
         | put_tables(job.other_tables, columns),
-        limits={train.name: job.limit},
         train_split=train.name,
         train_rows=train.rows if streamed else 0,
-        shuffle_buffer=job.shuffle_buffer,
-        keep_checkpoints=job.keep_checkpoints,
-        residency=job.residency,
-        keep_every=job.keep_every,
-        keeps_ledger=job.keeps_ledger,
         attempt=new_attempt(),
         stop_actor=actor,
         directory=working_directory(),
-        ops_backend=job.runtime.ops_backend,
         driver_ops=ops.backend(),
-        threads=job.runtime.threads or plan.threads_per_worker,
+        threads=job.config.runtime.threads or plan.threads_per_worker,
         show_records=not shows_bar(job.folder),
     )
 
@@ -245,8 +239,8 @@ def progress_bar(folder: RunFolder, total_steps: int) -> Iterator[None]:
     if not shows_bar(folder):
         yield
         return
-    level = records.level
-    records.setLevel(logging.WARNING)  # the bar says it
+    level = record_logger.level
+    record_logger.setLevel(logging.WARNING)  # the bar shows them
     stopped = threading.Event()
     follower = threading.Thread(
         target=_follow, args=(folder.local / "metrics.jsonl", total_steps, stopped), daemon=True
@@ -257,7 +251,7 @@ def progress_bar(folder: RunFolder, total_steps: int) -> Iterator[None]:
     finally:
         stopped.set()
         follower.join()
-        records.setLevel(level)
+        record_logger.setLevel(level)
 
 
 def _follow(path: Path, total_steps: int, stopped: threading.Event) -> None:

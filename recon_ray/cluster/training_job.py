@@ -1,4 +1,4 @@
-"""What is trained on what, and how it is read."""
+"""Input of a training, and how its rows are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from recon_ray.config.sections.common import RuntimeSection
+from recon_ray.config.sections.data import SetSection
+from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import BatchOptions
@@ -24,26 +25,17 @@ Mode = Literal["auto", "stream", "cached", "shared"]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained on what.
+    """Input of a training: a task, its data and its settings.
 
     Args:
         make_task: Makes the task; picklable.
-        settings: Settings of the loop; its precision is set from the device here.
+        settings: The configuration and what the job adds to it; its precision is resolved here.
         options: What a batch holds.
         prepared: The prepared set.
         folder: The run's folder.
-        evaluation_splits: Splits that the task evaluates on, besides ``train``.
-        mode: Ingest mode.
-        residency: Where the training rows lie, if they are not streamed.
-        limit: Most training rows.
-        shuffle_buffer: Rows mixed in memory when streaming.
-        keep_checkpoints: Newest checkpoints that are kept.
-        keep_every: Those after every so many steps are kept too.
-        keeps_ledger: Whether the uses of every sample are counted.
-        runtime: Device, precision, backend, threads.
+        evaluation_splits: Splits that the task evaluates on, besides the training split.
         features: Stored features that are read beside the training rows.
-        train_splits: Splits that are trained on, together.
-        other_tables: Splits of other sets, by the name under which the task asks for them.
+        other_tables: Splits of other sets, by the name under which the task reads them.
     """
 
     make_task: Callable[[], Task]
@@ -51,29 +43,25 @@ class TrainingJob:
     options: BatchOptions
     prepared: PreparedSet
     folder: RunFolder
-    evaluation_splits: tuple[str, ...]
-    mode: Mode
-    residency: Residency
-    limit: int | None
-    shuffle_buffer: int
-    keep_checkpoints: int
-    runtime: RuntimeSection
-    keep_every: int | None = None
-    keeps_ledger: bool = False
+    evaluation_splits: tuple[str, ...] = ()
     features: tuple[StoredFeatures, ...] = ()
-    train_splits: tuple[str, ...] = ("train",)
     other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The configuration."""
+        return self.settings.config
 
     @property
     def train_split(self) -> Split:
         """The rows that are trained on."""
-        return self.prepared.join(self.train_splits)
+        return self.prepared.join(self.config.data.train_splits)
 
     @property
     def train_rows(self) -> int:
         """Rows of the training split that are used."""
         rows = self.train_split.rows
-        return rows if self.limit is None else min(rows, self.limit)
+        return min(rows, self.config.data.limit or rows)
 
     @property
     def evaluation_tables(self) -> dict[str, tuple[PreparedSet, str]]:
@@ -84,9 +72,8 @@ class TrainingJob:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        settings = self.settings
-        whole = settings.total_epochs * (self.train_rows // settings.global_batch_size)
-        return min(whole, settings.max_steps or whole)
+        size = self.config.train.global_batch_size
+        return self.settings.total_steps(self.train_rows // size)
 
     @property
     def uses_views(self) -> bool:
@@ -99,15 +86,25 @@ class TrainingJob:
         Raises:
             ConfigError: If the data or the batch do not fit.
         """
-        name = self.train_split.name
-        steps_per_epoch(self.train_rows, self.settings.global_batch_size, split=name)
+        size = self.config.train.global_batch_size
+        steps_per_epoch(self.train_rows, size, split=self.train_split.name)
         for world_size in workers:
-            BatchPlan(self.settings.global_batch_size, world_size)
+            BatchPlan(size, world_size)
 
 
-def with_precision(settings: FitSettings, precision: str, *, on_gpu: bool) -> FitSettings:
+def placement(data: SetSection) -> tuple[Mode, Residency]:
+    """Return how rows reach the workers, and where these keep them."""
+    if data.residency == "stream":
+        return ("stream" if data.mode == "auto" else data.mode), "host"
+    if data.residency == "auto":
+        return data.mode, "auto"
+    return "shared", "device" if data.residency == "device" else "host"
+
+
+def with_precision(settings: FitSettings, *, on_gpu: bool) -> FitSettings:
     """Resolve the precision of a training."""
-    return replace(settings, precision=resolve_precision(precision, on_gpu=on_gpu))
+    precision = resolve_precision(settings.config.runtime.precision, on_gpu=on_gpu)
+    return replace(settings, precision=precision)
 
 
 def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"]:
@@ -119,8 +116,9 @@ def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"
 
 def resolve_mode(job: TrainingJob) -> Mode:
     """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
-    if job.mode != "auto":
-        return job.mode
+    mode, _ = placement(job.config.data)
+    if mode != "auto":
+        return mode
     begun = _mode_of_epoch(job.folder.checkpoints)
     if begun is not None:
         return begun

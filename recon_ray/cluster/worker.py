@@ -16,6 +16,7 @@ from ray.train import CheckpointUploadMode
 
 from recon_ray.cluster.prometheus import RunMetrics
 from recon_ray.cluster.stop_watch import StopWatcher, end_together
+from recon_ray.cluster.training_job import placement
 from recon_ray.cluster.workarounds.reservations import was_submitted
 from recon_ray.data.loading.batches import (
     Batch,
@@ -34,9 +35,10 @@ from recon_ray.runs.recorder import recording_to
 from recon_ray.runs.storage import split
 from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import TrainFeed
-from recon_ray.train.feed.resident import Residency, indexed_feed
+from recon_ray.train.feed.resident import indexed_feed
 from recon_ray.train.inference import Inference
-from recon_ray.train.loop import fit, records
+from recon_ray.train.loop import fit
+from recon_ray.train.records import logger as record_logger
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.stop_request import StopRequest
 from recon_ray.train.task import Task
@@ -54,19 +56,12 @@ class WorkerPayload:
         options: What a batch holds.
         folder: URI of the run's folder.
         blocks: Split name to blocks in the object store (mode ``shared``, and all evaluation).
-        limits: Split name to the most rows that are used.
         train_split: Name of the training split.
         train_rows: Its rows, when it is streamed.
-        shuffle_buffer: Rows mixed in memory, when it is streamed.
-        keep_checkpoints: Newest checkpoints that are kept.
-        residency: Where the training rows lie, if they are not streamed.
-        keep_every: Those after every so many steps are kept too.
-        keeps_ledger: Whether the uses of every sample are counted.
         attempt: Name of this submission of the job.
         stop_actor: Actor that says when the run is to end.
         directory: The driver's, to which relative paths belong.
-        ops_backend: Implementation of the point operations, as configured.
-        driver_ops: The one that the driver has found for that.
+        driver_ops: Implementation of the point operations that the driver has chosen.
         threads: Threads of torch.
         show_records: Log a line a record; false where the driver shows a progress bar.
     """
@@ -76,18 +71,11 @@ class WorkerPayload:
     options: BatchOptions
     folder: str
     blocks: Mapping[str, SplitBlocks]
-    limits: Mapping[str, int | None]
     train_split: str
     train_rows: int
-    shuffle_buffer: int
-    keep_checkpoints: int
-    residency: Residency
-    keep_every: int | None
-    keeps_ledger: bool
     attempt: str
     stop_actor: Any
     directory: str
-    ops_backend: ops.BackendName
     driver_ops: str
     threads: int
     show_records: bool
@@ -141,38 +129,39 @@ class RayRuntime:
         self.device: torch.device = ray.train.torch.get_device()
         self.folder = RunFolder(payload.folder)
         self.inference = Inference(payload.settings.precision)
+        train = payload.settings.config.train
         self.store = CheckpointStore(
-            self.folder.checkpoints, keep=payload.keep_checkpoints, keep_every=payload.keep_every
+            self.folder.checkpoints, keep=train.keep_checkpoints, keep_every=train.keep_every_steps
         )
         self.attempt = payload.attempt
-        self.keeps_ledger = payload.keeps_ledger
         self._watch = StopWatcher(payload.stop_actor, rank=self.rank)
         self._payload = payload
         self._tables: dict[str, IndexedTable] = {}
 
     def feed(self) -> TrainFeed:
         """Return the training samples."""
-        payload = self._payload
+        payload, config = self._payload, self._payload.settings.config
         if payload.train_rows:
             return StreamFeed(
                 payload.options.for_device(self.device),
                 rows=payload.train_rows,
-                capacity=payload.shuffle_buffer,
-                seed=payload.settings.seed,
+                capacity=config.data.shuffle_buffer,
+                seed=config.run.seed,
                 pinned=self.device.type == "cuda",
             )
         return indexed_feed(
             self.table(payload.train_split),
             payload.options,
-            seed=payload.settings.seed,
-            residency=payload.residency,
+            seed=config.run.seed,
+            residency=placement(config.data)[1],
             device=self.device,
         )
 
     def table(self, split: str) -> IndexedTable:
         """Return all rows of a split for evaluation."""
         if split not in self._tables:
-            limit = self._payload.limits.get(split)
+            is_trained = split == self._payload.train_split
+            limit = self._payload.settings.config.data.limit if is_trained else None
             self._tables[split] = self._payload.blocks[split].fetch(limit=limit)
         return self._tables[split]
 
@@ -211,7 +200,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     work_in(payload.directory)
 
     def run() -> dict[str, Any]:
-        use_ops(payload.ops_backend, payload.driver_ops)
+        use_ops(payload.settings.config.runtime.ops_backend, payload.driver_ops)
         check_storage(RunFolder(payload.folder), payload.attempt)
         runtime = RayRuntime(payload)
         with exported_metrics(runtime):
@@ -273,5 +262,5 @@ def set_up_worker_log(rank: int, *, show_records: bool) -> None:
     level = logging.INFO if rank == 0 else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("recon_ray").setLevel(level)
-    records.setLevel(level if show_records else logging.WARNING)
+    record_logger.setLevel(level if show_records else logging.WARNING)
     logging.getLogger("recon_ray.teachers").setLevel(logging.WARNING)  # the driver told

@@ -149,7 +149,7 @@ class Estimator:
         if isinstance(config, FinetuneConfig):
             task = finetune.make_task(config, prepared)[0]()
             return time_task(task, task.batch_options(), prepared, split, self._device)
-        parts = partseg.make_task(config, *partseg.open_parts(config))
+        parts = partseg.make_task(config, partseg.open_set(config))
         return time_task(parts, parts.scoring.options, prepared, split, self._device)
 
     def _startable(self, config: JobConfig) -> JobConfig:

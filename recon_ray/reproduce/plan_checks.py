@@ -98,9 +98,10 @@ def _check_probe(config: LinearProbeConfig, has_weights: bool) -> None:
 
 
 def _check_parts(config: PartsegConfig, has_weights: bool) -> None:
-    opened = partseg.open_parts(config)
+    prepared = partseg.open_set(config)
+    partseg.part_table(config, prepared)
     if has_weights:
-        partseg.make_task(config, *opened)
+        partseg.make_task(config, prepared)
 
 
 def read_episodes_of(plan: RowPlan) -> SharedClouds:

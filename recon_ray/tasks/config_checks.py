@@ -1,14 +1,15 @@
-"""What is refused in the driver, before anything is written or started."""
+"""Checks in the driver, before anything is written or started."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.data.format.prepared import PreparedSet
@@ -19,7 +20,6 @@ from recon_ray.runs.checkpoint import check_model_state
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.teacher_features import SOURCE
-from recon_ray.train.task import Task
 
 
 def find_set(key: str, path: Path) -> PreparedSet:
@@ -72,7 +72,7 @@ def check_model(config: PretrainConfig) -> None:
 
 
 def check_split(config: PretrainConfig, prepared: PreparedSet) -> None:
-    """Refuse more points than are stored, splits that are none, and one held out that is not.
+    """Refuse more points than are stored, unknown splits, and evaluation on training shapes.
 
     Raises:
         ConfigError: Naming the option.
@@ -167,8 +167,12 @@ def check_texts(prepared: PreparedSet, texts: Sequence[str]) -> None:
         )
 
 
-def check_start(run: Run, task: Task) -> None:
+def check_start(run: Run, make_model: Callable[[], nn.Module]) -> None:
     """Refuse a checkpoint to start from that the configured model cannot take.
+
+    Args:
+        run: The run.
+        make_model: Makes the model; called on the meta device where there is such a checkpoint.
 
     Raises:
         ConfigError: Naming the first thing that differs.
@@ -176,7 +180,7 @@ def check_start(run: Run, task: Task) -> None:
     if run.start is None:
         return
     with torch.device("meta"):
-        model = task.stored_model(task.build())
+        model = make_model()
     try:
         check_model_state(model, run.start.model, source=f"resume={run.resume}")
     except CheckpointError as error:

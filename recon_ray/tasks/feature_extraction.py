@@ -26,7 +26,6 @@ Encode: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 Normalization: TypeAlias = Literal["whole", "subset", "none"]
 
 #: Squared radius around the origin in which the published sampling never picks a point.
-REFERENCE_SKIP = 1e-3
 
 
 @dataclass(frozen=True)

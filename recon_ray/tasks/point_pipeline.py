@@ -10,7 +10,8 @@ from torch import Tensor
 
 from recon_ray.points import random, transforms
 from recon_ray.points.random import SampleGenerator
-from recon_ray.tasks.feature_extraction import REFERENCE_SKIP, Normalization, PointChoice
+from recon_ray.protocols import REFERENCE_SKIP
+from recon_ray.tasks.feature_extraction import Normalization, PointChoice
 
 Augmentation = Literal["rotate", "scale_translate", "none"]
 Transform = Literal["rotate", "scale", "none"]

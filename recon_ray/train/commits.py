@@ -69,7 +69,7 @@ class Commits:
     # -- when ------------------------------------------------------------------------------------
 
     def due(self, step: int, *, ask: bool = False) -> bool:
-        """Tell whether to commit after this step; every rank asks after every step, with equal answers.
+        """Return whether to commit after this step; every rank asks, with equal answers.
 
         Args:
             step: Optimizer steps done.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,42 +90,42 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 class CosineSchedule:
     """Learning rate by epoch: linear warm-up, then half a cosine.
 
-    The protocol "sound" rises from ``min_lr`` to the base rate during the warm-up and falls to
-    ``min_lr`` at the end, continuously. "reference" repeats the published code: the rate changes
-    once an epoch and lags by one (epochs 0 and 1 both run at ``min_lr``), the cosine counts from
-    epoch 0 and so starts below the base rate, and one epoch more than ``epochs`` is trained.
+    The rate rises from ``min_lr`` to the base rate during the warm-up and falls to ``min_lr`` at
+    the end, continuously. ``lags`` repeats the published code: the rate changes once an epoch and lags
+    by one (epochs 0 and 1 both run at ``min_lr``), and the cosine counts from epoch 0 and so starts
+    below the base rate.
 
     Attributes:
         epochs: Length of the schedule.
         warmup_epochs: Length of the warm-up.
         min_lr: Rate at both ends.
-        protocol: "reference" or "sound".
+        lags: Repeat the published schedule.
     """
 
     epochs: int
     warmup_epochs: float
     min_lr: float = 1e-6
-    protocol: Literal["reference", "sound"] = "reference"
+    lags: bool = False
 
     def lr(self, base_lr: float, epoch: float) -> float:
         """Return the learning rate in force.
 
         Args:
             base_lr: Peak rate of the parameter group.
-            epoch: Finished part of training in epochs; "reference" uses its whole part only.
+            epoch: Finished part of training in epochs; a lagging rate uses its whole part only.
 
         Returns:
             The rate of the step that starts at ``epoch``.
         """
-        if self.protocol == "reference":
-            return self._reference(base_lr, max(math.floor(epoch) - 1, 0))
+        if self.lags:
+            return self._lagging(base_lr, max(math.floor(epoch) - 1, 0))
         if epoch < self.warmup_epochs:
             return self.min_lr + (base_lr - self.min_lr) * epoch / self.warmup_epochs
         length = max(self.epochs - self.warmup_epochs, 1e-9)
         progress = min((epoch - self.warmup_epochs) / length, 1.0)
         return self._cosine(base_lr, progress)
 
-    def _reference(self, base_lr: float, epoch: int) -> float:
+    def _lagging(self, base_lr: float, epoch: int) -> float:
         if epoch < self.warmup_epochs:
             return self.min_lr + epoch * (base_lr - self.min_lr) / self.warmup_epochs
         return self._cosine(base_lr, epoch / self.epochs) if epoch < self.epochs else self.min_lr

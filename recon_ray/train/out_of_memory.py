@@ -1,4 +1,4 @@
-"""What to do when memory runs out: one sentence in place of torch's or Python's traceback."""
+"""Advice for memory that runs out: one sentence in place of torch's or Python's traceback."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from recon_ray.config.sections.training import TrainSection
 from recon_ray.errors import OutOfMemoryError
-from recon_ray.train.settings import FitSettings
 
 #: What torch says where it has no exception of its own for it.
 _WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -16,13 +16,13 @@ _WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_A
 MEASURING = "lower eval.batch_size (zeroshot.batch_size, probe.batch_size) or cluster.workers"
 
 
-def training_advice(settings: FitSettings, *, world_size: int) -> str:
+def training_advice(train: TrainSection, *, world_size: int) -> str:
     """What to change where a model is trained."""
-    most = -(-settings.global_batch_size // world_size)
-    size = min(settings.micro_batch_size or most, most)
+    most = -(-train.global_batch_size // world_size)
+    size = min(train.micro_batch_size or most, most)
     first = (
         ""
-        if settings.activation_checkpointing
+        if train.activation_checkpointing
         else "continue it with train.activation_checkpointing=true (slower), or "
     )
     lower = f"lower train.micro_batch_size to {max(size // 2, 1)} (a worker holds {size} samples)"

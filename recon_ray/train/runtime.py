@@ -39,8 +39,6 @@ class Runtime(EvaluationRuntime, Protocol):
     store: CheckpointStore
     #: Name of this submission of the job; the same for all of its restarts.
     attempt: str
-    #: Whether the uses of every sample are counted.
-    keeps_ledger: bool
 
     def feed(self) -> TrainFeed:
         """Return the training samples."""
@@ -70,7 +68,6 @@ class LocalRuntime:
         keep_checkpoints: Newest checkpoints that are kept.
         inference: How models are evaluated.
         keep_every: Those after every so many steps are kept too.
-        keeps_ledger: Whether the uses of every sample are counted.
     """
 
     rank = 0
@@ -85,12 +82,10 @@ class LocalRuntime:
         device: torch.device,
         keep_checkpoints: int = 3,
         keep_every: int | None = None,
-        keeps_ledger: bool = False,
         inference: Inference = Inference(),  # noqa: B008 - frozen
     ) -> None:
         self.folder = folder
         self.device = device
-        self.keeps_ledger = keeps_ledger
         self.inference = inference
         self.attempt = new_attempt()
         self.store = CheckpointStore(

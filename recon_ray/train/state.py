@@ -1,8 +1,9 @@
-"""Where a run stands."""
+"""State of a run: counters and losses, and the checkpoint that it continues from."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore
+from recon_ray.train.commits import raise_on_all_ranks
 from recon_ray.train.metrics import is_distributed
 
 
 @dataclass
 class Progress:
-    """Where a run stands; stored beside the model."""
+    """Counters, losses and metrics of a run; stored beside the model."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -51,6 +55,21 @@ class Progress:
             self.seen = torch.cat([self.seen, self.seen.new_zeros(highest - len(self.seen))])
         self.seen[sample_ids] = 1
 
+    def choose(self, name: str, metric: str, values: Mapping[str, float], epoch: int) -> bool:
+        """Note a checkpoint whose validation is the best so far; return whether it is.
+
+        Args:
+            name: Name of the checkpoint.
+            metric: Value that is compared.
+            values: Values of the validation.
+            epoch: Epoch after which it was done.
+        """
+        value = values.get(metric, math.nan)
+        if not math.isfinite(value) or (self.best is not None and value <= self.best["value"]):
+            return False
+        self.best = {"name": name, "metric": metric, "value": value, "epoch": epoch}
+        return True
+
     def summary(self) -> dict[str, float]:
         """Metrics of the whole run by name."""
         result = dict(self.metrics)
@@ -79,3 +98,41 @@ def _union(seen: Tensor, device: torch.device) -> Tensor:
     padded[: len(seen)] = seen.to(device)
     dist.all_reduce(padded, op=dist.ReduceOp.MAX)
     return padded.cpu()
+
+
+def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None:
+    """Load the checkpoint that rank 0 finds valid; every rank takes part.
+
+    Raises:
+        CheckpointError: On every rank, if all are damaged or the storage cannot be reached.
+    """
+    if not is_distributed():
+        return store.load_latest()
+    found, failure = None, ""
+    if rank == 0:
+        try:
+            found = store.load_latest()
+        except CheckpointError as error:
+            failure = str(error)
+    raise_on_all_ranks(failure)
+    box = [found.name if found is not None else None]
+    dist.broadcast_object_list(box, src=0)
+    if box[0] is None or rank == 0:
+        return found
+    return store.load(box[0])
+
+
+def check_feed(found: Checkpoint, progress: Progress, *, tracks_samples: bool) -> None:
+    """Refuse to end an epoch in another order than it was begun in: samples would repeat.
+
+    Raises:
+        ConfigError: If it would.
+    """
+    streamed = found.train.get("tracks_samples", tracks_samples)
+    if progress.step_in_epoch and streamed != tracks_samples:
+        was, now = ("a stream", "by index") if streamed else ("by index", "a stream")
+        way = "data.mode=" + ("stream and cluster.workers=1 or more" if streamed else "shared")
+        raise ConfigError(
+            f"data.mode: epoch {progress.epoch + 1} was begun with samples read {was} and "
+            f"would go on {now}, with samples used twice; set {way} until it has ended"
+        )

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from golden_packs import GOLDEN, Pack, find_packs
+from settings_samples import make_settings
 from torch import nn
 
 from recon_ray.losses.downstream import classification_losses
@@ -24,7 +25,6 @@ from recon_ray.models.classifier import is_head_parameter
 from recon_ray.models.grouping import cut_patches
 from recon_ray.models.recon import Recon
 from recon_ray.train.optim import CosineSchedule, parameter_groups
-from recon_ray.train.settings import FitSettings
 from recon_ray.weights.adapters import to_reference
 from recon_ray.weights.load import build
 from recon_ray.weights.weight_files import LoadedWeights, read_file, save_reference
@@ -271,8 +271,8 @@ def test_packs_of_the_repository_are_found() -> None:
 @pytest.mark.parametrize(("line", "rates"), SCHEDULES.items(), ids=list(SCHEDULES))
 def test_schedule_equals_reference(line: str, rates: list[float]) -> None:
     options = dict(part.split("=") for part in line.split(","))
-    schedule = CosineSchedule(int(options["epochs"]), float(options["warmup"]))
+    schedule = CosineSchedule(int(options["epochs"]), float(options["warmup"]), lags=True)
     actual = [schedule.lr(float(options["lr"]), epoch) for epoch in range(len(rates))]
     np.testing.assert_allclose(actual, rates, rtol=1e-9)
-    settings = FitSettings(schedule.epochs, global_batch_size=32, protocol="reference")
+    settings = make_settings(epochs=schedule.epochs, global_batch_size=32, protocol="reference")
     assert settings.total_epochs == len(rates)

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from recon_ray.protocols import ProtocolFlags, ProtocolName, protocol_flags
+
 
 def _expand(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser can fail)
@@ -162,6 +164,11 @@ class JobConfig(Section):
 class ProtocolConfig(JobConfig):
     """A job that can repeat the published code's habits."""
 
-    protocol: Literal["sound", "reference"] = Field(
+    protocol: ProtocolName = Field(
         "sound", description="reference repeats the published code's habits, see the README."
     )
+
+    @property
+    def flags(self) -> ProtocolFlags:
+        """Habits of the published code that are repeated."""
+        return protocol_flags(self.protocol)

@@ -90,7 +90,7 @@ def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
     """
     way, shot, fold = episode
     values: dict[str, Any] = {"data.episode": list(episode)}
-    if base.protocol == "sound":
+    if not base.flags.drops_last_batch:
         most = min(base.train.global_batch_size, way * shot)
         whole = [size for size in range(1, most + 1) if way * shot % size == 0]
         values["train.global_batch_size"] = max(whole)

@@ -10,15 +10,16 @@ from pydantic import Field, model_validator
 from recon_ray.config.sections.common import (
     Count,
     Fraction,
-    JobConfig,
     LocalPath,
     Location,
     Positive,
+    ProtocolConfig,
     Section,
 )
 from recon_ray.config.sections.data import SetSection
 from recon_ray.config.sections.foreign_model import ForeignModelSection
 from recon_ray.config.sections.training import OptimSection, TrainingConfig, TrainSection
+from recon_ray.protocols import ProtocolName
 
 Normalization = Literal["auto", "whole", "subset", "none"]
 
@@ -215,10 +216,10 @@ class VotingSection(Section):
     )
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(ProtocolConfig):
     """jobs/evaluate.py: accuracy of a fine-tuned classifier, plain and by voting."""
 
-    protocol: Literal["sound", "reference"] = Field(
+    protocol: ProtocolName = Field(
         "sound", description="reference reports the best round of voting, sound their mean."
     )
     resume: Literal["auto", "never"] = Field(

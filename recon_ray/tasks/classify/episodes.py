@@ -96,7 +96,7 @@ def open_episode(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
         return prepared
     known = next((one for one in _shared if one.path == _key(config)), None)
     found = known or read_clouds(config, prepared, [episode])
-    outputs = len(prepared.classes) if config.protocol == "reference" else None
+    outputs = len(prepared.classes) if config.flags.full_fewshot_head else None
     return make_episode(prepared, found.episodes, episode, found.clouds, outputs=outputs)
 
 

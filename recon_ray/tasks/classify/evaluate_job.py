@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.errors import ConfigError
 from recon_ray.tasks.classify.classifier_checks import (
     check_labels,
@@ -24,11 +22,12 @@ from recon_ray.tasks.classify.classifier_checks import (
 from recon_ray.tasks.classify.config import EvaluateConfig
 from recon_ray.tasks.classify.confusion import overall_accuracy
 from recon_ray.tasks.classify.voting import VotingEvaluation, vote_summary
-from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.input_hashes import inputs_of
 from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.run import Run
 from recon_ray.weights.load import build
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -47,23 +46,26 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
     make, weights, pipeline = _plan(config, prepared)
     if config.data.verify:
         prepared.verify_hashes()
-    use_ops(config)
-    check_here(config)
-    if job.dry_run:
-        return _dry_run(config, prepared, weights)
-    run = open_run("evaluate", config, label=config.data.split, resume=config.resume)
-    run.begin()
-    logger.info("%s, normalize=%s", describe_set(prepared, config.data.split), pipeline.normalize)
-    found = evaluate(
+    split = config.data.split
+    logger.info("%s, normalize=%s", describe_set(prepared, split), pipeline.normalize)
+    clouds = prepared.splits[split].rows
+    fits = [
+        "the classifier was built and fits the set, nothing is kept",
+        f"{'classifier':28}{weights.source}",
+        f"{'clouds':28}{clouds:>20,}",
+        f"{'clouds encoded, plain':28}{clouds:>20,}",
+        f"{'clouds encoded, voting':28}{clouds * config.eval.votes * config.eval.repeats:>20,}",
+    ]
+    return run_evaluation(
+        job,
         make,
         prepared,
-        (config.data.split,),
-        options=BatchOptions(),
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
+        (split,),
+        label=split,
+        resume=config.resume,
+        fits="\n".join(fits),
+        finish=lambda run, found: _finish(run, config, prepared, found),
     )
-    return _finish(run, config, prepared, found)
 
 
 def _plan(
@@ -110,7 +112,7 @@ def _pipeline(
     config: EvaluateConfig, prepared: PreparedSet, weights: LoadedWeights
 ) -> CloudPipeline:
     """How clouds are brought to the classifier: as in its fine-tuning, where that is recorded."""
-    data, is_reference = config.data, config.protocol == "reference"
+    data, flags = config.data, config.flags
     count = data.num_points or weights.extra.get("num_points")
     if count is None:
         raise ConfigError(
@@ -121,11 +123,11 @@ def _pipeline(
     pipeline = pipeline_of(
         prepared.manifest.get("card"),
         num_points=int(count),
-        follows_reference=is_reference,
+        follows_reference=flags.skips_origin,
         normalize=recorded if data.normalize == "auto" else data.normalize,
         transform=config.eval.transform,
     )
-    check_points(prepared, pipeline.num_points, follows_reference=is_reference)
+    check_points(prepared, pipeline.num_points, follows_reference=flags.published_num_points)
     return pipeline
 
 
@@ -157,7 +159,7 @@ def _selection(config: EvaluateConfig) -> str:
     votes = config.eval.votes
     if votes == 0:
         return plain
-    if config.protocol == "reference":
+    if config.flags.best_vote:
         return (
             f"accuracy_vote_max: best of {votes} rounds of voting (published habit); plain {plain}"
         )
@@ -173,16 +175,3 @@ def _summary(metrics: dict[str, float], matrix: np.ndarray, classes: list[str]) 
             f"{'voting, best round':28}{metrics['accuracy_vote_max']:>12.2%}",
         ]
     return "\n".join(lines)
-
-
-def _dry_run(config: EvaluateConfig, prepared: PreparedSet, weights: LoadedWeights) -> JobResult:
-    """Say what would be computed; the weights have been read and compared already."""
-    clouds = prepared.splits[config.data.split].rows
-    lines = [
-        "dry run: the classifier was built and fits the set, nothing is kept",
-        f"{'classifier':28}{weights.source}",
-        f"{'clouds':28}{clouds:>20,}",
-        f"{'clouds encoded, plain':28}{clouds:>20,}",
-        f"{'clouds encoded, voting':28}{clouds * config.eval.votes * config.eval.repeats:>20,}",
-    ]
-    return JobResult("\n".join(lines))

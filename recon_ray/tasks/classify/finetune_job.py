@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,44 +36,26 @@ from recon_ray.tasks.classify.task import (
     classifier_of,
     validation_split,
 )
-from recon_ray.tasks.config_checks import check_start, find_set, use_ops
+from recon_ray.tasks.config_checks import check_start, find_set
+from recon_ray.tasks.driver import Training, run_training, training_counts
 from recon_ray.tasks.point_pipeline import pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
-from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows
+from recon_ray.tasks.run import Run
+from recon_ray.train.settings import FitSettings
 from recon_ray.weights.load import compare
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training and measuring gave.
-
-    Attributes:
-        fitted: Numbers of the training loop.
-        matrices: Name of a checkpoint (``last``, ``best``) to its confusion matrix.
-        selected: The checkpoint whose accuracy is the run's.
-        best: What chose it, if a validation did.
-    """
-
-    fitted: dict[str, float]
-    matrices: dict[str, np.ndarray]
-    selected: str
-    best: dict[str, Any] | None
-
-
 def finetune(job: Job[FinetuneConfig]) -> JobResult:
     """Train a classifier, measure it on the test split, and write ``result.json``."""
-    config = job.config
-    if job.dry_run:
-        return _dry_run(config)
-    prepared = open_set(config)
-    run = open_run("finetune", config, label=config.train.tune, resume=config.resume)
-    outcome = _train(run, config, prepared)
-    assert outcome is not None
-    return _finish(run, config, prepared, outcome)
+    return run_training(
+        job,
+        Training(
+            open_set=open_set, plan=plan, label=lambda config: config.train.tune, finish=_measure
+        ),
+    )
 
 
 def open_set(config: FinetuneConfig) -> PreparedSet:
@@ -91,8 +70,7 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
     if data.validation_fraction is not None:
         prepared = _hold_out(config, prepared)
     check_classes(prepared)
-    is_reference = config.protocol == "reference"
-    check_points(prepared, data.num_points, follows_reference=is_reference)
+    check_points(prepared, data.num_points, follows_reference=config.flags.published_num_points)
     count = len(prepared.classes)
     for split in data.train_splits:
         check_labels(prepared, "data.train_splits", split, count)
@@ -141,7 +119,7 @@ def make_task(
     pipeline = pipeline_of(
         card,
         num_points=config.data.num_points,
-        follows_reference=config.protocol == "reference",
+        follows_reference=config.flags.skips_origin,
         normalize=config.data.normalize,
         augment=config.data.augment,
     )
@@ -197,78 +175,61 @@ def replace_config(task: ClassificationTask, **values: Any) -> ClassificationTas
     )
 
 
+def plan(run: Run, config: FinetuneConfig, prepared: PreparedSet) -> TrainingJob:
+    """Make the task, refuse a checkpoint to start from that does not fit it."""
+    make, report = make_task(config, prepared)
+    fresh = replace_config(make(), init_from=None)
+    check_start(run, lambda: fresh.stored_model(fresh.build()))
+    logger.info("%s", report)
+    return training_job(run, config, prepared, make)
+
+
 def training_job(
     run: Run, config: FinetuneConfig, prepared: PreparedSet, make: Callable[[], ClassificationTask]
 ) -> TrainingJob:
-    """Translate the configuration for the trainer."""
+    """Return task, data and settings of the training."""
     watched = validation_split(config)
-    return job_of(
-        run,
-        config,
-        prepared,
+    return TrainingJob(
         make_task=make,
-        settings=fit_settings(
+        settings=FitSettings(
             config,
             validate_every_epochs=None if watched is None else config.eval.every_epochs,
-            validate_from_epoch=1 if config.protocol == "reference" else 0,
+            validate_from_epoch=int(config.flags.validates_epoch_zero),
             select="accuracy",
         ),
         options=make().batch_options(),
+        prepared=prepared,
+        folder=run.folder,
         evaluation_splits=() if watched is None else (watched,),
     )
 
 
-def _train(
-    run: Run, config: FinetuneConfig, prepared: PreparedSet, *, measure: bool = True
-) -> Outcome:
-    """Check everything, begin the run, train, measure."""
-    use_ops(config)
-    make, report = make_task(config, prepared)
-    check_start(run, replace_config(make(), init_from=None))
-    job = training_job(run, config, prepared, make)
-
-    def begin() -> None:
-        run.begin()
-        logger.info("%s", report)
-
-    then = partial(_measure, run, config, prepared, make(), measure=measure)
-    return train(job, config, begin=begin, then=then)
-
-
-def _measure(
-    run: Run,
-    config: FinetuneConfig,
-    prepared: PreparedSet,
-    task: ClassificationTask,
-    fitted: dict[str, float],
-    *,
-    measure: bool,
-) -> Outcome:
+def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Callable[[], JobResult]:
     """Accuracy on the test split of the last checkpoint, and of the best one if one was chosen."""
+    config, task = training.config, training.make_task()
+    assert isinstance(config, FinetuneConfig)
+    assert isinstance(task, ClassificationTask)
     store = CheckpointStore(run.folder.checkpoints)
     best, last = store.best(), store.names()[-1]
     names = {"last": last} | ({} if best is None else {"best": best["name"]})
-    selected = "last" if best is None else "best"
-    if not measure:
-        return Outcome(fitted, {}, selected, best)
     found = evaluate(
         partial(
             AccuracyEvaluation,
             {name: join(run.folder.checkpoints, step) for name, step in names.items()},
             config.data.test_split,
             task.pipeline.test(),
-            len(prepared.classes),
+            len(task.classes),
             config.eval.batch_size,
         ),
-        prepared,
+        training.prepared,
         (config.data.test_split,),
-        options=task.batch_options(),
+        options=training.options,
         folder=run.folder,
         cluster=config.cluster,
         runtime=config.runtime,
     )
     matrices = {name: np.array(matrix) for name, matrix in found.items()}
-    return Outcome(fitted, matrices, selected, best)
+    return partial(_finish, run, training, config, fitted, matrices, best)
 
 
 def selection(config: FinetuneConfig, best: dict[str, Any] | None) -> str:
@@ -277,42 +238,43 @@ def selection(config: FinetuneConfig, best: dict[str, Any] | None) -> str:
     if best is None:
         return f"last step; nothing chosen on {test!r}"
     epoch = int(best["epoch"])
-    if config.protocol == "reference":
+    if config.flags.selects_on_test:
         return f"best epoch ({epoch}) on {test!r}, on which it is measured too (published habit)"
     return f"best epoch ({epoch}) on {config.data.validation_split!r}, measured on {test!r}"
 
 
-def _finish(run: Run, config: FinetuneConfig, prepared: PreparedSet, outcome: Outcome) -> JobResult:
+def _finish(
+    run: Run,
+    training: TrainingJob,
+    config: FinetuneConfig,
+    fitted: dict[str, float],
+    matrices: dict[str, np.ndarray],
+    best: dict[str, Any] | None,
+) -> JobResult:
     from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
 
-    fitted, matrix = dict(outcome.fitted), outcome.matrices[outcome.selected]
+    prepared, classes = training.prepared, training.prepared.classes
+    matrix = matrices["last" if best is None else "best"]
     validated = {key: fitted.pop(f"accuracy_{key}", None) for key in ("last", "best")}
     metrics = {"accuracy": overall_accuracy(matrix)}
-    metrics |= {f"accuracy_{k}": overall_accuracy(m) for k, m in outcome.matrices.items()}
+    metrics |= {f"accuracy_{k}": overall_accuracy(m) for k, m in matrices.items()}
     if config.data.validation_split is not None:
         named = {f"validation_accuracy_{key}": value for key, value in validated.items()}
         metrics |= {key: value for key, value in named.items() if value is not None}
-    metrics["chance"] = 1 / len(prepared.classes)
-    counts = {
-        "samples": {name: split.rows for name, split in prepared.splits.items()},
-        "training_samples": training_rows(config, prepared),
-        "classes": len(prepared.classes),
-        "steps": int(fitted.pop("steps")),
-        "epochs": int(fitted.pop("epochs")),
-        "workers": config.cluster.max_workers,
-    }
+    metrics["chance"] = 1 / len(classes)
+    counts = training_counts(training, fitted)
     metrics |= fitted
     return run.finish(
         metrics,
-        table=_summary(metrics, matrix, prepared.classes),
-        selection=selection(config, outcome.best),
+        table=_summary(metrics, matrix, classes),
+        selection=selection(config, best),
         counts=counts,
-        draw=partial(draw_classification, run.folder, matrix, prepared.classes),
+        draw=partial(draw_classification, run.folder, matrix, classes),
         protocol=config.protocol,
         init_from=config.init_from,
         data=str(prepared.path),
         card=(prepared.manifest.get("card") or {}).get("name"),
-        **confusion_records(matrix, prepared.classes),
+        **confusion_records(matrix, classes),
     )
 
 
@@ -323,37 +285,3 @@ def _summary(metrics: dict[str, float], matrix: np.ndarray, classes: list[str]) 
             lines.append(f"{key.replace('_', ', '):28}{metrics[key]:>12.1%}")
     lines.append(f"{'chance':28}{metrics['chance']:>12.1%}")
     return "\n".join(lines)
-
-
-def _dry_run(config: FinetuneConfig) -> JobResult:
-    """Build everything, take one step in a throw-away run, report size and time."""
-    with tempfile.TemporaryDirectory(prefix="recon-dry-run-") as storage:
-        update: dict[str, Any] = {
-            "run": config.run.model_copy(update={"storage": storage, "name": "dry-run"}),
-            "train": config.train.model_copy(update={"steps": 1}),
-        }
-        config = config.model_copy(update=update)
-        prepared = open_set(config)
-        run = open_run("finetune", config, label=config.train.tune)
-        started = time.monotonic()
-        fitted = _train(run, config, prepared, measure=False).fitted
-        seconds = time.monotonic() - started
-    make, report = make_task(config, prepared)
-    task = replace_config(make(), init_from=None)
-    model = task.stored_model(task.build())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows = training_rows(config, prepared)
-    batch = config.train.global_batch_size
-    lines = [
-        "dry run: one step was taken, nothing is kept",
-        report,
-        f"{'parameters':28}{sum(p.numel() for p in model.parameters()):>20,}",
-        f"{'trained ones':28}{trained:>20,}",
-        f"{'training samples':28}{rows:>20,}",
-        f"{'steps an epoch':28}{rows // batch:>20,}",
-        f"{'loss of the step':28}{fitted['loss_first']:>20.4f}",
-        f"{'seconds of the step':28}{batch / fitted['samples_per_second']:>20.2f}",
-        f"{'peak memory of a worker, GB':28}{fitted['peak_memory_bytes'] / 1e9:>20.2f}",
-        f"{'seconds with start-up':28}{seconds:>20.1f}",
-    ]
-    return JobResult("\n".join(lines))

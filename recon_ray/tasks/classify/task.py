@@ -18,7 +18,7 @@ from recon_ray.models.presets import MODELS, arguments_of, preset_sizes
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.confusion import confusion_matrix, overall_accuracy
-from recon_ray.tasks.feature_extraction import REFERENCE_SKIP, PointChoice, Tally, extract_features
+from recon_ray.tasks.feature_extraction import PointChoice, Tally, extract_features
 from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import EvaluationRuntime, Runtime
@@ -113,8 +113,8 @@ class ClassificationTask:
         The published two-tower run has no such group (its rule goes by the model's name), which
         protocol reference repeats.
         """
-        optim, is_reference = self.config.optim, self.config.protocol == "reference"
-        without = is_reference and self.kind == "twotower_classifier"
+        optim = self.config.optim
+        without = self.config.flags.single_group_head and self.kind == "twotower_classifier"
         return parameter_groups(
             self.stored_model(module),
             lr=optim.lr,
@@ -154,9 +154,8 @@ class ClassificationTask:
 
 def validation_split(config: FinetuneConfig) -> str | None:
     """The split that chooses the best epoch: the test split in the published runs."""
-    return (
-        config.data.test_split if config.protocol == "reference" else config.data.validation_split
-    )
+    data = config.data
+    return data.test_split if config.flags.selects_on_test else data.validation_split
 
 
 def confusion_of(
@@ -230,7 +229,7 @@ def classifier_of(
     Raises:
         CheckpointError: If the weights are of a family that no classifier can start from.
     """
-    section, is_reference = config.model, config.protocol == "reference"
+    section, flags = config.model, config.flags
     two = section.kind == "twotower" or (
         section.kind == "auto" and weights is not None and weights.kind.startswith("twotower")
     )
@@ -241,10 +240,12 @@ def classifier_of(
     head = "linear" if config.train.tune in ("linear", "probe") else "mlp"
     arguments = {**sizes, "num_classes": num_classes, "head": head}
     given = section.overrides()
-    if is_reference:
-        arguments |= {"fps_min_sq_norm": REFERENCE_SKIP, "init": "reference"}
-        if two:
-            arguments["drop_first_patches"] = True
+    if flags.skips_origin:
+        arguments["fps_min_sq_norm"] = flags.min_sq_norm
+    if flags.torch_init:
+        arguments["init"] = "reference"
+    if two and flags.drops_first_patches:
+        arguments["drop_first_patches"] = True
     unknown = sorted(given.keys() - arguments_of(kind))
     if unknown:
         raise CheckpointError(f"model.{unknown[0]}: a {kind} has none; leave it out")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.partseg import PartSegmenter
 from recon_ray.models.presets import preset_sizes
-from recon_ray.runs.checkpoint import check_model_state
 from recon_ray.tasks.classify.classifier_checks import load_start
-from recon_ray.tasks.config_checks import check_here, find_set, use_ops
-from recon_ray.tasks.feature_extraction import REFERENCE_SKIP
+from recon_ray.tasks.config_checks import check_start, find_set
+from recon_ray.tasks.driver import Training, run_evaluation, run_training, training_counts
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import PartTable, category_lines
 from recon_ray.tasks.partseg.part_table import read_part_table
 from recon_ray.tasks.partseg.task import PartEvaluation, PartSegmentationTask, Scoring, part_options
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
-from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows
+from recon_ray.tasks.run import Run
 from recon_ray.train.feed.batching import BatchPlan
+from recon_ray.train.settings import FitSettings
 from recon_ray.weights.load import compare, encoder_sizes
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -38,23 +36,26 @@ logger = logging.getLogger(__name__)
 def partseg(job: Job[PartsegConfig]) -> JobResult:
     """Train and score, or only score, and write ``result.json``."""
     config = job.config
-    use_ops(config)
-    if job.dry_run and config.test == "after":
-        return _dry_run(config)
-    prepared, table = open_parts(config)
     if config.test == "only":
-        return _score_only(config, prepared, table, dry_run=job.dry_run)
-    run, task = _open(config, prepared, table)
-    metrics = _train(run, config, prepared, task)
-    return _finish(run, config, prepared, task.scoring, metrics)
+        return _score_only(job)
+    return run_training(
+        job,
+        Training(
+            open_set=open_set,
+            plan=plan,
+            label=lambda config: Path(config.data.path).name,
+            finish=_measure,
+            dry_run={"eval": {"limit": config.eval.batch_size}},
+        ),
+    )
 
 
-def open_parts(config: PartsegConfig) -> tuple[PreparedSet, PartTable]:
+def open_set(config: PartsegConfig) -> PreparedSet:
     """Open the prepared set and check that it has what is asked for.
 
     Raises:
         ConfigError: If there is no such folder, or no such splits or part labels in it.
-        DataError: If it is damaged, or a label is none of the set's.
+        DataError: If it is damaged.
     """
     prepared, data = find_set("data.path", Path(config.data.path)), config.data
     if not prepared.layout.part_labels:
@@ -62,12 +63,7 @@ def open_parts(config: PartsegConfig) -> tuple[PreparedSet, PartTable]:
             f"data.path={data.path}: its shapes have no part labels; prepare a set that has, "
             "source=shapenetpart for example"
         )
-    used = {f"data.test_split={data.test_split}": data.test_split}
-    if data.validation_split is not None:
-        used[f"data.validation_split={data.validation_split}"] = data.validation_split
-    if config.test == "after":
-        used |= {f"data.train_splits: {name}": name for name in data.train_splits}
-    for key, name in used.items():
+    for key, name in _named_splits(config).items():
         rows = prepared.splits[name].rows if name in prepared.splits else None
         if not rows:
             there = ", ".join(f"{split.name} {split.rows}" for split in prepared.splits.values())
@@ -75,7 +71,27 @@ def open_parts(config: PartsegConfig) -> tuple[PreparedSet, PartTable]:
             raise ConfigError(f"{key}: {fault} in {data.path} (it has {there}); choose another")
     if data.verify:
         prepared.verify_hashes()
-    return prepared, read_part_table(prepared, list(dict.fromkeys(used.values())))
+    return prepared
+
+
+def _named_splits(config: PartsegConfig) -> dict[str, str]:
+    """Splits that are read, by the option that names each."""
+    data = config.data
+    used = {f"data.test_split={data.test_split}": data.test_split}
+    if data.validation_split is not None:
+        used[f"data.validation_split={data.validation_split}"] = data.validation_split
+    if config.test == "after":
+        used |= {f"data.train_splits: {name}": name for name in data.train_splits}
+    return used
+
+
+def part_table(config: PartsegConfig, prepared: PreparedSet) -> PartTable:
+    """Read the parts of the splits that are used.
+
+    Raises:
+        DataError: If a label is not one of the set's parts.
+    """
+    return read_part_table(prepared, list(dict.fromkeys(_named_splits(config).values())))
 
 
 # -- Model ---------------------------------------------------------------------------------------
@@ -95,8 +111,10 @@ def model_sizes(
         sizes |= preset_sizes(model.preset or "base", "partseg")
     sizes |= model.overrides()
     sizes |= {"num_parts": table.num_parts, "num_categories": len(table.categories)}
-    if config.protocol == "reference":
-        sizes |= {"fps_min_sq_norm": REFERENCE_SKIP, "init": "reference"}
+    if config.flags.skips_origin:
+        sizes["fps_min_sq_norm"] = config.flags.min_sq_norm
+    if config.flags.torch_init:
+        sizes["init"] = "reference"
     sparse = _meta_model(sizes)
     if max(sparse.num_groups, sparse.group_size) > config.data.num_points:
         raise ConfigError(
@@ -135,7 +153,7 @@ def scoring_of(config: PartsegConfig, prepared: PreparedSet, table: PartTable) -
         table,
         num_points=config.data.num_points,
         batch_size=config.eval.batch_size,
-        draw="replacement" if config.protocol == "reference" else "own",
+        draw="replacement" if config.flags.repeats_points else "own",
         seed=config.run.seed,
         limit=config.eval.limit,
         has_valid_points=prepared.layout.valid_points,
@@ -145,42 +163,27 @@ def scoring_of(config: PartsegConfig, prepared: PreparedSet, table: PartTable) -
 # -- Training ------------------------------------------------------------------------------------
 
 
-def _open(
-    config: PartsegConfig, prepared: PreparedSet, table: PartTable
-) -> tuple[Run, PartSegmentationTask]:
-    """Check everything; a refused configuration leaves nothing behind."""
-    task = make_task(config, prepared, table)
-    run = open_run("partseg", config, label=prepared.path.name, resume=config.resume)
-    if run.start is not None:
-        try:
-            model = _meta_model(task.sizes)
-            check_model_state(model, run.start.model, source=f"resume={config.resume}")
-        except CheckpointError as error:
-            raise ConfigError(str(error)) from error
-    return run, task
+def plan(run: Run, config: PartsegConfig, prepared: PreparedSet) -> TrainingJob:
+    """Make the task, refuse a checkpoint to start from that does not fit it."""
+    task = make_task(config, prepared)
+    check_start(run, lambda: PartSegmenter(**task.sizes))
+    _check_batches(config)
+    return training_job(run, config, prepared, task)
 
 
-def make_task(
-    config: PartsegConfig, prepared: PreparedSet, table: PartTable
-) -> PartSegmentationTask:
+def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationTask:
     """Decide the model and compare it with the weights that it starts from.
 
     Raises:
         CheckpointError: If the weights cannot be read or do not fit.
         ConfigError: If the sizes of the model do not fit each other or the clouds.
+        DataError: If a label is not one of the set's parts.
     """
+    table = part_table(config, prepared)
     place, weights = load_start(config.init_from, **_foreign(config))
     sizes = model_sizes(config, table, weights)
     scoring = scoring_of(config, prepared, table)
     return PartSegmentationTask(config, sizes=sizes, scoring=scoring, weights=place)
-
-
-def _train(
-    run: Run, config: PartsegConfig, prepared: PreparedSet, task: PartSegmentationTask
-) -> dict[str, float]:
-    job = training_job(run, config, prepared, task)
-    _check_batches(config)
-    return train(job, config, begin=run.begin, then=dict)
 
 
 def _check_batches(config: PartsegConfig) -> None:
@@ -204,14 +207,10 @@ def _check_batches(config: PartsegConfig) -> None:
 def training_job(
     run: Run, config: PartsegConfig, prepared: PreparedSet, task: PartSegmentationTask
 ) -> TrainingJob:
-    """Translate the configuration for the trainer."""
+    """Return task, data and settings of the training."""
     selects = config.selection_split is not None
     test = config.data.test_split
-    held_out = dict.fromkeys((test, config.selection_split or test))
-    return job_of(
-        run,
-        config,
-        prepared,
+    return TrainingJob(
         make_task=partial(
             PartSegmentationTask,
             config,
@@ -219,65 +218,51 @@ def training_job(
             scoring=task.scoring,
             weights=task.weights,
         ),
-        settings=fit_settings(
+        settings=FitSettings(
             config,
             extra_epoch=False,
-            double_step=config.protocol == "reference",
+            double_step=config.flags.double_step,
             validate_every_epochs=config.eval.every_epochs if selects else None,
             select="instance_miou" if selects else None,
         ),
         options=part_options(prepared.layout.valid_points),
-        evaluation_splits=tuple(held_out),
+        prepared=prepared,
+        folder=run.folder,
+        evaluation_splits=tuple(dict.fromkeys((test, config.selection_split or test))),
     )
 
 
 # -- Scores --------------------------------------------------------------------------------------
 
 
-def _score(
-    run: Run,
-    config: PartsegConfig,
-    prepared: PreparedSet,
-    scoring: Scoring,
-    weights: str,
-    sizes: dict[str, Any],
-) -> dict[str, Any]:
-    split = config.data.test_split
-    return evaluate(
-        partial(PartEvaluation, weights, sizes, split, scoring),
-        prepared,
-        [split],
-        options=scoring.options,
+def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Callable[[], JobResult]:
+    """Score the test split with the checkpoint that counts."""
+    config, task = training.config, training.make_task()
+    assert isinstance(config, PartsegConfig)
+    assert isinstance(task, PartSegmentationTask)
+    test = config.data.test_split
+    found = evaluate(
+        partial(PartEvaluation, run.folder.place, {}, test, task.scoring),
+        training.prepared,
+        [test],
+        options=task.scoring.options,
         folder=run.folder,
         cluster=config.cluster,
         runtime=config.runtime,
     )
-
-
-def _finish(
-    run: Run,
-    config: PartsegConfig,
-    prepared: PreparedSet,
-    scoring: Scoring,
-    metrics: dict[str, float],
-) -> JobResult:
-    found = _score(run, config, prepared, scoring, run.folder.place, {})
-    counts = {
-        "steps": int(metrics.pop("steps")),
-        "epochs": int(metrics.pop("epochs")),
-        "workers": config.cluster.max_workers,
-    }
-    split = config.selection_split
-    selection = "last epoch; nothing was chosen on the test split"
+    selection, split = "last epoch; nothing was chosen on the test split", config.selection_split
     if split is not None:
-        where = "the test split itself" if split == config.data.test_split else f"split {split}"
+        where = "the test split itself" if split == test else f"split {split}"
         selection = f"epoch with the best instance mIoU on {where}"
-    return _record(run, config, prepared, found, {**metrics, **found["metrics"]}, counts, selection)
+    counts = training_counts(training, metrics)
+    metrics |= found["metrics"]
+    return lambda: _record(run, config, training.prepared, found, metrics, counts, selection)
 
 
-def _score_only(
-    config: PartsegConfig, prepared: PreparedSet, table: PartTable, *, dry_run: bool
-) -> JobResult:
+def _score_only(job: Job[PartsegConfig]) -> JobResult:
+    config = job.config
+    prepared = open_set(config)
+    table = part_table(config, prepared)
     place, weights = load_start(config.init_from, **_foreign(config))
     assert place is not None
     assert weights is not None
@@ -291,18 +276,25 @@ def _score_only(
     compare(sparse, weights, strict=True)
     if (sparse.num_parts, sparse.num_categories) != (table.num_parts, len(table.categories)):
         raise CheckpointError(
-            f"init_from={config.init_from}: its model tells {sparse.num_parts} parts of "
+            f"init_from={config.init_from}: its model has {sparse.num_parts} parts of "
             f"{sparse.num_categories} categories, {prepared.path} has {table.num_parts} of "
             f"{len(table.categories)}; give the set that it was trained for"
         )
-    if dry_run:
-        return JobResult("dry run: the weights fit the set, nothing was scored")
-    run = open_run("partseg", config, label=f"test-{prepared.path.name}", resume=config.resume)
-    check_here(config)
-    run.begin()
-    found = _score(run, config, prepared, scoring_of(config, prepared, table), place, given)
+    scoring, test = scoring_of(config, prepared, table), config.data.test_split
     selection = f"the weights of init_from ({weights.source}) as they are"
-    return _record(run, config, prepared, found, found["metrics"], {}, selection)
+    return run_evaluation(
+        job,
+        partial(PartEvaluation, place, given, test, scoring),
+        prepared,
+        [test],
+        options=scoring.options,
+        label=f"test-{prepared.path.name}",
+        resume=config.resume,
+        fits="the weights fit the set, nothing was scored",
+        finish=lambda run, found: _record(
+            run, config, prepared, found, found["metrics"], {}, selection
+        ),
+    )
 
 
 def _record(
@@ -341,33 +333,3 @@ def summary(metrics: dict[str, float], categories: dict[str, dict[str, Any]]) ->
         first = "-" if before is None else f"{before:.1%}"
         lines.append(f"{title:28}{first:>10}{metrics[name]:>10.1%}")
     return "\n".join([*lines, "", *category_lines(categories)])
-
-
-def _dry_run(config: PartsegConfig) -> JobResult:
-    """Build everything, take one step in a throw-away run, report size and time."""
-    with tempfile.TemporaryDirectory(prefix="recon-dry-run-") as storage:
-        update: dict[str, Any] = {
-            "run": config.run.model_copy(update={"storage": storage, "name": "dry-run"}),
-            "train": config.train.model_copy(update={"steps": 1}),
-            "eval": config.eval.model_copy(update={"limit": config.eval.batch_size}),
-        }
-        config = config.model_copy(update=update)
-        prepared, table = open_parts(config)
-        run, task = _open(config, prepared, table)
-        started = time.monotonic()
-        metrics = _train(run, config, prepared, task)
-        seconds = time.monotonic() - started
-    parameters = sum(value.numel() for value in _meta_model(task.sizes).parameters())
-    rows = training_rows(config, prepared)
-    step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
-    lines = [
-        "dry run: one step was taken, nothing is kept",
-        f"{'parameters':28}{parameters:>20,}",
-        f"{'training samples':28}{rows:>20,}",
-        f"{'steps an epoch':28}{rows // config.train.global_batch_size:>20,}",
-        f"{'loss of the step':28}{metrics['loss_first']:>20.4f}",
-        f"{'seconds of the step':28}{step_seconds:>20.2f}",
-        f"{'peak memory of a worker, GB':28}{metrics['peak_memory_bytes'] / 1e9:>20.2f}",
-        f"{'seconds with start-up':28}{seconds:>20.1f}",
-    ]
-    return JobResult("\n".join(lines))

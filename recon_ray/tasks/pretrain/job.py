@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.config.yaml_tree import COMMAND_LINE
@@ -25,8 +22,8 @@ from recon_ray.tasks.config_checks import (
     check_texts,
     find_set,
     texts_of,
-    use_ops,
 )
+from recon_ray.tasks.driver import Training, run_training, training_counts
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.task import PretrainTask
 from recon_ray.tasks.pretrain.validation_checks import (
@@ -36,9 +33,9 @@ from recon_ray.tasks.pretrain.validation_checks import (
     validation_tables,
 )
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.run import Run
 from recon_ray.tasks.teacher_features import SOURCE, stored_teachers
-from recon_ray.tasks.training_run import fit_settings, job_of, train, training_rows
+from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +46,18 @@ SELECTION = "last step; probes and zero-shot accuracy on held-out shapes, nothin
 
 def pretrain(job: Job[PretrainConfig]) -> JobResult:
     """Pre-train, evaluate before and after, draw, and write ``result.json``."""
-    config = job.config
-    check_model(config)
-    creates = _creates(job)
-    if job.dry_run:
-        return _dry_run(config, creates=creates)
-    prepared = open_set(config, creates=creates)
-    run = open_run("pretrain", config, label=config.model.preset, resume=config.resume)
-    metrics = _train(run, config, prepared)
-    return _finish(run, config, prepared, metrics)
+    check_model(job.config)
+    return run_training(
+        job,
+        Training(
+            open_set=partial(open_set, creates=_creates(job)),
+            plan=plan,
+            label=lambda config: config.model.preset,
+            begin=_begin,
+            finish=lambda run, training, metrics: partial(_finish, run, training, metrics),
+            dry_run={"eval": {"enabled": False}, "validation": {"every_epochs": None}},
+        ),
+    )
 
 
 def _creates(job: Job[PretrainConfig]) -> bool:
@@ -111,16 +111,6 @@ def _make_synthetic(config: PretrainConfig, path: Path) -> None:
     prepare_set(make_source("synthetic", None, config.prepare), path, config.prepare)
 
 
-def _train(run: Run, config: PretrainConfig, prepared: PreparedSet) -> dict[str, float]:
-    """Check everything, begin the run, train; a refused configuration leaves nothing behind."""
-    use_ops(config)
-    task = make_task(config, prepared)
-    check_start(run, task)
-    _check_teachers(run, task)
-    job = training_job(run, config, prepared, task)
-    return train(job, config, begin=partial(_begin, run, task), then=dict)
-
-
 def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
     """Make the task with the texts of the set.
 
@@ -144,28 +134,36 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
     )
 
 
+def plan(run: Run, config: PretrainConfig, prepared: PreparedSet) -> TrainingJob:
+    """Make the task, refuse to continue the run with another model or other teachers."""
+    task = make_task(config, prepared)
+    check_start(run, lambda: task.stored_model(task.build()))
+    _check_teachers(run, task)
+    return training_job(run, config, prepared, task)
+
+
 def training_job(
     run: Run, config: PretrainConfig, prepared: PreparedSet, task: PretrainTask
 ) -> TrainingJob:
-    """Translate the configuration for the trainer."""
-    return job_of(
-        run,
-        config,
-        prepared,
+    """Return task, data and settings of the training."""
+    validation = None if task.validation is None else task.validation.plan
+    return TrainingJob(
         make_task=partial(
             PretrainTask,
             config,
             texts=task.texts,
             num_classes=task.num_classes,
             stored=task.stored,
-            validation=None if task.validation is None else task.validation.plan,
+            validation=validation,
         ),
-        settings=fit_settings(
+        settings=FitSettings(
             config,
             validate_every_epochs=config.validation.every_epochs,
-            select=None if task.validation is None else task.validation.plan.metric,
+            select=None if validation is None else validation.metric,
         ),
         options=task.batch_options(),
+        prepared=prepared,
+        folder=run.folder,
         evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
         features=task.stored.features,
         other_tables=validation_tables(task, validated_set(config, prepared)),
@@ -182,9 +180,8 @@ def _check_teachers(run: Run, task: PretrainTask) -> None:
         before = json.loads(text)
         wrong = [kind for kind in ("image", "text") if before[kind] != now[kind]]
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{run.folder.uri}/{TEACHERS}: it is damaged; {START_FRESH_HINT}"
-        ) from error
+        place = f"{run.folder.uri}/{TEACHERS}"
+        raise CheckpointError(f"{place}: it is damaged; {START_FRESH_HINT}") from error
     if wrong:
         raise TeacherError(
             f"teacher.{wrong[0]}.name: this run was started with {before[wrong[0]]}, the weights "
@@ -192,26 +189,19 @@ def _check_teachers(run: Run, task: PretrainTask) -> None:
         )
 
 
-def _begin(run: Run, task: PretrainTask) -> None:
+def _begin(run: Run, training: TrainingJob) -> None:
     run.begin()
+    task = training.make_task()
+    assert isinstance(task, PretrainTask)
     run.folder.write(TEACHERS, json.dumps(task.teachers, indent=2) + "\n")
 
 
-def _finish(
-    run: Run, config: PretrainConfig, prepared: PreparedSet, metrics: dict[str, float]
-) -> JobResult:
+def _finish(run: Run, training: TrainingJob, metrics: dict[str, float]) -> JobResult:
     from recon_ray.tasks.run_figures import draw_pretraining  # matplotlib, after the workers ended
 
-    rows = {name: split.rows for name, split in prepared.splits.items()}
-    teachers = json.loads(run.folder.read(TEACHERS) or "{}")
-    counts = {
-        "samples": rows,
-        "training_samples": training_rows(config, prepared),
-        "classes": len(prepared.classes),
-        "steps": int(metrics.pop("steps")),
-        "epochs": int(metrics.pop("epochs")),
-        "workers": config.cluster.max_workers,
-    }
+    config, prepared = training.config, training.prepared
+    assert isinstance(config, PretrainConfig)
+    counts = training_counts(training, metrics)
     return run.finish(
         metrics,
         table=summary(metrics),
@@ -219,7 +209,7 @@ def _finish(
         counts=counts,
         draw=partial(draw_pretraining, run.folder, prepared, config),
         protocol=config.protocol,
-        teachers=teachers,
+        teachers=json.loads(run.folder.read(TEACHERS) or "{}"),
         data=str(prepared.path),
     )
 
@@ -242,37 +232,3 @@ def summary(metrics: dict[str, float]) -> str:
     if not math.isnan(metrics.get("samples_per_second", math.nan)):
         lines.append(f"{'samples per second':28}{metrics['samples_per_second']:>20.0f}")
     return "\n".join(lines)
-
-
-def _dry_run(config: PretrainConfig, *, creates: bool) -> JobResult:
-    """Build everything, take one step in a throw-away run, report size and time."""
-    with tempfile.TemporaryDirectory(prefix="recon-dry-run-") as storage:
-        update: dict[str, Any] = {
-            "run": config.run.model_copy(update={"storage": storage, "name": "dry-run"}),
-            "train": config.train.model_copy(update={"steps": 1}),
-            "eval": config.eval.model_copy(update={"enabled": False}),
-            "validation": config.validation.model_copy(update={"every_epochs": None}),
-        }
-        config = config.model_copy(update=update)
-        prepared = open_set(config, creates=creates)
-        run = open_run("pretrain", config, label=config.model.preset)
-        started = time.monotonic()
-        metrics = _train(run, config, prepared)
-        seconds = time.monotonic() - started
-    task = make_task(config, prepared)
-    module = task.stored_model(task.build())
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    rows = training_rows(config, prepared)
-    steps = rows // config.train.global_batch_size
-    step_seconds = config.train.global_batch_size / metrics["samples_per_second"]
-    lines = [
-        "dry run: one step was taken, nothing is kept",
-        f"{'parameters':28}{parameters:>20,}",
-        f"{'training samples':28}{rows:>20,}",
-        f"{'steps an epoch':28}{steps:>20,}",
-        f"{'loss of the step':28}{metrics['loss_first']:>20.4f}",
-        f"{'seconds of the step':28}{step_seconds:>20.2f}",
-        f"{'peak memory of a worker, GB':28}{metrics['peak_memory_bytes'] / 1e9:>20.2f}",
-        f"{'seconds with start-up':28}{seconds:>20.1f}",
-    ]
-    return JobResult("\n".join(lines))

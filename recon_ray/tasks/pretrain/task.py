@@ -24,7 +24,8 @@ from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
-from recon_ray.tasks.feature_extraction import REFERENCE_SKIP, PointChoice, extract_features
+from recon_ray.protocols import REFERENCE_SKIP
+from recon_ray.tasks.feature_extraction import PointChoice, extract_features
 from recon_ray.tasks.linear_probe.probes import few_label_accuracy, svm_accuracy
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.validation import Validation, ValidationPlan
@@ -146,8 +147,8 @@ class PretrainTask:
         arguments |= {"image_dim": self._image_dim, "text_dim": self._text_dim}
         if kind == "recon":
             arguments["self_contrast"] = config.loss.self_contrast
-        if config.protocol == "reference":
-            arguments["fps_min_sq_norm"] = REFERENCE_SKIP
+        if config.flags.skips_origin:
+            arguments["fps_min_sq_norm"] = config.flags.min_sq_norm
         return arguments
 
     def build(self) -> nn.Module:
@@ -309,7 +310,7 @@ class PretrainTask:
         config = self.config
         return PointChoice(
             config.data.num_points,
-            how="fps" if config.protocol == "reference" else "random",
+            how="fps" if config.flags.fps_probe_points else "random",
             normalize="subset" if config.data.normalize else "none",
             min_sq_norm=REFERENCE_SKIP,
         )

@@ -1,9 +1,12 @@
-"""One optimizer step of this worker: eager, compiled, or replayed as one CUDA graph."""
+"""Mechanics of one optimizer step: eager, compiled, or replayed as one CUDA graph.
+
+The order of what happens in a step is :func:`recon_ray.train.loop.take_step`.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,15 +40,16 @@ AUGMENT_STREAM, MODEL_STREAM = 0, 1
 
 
 class Step:
-    """Augmentation, losses, gradient, clipping and update of one batch.
+    """Parts of a step, and how they are run.
 
     Args:
+        take: The order of the parts: takes this object, a batch and the epoch.
         task: What is trained.
         module: Its module, on the device.
         optimizer: Of the module's parameters.
-        settings: Plain settings.
+        settings: The configuration and what the job adds to it.
         plan: How a worker's share is cut into micro batches.
-        feed: Where the batches come from, which may complete them on the device.
+        feed: Source of the batches, which may gather rows on the device.
         device: Where the module is.
         rank: This worker.
 
@@ -55,6 +59,7 @@ class Step:
 
     def __init__(
         self,
+        take: Callable[[Step, Batch, int | Tensor], None],
         task: Task,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -67,31 +72,31 @@ class Step:
     ) -> None:
         self.settings = settings
         self.meter = Mean()
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._plan = plan
         self._feed = feed
         self._device = device
         self._rank = rank
+        self._take = take
         self._prepare_on_device = task.prepare_on_device
-        self._module = module
+        self.module = module
         self._half: HalfWeights | None = None
-        self._forward: Callable[[Batch, SampleGenerator], dict[str, Tensor]]
+        self._forward: Callable[[Batch, SampleGenerator], dict[str, Tensor]] = module
         self._exchange: FlatExchange | None = None
-        bucketed = is_distributed() and settings.gradient_exchange == "bucketed"
+        train, compiles = settings.config.train, settings.config.runtime.compile
+        bucketed = is_distributed() and train.gradient_exchange == "bucketed"
         if is_distributed() and not bucketed:
             self._exchange = FlatExchange(
                 module,
-                precision=settings.gradient_precision,
-                share_statistics=not settings.sync_batch_norm,
+                precision=train.gradient_precision,
+                share_statistics=not train.sync_batch_norm,
             )
         if bucketed:
-            self._forward = self._module = self._wrapped(module, task)
-        elif settings.compile != "off" and settings.precision == "bf16":
+            self._forward = self.module = self._wrapped(module, task)
+        elif compiles != "off" and settings.precision == "bf16":
             self._forward = self._half = HalfWeights(module)
-        else:
-            self._forward = module
-        if settings.compile != "off":
-            arguments = compile_arguments(settings.compile)
+        if compiles != "off":
+            arguments = compile_arguments(compiles)
             self._prepare_on_device = torch.compile(task.prepare_on_device, **arguments)
             if bucketed:
                 module.compile(**arguments)
@@ -114,10 +119,10 @@ class Step:
         """
         self._set_seed(step)
         if self._graph is None:
-            for group, value in zip(self._optimizer.param_groups, lr, strict=True):
+            for group, value in zip(self.optimizer.param_groups, lr, strict=True):
                 group["lr"] = value
             # A compiled step must not be compiled again for every epoch: a tensor is no constant.
-            compiled = self.settings.compile != "off"
+            compiled = self.settings.config.runtime.compile != "off"
             self._run(batch, torch.full((), epoch, device=self._device) if compiled else epoch)
         else:
             for target, value in zip(self._lr, lr, strict=True):
@@ -125,66 +130,74 @@ class Step:
             self._graph(batch, epoch)
 
     def _run(self, batch: Batch, epoch: int | Tensor) -> None:
-        self._module.train()
+        self.module.train()
         if self._half is not None:
             self._half.refresh()
+        self._take(self, batch, epoch)
+
+    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float, bool]]:
+        """Cut a worker's share into micro batches on the device.
+
+        Yields:
+            The micro batch, its part of the share, and whether its gradients are exchanged.
+        """
         slices = self._plan.micro_slices()
         for i, part in enumerate(slices):
             micro = {
                 name: value[part].to(self._device, non_blocking=True)
                 for name, value in batch.items()
             }
-            with self._no_sync(enabled=i < len(slices) - 1):
-                losses = self._losses(micro, epoch)
-                count = part.stop - part.start
-                (losses["loss"] * (count / self._plan.per_worker)).backward()
-            if self._half is not None:
-                self._half.take_gradients()
-            self.meter.update(losses, weight=count)
-        if self._exchange is not None:
-            self._exchange()
-        if self.settings.double_step:
-            self._optimizer.step()
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._module.parameters(), self.settings.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+            share = (part.stop - part.start) / self._plan.per_worker
+            yield micro, share, i == len(slices) - 1
 
-    def _losses(self, micro: Batch, epoch: int | Tensor) -> dict[str, Tensor]:
-        ids, seed = micro["sample_id"], self.settings.seed
+    def losses(self, micro: Batch, epoch: int | Tensor) -> dict[str, Tensor]:
+        """Prepare a micro batch on the device and run the module: name to () loss."""
+        ids, seed = micro["sample_id"], self.settings.config.run.seed
         with torch.no_grad(), self._autocast():
             whole = self._feed.gather_on_device(micro)
-            enriched = self._prepare_on_device(
-                whole, SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM)
-            )
+            source = SampleGenerator(seed, ids, epoch, stream=AUGMENT_STREAM)
+            prepared = self._prepare_on_device(whole, source)
         with self._autocast():
-            return self._forward(enriched, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
+            return self._forward(prepared, SampleGenerator(seed, ids, epoch, stream=MODEL_STREAM))
+
+    def collect(self, losses: dict[str, Tensor], count: int) -> None:
+        """Add half-precision gradients to the weights' own, and the losses to the meter."""
+        if self._half is not None:
+            self._half.take_gradients()
+        self.meter.update(losses, weight=count)
+
+    def exchange_gradients(self) -> None:
+        """Average the gradients over the workers, unless the backward pass has done so."""
+        if self._exchange is not None:
+            self._exchange()
+
+    def gradient_exchange(self, *, enabled: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients in the backward pass, or leave that to a later micro batch."""
+        if not enabled and isinstance(self.module, DistributedDataParallel):
+            return self.module.no_sync()
+        return nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.settings.precision == "bf16"
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _no_sync(self, *, enabled: bool) -> AbstractContextManager[Any]:
-        if enabled and isinstance(self._module, DistributedDataParallel):
-            return self._module.no_sync()
-        return nullcontext()
-
     def _set_seed(self, step: int) -> None:
         """Derive torch's generator (dropout) from the step, so that no state needs storing."""
-        words = [self.settings.seed, step, self._rank]
+        words = [self.settings.config.run.seed, step, self._rank]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
 
     def _wrapped(self, module: nn.Module, task: Task) -> nn.Module:
-        sync: dict[str, Any] = {_SYNC_BUFFERS: not self.settings.sync_batch_norm}
+        train = self.settings.config.train
+        sync: dict[str, Any] = {_SYNC_BUFFERS: not train.sync_batch_norm}
         wrapped = DistributedDataParallel(
             module,
             device_ids=[self._device] if self._device.type == "cuda" else None,
             find_unused_parameters=task.has_unused_parameters,
             gradient_as_bucket_view=True,
-            bucket_cap_mb=self.settings.bucket_megabytes,
+            bucket_cap_mb=train.bucket_megabytes,
             **sync,  # synchronized statistics are equal already
         )
-        if self.settings.gradient_precision == "bf16":
+        if train.gradient_precision == "bf16":
             wrapped.register_comm_hook(None, bf16_compress_hook)
         return wrapped
 
@@ -195,7 +208,8 @@ def wants_graph(settings: FitSettings, device: torch.device) -> bool:
     With several, hooks in the backward pass exchange the gradients, which is not captured; a flat
     exchange by NCCL is, with the collectives of synchronized batch norms.
     """
-    if not settings.cuda_graph or device.type != "cuda":
+    config = settings.config
+    if config.runtime.cuda_graph == "off" or device.type != "cuda":
         return False
-    flat = settings.gradient_exchange == "flat"
+    flat = config.train.gradient_exchange == "flat"
     return not is_distributed() or (flat and dist.get_backend() == "nccl")

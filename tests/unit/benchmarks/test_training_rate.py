@@ -9,13 +9,13 @@ import pytest
 from recon_ray.benchmarks.config import BenchmarkConfig
 from recon_ray.benchmarks.ingest import random_set
 from recon_ray.benchmarks.training_rate import (
-    FEEDS,
     RECORD_STEPS,
     WARMUP_RECORDS,
     describe_training,
     figures_of,
     training_job,
 )
+from recon_ray.cluster.training_job import placement
 from recon_ray.runs.folder import RunFolder
 
 
@@ -49,10 +49,11 @@ def test_a_job_takes_the_steps_that_are_measured_and_runs_as_configured(tmp_path
         }
     )
     prepared = random_set(tmp_path, 40, config.ingest)
-    job = training_job(config, prepared, RunFolder(str(tmp_path / "run")), *FEEDS["stream"])
+    job = training_job(config, prepared, RunFolder(str(tmp_path / "run")), "stream")
     assert job.total_steps == (WARMUP_RECORDS + 3) * RECORD_STEPS
-    assert (job.mode, job.residency) == ("stream", "host")
-    assert (job.settings.compile, job.settings.log_every_steps) == ("default", RECORD_STEPS)
+    assert placement(job.config.data) == ("stream", "host")
+    assert job.config.runtime.compile == "default"
+    assert job.config.train.log_every_steps == RECORD_STEPS
     assert not job.uses_views
     assert job.make_task().build().training
 

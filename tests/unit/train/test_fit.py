@@ -22,7 +22,7 @@ from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import make_task, training_job
 from recon_ray.tasks.pretrain.task import PretrainModule
 from recon_ray.tasks.run import open_run, start_run
-from recon_ray.train import commits, resume
+from recon_ray.train import commits, state
 from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.loop import fit
 from recon_ray.train.runtime import LocalRuntime
@@ -256,12 +256,12 @@ def test_all_workers_are_told_that_all_checkpoints_are_damaged(
     _, folder = pretrain_here(config, tiny_prepared)
     (folder / "checkpoints" / "step-00000001" / "model.pt").write_bytes(b"half of it")
     told = []
-    for module in (resume, commits):
+    for module in (state, commits):
         monkeypatch.setattr(module, "is_distributed", lambda: True)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: told.append(*box))
     store = CheckpointStore(str(folder / "checkpoints"))
     with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
-        resume.newest_checkpoint(store, rank=0)
+        state.newest_checkpoint(store, rank=0)
     assert len(told) == 1
     assert "all 1 checkpoints are damaged" in told[0]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from settings_samples import make_settings
 from torch import nn
 
 from recon_ray.data.format.prepared import PreparedSet
@@ -21,7 +22,6 @@ from recon_ray.train import loop
 from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.loop import fit
 from recon_ray.train.runtime import LocalRuntime
-from recon_ray.train.settings import FitSettings
 
 #: Steps of an epoch: 24 samples in batches of 8.
 STEPS = 3
@@ -89,7 +89,7 @@ def run(task: ScriptedTask, prepared: PreparedSet, folder: Path, **settings) -> 
     )
     folder.mkdir(exist_ok=True)
     options = {"validate_every_epochs": 1, "select": "accuracy", "epochs": 5} | settings
-    return fit(task, runtime, FitSettings(global_batch_size=8, log_every_steps=1, **options))
+    return fit(task, runtime, make_settings(global_batch_size=8, log_every_steps=1, **options))
 
 
 def test_what_a_task_measures_is_waited_for_without_the_timeout_of_a_step(
@@ -148,7 +148,7 @@ def test_an_interrupted_run_keeps_the_best_and_ends_like_a_whole_one(
     script = [0.1, 0.7, 0.5, 0.3, 0.2]
     whole = run(ScriptedTask(script), tiny_prepared, tmp_path / "whole")
     first = ScriptedTask(script)
-    run(first, tiny_prepared, tmp_path / "run", max_steps=steps)
+    run(first, tiny_prepared, tmp_path / "run", steps=steps)
     assert first.done == steps // STEPS
     metrics = run(ScriptedTask(script, first.done), tiny_prepared, tmp_path / "run")
     kept = {"accuracy_best", "accuracy_last", "best_epoch", "steps", "epochs", "loss_last"}
@@ -188,7 +188,7 @@ def test_a_value_that_is_not_a_number_is_never_the_best(tiny_prepared, tmp_path)
     ],
 )
 def test_the_epochs_that_are_validated(settings, epochs):
-    options = FitSettings(
+    options = make_settings(
         epochs=5,
         global_batch_size=8,
         validate_every_epochs=settings.get("every"),
@@ -216,7 +216,7 @@ def test_double_step_moves_twice_with_one_gradient(tiny_prepared, tmp_path):
     moved = {}
     for double in (False, True):
         folder = tmp_path / str(double)
-        settings = {"validate_every_epochs": None, "max_steps": 1, "warmup_epochs": 0}
+        settings = {"validate_every_epochs": None, "steps": 1, "warmup_epochs": 0}
         run(Watching([]), tiny_prepared, folder, double_step=double, **settings)
         weight = store(folder).load_latest().model["layer.weight"]
         moved[double] = (weight - start["weight"]).abs().max().item()

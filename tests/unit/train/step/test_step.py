@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 import torch
+from settings_samples import make_settings
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
@@ -27,9 +28,9 @@ from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.feed.resident import ResidentFeed, indexed_feed
 from recon_ray.train.inference import Inference
+from recon_ray.train.loop import take_step
 from recon_ray.train.metrics import Mean
 from recon_ray.train.optim import load_optimizer, stored_optimizer
-from recon_ray.train.settings import FitSettings
 from recon_ray.train.step.half_weights import HalfWeights
 from recon_ray.train.step.one_step import Step, wants_graph
 from recon_ray.train.step_timer import StepClock
@@ -40,7 +41,7 @@ SIZES = {
     "num_groups": 8, "group_size": 8, "drop_path": 0.2,
 }  # fmt: skip
 ENCODER = {name: SIZES[name] for name in SIZES if name not in ("preset", "decoder_depth")}
-EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": False}
+EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": "off"}
 
 
 def pretraining() -> PretrainTask:
@@ -60,7 +61,7 @@ def made_step(
     torch._dynamo.reset()
     torch.manual_seed(0)
     task = pretraining()
-    options = FitSettings(epochs=1, global_batch_size=8, **{**EAGER, **settings})
+    options = make_settings(epochs=1, global_batch_size=8, **{**EAGER, **settings})
     module = task.build().to(device)
     task.on_device(device)
     optimizer = torch.optim.AdamW(
@@ -69,9 +70,17 @@ def made_step(
     feed = indexed_feed(
         random_table(32, 64, 3), task.batch_options(), seed=0, residency=residency, device=device
     )
-    plan = BatchPlan(8, 1, options.micro_batch_size)
+    plan = BatchPlan(8, 1, options.config.train.micro_batch_size)
     step = Step(
-        task, module, optimizer, settings=options, plan=plan, feed=feed, device=device, rank=0
+        take_step,
+        task,
+        module,
+        optimizer,
+        settings=options,
+        plan=plan,
+        feed=feed,
+        device=device,
+        rank=0,
     )
     return step, module, endless(feed, plan, device)
 
@@ -307,11 +316,11 @@ def test_compiled_steps_are_the_eager_steps():
 @pytest.mark.parametrize(
     "way",
     [
-        {"cuda_graph": True},
+        {"cuda_graph": "auto"},
         {"compile": "default"},
-        {"compile": "default", "cuda_graph": True, "residency": "device"},
-        {"cuda_graph": True, "micro_batch_size": 3},
-        {"cuda_graph": True, "clip_norm": 0.1, "double_step": True},
+        {"compile": "default", "cuda_graph": "auto", "residency": "device"},
+        {"cuda_graph": "auto", "micro_batch_size": 3},
+        {"cuda_graph": "auto", "clip_norm": 0.1, "double_step": True},
     ],
     ids=["graph", "compile", "compile-graph-device", "graph-micro", "graph-clip"],
 )
@@ -330,7 +339,7 @@ def test_200_steps_on_the_gpu_are_the_plain_eager_steps(way):
 @pytest.mark.cuda
 @pytest.mark.parametrize("residency", ["host", "device"])
 @pytest.mark.parametrize(
-    "way", [{"cuda_graph": True}, {"compile": "default"}], ids=["graph", "compile"]
+    "way", [{"cuda_graph": "auto"}, {"compile": "default"}], ids=["graph", "compile"]
 )
 def test_the_host_does_not_wait_for_the_gpu_in_a_step(way, residency):
     step, _, batches = made_step(torch.device("cuda"), residency, precision="bf16", **way)
@@ -350,7 +359,7 @@ def test_the_host_does_not_wait_for_the_gpu_in_a_step(way, residency):
 def test_half_precision_as_one_compiled_graph_learns_like_float32():
     device = torch.device("cuda")
     eager, _ = taken_steps(200, device)
-    way = {"precision": "bf16", "compile": "default", "cuda_graph": True}
+    way = {"precision": "bf16", "compile": "default", "cuda_graph": "auto"}
     fast, weights = taken_steps(200, device, residency="device", **way)
     assert all(value.isfinite().all() for value in weights.values())
     assert sum(fast[-50:]) / 50 == pytest.approx(sum(eager[-50:]) / 50, rel=0.03)
@@ -359,7 +368,7 @@ def test_half_precision_as_one_compiled_graph_learns_like_float32():
 @pytest.mark.cuda
 def test_a_captured_step_draws_new_numbers_each_time_and_the_same_ones_again():
     device = torch.device("cuda")
-    frozen = {"cuda_graph": True, "lr": 0.0}
+    frozen = {"cuda_graph": "auto", "lr": 0.0}
     first, _ = taken_steps(24, device, **frozen)
     again, _ = taken_steps(24, device, **frozen)
     assert first == again

@@ -1,0 +1,146 @@
+"""Records of a training: means of the steps between two of them, written on rank 0."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from recon_ray.errors import ReconError
+from recon_ray.runs.recorder import Recorder
+from recon_ray.train.metrics import Mean, Reading, peak_memory_bytes
+from recon_ray.train.state import Progress
+from recon_ray.train.step_timer import Lap, StepClock
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """The steps between two records, whose losses may still be on their way to the host."""
+
+    step: int
+    epoch: int
+    lr: float
+    reading: Reading
+    lap: Lap
+
+
+class TrainRecords:
+    """Writes the records of one fit; every rank checks its losses.
+
+    The losses of an interval are read while the device goes on, and written at the next record.
+
+    Args:
+        progress: State of the run, whose losses and seconds are kept up to date.
+        recorder: Writer on rank 0, None on the others.
+        device: Device of the steps.
+        batch_size: Samples of a step.
+        steps_per_epoch: Steps of an epoch.
+        epochs: Epochs that are trained.
+        max_steps: Steps that are trained.
+        newest_checkpoint: Place of the newest one, which an error names; kept up to date.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        recorder: Recorder | None,
+        device: torch.device,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        epochs: int,
+        max_steps: int,
+        newest_checkpoint: str | None = None,
+    ) -> None:
+        self.recorder = recorder
+        self.newest_checkpoint = newest_checkpoint
+        self._progress = progress
+        self._device = device
+        self._batch_size = batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._epochs = epochs
+        self._max_steps = max_steps
+        self._unwritten: _Interval | None = None
+
+    @property
+    def failure(self) -> str:
+        """What rank 0 could not write."""
+        return "" if self.recorder is None else self.recorder.failure
+
+    def begin(self, meter: Mean, clock: StepClock, *, lr: float) -> None:
+        """Start to read the losses since the last record, and write those of the one before.
+
+        Raises:
+            ReconError: If a loss is not finite.
+        """
+        self.write()
+        progress = self._progress
+        self._unwritten = _Interval(progress.step, progress.epoch, lr, meter.read(), clock.lap())
+        # On the CPU there is nothing to wait for.
+        if self._device.type == "cpu" or progress.step >= self._max_steps:
+            self.write()
+
+    def write(self) -> None:
+        """Write the interval that is being read, if there is one.
+
+        Raises:
+            ReconError: If a loss is not finite.
+        """
+        interval, self._unwritten = self._unwritten, None
+        if interval is None:
+            return
+        means, progress, lap = interval.reading.means(), self._progress, interval.lap
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            start = "" if self.newest_checkpoint is None else f" resume={self.newest_checkpoint}"
+            raise ReconError(
+                f"step {interval.step}: the loss is not finite ({', '.join(bad)}); begin another "
+                "run with a lower optim.lr, runtime.precision=fp32 or train.clip_norm=10: "
+                f"run.name=<another>{start}"
+            )
+        if math.isnan(progress.loss_first):
+            progress.loss_first = means["loss"]
+        progress.loss_last = means["loss"]
+        progress.train_seconds += lap.seconds
+        if self.recorder is not None:
+            self.recorder.write(interval.step, interval.epoch, self._values(interval, means))
+            self._log(interval, means)
+
+    def metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Write metrics of an evaluation or a validation, on rank 0."""
+        if self.recorder is not None and values:
+            named = {f"val/{name}": value for name, value in values.items()}
+            self.recorder.write(step, epoch, named)
+
+    def _rate(self, lap: Lap) -> float:
+        return lap.steps * self._batch_size / lap.seconds
+
+    def _values(self, interval: _Interval, means: Mapping[str, float]) -> dict[str, float]:
+        lap = interval.lap
+        values = {_record_name(name): value for name, value in means.items()}
+        values |= {"train/lr": interval.lr, "perf/samples_per_second": self._rate(lap)}
+        values["perf/data_wait_fraction"] = lap.waited / lap.seconds
+        if self._device.type == "cuda":
+            values["perf/gpu_memory_bytes"] = float(peak_memory_bytes(self._device))
+        return values
+
+    def _log(self, interval: _Interval, means: Mapping[str, float]) -> None:
+        lap, left = interval.lap, self._max_steps - interval.step
+        parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
+        logger.info(
+            "epoch %.1f/%d step %d/%d loss %.4f (%s) lr %.1e %.0f samples/s data %.0f%% left %s",
+            interval.step / self._steps_per_epoch, self._epochs, interval.step, self._max_steps,
+            means["loss"], parts, interval.lr, self._rate(lap), 100 * lap.waited / lap.seconds,
+            timedelta(seconds=round(left * lap.seconds / lap.steps)),
+        )  # fmt: skip
+
+
+def _record_name(name: str) -> str:
+    """Name of a step's value in the records: the loss, its parts, or accuracy."""
+    return f"train/{name}" if name in ("loss", "accuracy") else f"train/loss_{name}"
