@@ -9,6 +9,9 @@ import ray
 import torch
 from job_runs import QUICK, Jobs
 
+TWO_TOWERS = "model.kind=twotower eval.enabled=false"
+VALIDATED = " ".join((*QUICK, "validation.every_epochs=1"))
+
 WRONG_OPTIONS: list[tuple[str, str]] = [
     (
         "train.eporch=3",
@@ -20,7 +23,7 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ("optim.lr=.inf", r"optim\.lr \(command line\): expected a number > 0, found \.inf"),
     ("optim.weight_decay=.nan", r"optim\.weight_decay .*expected a number >= 0, found \.nan"),
     ("model.preset=huge", r"model\.preset .*expected one of nano, tiny, small, base, found 'huge'"),
-    ("cluster.workers=[3, 2]", r"cluster: workers=\[3, 2\]: min is more than max; give \[2, 3\]$"),
+    ("cluster.workers=[3,2]", r"cluster: workers=\[3, 2\]: min is more than max; give \[2, 3\]$"),
     ("cluster.workers=3", r"train\.global_batch_size=8 is not divisible by 3 workers"),
     ("--workers", r"--workers: unknown flag; options are written key=value, see --help"),
     ("absent.yaml", r"^error: absent\.yaml: no such file$"),
@@ -84,16 +87,57 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
         r"teacher\.text: .*there is no file /absent\.pt; give the path of a file of weights",
     ),
     ("teacher.text.name=open_clip:ViT-Q", r"teacher\.text: .*open_clip has no architecture"),
+    # several together
+    (
+        "teacher.image.augment=none teacher.image.augment_on=device",
+        r"augment_on=device needs teacher\.image\.augment=reference, found .*augment=none",
+    ),
+    (
+        "cluster.workers=2 data.mode=stream data.limit=8",
+        r"data\.limit=8 needs data\.mode=shared, found data\.mode=stream",
+    ),
+    (
+        "cluster.workers=1 data.mode=cached data.limit=8",
+        r"data\.limit=8 needs data\.mode=shared, found data\.mode=cached",
+    ),
+    (f"{TWO_TOWERS} teacher.text.name=null", r"from both teachers, found teacher\.text\.name=null"),
+    (f"{TWO_TOWERS} loss.self_contrast=true", r"has no class token for loss\.self_contrast=true"),
+    (f"{TWO_TOWERS} validation.every_epochs=1", r"validation\.every_epochs=1 probes features of R"),
+    (f"{VALIDATED} validation.kind=zeroshot teacher.text.name=null", r"kind=zeroshot: it needs"),
+    (f"{VALIDATED} validation.path=nowhere", r"validation\.path=nowhere: no such folder; give the"),
+    (f"{VALIDATED} validation.test_split=val", r"test_split=val: .* has no shapes in it, only"),
+    (f"{VALIDATED} validation.test_split=train", r"test_split=train: it is trained on; choose"),
 ]
 
 
-@pytest.mark.parametrize(("argument", "message"), WRONG_OPTIONS, ids=[a for a, _ in WRONG_OPTIONS])
-def test_a_wrong_option_is_refused_before_anything_is_written(
-    jobs: Jobs, argument: str, message: str
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS, ids=[a for a, _ in WRONG_OPTIONS])
+def test_wrong_options_are_refused_before_anything_is_written(
+    jobs: Jobs, options: str, message: str
 ) -> None:
-    if argument == "runtime.device=cuda" and torch.cuda.is_available():
+    if options == "runtime.device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has what is asked for")
-    jobs.pretrain(argument).refused(2, message)
+    jobs.pretrain(*options.split()).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("runtime.ops_backend=pointnet2_ops", "pointnet2_ops is not installed"),
+        (
+            f"teacher.image.sha256={'0' * 64}",
+            r"teacher\.image: .*its weights have sha256 1317.*, but 0000.* is pinned;",
+        ),
+        (
+            "teacher.text.name=open_clip:ViT-B-32:{file}",
+            r"teacher\.text: Teacher weights .*weights\.pt cannot be read as",
+        ),
+    ],
+)
+def test_what_an_option_names_is_of_no_use(jobs: Jobs, option: str, message: str) -> None:
+    file = jobs.folder / "weights.pt"
+    file.write_bytes(b"no weights")
+    jobs.pretrain(option.format(file=file)).refused(1, message)
     assert jobs.left_behind() == []
 
 
@@ -113,57 +157,6 @@ def test_a_yaml_file_that_cannot_be_read_is_named_with_the_line(
     path = jobs.folder / "bad.yaml"
     path.write_bytes(content)
     jobs.pretrain(path).refused(2, message)
-    assert jobs.left_behind() == []
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("cluster.workers=2", "data.mode=stream", "data.limit=8"),
-        ("cluster.workers=1", "data.mode=cached", "data.limit=8"),
-    ],
-)
-def test_a_limit_of_a_stream_is_refused(jobs: Jobs, options: tuple[str, ...]) -> None:
-    jobs.pretrain(*options).refused(2, r"data\.limit=8 needs data\.mode=shared, found data\.mode=")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["teacher.text.name=null"], r"distills from both teachers, found teacher\.text\.name=nu"),
-        (["loss.self_contrast=true"], r"has no class token for loss\.self_contrast=true; leave it"),
-        (["validation.every_epochs=1"], r"validation\.every_epochs=1 probes features of ReCon"),
-    ],
-)
-def test_two_towers_refuse_what_they_do_not_have(
-    jobs: Jobs, options: list[str], message: str
-) -> None:
-    given = ["model.kind=twotower", "eval.enabled=false", *options]
-    jobs.pretrain(*given).refused(2, message)
-
-
-def test_no_augmentation_cannot_run_on_the_device(jobs: Jobs) -> None:
-    jobs.pretrain("teacher.image.augment=none", "teacher.image.augment_on=device").refused(
-        2, r"augment_on=device needs teacher\.image\.augment=reference, found .*augment=none"
-    )
-
-
-def test_other_weights_of_a_teacher_than_the_pinned_ones_are_status_1(jobs: Jobs) -> None:
-    outcome = jobs.pretrain(f"teacher.image.sha256={'0' * 64}")
-    outcome.refused(1, r"teacher\.image: .*its weights have sha256 1317.*, but 0000.* is pinned;")
-    assert jobs.left_behind() == []
-
-
-def test_weights_that_are_none_are_status_1(jobs: Jobs) -> None:
-    file = jobs.folder / "weights.pt"
-    file.write_bytes(b"no weights")
-    outcome = jobs.pretrain(f"teacher.text.name=open_clip:ViT-B-32:{file}")
-    outcome.refused(1, r"teacher\.text: Teacher weights .*weights\.pt cannot be read as")
-    assert jobs.left_behind() == []
-
-
-def test_a_forced_backend_that_is_absent_is_status_1(jobs: Jobs) -> None:
-    jobs.pretrain("runtime.ops_backend=pointnet2_ops").refused(1, "pointnet2_ops is not installed")
     assert jobs.left_behind() == []
 
 
@@ -214,49 +207,21 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         (
-            ("cluster.workers=4",),
+            "cluster.workers=4",
             r"cluster\.workers=4: they reserve 4 CPUs \(1 each\), the cluster has 2; lower",
         ),
         (
-            ("cluster.workers=2", "data.mode=stream"),
+            "cluster.workers=2 data.mode=stream",
             r"data\.mode=stream needs one free CPU .* 2 workers x 1 CPUs leave 0 of 2: set",
         ),
         (
-            ("cluster.workers=1", "runtime.device=cuda"),
+            "cluster.workers=1 runtime.device=cuda",
             r"runtime\.device=cuda: the cluster has 0 GPUs for 1 workers",
         ),
     ],
 )
 def test_what_the_cluster_cannot_hold_is_refused_before_the_run_begins(
-    jobs: Jobs, options: tuple[str, ...], message: str
+    jobs: Jobs, options: str, message: str
 ) -> None:
-    jobs.pretrain("cluster.address=auto", *options).refused(2, message)
-    assert jobs.left_behind() == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            ("validation.kind=zeroshot", "teacher.text.name=null"),
-            r"validation\.kind=zeroshot: it n",
-        ),
-        (
-            ("validation.path=nowhere",),
-            r"validation\.path=nowhere: no such folder; give the folder",
-        ),
-        (
-            ("validation.test_split=val",),
-            r"validation\.test_split=val: .* has no shapes in it, only",
-        ),
-        (
-            ("validation.test_split=train",),
-            r"validation\.test_split=train: it is trained on; choose",
-        ),
-    ],
-)
-def test_a_validation_that_cannot_be_done_is_refused(
-    jobs: Jobs, options: tuple[str, ...], message: str
-) -> None:
-    jobs.pretrain(*QUICK, "validation.every_epochs=1", *options).refused(2, message)
+    jobs.pretrain("cluster.address=auto", *options.split()).refused(2, message)
     assert jobs.left_behind() == []

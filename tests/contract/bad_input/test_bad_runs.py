@@ -10,30 +10,8 @@ from pathlib import Path
 import pytest
 from job_runs import QUICK, Jobs, file_tree, flip, prepare_again
 
-from recon_ray.cli import run_job
-from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.runs.checkpoint import CheckpointStore
-from recon_ray.tasks.pretrain.config import PretrainConfig
-
-
-@pytest.fixture(scope="module")
-def one_step(
-    tiny_config_in: Callable[[Path], PretrainConfig], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The folder of a run of one step, to copy."""
-    folder = tmp_path_factory.mktemp("one_step")
-    config = folder / "tiny.yaml"
-    config.write_text(dump_yaml(tiny_config_in(folder / "runs")))
-    arguments = [str(config), *QUICK]
-    assert run_job("pretrain", arguments) == 0
-    return folder / "runs" / "run"
-
-
-@pytest.fixture
-def finished(jobs: Jobs, one_step: Path) -> Path:
-    """The folder of a run of one step."""
-    return shutil.copytree(one_step, jobs.runs / "run")
 
 
 def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: Path) -> None:

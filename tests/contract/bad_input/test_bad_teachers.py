@@ -25,25 +25,25 @@ def cache(jobs: Jobs, copy: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["cache.copies=0"], "cache.copies .*: expected an integer >= 1"),
+        ("cache.copies=0", "cache.copies .*: expected an integer >= 1"),
         (
-            ["cache.splits=[train,val]"],
+            "cache.splits=[train,val]",
             "cache.splits: .* has no split 'val'; choose of train, test",
         ),
         (
-            ["teacher.image.name=source"],
+            "teacher.image.name=source",
             "teacher.image.name=source: .* are in the data set already",
         ),
-        (["teacher.image.name=null"], "teacher.image.name and teacher.text.name are both null"),
-        (["teacher.image.name=descriptor:x"], "teacher.image: Teacher 'descriptor:x'"),
-        (["data.path=nowhere"], "data.path=nowhere: no such folder"),
-        (["data.mode=shared"], "data.mode"),
+        ("teacher.image.name=null", "teacher.image.name and teacher.text.name are both null"),
+        ("teacher.image.name=descriptor:x", "teacher.image: Teacher 'descriptor:x'"),
+        ("data.path=nowhere", "data.path=nowhere: no such folder"),
+        ("data.mode=shared", "data.mode"),
     ],
 )
 def test_a_wrong_option_of_the_teachers_is_refused(
-    jobs: Jobs, copy: Path, options: list[str], message: str
+    jobs: Jobs, copy: Path, options: str, message: str
 ) -> None:
-    jobs.cache_teachers(f"data.path={copy}", *options).refused(2, message)
+    jobs.cache_teachers(f"data.path={copy}", *options.split()).refused(2, message)
     assert jobs.left_behind() == []
     assert not (copy / "teachers").exists()
 
@@ -72,21 +72,21 @@ def test_a_damaged_view_ends_the_teachers_with_its_name(jobs: Jobs, copy: Path) 
     ("options", "message"),
     [
         (
-            ["teacher.image.bgr=true"],
+            "teacher.image.bgr=true",
             r"bgr is False there, True is asked for\); make them: python jobs/cache_.* .*bgr=true",
         ),
-        (["teacher.image.name=descriptor:16"], "has no features of descriptor:16 as configured"),
-        (["teacher.image.name=source"], "teacher.image.name=source: .* has no image features of"),
-        (["teacher.text.name=source"], "teacher.text.name=source: .* has no text features of"),
-        (["teacher.image.cache=nowhere"], "teacher.image.cache=nowhere: no such folder"),
-        (["teacher.image.mode=online", "teacher.image.cache=x"], "needs teacher.image.mode=cached"),
+        ("teacher.image.name=descriptor:16", "has no features of descriptor:16 as configured"),
+        ("teacher.image.name=source", "teacher.image.name=source: .* has no image features of"),
+        ("teacher.text.name=source", "teacher.text.name=source: .* has no text features of"),
+        ("teacher.image.cache=nowhere", "teacher.image.cache=nowhere: no such folder"),
+        ("teacher.image.mode=online teacher.image.cache=x", "needs teacher.image.mode=cached"),
     ],
 )
 def test_features_that_are_not_there_are_refused(
-    jobs: Jobs, copy: Path, cache: Path, options: list[str], message: str
+    jobs: Jobs, copy: Path, cache: Path, options: str, message: str
 ) -> None:
     assert cache.is_dir()
-    given = (f"data.path={copy}", "teacher.image.mode=cached", *options)
+    given = (f"data.path={copy}", "teacher.image.mode=cached", *options.split())
     jobs.pretrain(*QUICK, *given).refused(2, message)
     assert jobs.left_behind() == []
 
@@ -107,12 +107,8 @@ def test_the_cache_of_another_teacher_or_set_is_refused(
 
 
 def test_a_damaged_or_partial_cache_is_refused(jobs: Jobs, copy: Path, cache: Path) -> None:
-    given = (
-        *QUICK,
-        f"data.path={copy}",
-        "teacher.image.mode=cached",
-        f"teacher.image.cache={cache}",
-    )
+    cached = ("teacher.image.mode=cached", f"teacher.image.cache={cache}")
+    given = (*QUICK, f"data.path={copy}", *cached)
     shard = cache / "train" / "part-00000-of-00004.parquet"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     jobs.pretrain(*given).refused(1, "part-00000-of-00004.parquet: is damaged or was changed")
