@@ -28,58 +28,54 @@ def _empty_test(manifest: dict[str, Any]) -> None:
     manifest["splits"]["test"] |= {"rows": 0, "shards": []}
 
 
+HELD_OUT = "data.validation_fraction=0.1 data.validation_split"
+
+
 @pytest.mark.parametrize(
-    ("change", "options", "message"),
+    ("options", "message"),
     [
+        ("data.test_split=val", r"data\.test_split=val: .* has the splits train, test; cho"),
+        ("data.num_points=97", r"data\.num_points=97: .* holds 96 points a shape; lower it"),
+        ("protocol=reference", r"data\.num_points=64: protocol=reference samples 1024, 204"),
+        ("model.num_groups=65", r"model\.num_groups=65 is more than data\.num_points=64"),
+        ("model.num_heads=5", r"model: .*embed_dim.*; change model"),
+        ("data.train_splits=[train,test]", r"data\.test_split=test is one of data\.train"),
+        ("data.validation_fraction=1", r"data\.validation_fraction .* found 1"),
+        ("data.validation_fraction=0.1", r"needs a name for what is held out"),
         (
-            _two_classes,
-            (),
-            r"data\.train_splits=train: .* has a shape of class 2, but the head has 2",
+            f"{HELD_OUT}=val cluster.workers=1",
+            r"is held out in one process; set cluster\.workers=0",
         ),
+        (f"{HELD_OUT}=v data.train_splits=[a,b]", r"divides one training split"),
         (
-            _empty_test,
-            (),
-            r"data\.test_split=test: it has no shapes in .*/copy; choose another split",
+            f"{HELD_OUT}=test data.test_split=val",
+            r"data\.validation_split=test: .* has a split of this name already",
         ),
-        (
-            None,
-            ("data.test_split=val",),
-            r"data\.test_split=val: .* has the splits train, test; cho",
-        ),
-        (
-            None,
-            ("data.num_points=97",),
-            r"data\.num_points=97: .* holds 96 points a shape; lower it",
-        ),
-        (
-            None,
-            ("protocol=reference",),
-            r"data\.num_points=64: protocol=reference samples 1024, 204",
-        ),
+    ],
+)
+def test_a_set_that_cannot_be_learned_so_is_refused(
+    jobs: Jobs, tiny_prepared: PreparedSet, options: str, message: str
+) -> None:
+    jobs.finetune(f"data.path={tiny_prepared.path}", *options.split()).refused(2, message)
+    assert jobs.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_two_classes, r"data\.train_splits=train: .* has a shape of class 2, but the head has 2"),
+        (_empty_test, r"data\.test_split=test: it has no shapes in .*/copy; choose another split"),
         (
             _of_episodes,
-            (),
             r"data\.path=.*/copy: it holds the clouds of few-shot episodes, .*data\.episode=\[way",
-        ),
-        (None, ("model.num_groups=65",), r"model\.num_groups=65 is more than data\.num_points=64"),
-        (None, ("model.num_heads=5",), r"model: .*embed_dim.*; change model"),
-        (
-            None,
-            ("data.train_splits=[train, test]",),
-            r"data\.test_split=test is one of data\.train",
         ),
     ],
 )
 def test_a_set_that_cannot_be_learned_is_refused(
-    jobs: Jobs,
-    copy: Path,
-    change: Callable[[dict[str, Any]], None] | None,
-    options: tuple[str, ...],
-    message: str,
+    jobs: Jobs, copy: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    if change is not None:
-        change_manifest(copy, change)
-    jobs.finetune(f"data.path={copy}", *options).refused(2, message)
+    change_manifest(copy, change)
+    jobs.finetune(f"data.path={copy}").refused(2, message)
     assert jobs.left_behind() == []
 
 
@@ -91,9 +87,8 @@ def test_weights_that_cannot_start_a_classifier_are_refused(jobs: Jobs, copy: Pa
     unknown.refused(1, r"recon_pretrian: there is no such file, run folder, or name of published")
     folder = jobs.folder / "empty"
     folder.mkdir()
-    jobs.finetune(start, f"init_from={folder}").refused(
-        1, r"empty: no checkpoint there; give a run"
-    )
+    empty = jobs.finetune(start, f"init_from={folder}")
+    empty.refused(1, r"empty: no checkpoint there; give a run")
     assert jobs.left_behind() == []
 
 
@@ -119,39 +114,11 @@ def test_a_classifier_of_another_family_or_of_other_classes_is_refused(
     assert jobs.left_behind() == before
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("data.validation_fraction=1",), r"data\.validation_fraction .* found 1"),
-        (("data.validation_fraction=0.1",), r"needs a name for what is held out"),
-        (
-            ("data.validation_fraction=0.1", "data.validation_split=val", "cluster.workers=1"),
-            r"is held out in one process; set cluster\.workers=0",
-        ),
-        (
-            ("data.validation_fraction=0.1", "data.validation_split=v", "data.train_splits=[a,b]"),
-            r"divides one training split",
-        ),
-        (
-            ("data.validation_fraction=0.1", "data.validation_split=test", "data.test_split=val"),
-            r"data\.validation_split=test: .* has a split of this name already",
-        ),
-    ],
-)
-def test_what_cannot_be_held_out_is_refused(
-    jobs: Jobs, tiny_prepared: PreparedSet, options: tuple[str, ...], message: str
-) -> None:
-    jobs.finetune(f"data.path={tiny_prepared.path}", *options).refused(2, message)
-    assert jobs.left_behind() == []
-
-
 def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> None:
     given = (f"data.path={tiny_prepared.path}", "data.num_points=64", "cluster.workers=0")
     jobs.fewshot(*given).refused(1, r"data\.episodes=\S*[^:\s]: holds no few-shot episodes; make")
-    jobs.fewshot(*given, "data.episodes=absent").refused(
-        2, r"data\.episodes=absent: no such folder"
-    )
-    jobs.fewshot(*given, "fewshot.folds=[]").refused(
-        2, r"way, shot or folds is empty; give numbers"
-    )
+    absent = jobs.fewshot(*given, "data.episodes=absent")
+    absent.refused(2, r"data\.episodes=absent: no such folder")
+    none = jobs.fewshot(*given, "fewshot.folds=[]")
+    none.refused(2, r"way, shot or folds is empty; give numbers")
     assert jobs.left_behind() == []

@@ -117,27 +117,15 @@ def test_a_checkpoint_to_start_from_has_to_be_one_and_to_fit(jobs: Jobs, finishe
     moved = shutil.copytree(checkpoint, jobs.folder / "my-checkpoint")
     shutil.rmtree(jobs.runs)
     resume = f"resume={moved}"
-    cases = [
-        (
-            resume,
-            "model.embed_dim=32",
-            r"my-checkpoint: encoder\.\w+ has shape .*24.*, the configur",
-        ),
-        (
-            resume,
-            "model.depth=3",
-            r"my-checkpoint: it does not fit the configured model \(missing: ",
-        ),
-        (resume, "teacher.text.name=null", r"it does not fit the configured model .*text_proj"),
-        (
-            f"resume={jobs.folder}",
-            "",
-            r"resume=.*: no checkpoint there \(MANIFEST\.json is missing",
-        ),
-        (f"resume={moved}/model.pt", "", r"model\.pt: (no checkpoint there|it cannot be reached)"),
-    ]
-    for start, option, message in cases:
-        jobs.pretrain("run.name=new", start, *filter(None, [option])).refused(2, message)
+    cases = {
+        f"{resume} model.embed_dim=32": r"-checkpoint: encoder\.\w+ has shape .*24.*, the configur",
+        f"{resume} model.depth=3": r"-checkpoint: it does not fit the configured model \(missing: ",
+        f"{resume} teacher.text.name=null": r"does not fit the configured model .*text_proj",
+        f"resume={jobs.folder}": r"resume=.*: no checkpoint there \(MANIFEST\.json is missing",
+        f"{resume}/model.pt": r"model\.pt: (no checkpoint there|it cannot be reached)",
+    }
+    for options, message in cases.items():
+        jobs.pretrain("run.name=new", *options.split()).refused(2, message)
         assert jobs.left_behind() == []
     log = jobs.pretrain("run.name=new", resume, "train.steps=2", "eval.enabled=false").done()
     assert "(step 1)" in log  # whatever the folder is called
