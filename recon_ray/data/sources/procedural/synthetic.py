@@ -91,9 +91,8 @@ class SyntheticSource:
             items, self.categories, settings, "procedural, made by this package; no terms"
         )
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Make one shape; its pictures are rendered by the caller."""
-        del image_size
+    def load(self, item: Item) -> Sample:
+        """Make one shape."""
         category, index = item.file.split(":")
         shape, caption = make_shape(category, int(index), self.seed)
         return Sample(shape, caption=caption)
