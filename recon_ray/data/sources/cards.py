@@ -71,10 +71,13 @@ def _card(name: str, facts: dict[str, Any]) -> Card:
     return Card(name=name, classes=classes, texts=texts, parts=parts, variants=variants, **facts)
 
 
-_FACTS = yaml.load(
-    Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"),
-    getattr(yaml, "CSafeLoader", yaml.SafeLoader),  # the first is ten times as fast
-)
+def load_facts(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file of this package."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is four times as fast
+    return yaml.load(path.read_text(encoding="utf-8"), loader)
+
+
+_FACTS = load_facts(Path(__file__).with_name("cards.yaml"))
 #: Synsets of ShapeNet-55 in label order.
 SYNSETS = tuple(_FACTS["shapenet55"]["synsets"])
 #: The cards by the name of the source.

@@ -177,7 +177,9 @@ def test_a_pickled_label_without_a_class_is_left_out(tmp_path):
     _write_dats(tmp_path, labels=(0, 40, 39))
     listing = _source(tmp_path).scan()
     assert len(listing.items) == 3
-    assert [e.reason for e in listing.excluded] == ["class '40' is not one of the 40 of the data set"]
+    assert [e.reason for e in listing.excluded] == [
+        "class '40' is not one of the 40 of the data set"
+    ]
 
 
 @pytest.mark.parametrize(
