@@ -1,9 +1,8 @@
-"""One few-shot episode as a prepared set of its own, whose clouds lie in memory."""
+"""A few-shot episode as a prepared set of its own, with its clouds in memory."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.sources.cards import CARDS, as_record
 from recon_ray.errors import DataError
 
-#: What a classifier is given of a cloud, and what finds it.
+#: Columns of a cloud that a classifier and the look-up of episodes need.
 COLUMNS = ("sample_id", "object_id", "points", "label")
 
 
@@ -30,19 +29,12 @@ class EpisodeSet(PreparedSet):
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
 
-    def read(
-        self,
-        split: str | Split,
-        columns: Sequence[str] | None = None,
-        *,
-        views: bool = False,
-        features: bool = False,
+    def _rows(
+        self, split: Split, names: list[str] | None, *, views: bool, features: bool
     ) -> pa.Table:
-        """Read a whole split, see :meth:`PreparedSet.read`; it has points and labels only."""
-        del views, features
-        table = self.tables[split if isinstance(split, str) else split.name]
-        names = table.column_names if columns is None else dict.fromkeys(["sample_id", *columns])
-        return table.select(list(names))
+        del views, features  # it has points and labels only
+        table = self.tables[split.name]
+        return table if names is None else table.select(names)
 
 
 def episode_rows(episodes: pa.Table, episode: tuple[int, int, int]) -> pa.Table:
@@ -51,18 +43,16 @@ def episode_rows(episodes: pa.Table, episode: tuple[int, int, int]) -> pa.Table:
     Raises:
         DataError: If it is not among them.
     """
-    mask = None
-    for name, wanted in zip(("way", "shot", "fold"), episode, strict=True):
-        found = pc.equal(episodes[name], pa.scalar(wanted, episodes[name].type))
-        mask = found if mask is None else pc.and_(mask, found)
-    rows = episodes.filter(mask)
+    way, shot, fold = episode
+    wanted = (pc.field("way") == way) & (pc.field("shot") == shot) & (pc.field("fold") == fold)
+    rows = episodes.filter(wanted)
     if not len(rows):
         keys = zip(*(episodes[name].to_pylist() for name in ("way", "shot", "fold")), strict=True)
         have = sorted({*keys})
-        shown = ", ".join(f"{way}/{shot}/{fold}" for way, shot, fold in have[:3])
+        shown = ", ".join("/".join(map(str, key)) for key in have[:3])
         raise DataError(
-            f"there is no episode of way {episode[0]}, shot {episode[1]}, fold {episode[2]}; there "
-            f"are {len(have)}: {shown}, ..."
+            f"there is no episode of way {way}, shot {shot}, fold {fold}; there are {len(have)}: "
+            f"{shown}, ..."
         )
     return rows
 
@@ -116,9 +106,9 @@ def make_episode(
         prepared: The set that the clouds are of.
         episodes: Rows of all episodes.
         episode: Way, shot and fold.
-        clouds: What :func:`collect_clouds` gave, of this episode at least.
-        outputs: Classes that the set claims to have; by default as many as the episode. The
-            published runs give the classifier the 40 outputs of ModelNet40.
+        clouds: Result of :func:`collect_clouds` for at least this episode.
+        outputs: Number of classes of the set; by default that of the episode. The published runs
+            give the classifier the 40 outputs of ModelNet40.
 
     Raises:
         DataError: If there is no such episode.

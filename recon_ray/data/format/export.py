@@ -1,8 +1,8 @@
-"""A prepared set rewritten for readers that want numbers, not the bytes of tensors.
+"""Export of a prepared set for readers of numbers instead of the bytes of tensors.
 
-A tensor column becomes a plain fixed-size list of its numbers, row by row as they were, and the
-field's metadata say its shape: ``shape`` is ``[N, 3]`` in JSON. Everything else stays as it is;
-pictures are plain lists already and are not written again.
+A tensor column becomes a plain fixed-size list of its numbers in row-major order, and its shape is
+in the field's metadata: ``shape`` is ``[N, 3]`` in JSON. Everything else stays as it is; pictures
+are plain lists already and are not written again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
         output: Folder of the copy; an earlier export in it is replaced.
 
     Returns:
-        The record that is written beside the files: of which set they are, their rows and hashes.
+        The record that is written beside the files: their set, rows and hashes.
 
     Raises:
         DataError: If the folder holds something else, a file is damaged, or the disk is full.
@@ -43,7 +43,7 @@ def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
         raise DataError(
             f"{output}: holds something else than an export; choose an empty or a new folder"
         )
-    # Says whose the folder is from the beginning, so that an interrupted export can be repeated.
+    # Marks the folder from the beginning, so that an interrupted export can be repeated.
     write_json(output / EXPORT, {"set": str(prepared.path), "complete": False})
     files = []
     for split in prepared.splits.values():
@@ -64,14 +64,18 @@ def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
 
 
 def _export_file(root: Path, path: Path, output: Path) -> dict[str, Any]:
-    table = read_table(path, None)
-    entry = write_table(output, str(path.relative_to(root)), plain_table(table))
-    _check(table, output / entry["file"], entry["sha256"])
+    table = plain_table(read_table(path, None))
+    entry = write_table(output, str(path.relative_to(root)), table)
+    copy = output / entry["file"]
+    if file_sha256(copy) != entry["sha256"] or not read_table(copy, None).equals(table):
+        raise DataError(
+            f"{copy}: what was read back is not what was written; check the disk and export again"
+        )
     return {**entry, "rows": len(table)}
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """Return a table with plain fixed-size lists in place of its tensors, of the same memory."""
+    """Return a table with plain fixed-size lists in place of its tensors, in the same memory."""
     fields, columns = [], []
     for field, column in zip(table.schema, table.columns, strict=True):
         if isinstance(field.type, pa.FixedShapeTensorType):
@@ -82,16 +86,3 @@ def plain_table(table: pa.Table) -> pa.Table:
         fields.append(field)
         columns.append(column)
     return pa.table(columns, schema=pa.schema(fields))
-
-
-def _check(table: pa.Table, path: Path, sha256: str) -> None:
-    """Read a file back and compare it with what it was made of.
-
-    Raises:
-        DataError: If it differs.
-    """
-    back = read_table(path, None)
-    if file_sha256(path) != sha256 or not back.equals(plain_table(table)):
-        raise DataError(
-            f"{path}: what was read back is not what was written; check the disk and export again"
-        )

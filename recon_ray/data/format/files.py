@@ -1,4 +1,4 @@
-"""Files of a data set: written whole or not at all, and hashed."""
+"""Files of a data set, written whole or not at all, and hashed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ REBUILD = "delete it and repeat the job that made it, which rebuilds it"
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it is either whole or absent.
+    """Write a file atomically: it is either whole or absent.
 
     Raises:
         DataError: If the disk is full or the folder cannot be written to.
     """
-    # Not named *.parquet: what a killed process leaves behind must not look like a shard.
+    # Not named *.parquet: the leftover of a killed process must not look like a shard.
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,15 +38,15 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        _remove(temporary)
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); free space there or choose "
             "another output, then run again: finished shards are kept"
         ) from error
-    except BaseException:  # Ctrl-C
-        _remove(temporary)
-        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -55,7 +55,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - what JSON holds is checked where it is used
-    """Read JSON; None if the file is missing or damaged, which means it has to be made again."""
+    """Read JSON; None if the file is missing or damaged and has to be made again."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def write_table(root: Path, file: str, table: pa.Table) -> dict[str, Any]:
         table: The rows; equal ones give equal bytes.
 
     Returns:
-        What a manifest says of it: ``file``, ``bytes`` and ``sha256``.
+        Its entry in a manifest: ``file``, ``bytes`` and ``sha256``.
     """
     content = parquet_bytes(table)
     write_file(root / file, content)
@@ -87,12 +87,12 @@ def parquet_bytes(table: pa.Table) -> memoryview:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is no data: a dot file, or what macOS packs beside files."""
+    """Return whether a name is a dot file, or the folder that macOS packs beside files."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_text(name: str) -> bool:
-    """Tell whether UTF-8 can hold a name: bytes of other encodings are lone surrogates in Python."""
+    """Return whether UTF-8 can hold a name: other encodings are lone surrogates in Python."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -101,7 +101,7 @@ def is_text(name: str) -> bool:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Return what matches a pattern in a folder, sorted, without what :func:`is_hidden` names."""
+    """Return the matches of a pattern in a folder, sorted, without those of :func:`is_hidden`."""
     return sorted(
         path
         for path in folder.glob(pattern)
@@ -119,7 +119,7 @@ def file_sha256(path: Path) -> str:
 
 
 def verify_hash(root: Path, entry: Mapping[str, Any]) -> Path:
-    """Compare a file with its entry in a manifest, see :func:`write_table`; gives its path.
+    """Compare a file with its entry in a manifest, see :func:`write_table`, and return its path.
 
     Raises:
         DataError: If it is missing or has another SHA-256; the message names it.
@@ -153,11 +153,7 @@ def check_rows(path: Path, rows: int) -> None:
 
 
 def read_table(path: Path, columns: list[str] | None) -> pa.Table:
-    """Read a Parquet file.
-
-    Args:
-        path: The file.
-        columns: Which columns, None for all.
+    """Read some or (None) all columns of a Parquet file.
 
     Raises:
         DataError: If it is unreadable or lacks a column.
@@ -171,7 +167,7 @@ def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Tab
 
     Args:
         path: The file.
-        columns: Which columns.
+        columns: Names of the columns.
         rows: Rows of every part but the last.
 
     Raises:
@@ -183,11 +179,7 @@ def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Tab
 
 
 def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
-    """Read what columns of a Parquet file are.
-
-    Args:
-        path: The file.
-        columns: Which columns.
+    """Read the fields of some columns of a Parquet file.
 
     Raises:
         DataError: If it is unreadable or lacks a column.
@@ -209,10 +201,10 @@ def _opened(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
 
 
 def remove_temporaries(root: Path, folders: Iterable[str]) -> None:
-    """Delete what processes that are gone were writing when they ended.
+    """Delete the unfinished files of processes that have ended.
 
     Args:
-        root: Folder of the set; what else a user keeps in it is not searched.
+        root: Folder of the set; other folders in it are not searched.
         folders: Names of its own folders, which are searched at any depth.
     """
     inside = (path for name in folders for path in (root / name).rglob(f"{TEMPORARY}*"))
@@ -220,11 +212,6 @@ def remove_temporaries(root: Path, folders: Iterable[str]) -> None:
         owner = path.name.removeprefix(TEMPORARY).split("-")[0]
         if not (owner.isdigit() and _alive(int(owner))):
             path.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 def _alive(process: int) -> bool:
@@ -235,5 +222,5 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # another user's
     return True

@@ -1,8 +1,7 @@
-"""A prepared set of which a part of the training split is held out for validation."""
+"""Prepared sets with a part of the training split held out for validation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,21 +28,14 @@ class HeldOutSet(PreparedSet):
     held: str = ""
     held_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
-    def read(
-        self,
-        split: str | Split,
-        columns: Sequence[str] | None = None,
-        *,
-        views: bool = False,
-        features: bool = False,
+    def _rows(
+        self, split: Split, names: list[str] | None, *, views: bool, features: bool
     ) -> pa.Table:
-        """Read a whole split, see :meth:`PreparedSet.read`."""
-        chosen = self.split(split) if isinstance(split, str) else split
-        table = super().read(chosen, columns, views=views, features=features)
-        if chosen.name not in (self.divided, self.held):
+        table = super()._rows(split, names, views=views, features=features)
+        if split.name not in (self.divided, self.held):
             return table
         is_held = np.isin(table["sample_id"].to_numpy(), self.held_ids)
-        rows = is_held if chosen.name == self.held else ~is_held
+        rows = is_held if split.name == self.held else ~is_held
         return table.take(pa.array(np.flatnonzero(rows)))
 
 

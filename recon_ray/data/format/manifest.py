@@ -1,11 +1,11 @@
-"""What ``_manifest.json`` says of a prepared set."""
+"""Content of ``_manifest.json``."""
 
 from __future__ import annotations
 
 from collections import Counter
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from recon_ray import __version__
 from recon_ray.data.format.schema import KINDS, SCHEMA_VERSION
 from recon_ray.data.sources.cards import as_record
 
@@ -32,7 +32,7 @@ def make_manifest(
         histogram.update(record["labels"])
     return {
         "schema_version": SCHEMA_VERSION,
-        "package_version": _package_version(),
+        "package_version": __version__,
         "plan_hash": plan.hash,
         "source": plan.source_name,
         "source_settings": {k: v for k, v in plan.settings.items() if k.startswith("source.")},
@@ -64,23 +64,21 @@ def make_manifest(
 
 def _views(plan: Plan) -> dict[str, Any] | None:
     options = plan.options
-    if not options.views:
-        return None
-    return {
+    found = {
         "format": options.image_format,
         "size": options.image_size,
         "per_sample": options.views,
         "style": options.view_style,
     }
+    return found if options.views else None
 
 
 def _features(plan: Plan) -> dict[str, Any] | None:
     features = plan.listing.features
     if features is None:
         return None
-    shapes = {"image": features.image, "text": features.text}
-    lists = {name: None if shape is None else list(shape) for name, shape in shapes.items()}
-    return {**lists, "teacher": features.teacher}
+    # In JSON, shapes are lists.
+    return {"image": features.image, "text": features.text, "teacher": features.teacher}
 
 
 def _splits(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
@@ -110,10 +108,3 @@ def _statistics(parts: list[dict[str, Any]]) -> dict[str, float | None]:
         "mean": mean,
         "std": max(variance, 0.0) ** 0.5,
     }
-
-
-def _package_version() -> str:
-    try:
-        return metadata.version("recon-ray")
-    except metadata.PackageNotFoundError:
-        return "unknown"

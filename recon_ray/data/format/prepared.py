@@ -1,4 +1,4 @@
-"""Open, read and verify a prepared set."""
+"""Prepared sets, opened, read and verified."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Split:
         views: Files of pictures, in the same order; empty if there are none.
         shard_rows: Rows of each file.
         features: Files of the source's own teacher features, likewise.
-        parts: The splits that a joined one is made of, in order of sample id.
+        parts: The splits of a joined one, in order of sample id.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Split:
 
     @property
     def members(self) -> tuple[Split, ...]:
-        """The splits of the set that it is made of: itself, unless it is a joined one."""
+        """The splits of the set in this one: itself, unless it is a joined one."""
         return self.parts or (self,)
 
     def head(self, rows: int) -> Split:
-        """The first files that hold at least so many rows; samples lie in them in random order."""
+        """Return the first files that hold so many rows; samples lie in them in random order."""
         if self.parts:
             heads: list[Split] = []
             for part in self.parts:
@@ -63,15 +63,8 @@ class Split:
                     heads.append(part.head(left))
             return _joined(self.name, heads)
         count = int(np.searchsorted(np.cumsum(self.shard_rows), rows)) + 1
-        kept = self.shard_rows[:count]
-        return replace(
-            self,
-            rows=sum(kept),
-            geometry=self.geometry[:count],
-            views=self.views[:count],
-            features=self.features[:count],
-            shard_rows=kept,
-        )
+        lists = {kind: getattr(self, kind)[:count] for kind in (*KINDS, "shard_rows")}
+        return replace(self, rows=sum(lists["shard_rows"]), **lists)
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class PreparedSet:
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedSet:
-        """Open a set; reads the manifest and the footers of its files only.
+        """Open a set: read its manifest and the footers of its files.
 
         Args:
             path: Folder of the set; kept as an absolute one, for processes that run elsewhere.
@@ -142,7 +135,7 @@ class PreparedSet:
         return self.manifest.get("features") is not None
 
     def verify_hashes(self) -> None:
-        """Compare the SHA-256 of every file with the manifest; reads the bytes, decodes nothing.
+        """Compare the SHA-256 of every file with the manifest, without decoding the files.
 
         Raises:
             DataError: If a file is missing or has another hash; the message names it.
@@ -153,8 +146,9 @@ class PreparedSet:
         """Read every file and compare it with the manifest.
 
         Raises:
-            DataError: If a file's hash, schema, number of rows or ids differ from the manifest, or
-                its counts contradict each other; the message names the file.
+            DataError: If a file's hash, schema, number of rows or ids differ from the manifest, the
+                kinds of files hold other samples, or the manifest's counts contradict each other;
+                the message names the file.
         """
         verify_files(self.path, self.manifest)
 
@@ -180,19 +174,24 @@ class PreparedSet:
         """
         chosen = self.split(split) if isinstance(split, str) else split
         names = None if columns is None else list(dict.fromkeys(["sample_id", *columns]))
+        return self._rows(chosen, names, views=views, features=features)
+
+    def _rows(
+        self, split: Split, names: list[str] | None, *, views: bool, features: bool
+    ) -> pa.Table:
+        """Read a split for :meth:`read`; derived sets replace this."""
         if views and not self.has_views:
             raise DataError(
                 f"{self.path}: has no views; prepare it with prepare.views of 1 or more"
             )
         if features and not self.has_features:
             raise DataError(f"{self.path}: its source shipped no features of a teacher")
+        beside = [*([split.views] if views else []), *([split.features] if features else [])]
         tables = []
-        for index, path in enumerate(chosen.geometry):
+        for index, path in enumerate(split.geometry):
             table = read_table(path, names)
-            if views:
-                table = _append(table, path, chosen.views[index])
-            if features:
-                table = _append(table, path, chosen.features[index])
+            for files in beside:
+                table = _append(table, path, files[index])
             tables.append(table)
         return pa.concat_tables(tables)
 
@@ -200,7 +199,7 @@ class PreparedSet:
         """Return a split.
 
         Raises:
-            DataError: If there is none of this name.
+            DataError: If it does not exist.
         """
         if name not in self.splits:
             raise DataError(
@@ -212,10 +211,10 @@ class PreparedSet:
         """Return several splits as one, named ``train+val``; a single one is that split itself.
 
         Args:
-            names: Names of the splits; their order makes no difference but for the name.
+            names: Names of the splits; their order changes only the name of the result.
 
         Raises:
-            DataError: If there is none of such a name.
+            DataError: If a split does not exist.
         """
         chosen = [self.split(name) for name in dict.fromkeys(names)]
         return chosen[0] if len(chosen) == 1 else _joined("+".join(names), chosen)
@@ -226,16 +225,17 @@ def _joined(name: str, splits: Sequence[Split]) -> Split:
     members = (part for split in splits for part in split.members)
     parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
     first, last = parts[0], parts[-1]
+
+    def all_of(kind: str) -> list[Any]:
+        return [value for part in parts for value in getattr(part, kind)]
+
     return Split(
         name,
         sum(part.rows for part in parts),
         first.first_sample_id,
         last.first_sample_id + last.planned - first.first_sample_id,
-        [path for part in parts for path in part.geometry],
-        [path for part in parts for path in part.views],
-        [rows for part in parts for rows in part.shard_rows],
-        [path for part in parts for path in part.features],
-        parts,
+        **{kind: all_of(kind) for kind in (*KINDS, "shard_rows")},
+        parts=parts,
     )
 
 
@@ -243,7 +243,7 @@ def read_episodes(path: Path | str) -> pa.Table:
     """Read the few-shot episodes of a prepared set, or of a folder that holds only episodes.
 
     Args:
-        path: What ``jobs/prepare.py source=fewshot`` wrote.
+        path: Output of ``jobs/prepare.py source=fewshot``.
 
     Returns:
         Rows of ``way``, ``shot``, ``fold``, ``split``, ``object_id`` and ``label``.
@@ -280,7 +280,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
     path = root / MANIFEST
     if not path.is_file():
         raise DataError(
-            f"{root}: is no complete prepared set ({MANIFEST} is missing); run the prepare job"
+            f"{root}: is not a complete prepared set ({MANIFEST} is missing); run the prepare job"
         )
     content = path.read_bytes()
     try:

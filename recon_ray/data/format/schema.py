@@ -1,7 +1,7 @@
 """Parquet columns and writer options of a prepared set (schema version 2).
 
 A set has files of up to three kinds with the same rows in the same order: ``geometry``, ``views``
-(encoded pictures) and ``features`` (what a source's own teacher gave).
+(encoded pictures) and ``features`` (teacher features that the source shipped).
 
 In memory, points and other arrays are ``arrow.fixed_shape_tensor`` columns. In a file a row of one
 is its bytes: Parquet has no other fixed-size type, and lists are decoded number by number. Floats
@@ -34,7 +34,7 @@ TENSOR = b"tensor"
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns the files of a set have.
+    """Columns of the files of a set.
 
     Attributes:
         num_points: N, the points of every sample.
@@ -106,7 +106,7 @@ def geometry_schema(layout: Layout) -> pa.Schema:
 
 
 def features_schema(layout: Layout) -> pa.Schema:
-    """Return the columns of the ``features`` files: the id and what the source's teacher gave."""
+    """Return the columns of the ``features`` files: the id and the source's teacher features."""
     shapes = {"image_features": layout.image_features, "text_features": layout.text_features}
     tensors = {name: tensor_type("float16", s) for name, s in shapes.items() if s is not None}
     return _required({"sample_id": pa.int64(), **tensors})
@@ -132,7 +132,7 @@ def _required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
-    """Return the options of ``pyarrow.parquet.write_table`` for what :func:`packed` gives."""
+    """Return the options of ``pyarrow.parquet.write_table`` for a packed schema."""
     floats = [field.name for field in schema if _is_float_tensor(field)]
     others = [name for name in schema.names if name not in floats]  # tables of tensors are flat
     uncompressed = dict.fromkeys(floats, "none")
@@ -146,17 +146,17 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def packed(table: pa.Table) -> pa.Table:
-    """Return a table as it is written: bytes in place of tensors, of the same memory."""
+    """Return a table as it is written: bytes in place of tensors, in the same memory."""
     return _converted(table, _packed_field, _packed_chunk)
 
 
 def unpacked(table: pa.Table) -> pa.Table:
-    """Return a table that was read with tensors in place of their bytes, of the same memory."""
+    """Return a table as it was before :func:`packed`, in the same memory."""
     return _converted(table, unpacked_field, _unpacked_chunk)
 
 
 def unpacked_field(field: pa.Field) -> pa.Field:
-    """Return a field as :func:`unpacked` does: of tensors, if its bytes are some."""
+    """Return a field of tensors for a field of their bytes; other fields unchanged."""
     stored = (field.metadata or {}).get(TENSOR)
     if stored is None:
         return field
@@ -235,16 +235,8 @@ def points_to_numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     Returns:
         (B, N, 3) in the stored type; may be a read-only view of Arrow's memory: copy to write.
     """
-    if isinstance(column, pa.ChunkedArray):
-        if column.num_chunks == 1:
-            column = column.chunk(0)
-        elif column.num_chunks == 0 or len(column) == 0:
-            shape = tuple(column.type.shape)
-            return np.empty((0, *shape), column.type.value_type.to_pandas_dtype())
-        else:
-            return np.concatenate(
-                [chunk.to_numpy_ndarray() for chunk in column.chunks if len(chunk)]
-            )
-    if len(column) == 0:
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    arrays = [chunk.to_numpy_ndarray() for chunk in chunks if len(chunk)]
+    if not arrays:
         return np.empty((0, *column.type.shape), column.type.value_type.to_pandas_dtype())
-    return column.to_numpy_ndarray()
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -25,7 +25,7 @@ class StoredFeatures:
         files: Files with ``sample_id`` and the column, in the order of the split's shards.
         shape: (K, D), features of a sample and their width.
         draw: How an epoch takes one of the K.
-        identity: What the run's records say of the teacher.
+        identity: Name, tag and hash of the teacher, for the run's records.
     """
 
     column: str
@@ -54,7 +54,7 @@ class StoredFeatures:
 
 
 def source_features(prepared: PreparedSet, column: str, split: str) -> StoredFeatures:
-    """Find the features that the source of a set has shipped with its samples.
+    """Return the features that the source of a set shipped with its samples.
 
     Args:
         prepared: The set.

@@ -1,4 +1,4 @@
-"""Comparing the files of a prepared set with its manifest."""
+"""Comparison of the files of a prepared set with its manifest."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify_hashes(root: Path, manifest: Manifest) -> None:
-    """Compare the SHA-256 of every file with the manifest.
-
-    Args:
-        root: Folder of the set.
-        manifest: What its ``_manifest.json`` holds.
-
-    Raises:
-        DataError: If a file is missing or has another hash; the message names it.
-    """
+    """Check the SHA-256 of every file, see :meth:`PreparedSet.verify_hashes`."""
     kinds = Layout.of_manifest(manifest).schemas()
     for shard in _shards(manifest):
         for kind in kinds:
@@ -36,16 +28,7 @@ def verify_hashes(root: Path, manifest: Manifest) -> None:
 
 
 def verify_files(root: Path, manifest: Manifest) -> None:
-    """Read every file and compare it with the manifest, and this with itself.
-
-    Args:
-        root: Folder of the set.
-        manifest: What its ``_manifest.json`` holds.
-
-    Raises:
-        DataError: If a file's hash, schema, number of rows or ids differ from the manifest, the
-            kinds of files hold other samples, or its counts contradict each other.
-    """
+    """Check every file, and the counts of the manifest, see :meth:`PreparedSet.verify`."""
     schemas = Layout.of_manifest(manifest).schemas()
     for shard in _shards(manifest):
         ids = [_verify_file(root, shard, kind, schema) for kind, schema in schemas.items()]
@@ -71,7 +54,7 @@ def _tables(manifest: Manifest) -> list[dict[str, Any]]:
 def _verify_file(
     root: Path, shard: dict[str, Any], kind: str, schema: pa.Schema
 ) -> pa.ChunkedArray:
-    """Verify one file; gives its sample ids."""
+    """Verify one file and return its sample ids."""
     path = verify_hash(root, shard[kind])
     table = read_table(path, None)
     if not table.schema.equals(schema):

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from recon_ray.data.format.files import is_text, read_json, write_json, write_table
 from recon_ray.data.format.schema import KINDS, tensor_column
-from recon_ray.data.prepare.render import encode_image, render_views
+from recon_ray.data.prepare.render import encode_image, load_image, render_views
 from recon_ray.data.prepare.repairs import file_stamp
 from recon_ray.data.prepare.sampling import SurfacePoints, pad_points, sample_points
 from recon_ray.data.readers.meshes import GREY, Shape, sample_generator, to_y_up
@@ -114,25 +114,28 @@ def _quarantined(task: ShardTask, item: Item, sample_id: int, reason: str) -> di
 def _load_row(task: ShardTask, item: Item, sample_id: int) -> _Row:
     options = task.options
     name = item.file or item.object_id
-    sample = _load(task, item, name)
+    sample, images = _load(task, item, name)
     shape = to_y_up(sample.shape, options.up_axis or "y")
     drawn = _stored(_drawn(task, item, shape), task.layout, name)
     caption = item.caption if sample.caption is None else sample.caption
     if not is_text(caption):
         raise DataError(f"{name}: its caption {caption[:40]!a} is not text that UTF-8 can hold")
     features = _features(sample, task.layout, name)
-    return _Row(item, sample_id, caption, drawn, _pictures(shape, sample, options, name), features)
+    return _Row(item, sample_id, caption, drawn, _views(shape, images, options, name), features)
 
 
-def _load(task: ShardTask, item: Item, name: str) -> Sample:
-    """Load a sample of the source.
+def _load(task: ShardTask, item: Item, name: str) -> tuple[Sample, list[np.ndarray]]:
+    """Load a sample of the source and, for a set with views, its own pictures.
 
     Raises:
-        DataError: If that fails, in whatever way: one file in a million that makes a reader fall
-            over must not stop the others, and is listed with what was raised.
+        DataError: If that fails in any way: one file in a million that breaks a reader must not
+            stop the others, and is listed with the reader's exception.
     """
     try:
-        return task.source.load(item, task.options.image_size if task.options.views else None)
+        sample = task.source.load(item)
+        names = item.images if task.options.views else ()
+        folder = Path(getattr(task.source, "folder", ""))
+        return sample, [load_image(folder / image, task.options.image_size) for image in names]
     except DataError:
         raise
     except Exception as error:
@@ -175,17 +178,13 @@ def _unit_sphere(drawn: SurfacePoints) -> np.ndarray:
     return centered / max(float(np.linalg.norm(centered, axis=1).max()), 1e-30)
 
 
-def _pictures(
-    shape: Shape, sample: Sample, options: PrepareOptions, name: str
+def _views(
+    shape: Shape, images: list[np.ndarray], options: PrepareOptions, name: str
 ) -> tuple[bytes, ...]:
-    if not options.views:
-        return ()
-    images = sample.images
-    if not images:
+    if options.views and not images:
         if options.view_style == "shaded" and not shape.is_mesh:
             raise DataError(f"{name}: has no faces to shade; set prepare.view_style = auto")
-        rendered = render_views(shape, options.views, options.image_size, style=options.view_style)
-        images = tuple(rendered)
+        images = render_views(shape, options.views, options.image_size, style=options.view_style)
     return tuple(encode_image(image, options.image_format) for image in images)
 
 

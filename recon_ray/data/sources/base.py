@@ -1,4 +1,4 @@
-"""What a data source is: it lists its samples cheaply and loads one of them on request."""
+"""Interface of data sources: list the samples without loading them, load one on request."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Item:
         category: Class name, empty if there is none.
         label: Index into the listing's classes, -1 if there is none.
         caption: Text of the sample, may be empty.
-        file: What the source needs to load it (a path relative to its folder); named in messages.
-            A row inside a file is ``train.h5#17``.
+        file: Path relative to the source's folder; named in messages. A row inside a file is
+            ``train.h5#17``.
         images: Pictures of the sample, as paths relative to the source's folder.
         size_bytes: Size of the file, so that a changed file is another plan; -1 if it is missing.
     """
@@ -54,7 +54,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Excluded:
-    """What a source found or was promised, and leaves out by rule.
+    """A found or listed sample that is left out by rule.
 
     Attributes:
         object_id: Id that the sample would have had.
@@ -75,7 +75,7 @@ class Features:
         image: (V, D) of a sample's image features, None without them. Samples with fewer than V
             are filled up with zeros.
         text: (T, D) likewise, of its texts.
-        teacher: What computed them.
+        teacher: Name of the model that computed them.
     """
 
     image: tuple[int, int] | None = None
@@ -88,10 +88,10 @@ class Listing:
     """All samples of a source.
 
     Attributes:
-        items: The samples; their order decides nothing unless ``shuffle`` is false.
+        items: The samples; their order matters only if ``shuffle`` is false.
         classes: Class names in label order.
-        settings: What else decides the content (seeds, fractions); part of the plan's hash.
-        license_note: What is known about the terms of the data.
+        settings: Whatever else decides the content (seeds, fractions); part of the plan's hash.
+        license_note: Known terms of the data.
         card: Facts about the published set, None if it is not one.
         up_axis: Axis that points up in the source's files: x, y or z.
         num_points: Points of a sample unless the user asks for another number.
@@ -100,7 +100,7 @@ class Listing:
         shuffle: Mix the samples of a split; false keeps the order of ``items``.
         keeps_all_points: Clouds vary in size and keep all their points, up to ``num_points``.
         part_labels: The shapes carry a part label for every point.
-        excluded: What was left out by rule; it does not count as unreadable.
+        excluded: Samples that are left out by rule; they do not count as unreadable.
         tables: Small tables to write beside the samples, by name.
         features: Shapes of the teacher features that the samples carry, None if they carry none.
         held_bytes: Memory that each process needs for files which are read whole to load a sample.
@@ -129,15 +129,12 @@ class Sample:
 
     Attributes:
         shape: Mesh or cloud in the source's coordinates.
-        images: Pictures, uint8 (H, W, 3), of the size that was asked for; empty if the source has
-            none, which makes them be rendered.
         caption: Replaces the item's caption unless None.
         image_features: (V, D) teacher features that the source ships, None if it ships none.
         text_features: (T, D) likewise, of the sample's texts.
     """
 
     shape: Shape
-    images: tuple[np.ndarray, ...] = ()
     caption: str | None = None
     image_features: np.ndarray | None = None
     text_features: np.ndarray | None = None
@@ -159,12 +156,8 @@ class Source(Protocol):
         """
         ...
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Load one sample.
-
-        Args:
-            item: An entry of the listing.
-            image_size: Side of the pictures in pixels, None if pictures are not wanted.
+    def load(self, item: Item) -> Sample:
+        """Load one sample of the listing, without its pictures.
 
         Raises:
             DataError: If the sample is missing or damaged; it is left out, with this reason.

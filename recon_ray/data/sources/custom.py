@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recon_ray.data.format.files import visible
-from recon_ray.data.prepare.render import load_image
 from recon_ray.data.readers.meshes import SHAPE_SUFFIXES, load_shape, sample_generator
 from recon_ray.data.sources.base import SPLIT_ALIASES, Item, Listing, Sample
 from recon_ray.errors import ConfigError, DataError
@@ -76,13 +75,9 @@ class CustomSource:
         logger.info("custom source: %d files, %d classes in %s", len(items), len(classes), folder)
         return Listing(tuple(items), classes, settings, self.license_note)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Read one shape and, where pictures are wanted, its pictures."""
-        folder = Path(self.folder)
-        shape = load_shape(folder / item.file)
-        wanted = item.images if image_size is not None else ()
-        images = tuple(load_image(folder / image, int(image_size or 0)) for image in wanted)
-        return Sample(shape, images)
+    def load(self, item: Item) -> Sample:
+        """Read one shape."""
+        return Sample(load_shape(Path(self.folder) / item.file))
 
     def _from_folder(self, folder: Path) -> list[Item]:
         files = [p.relative_to(folder) for p in visible(folder, "**/*") if _is_shape(p)]

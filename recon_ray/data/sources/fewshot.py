@@ -1,15 +1,16 @@
 """The published few-shot episodes of ModelNet40: ``{way}way_{shot}shot/{fold}.pkl``.
 
 A pickle holds the training and the test samples of an episode, each a cloud of 8,192 points with
-normals, a label within the episode and a label of ModelNet40. A cloud that stands in several
-episodes becomes one row; the table of episodes says which rows belong to which.
+normals, a label within the episode and a label of ModelNet40. A cloud of several episodes becomes
+one row; the table of episodes refers to the rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from recon_ray.data.readers.file_cache import RecentFiles
 from recon_ray.data.readers.pickles import load_pickle
 from recon_ray.data.sources.base import Item, Listing, Sample
 from recon_ray.data.sources.cards import CARDS
-from recon_ray.data.sources.layout import class_item, find_root, report, split_reference
+from recon_ray.data.sources.layout import class_entry, find_root, published_listing, split_reference
 from recon_ray.data.sources.modelnet import cloud_with_normals
 from recon_ray.errors import DataError
 
@@ -34,7 +35,7 @@ class FewshotSource:
     """The pickles of all episodes.
 
     Attributes:
-        folder: Where the folders of the ways and shots lie.
+        folder: Parent of the folders of ways and shots.
     """
 
     folder: Path
@@ -50,78 +51,46 @@ class FewshotSource:
         root = find_root(
             folder, lambda path: bool(_pickles(path)), "{way}way_{shot}shot/{fold}.pkl"
         )
-        scan = _Scan(folder)
+        items: dict[str, Item] = {}
+        rows: list[tuple[int, int, int, str, str, int]] = []
         for path in _pickles(root):
-            scan.add(path)
-        items = tuple(scan.items.values())
-        report(card.title, items, ())
-        return Listing(
-            items,
-            card.classes,
-            license_note=card.license,
-            card=card,
-            up_axis=card.up_axis,
-            num_points=card.num_points,
-            shuffle=False,
-            tables={"episodes": episode_table(scan.rows)},
-        )
+            for split, label, item in _episode(folder, path):
+                known = items.setdefault(item.object_id, item)
+                if known.label != item.label:
+                    raise DataError(
+                        f"{item.file}: is {item.category}, but the same cloud in {known.file} is "
+                        f"{known.category}"
+                    )
+                rows.append((*_way_and_shot(path), int(path.stem), split, item.object_id, label))
+        tables = {"episodes": episode_table(rows)}
+        return published_listing(card, items.values(), shuffle=False, tables=tables)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
+    def load(self, item: Item) -> Sample:
         """Return one cloud."""
-        del image_size
         name, row = split_reference(item.file)
-        path = Path(self.folder) / name.rpartition("#")[0]
-        split = name.rpartition("#")[2]
-        cloud = _RECENT.get(path)[split][row][0]
+        file, _, split = name.rpartition("#")
+        cloud = _RECENT.get(Path(self.folder) / file)[split][row][0]
         return Sample(cloud_with_normals(cloud, f"{self.folder}/{item.file}"))
 
 
-@dataclass
-class _Scan:
-    """Collects the clouds and the episodes.
-
-    Attributes:
-        folder: Names are relative to it.
-        items: The clouds by their content.
-        rows: Rows of the table of episodes.
-    """
-
-    folder: Path
-    items: dict[str, Item] = field(default_factory=dict)
-    rows: list[tuple[int, int, int, str, str, int]] = field(default_factory=list)
-
-    def add(self, path: Path) -> None:
-        """Add the episode of one pickle."""
-        way, shot = _way_and_shot(path)
-        episode = _RECENT.get(path)
-        for split in SPLITS:
-            for row, (cloud, label, original) in enumerate(episode[split]):
-                if not 0 <= label < way:
-                    raise DataError(
-                        f"{path}: its {split} sample {row} has label {label}, not one of 0 to "
-                        f"{way - 1}"
-                    )
-                item = self._item(path, split, row, cloud, original)
-                self.rows.append((way, shot, int(path.stem), split, item.object_id, label))
-
-    def _item(self, path: Path, split: str, row: int, cloud: np.ndarray, original: int) -> Item:
-        # The split is part of the id: a cloud that stood in both would be a row of each.
-        object_id = f"{split}_{hashlib.sha256(_bytes(cloud)).hexdigest()[:24]}"
-        file = f"{path.relative_to(self.folder).as_posix()}#{split}#{row}"
-        classes = CARDS["fewshot"].classes
-        if not 0 <= original < len(classes):
-            raise DataError(f"{path}: its {split} sample {row} is of the unknown class {original}")
-        known = self.items.get(object_id)
-        if known is not None and known.label != original:
-            raise DataError(
-                f"{file}: is {classes[original]}, but the same cloud in {known.file} is "
-                f"{known.category}"
-            )
-        if known is None:
-            category, size = classes[original], path.stat().st_size
-            known = class_item(object_id, split, category, classes, file, size)
-            self.items[object_id] = known
-        return known
+def _episode(folder: Path, path: Path) -> Iterator[tuple[str, int, Item]]:
+    """Return the split, the label within the episode and the item of each of its clouds."""
+    (way, _), classes = _way_and_shot(path), CARDS["fewshot"].classes
+    file, size = path.relative_to(folder).as_posix(), path.stat().st_size
+    for split, samples in _RECENT.get(path).items():
+        for row, (cloud, label, original) in enumerate(samples):
+            where = f"{path}: its {split} sample {row}"
+            if not 0 <= label < way:
+                raise DataError(f"{where} has label {label}, not one of 0 to {way - 1}")
+            if not 0 <= original < len(classes):
+                raise DataError(f"{where} is of the unknown class {original}")
+            # The split is part of the id: a cloud in both splits is a row of each.
+            content = np.ascontiguousarray(cloud).tobytes()
+            object_id = f"{split}_{hashlib.sha256(content).hexdigest()[:24]}"
+            category, name = classes[original], f"{file}#{split}#{row}"
+            entry = class_entry(object_id, split, category, classes, name, size)
+            assert isinstance(entry, Item)  # its class is known
+            yield split, label, entry
 
 
 def _pickles(root: Path) -> list[Path]:
@@ -136,10 +105,6 @@ def _pickles(root: Path) -> list[Path]:
 def _way_and_shot(path: Path) -> tuple[int, int]:
     way, shot = re.findall(r"\d+", path.parent.name)
     return int(way), int(shot)
-
-
-def _bytes(cloud: Any) -> bytes:  # noqa: ANN401 - checked when it is loaded
-    return np.ascontiguousarray(cloud).tobytes()
 
 
 def _read(path: Path) -> dict[str, list[tuple[Any, int, int]]]:

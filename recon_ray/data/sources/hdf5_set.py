@@ -7,14 +7,20 @@ list the files. ScanObjectNN and one of ModelNet's layouts are of this kind too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recon_ray.data.format.files import visible
 from recon_ray.data.readers.hdf5 import read_cloud, read_labels
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
-from recon_ray.data.sources.layout import class_item, find_root, read_list, report, split_reference
+from recon_ray.data.sources.layout import (
+    find_root,
+    make_listing,
+    read_list,
+    row_entries,
+    split_reference,
+)
 from recon_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -24,26 +30,11 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The clouds of some files.
-
-    Attributes:
-        items: One of every usable row.
-        excluded: Rows of classes that are not wanted.
-        num_points: Points of a cloud; of the smallest where files differ.
-    """
-
-    items: tuple[Item, ...]
-    excluded: tuple[Excluded, ...]
-    num_points: int
-
-
-@dataclass(frozen=True)
 class Hdf5Source:
     """Any data set in this layout.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Folder of the files.
     """
 
     folder: Path
@@ -70,13 +61,11 @@ class Hdf5Source:
                 len(names),
                 highest,
             )
-        rows = list_rows(folder, files, classes, dict(enumerate(classes)).get)
-        report(f"HDF5 files in {root}", rows.items, rows.excluded)
-        return Listing(rows.items, classes, num_points=rows.num_points, excluded=rows.excluded)
+        entries, num_points = list_rows(folder, files, classes, classes)
+        return make_listing(f"HDF5 files in {root}", entries, classes, num_points=num_points)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
+    def load(self, item: Item) -> Sample:
         """Read one cloud."""
-        del image_size
         return load_row(Path(self.folder), item)
 
 
@@ -118,43 +107,37 @@ def _split(path: Path) -> str | None:
 def list_rows(
     folder: Path,
     files: Mapping[str, Sequence[Path]],
+    names: Sequence[str],
     classes: Sequence[str],
-    category_of: Callable[[int], str | None],
-) -> Rows:
+) -> tuple[list[Item | Excluded], int]:
     """List the rows of some files.
 
     Args:
         folder: Names in the items are relative to it.
         files: Files of every split.
-        classes: Class names in the order that the set is to have.
-        category_of: Gives the name of a label that stands in a file, None if it has none.
+        names: Class names of the labels in the files.
+        classes: Class names in the label order of the set.
+
+    Returns:
+        An entry for each row, and the points of a cloud; of the smallest where files differ.
 
     Raises:
         DataError: If a file is damaged.
     """
-    items: list[Item] = []
-    excluded: list[Excluded] = []
+    entries: list[Item | Excluded] = []
     sizes: list[int] = []
     for split, paths in files.items():
         for path in paths:
             found = read_labels(path)
             sizes.append(found.num_points)
             relative, size = path.relative_to(folder), path.stat().st_size
-            for row, label in enumerate(found.labels.tolist()):
-                object_id = f"{relative.with_suffix('').as_posix()}_{row:05d}"
-                file = f"{relative.as_posix()}#{row}"
-                category = category_of(label)
-                if category is None or category not in classes:
-                    named = repr(category) if category else f"of label {label}"
-                    reason = f"class {named} is not one of the {len(classes)} of the data set"
-                    excluded.append(Excluded(object_id, file, reason))
-                    continue
-                items.append(class_item(object_id, split, category, classes, file, size))
+            file, stem = relative.as_posix(), relative.with_suffix("").as_posix()
+            labels = found.labels.tolist()
+            entries += row_entries(file, size, split, labels, names, classes, stem=stem)
     if len(set(sizes)) > 1:
-        logger.warning(
-            "the files hold clouds of %s points", ", ".join(map(str, sorted(set(sizes))))
-        )
-    return Rows(tuple(items), tuple(excluded), min(sizes, default=0))
+        counts = ", ".join(map(str, sorted(set(sizes))))
+        logger.warning("the files hold clouds of %s points", counts)
+    return entries, min(sizes, default=0)
 
 
 def load_row(folder: Path, item: Item) -> Sample:

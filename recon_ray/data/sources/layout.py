@@ -1,4 +1,4 @@
-"""What published data sets share: folders to find, lists to read, counts to compare."""
+"""Folders, lists and counts of published data sets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from recon_ray.data.format.files import is_hidden, visible
-from recon_ray.data.sources.base import Item
+from recon_ray.data.sources.base import Excluded, Item, Listing
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from recon_ray.data.sources.base import Excluded
     from recon_ray.data.sources.cards import Card
 
 logger = logging.getLogger(__name__)
@@ -26,12 +25,12 @@ SHOWN = 10  # names in a log line; all of them are in the quarantine file
 
 
 def find_root(folder: Path, is_root: Callable[[Path], bool], expected: str) -> Path:
-    """Find the folder that holds a data set: the one given, or one of those directly in it.
+    """Find the folder that holds a data set: the given one, or one of those directly in it.
 
     Args:
-        folder: Where the user says it is.
+        folder: Given by the user.
         is_root: Recognises the layout.
-        expected: What the message says about the layout.
+        expected: The layout in words, for the message.
 
     Raises:
         DataError: If there is none, or the folders in it hold several.
@@ -76,13 +75,13 @@ def read_list(path: Path) -> list[str]:
 
 
 def check_disjoint(lists: Mapping[str, Sequence[str]]) -> None:
-    """Refuse lists of which two name the same sample.
+    """Check that no two lists name the same sample.
 
     Args:
         lists: The entries of each list, by its name.
 
     Raises:
-        DataError: With both lists and the first of the samples.
+        DataError: If two do; the message names both and the sample.
     """
     owner: dict[str, str] = {}
     for name, entries in lists.items():
@@ -117,10 +116,13 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read as text ({error})") from error
 
 
-def class_item(
+def class_entry(
     object_id: str, split: str, category: str, classes: Sequence[str], file: str, size: int
-) -> Item:
-    """Make the item of a file, or of a row of it, whose class is known."""
+) -> Item | Excluded:
+    """Return the item of a file, or of a row of it; an exclusion if its class is unknown."""
+    if category not in classes:
+        reason = f"class {category!r} is not one of the {len(classes)} of the data set"
+        return Excluded(object_id, file, reason)
     return Item(
         object_id=object_id,
         split=split,
@@ -130,6 +132,32 @@ def class_item(
         file=file,
         size_bytes=size,
     )
+
+
+def row_entries(
+    file: str,
+    size: int,
+    split: str,
+    labels: Iterable[int],
+    names: Sequence[str],
+    classes: Sequence[str],
+    *,
+    stem: str,
+) -> Iterator[Item | Excluded]:
+    """Return an entry for each row of a file of many clouds.
+
+    Args:
+        file: The file, relative to the source's folder.
+        size: Its size in bytes.
+        split: Split of all rows.
+        labels: Label of each row.
+        names: Class names of the file's labels; a label without a name is named by its number.
+        classes: Class names in the label order of the set.
+        stem: First part of the object ids.
+    """
+    for row, label in enumerate(labels):
+        category = names[label] if 0 <= label < len(names) else str(label)
+        yield class_entry(f"{stem}_{row:05d}", split, category, classes, f"{file}#{row}", size)
 
 
 def split_reference(file: str) -> tuple[str, int]:
@@ -156,29 +184,58 @@ def check_lists(card: Card, paths: Iterable[Path]) -> None:
 
 
 def _hashes(content: bytes) -> set[str]:
-    """Hash a list as it is and with the other line endings, which tools change on the way."""
+    """Hash a list as it is and with other line endings, which tools change."""
     plain = content.replace(b"\r\n", b"\n").rstrip(b"\n")
     texts = [plain, plain + b"\n", plain + b"\n\n"]
     variants = [content, *texts, *(text.replace(b"\n", b"\r\n") for text in texts)]
     return {hashlib.sha256(variant).hexdigest() for variant in variants}
 
 
-def check_counts(card: Card, items: Sequence[Item]) -> None:
-    """Warn if the splits do not have the published numbers of samples."""
-    found = Counter(item.split for item in items)
+def make_listing(
+    title: str,
+    entries: Iterable[Item | Excluded],
+    classes: Sequence[str],
+    **more: Any,  # noqa: ANN401
+) -> Listing:
+    """Report and list the entries of a set.
+
+    Args:
+        title: Name of the set in the log.
+        entries: Samples and exclusions.
+        classes: Class names in label order.
+        more: Further attributes of the listing.
+    """
+    found = list(entries)
+    items = tuple(entry for entry in found if isinstance(entry, Item))
+    excluded = tuple(entry for entry in found if isinstance(entry, Excluded))
+    _report(title, items, excluded)
+    return Listing(items, tuple(classes), excluded=excluded, **more)
+
+
+def published_listing(card: Card, entries: Iterable[Item | Excluded], **more: Any) -> Listing:  # noqa: ANN401
+    """Report and list the entries of a published set, with the facts of its card.
+
+    A split without the published number of samples is a warning.
+
+    Args:
+        card: The card.
+        entries: Samples and exclusions.
+        more: Further attributes of the listing, or other values than the card's.
+    """
+    facts = {"num_points": card.num_points, "up_axis": card.up_axis, "license_note": card.license}
+    listing = make_listing(card.title, entries, card.classes, card=card, **{**facts, **more})
+    counts = Counter(item.split for item in listing.items)
     for split, count in card.counts.items():
-        if found[split] != count:
+        if counts[split] != count:
             logger.warning(
                 "%s: %d samples for %s, but %d were published",
-                card.title,
-                found[split],
-                split,
-                count,
-            )
+                card.title, counts[split], split, count,
+            )  # fmt: skip
+    return listing
 
 
-def report(title: str, items: Sequence[Item], excluded: Sequence[Excluded]) -> None:
-    """Log what was found, what is missing and what is left out."""
+def _report(title: str, items: Sequence[Item], excluded: Sequence[Excluded]) -> None:
+    """Log the numbers of samples, the missing files and the exclusions."""
     splits = Counter(item.split for item in items)
     counts = ", ".join(f"{split} {count}" for split, count in splits.items())
     logger.info("%s: %d samples (%s)", title, len(items), counts)

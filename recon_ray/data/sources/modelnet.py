@@ -23,14 +23,14 @@ from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
 from recon_ray.data.sources.cards import CARDS, Card
 from recon_ray.data.sources.hdf5_set import NAMES, has_files, list_rows, load_row, split_files
 from recon_ray.data.sources.layout import (
-    check_counts,
     check_disjoint,
     check_lists,
-    class_item,
+    class_entry,
     file_sizes,
     find_root,
+    published_listing,
     read_list,
-    report,
+    row_entries,
     split_reference,
 )
 from recon_ray.errors import DataError
@@ -65,14 +65,10 @@ class ModelNetSource:
         root = find_root(folder, lambda path: layout(path, card) is not None, expected)
         found = layout(root, card)
         logger.info("%s: %s in %s", card.title, found, root)
-        listing = SCANS[found or ""](folder, root, card)
-        report(card.title, listing.items, listing.excluded)
-        check_counts(card, listing.items)
-        return listing
+        return SCANS[found or ""](folder, root, card)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
+    def load(self, item: Item) -> Sample:
         """Read one mesh or cloud."""
-        del image_size
         folder = Path(self.folder)
         if item.file.endswith(".txt"):
             table = read_rows(folder / item.file, TEXT_COLUMNS, delimiter=",")
@@ -81,8 +77,10 @@ class ModelNetSource:
             return Sample(shape)
         if "#" not in item.file:
             return Sample(load_shape(folder / item.file))
-        if split_reference(item.file)[0].endswith(".dat"):
-            return Sample(_pickled_cloud(folder, item))
+        name, row = split_reference(item.file)
+        if name.endswith(".dat"):
+            cloud = _RECENT.get(folder / name)[0][row]
+            return Sample(cloud_with_normals(cloud, str(folder / item.file)))
         return load_row(folder, item)
 
 
@@ -114,22 +112,6 @@ def _shape_files(folder: Path) -> dict[str, int]:
     return next((found for end in SHAPE_FILES if (found := file_sizes(folder, end))), {})
 
 
-def _listing(card: Card, items: list[Item], excluded: list[Excluded], **more: Any) -> Listing:  # noqa: ANN401
-    given = {"num_points": card.num_points, "up_axis": card.up_axis, **more}
-    return Listing(
-        tuple(items),
-        card.classes,
-        license_note=card.license,
-        card=card,
-        excluded=tuple(excluded),
-        **given,
-    )
-
-
-def _foreign(category: str, card: Card) -> str:
-    return f"class {category!r} is not one of the {len(card.classes)} of {card.title}"
-
-
 # Layouts
 
 
@@ -142,21 +124,17 @@ def _scan_texts(folder: Path, root: Path, card: Card) -> Listing:
     classes = {name.rpartition("_")[0] for name in names}
     sizes = {category: file_sizes(root / category, ".txt") for category in classes}
     prefix = root.relative_to(folder)
-    items: list[Item] = []
-    excluded: list[Excluded] = []
-    for split, entries in lines.items():
-        for name in entries:
+    entries: list[Item | Excluded] = []
+    for split, listed in lines.items():
+        for name in listed:
             category = name.rpartition("_")[0]
             file = (prefix / category / f"{name}.txt").as_posix()
-            if category not in card.classes:
-                excluded.append(Excluded(name, file, _foreign(category, card)))
-                continue
             size = sizes[category].get(f"{name}.txt", -1)
-            items.append(class_item(name, split, category, card.classes, file, size))
-    # modelnet10's lists name a part of the same folder: what they leave out is not a finding.
+            entries.append(class_entry(name, split, category, card.classes, file, size))
+    # modelnet10's lists name a part of the same folder: the others are no finding.
     if card.name == "modelnet40":
-        excluded += _not_listed(prefix, sizes, names)
-    return _listing(card, items, excluded, sampling="fps")
+        entries += _not_listed(prefix, sizes, names)
+    return published_listing(card, entries, sampling="fps")
 
 
 def _not_listed(prefix: Path, sizes: dict[str, dict[str, int]], names: set[str]) -> list[Excluded]:
@@ -169,47 +147,37 @@ def _not_listed(prefix: Path, sizes: dict[str, dict[str, int]], names: set[str])
 
 
 def _scan_shapes(folder: Path, root: Path, card: Card) -> Listing:
-    items: list[Item] = []
-    excluded: list[Excluded] = []
+    entries: list[Item | Excluded] = []
     suffix = ""
     for split_folder in (path for path in visible(root, "*/*") if path.name in SPLITS):
         category, split = split_folder.parent.name, split_folder.name
-        for file, size in sorted(_shape_files(split_folder).items()):
-            relative = (split_folder / file).relative_to(folder).as_posix()
-            suffix = Path(file).suffix.lower()
-            if category in card.classes:
-                stem = Path(file).stem
-                items.append(class_item(stem, split, category, card.classes, relative, size))
-            else:
-                excluded.append(Excluded(Path(file).stem, relative, _foreign(category, card)))
+        for name, size in sorted(_shape_files(split_folder).items()):
+            file, stem = (split_folder / name).relative_to(folder).as_posix(), Path(name).stem
+            suffix = Path(name).suffix.lower()
+            entries.append(class_entry(stem, split, category, card.classes, file, size))
     # The PCD copies that are passed on have 1,024 points.
     more = {"num_points": 1024} if suffix == ".pcd" else {}
-    return _listing(card, items, excluded, up_axis="z", **more)
+    return published_listing(card, entries, up_axis="z", **more)
 
 
 def _scan_hdf5(folder: Path, root: Path, card: Card) -> Listing:
-    names = read_list(root / NAMES) if (root / NAMES).is_file() else list(card.classes)
-    rows = list_rows(folder, split_files(root), card.classes, dict(enumerate(names)).get)
-    return _listing(card, list(rows.items), list(rows.excluded), num_points=rows.num_points)
+    names = read_list(root / NAMES) if (root / NAMES).is_file() else card.classes
+    entries, num_points = list_rows(folder, split_files(root), names, card.classes)
+    return published_listing(card, entries, num_points=num_points)
 
 
 def _scan_pickles(folder: Path, root: Path, card: Card) -> Listing:
-    items: list[Item] = []
-    excluded: list[Excluded] = []
+    entries: list[Item | Excluded] = []
+    held = 0
     for split in SPLITS:
         path = _pickle(root, card, split)
         if not path.is_file():
             raise DataError(f"{path}: file not found; both splits are needed")
-        relative, size = path.relative_to(folder), path.stat().st_size
-        for row, label in enumerate(_RECENT.get(path)[1]):
-            object_id, file = f"{relative.stem}_{row:05d}", f"{relative.as_posix()}#{row}"
-            if 0 <= label < len(card.classes):
-                category = card.classes[label]
-                items.append(class_item(object_id, split, category, card.classes, file, size))
-            else:
-                excluded.append(Excluded(object_id, file, _foreign(str(label), card)))
-    held = sum(_pickle(root, card, split).stat().st_size for split in SPLITS)
-    return _listing(card, items, excluded, held_bytes=held)
+        file, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        labels, names = _RECENT.get(path)[1], card.classes
+        entries += row_entries(file, size, split, labels, names, names, stem=path.stem)
+        held += size
+    return published_listing(card, entries, held_bytes=held)
 
 
 SCANS = {
@@ -241,11 +209,6 @@ def _read_pickle(path: Path) -> tuple[list[Any], list[int]]:
 
 
 _RECENT = RecentFiles(_read_pickle)
-
-
-def _pickled_cloud(folder: Path, item: Item) -> Shape:
-    name, row = split_reference(item.file)
-    return cloud_with_normals(_RECENT.get(folder / name)[0][row], str(folder / item.file))
 
 
 def cloud_with_normals(table: Any, name: str) -> Shape:  # noqa: ANN401 - checked here

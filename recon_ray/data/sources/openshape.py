@@ -9,7 +9,6 @@ retrieval_text(_feat); ``meta_data/split/train_all.json`` lists the shapes and
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.data.format.files import visible
+from recon_ray.data.format.files import file_sha256, visible
 from recon_ray.data.readers.meshes import Shape, check_shape
 from recon_ray.data.readers.pickles import load_object_array
 from recon_ray.data.sources.base import Features, Item, Listing, Sample
 from recon_ray.data.sources.cards import CARDS
-from recon_ray.data.sources.layout import find_root, read_json_file, report
+from recon_ray.data.sources.layout import find_root, published_listing, read_json_file
 from recon_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class OpenShapeSource:
     """The shapes of one or several of the sets.
 
     Attributes:
-        folder: Where ``meta_data`` and the shapes lie.
+        folder: Folder of ``meta_data`` and the shapes.
     """
 
     folder: Path
@@ -69,19 +68,16 @@ class OpenShapeSource:
         listed = root / LIST
         files = _listed(listed) if listed.is_file() else _found(shapes)
         prefix = shapes.relative_to(folder)
-        items = tuple(_item(folder, prefix, file) for file in files)
-        report(card.title, items, ())
-        return Listing(
+        items = [_item(folder, prefix, file) for file in files]
+        filtered = root / FILTER
+        return published_listing(
+            card,
             items,
-            settings={"name_filter": _hash(root / FILTER)},
-            license_note=card.license,
-            card=card,
-            up_axis=card.up_axis,
-            num_points=card.num_points,
+            settings={"name_filter": file_sha256(filtered) if filtered.is_file() else None},
             features=self._features(items),
         )
 
-    def _features(self, items: tuple[Item, ...]) -> Features | None:
+    def _features(self, items: list[Item]) -> Features | None:
         """Return the shapes of the features, as the first shape that can be read has them."""
         for item in items[:PROBED]:
             try:
@@ -92,9 +88,8 @@ class OpenShapeSource:
             return Features((1 + NUM_VIEWS, width), (NUM_TEXTS, width), TEACHER)
         return None
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Read one shape with its features; what a shape lacks is zero."""
-        del image_size
+    def load(self, item: Item) -> Sample:
+        """Read one shape with its features; absent ones are zero."""
         path = Path(self.folder) / item.file
         content = load_object_array(path)
         if not isinstance(content, dict):
@@ -123,10 +118,6 @@ class OpenShapeSource:
 
 def _shapes(root: Path) -> Path | None:
     return next((root / place for place in SHAPES if (root / place).is_dir()), None)
-
-
-def _hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _listed(path: Path) -> list[Path]:

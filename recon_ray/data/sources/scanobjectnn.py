@@ -9,7 +9,7 @@ from recon_ray.data.format.files import visible
 from recon_ray.data.sources.base import Item, Listing, Sample
 from recon_ray.data.sources.cards import CARDS
 from recon_ray.data.sources.hdf5_set import list_rows, load_row
-from recon_ray.data.sources.layout import check_counts, report
+from recon_ray.data.sources.layout import published_listing
 from recon_ray.errors import DataError
 
 WITH_BACKGROUND, WITHOUT_BACKGROUND = "main_split", "main_split_nobg"
@@ -41,22 +41,11 @@ class ScanObjectNNSource:
         """
         folder, card = Path(self.folder), CARDS[self.name]
         files = self._files(folder)
-        rows = list_rows(folder, files, card.classes, dict(enumerate(card.classes)).get)
-        report(card.title, rows.items, rows.excluded)
-        check_counts(card, rows.items)
-        return Listing(
-            rows.items,
-            card.classes,
-            license_note=card.license,
-            card=card,
-            up_axis=card.up_axis,
-            num_points=card.num_points,
-            excluded=rows.excluded,
-        )
+        entries, _ = list_rows(folder, files, card.classes, card.classes)
+        return published_listing(card, entries)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
+    def load(self, item: Item) -> Sample:
         """Read one scan."""
-        del image_size
         return load_row(Path(self.folder), item)
 
     def _files(self, folder: Path) -> dict[str, list[Path]]:

@@ -8,24 +8,22 @@ columns whose row number is the label.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recon_ray.data.prepare.render import load_image
 from recon_ray.data.readers.meshes import load_shape
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
-from recon_ray.data.sources.cards import CARDS
-from recon_ray.data.sources.class_names import SHAPENET55
+from recon_ray.data.sources.cards import CARDS, SYNSETS
 from recon_ray.data.sources.layout import (
-    check_counts,
     check_disjoint,
     check_lists,
     file_sizes,
     find_root,
+    published_listing,
     read_json_file,
     read_list,
-    report,
 )
 from recon_ray.errors import DataError
 
@@ -60,25 +58,11 @@ class ShapeNet55Source:
         lines = {split: read_list(path) for split, path in lists.items()}
         check_disjoint({str(lists[split]): names for split, names in lines.items()})
         check_lists(card, lists.values())
-        items, excluded = _Scan(folder, root, read_texts(root)).items(lines)
-        report(card.title, items, excluded)
-        check_counts(card, items)
-        return Listing(
-            tuple(items),
-            card.classes,
-            license_note=card.license,
-            card=card,
-            up_axis=card.up_axis,
-            num_points=card.num_points,
-            excluded=tuple(excluded),
-        )
+        return published_listing(card, _entries(folder, root, lines))
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Read one cloud and, where it is wanted, its picture."""
-        folder = Path(self.folder)
-        shape = load_shape(folder / item.file)
-        wanted = item.images if image_size is not None else ()
-        return Sample(shape, tuple(load_image(folder / i, int(image_size or 0)) for i in wanted))
+    def load(self, item: Item) -> Sample:
+        """Read one cloud."""
+        return Sample(load_shape(Path(self.folder) / item.file))
 
 
 def read_texts(root: Path) -> dict[str, tuple[int, str]]:
@@ -93,7 +77,7 @@ def read_texts(root: Path) -> dict[str, tuple[int, str]]:
     path = root / TEXTS
     if not path.is_file():
         logger.info("%s: not there, the published texts are used", path)
-        return {synset: (label, text) for label, (synset, text) in enumerate(SHAPENET55)}
+        return dict(zip(SYNSETS, enumerate(CARDS["shapenet55"].texts), strict=True))
     table = read_json_file(path)
     try:
         # A reader that takes synsets for numbers has lost their leading zero.
@@ -101,13 +85,12 @@ def read_texts(root: Path) -> dict[str, tuple[int, str]]:
         texts = [str(value) for value in _column(table["describe"])]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: has no columns catalogue and describe; fetch it again") from error
-    published = [synset for synset, _ in SHAPENET55]
-    if synsets != published or len(texts) != len(published):
+    if tuple(synsets) != SYNSETS or len(texts) != len(SYNSETS):
         raise DataError(
-            f"{path}: its {len(synsets)} classes are not the {len(published)} of ShapeNet-55 in "
+            f"{path}: its {len(synsets)} classes are not the {len(SYNSETS)} of ShapeNet-55 in "
             "their order, so that labels would change; remove it to use the published texts"
         )
-    return {synset: (label, texts[label]) for label, synset in enumerate(synsets)}
+    return dict(zip(synsets, enumerate(texts), strict=True))
 
 
 def _column(values: Any) -> list[Any]:  # noqa: ANN401 - whatever JSON holds
@@ -117,64 +100,43 @@ def _column(values: Any) -> list[Any]:  # noqa: ANN401 - whatever JSON holds
     return list(values)
 
 
-class _Scan:
-    """Joins the lists to the files."""
-
-    def __init__(self, folder: Path, root: Path, texts: dict[str, tuple[int, str]]) -> None:
-        self.prefix = root.relative_to(folder)
-        self.texts = texts
-        self.clouds = file_sizes(root / POINTS, ".npy")
-        self.pictures = set(file_sizes(root / PICTURES, ".png"))
-        self.has_pictures = (root / PICTURES).is_dir()
-        if not self.has_pictures:
-            logger.warning(
-                "%s: no such folder; pictures are rendered from the clouds", root / PICTURES
+def _entries(
+    folder: Path, root: Path, lines: Mapping[str, Sequence[str]]
+) -> Iterator[Item | Excluded]:
+    """Join the lists to the files."""
+    texts, classes, prefix = read_texts(root), CARDS["shapenet55"].classes, root.relative_to(folder)
+    clouds = file_sizes(root / POINTS, ".npy")
+    pictures = set(file_sizes(root / PICTURES, ".png"))
+    has_pictures = (root / PICTURES).is_dir()
+    if not has_pictures:
+        logger.warning("%s: no such folder; pictures are rendered from the clouds", root / PICTURES)
+    for split, names in lines.items():
+        for name in names:
+            stem, file = name.removesuffix(".npy"), (prefix / POINTS / name).as_posix()
+            synset = stem.split("-")[0]
+            if synset not in texts:
+                reason = f"class {synset!r} is not one of the {len(classes)} of the data set"
+                yield Excluded(stem, file, reason)
+                continue
+            if name in clouds and has_pictures and f"{stem}.png" not in pictures:
+                yield Excluded(stem, file, f"no picture of its name in {PICTURES}")
+                continue
+            (label, text), picture = texts[synset], (prefix / PICTURES / f"{stem}.png").as_posix()
+            yield Item(
+                object_id=stem,
+                split=split,
+                category=classes[label],
+                label=label,
+                caption=text,
+                file=file,
+                images=(picture,) if has_pictures else (),
+                size_bytes=clouds.get(name, -1),
             )
-
-    def items(self, lines: dict[str, list[str]]) -> tuple[list[Item], list[Excluded]]:
-        items: list[Item] = []
-        excluded: list[Excluded] = []
-        for split, names in lines.items():
-            for name in names:
-                entry = self._entry(split, name)
-                (items if isinstance(entry, Item) else excluded).append(entry)  # type: ignore[arg-type]
-        excluded += self._not_listed({name for names in lines.values() for name in names})
-        return items, excluded
-
-    def _entry(self, split: str, name: str) -> Item | Excluded:
-        stem = name.removesuffix(".npy")
-        file = (self.prefix / POINTS / name).as_posix()
-        synset = stem.split("-")[0]
-        if synset not in self.texts:
-            return Excluded(stem, file, f"class {synset} is not one of ShapeNet-55's")
-        if name in self.clouds and self.has_pictures and f"{stem}.png" not in self.pictures:
-            return Excluded(stem, file, f"no picture of its name in {PICTURES}")
-        label, text = self.texts[synset]
-        pictures = [self.prefix / PICTURES / f"{stem}.png"] if self.has_pictures else []
-        return Item(
-            object_id=stem,
-            split=split,
-            category=CARDS["shapenet55"].classes[label],
-            label=label,
-            caption=text,
-            file=file,
-            images=tuple(path.as_posix() for path in pictures),
-            size_bytes=self.clouds.get(name, -1),
-        )
-
-    def _not_listed(self, listed: set[str]) -> list[Excluded]:
-        known = listed | set(self.clouds)
-        clouds = [
-            Excluded(Path(name).stem, (self.prefix / POINTS / name).as_posix(), "in neither list")
-            for name in sorted(set(self.clouds) - listed)
-        ]
-        pictures = [
-            Excluded(
-                Path(name).stem,
-                (self.prefix / PICTURES / name).as_posix(),
-                f"a picture without a cloud of its name in {POINTS}",
-            )
-            for name in sorted(self.pictures)
-            if f"{Path(name).stem}.npy" not in known
-        ]
-        return clouds + pictures
+    listed = {name for names in lines.values() for name in names}
+    for name in sorted(set(clouds) - listed):
+        file = (prefix / POINTS / name).as_posix()
+        yield Excluded(Path(name).stem, file, "in neither list")
+    for name in sorted(pictures):
+        stem, file = Path(name).stem, (prefix / PICTURES / name).as_posix()
+        if f"{stem}.npy" not in listed and f"{stem}.npy" not in clouds:
+            yield Excluded(stem, file, f"a picture without a cloud of its name in {POINTS}")

@@ -15,14 +15,13 @@ from recon_ray.data.readers.text import read_rows
 from recon_ray.data.sources.base import Excluded, Item, Listing, Sample
 from recon_ray.data.sources.cards import CARDS, Card
 from recon_ray.data.sources.layout import (
-    check_counts,
     check_lists,
-    class_item,
+    class_entry,
     file_sizes,
     find_root,
+    published_listing,
     read_json_file,
     read_list,
-    report,
 )
 from recon_ray.errors import DataError
 
@@ -58,26 +57,16 @@ class ShapeNetPartSource:
         lists = {split: _list(root, split) for split in card.counts}
         lines = {split: _read_entries(path) for split, path in lists.items()}
         check_lists(card, lists.values())
-        entries = list(_entries(root.relative_to(folder), root, card, lines))
-        items = tuple(entry for entry in entries if isinstance(entry, Item))
-        excluded = tuple(entry for entry in entries if isinstance(entry, Excluded))
-        report(card.title, items, excluded)
-        check_counts(card, items)
-        return Listing(
-            items,
-            card.classes,
-            license_note=card.license,
-            card=card,
-            up_axis=card.up_axis,
+        return published_listing(
+            card,
+            _entries(root.relative_to(folder), root, card, lines),
             num_points=CAPACITY,
             keeps_all_points=True,
             part_labels=True,
-            excluded=excluded,
         )
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
+    def load(self, item: Item) -> Sample:
         """Read one shape; its part numbers have to be those of its category."""
-        del image_size
         path = Path(self.folder) / item.file
         table = read_rows(path, COLUMNS)
         parts = CARDS[self.name].parts[item.category]
@@ -121,9 +110,10 @@ def _categories(path: Path) -> dict[str, str]:
 
 
 def _object_ids(lines: dict[str, list[str]]) -> dict[tuple[str, str], str]:
-    """Name the samples; a shape of two lists is two of them, the second with its split's name.
+    """Return the object id of each (split, name); a shape in two lists is two samples.
 
-    The official lists have 35 such shapes, and the published results are with them.
+    The second has its split's name in the id. The official lists have 35 such shapes, and the
+    published results include them.
     """
     owner: dict[str, str] = {}
     ids: dict[tuple[str, str], str] = {}
@@ -150,13 +140,9 @@ def _entries(
     for split, names in lines.items():
         for name in names:
             synset, model = name.split("/")
-            category, file = categories.get(synset), (prefix / f"{name}.txt").as_posix()
-            if category not in card.classes:
-                reason = f"class {category or synset} is not one of {card.title}'s"
-                yield Excluded(ids[split, name], file, reason)
-                continue
+            category, file = categories.get(synset, synset), (prefix / f"{name}.txt").as_posix()
             size = sizes[synset].get(f"{model}.txt", -1)
-            yield class_item(ids[split, name], split, category, card.classes, file, size)
+            yield class_entry(ids[split, name], split, category, card.classes, file, size)
     for synset, files in sizes.items():
         for file in sorted(files):
             name = f"{synset}/{Path(file).stem}"

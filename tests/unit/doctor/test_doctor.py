@@ -129,7 +129,7 @@ def test_a_prepared_set_is_named_with_its_rows_and_hash(tiny_prepared):
     bare = str(Path(tiny_prepared.path) / "geometry")
     (finding,) = inspect_data(bare)
     assert finding.level == "error"
-    assert finding.found.startswith(f"{bare}: is no complete prepared set")
+    assert finding.found.startswith(f"{bare}: is not a complete prepared set")
 
 
 def test_equal_findings_share_a_row_and_the_worst_come_first():

@@ -12,7 +12,7 @@ import numpy as np
 from recon_ray.data.readers.meshes import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Mesh = tuple[np.ndarray, np.ndarray]
 Color = tuple[int, int, int]
@@ -27,29 +27,17 @@ _BOX_FACES = np.array(
 )
 
 
-class Assembly:
-    """Parts of one shape, each with one color.
-
-    Attributes:
-        parts: (vertices, faces, color) of every part.
-    """
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[np.ndarray, np.ndarray, Color]] = []
-
-    def add(self, mesh: Mesh, color: Color) -> None:
-        """Add a part in one sRGB color (0 to 255)."""
-        self.parts.append((*mesh, color))
-
-    def shape(self) -> Shape:
-        """Join the parts to one colored mesh."""
-        sizes = [len(vertices) for vertices, _, _ in self.parts]
-        offsets = np.cumsum([0, *sizes[:-1]])
-        faces = [f + o for (_, f, _), o in zip(self.parts, offsets, strict=True)]
-        counts = [len(f) for f in faces]
-        palette = np.array([color for _, _, color in self.parts], np.uint8)
-        colors = np.repeat(palette[:, None], 3, axis=1).repeat(counts, axis=0)
-        return Shape(np.concatenate([v for v, _, _ in self.parts]), np.concatenate(faces), colors)
+def join(parts: Iterable[tuple[Mesh, Color]]) -> Shape:
+    """Join parts, each with one sRGB color (0 to 255), to one colored mesh."""
+    meshes, palette = zip(*parts, strict=True)
+    vertices, faces = zip(*meshes, strict=True)
+    offsets = np.cumsum([0, *map(len, vertices[:-1])])
+    corners = np.array(palette, np.uint8)[:, None].repeat(3, axis=1)
+    return Shape(
+        np.concatenate(vertices),
+        np.concatenate([part + offset for part, offset in zip(faces, offsets, strict=True)]),
+        corners.repeat([len(part) for part in faces], axis=0),
+    )
 
 
 def box(center: Sequence[float], size: Sequence[float], taper: float = 1.0) -> Mesh:

@@ -15,12 +15,10 @@ import numpy as np
 from recon_ray.data.readers.meshes import Shape, sample_generator
 from recon_ray.data.sources.base import Item, Listing, Sample
 from recon_ray.data.sources.procedural.categories import CATEGORIES, Category
-from recon_ray.data.sources.procedural.primitives import Color, turn
+from recon_ray.data.sources.procedural.primitives import Color, join, turn
 from recon_ray.errors import ConfigError, DataError
 
-VERSION = (
-    1  # counts up whenever the same seed gives other shapes, so that old sets are not continued
-)
+VERSION = 1  # raised whenever the same seed gives other shapes, so that old sets are not continued
 PALETTE: dict[str, Color] = {
     "red": (200, 45, 40),
     "orange": (230, 130, 40),
@@ -41,7 +39,7 @@ class SyntheticSource:
     """Procedural objects of sixteen categories.
 
     Attributes:
-        seed: Decides every shape.
+        seed: Seed of every shape.
         train_per_class: Shapes of each category in the training split.
         test_per_class: Shapes of each category in the test split.
         categories: Which categories, in label order.
@@ -56,9 +54,9 @@ class SyntheticSource:
     def __post_init__(self) -> None:
         unknown = [name for name in self.categories if name not in CATEGORIES]
         if unknown:
+            known = ", ".join(CATEGORIES)
             raise ConfigError(
-                f"synthetic source: unknown category {unknown[0]!r}; choose from "
-                f"{', '.join(CATEGORIES)}"
+                f"synthetic source: unknown category {unknown[0]!r}; choose from {known}"
             )
         if self.train_per_class < 0 or self.test_per_class < 0:
             raise ConfigError(
@@ -67,39 +65,35 @@ class SyntheticSource:
 
     def scan(self) -> Listing:
         """List the shapes; the first ``train_per_class`` of every category are for training."""
+        train = self.train_per_class
         items = tuple(
             Item(
                 f"{category}_{index:04d}",
-                self._split(index),
+                "train" if index < train else "test",
                 category,
                 label,
                 file=f"{category}:{index}",
             )
             for label, category in enumerate(self.categories)
-            for index in range(self.train_per_class + self.test_per_class)
+            for index in range(train + self.test_per_class)
         )
         if not items:
             raise DataError("synthetic source: asked for no shapes; raise the number per class")
         settings: dict[str, str | int | float | bool | None] = {
             "version": VERSION,
             "seed": self.seed,
-            "train_per_class": self.train_per_class,
+            "train_per_class": train,
             "test_per_class": self.test_per_class,
             "categories": ",".join(self.categories),
         }
-        return Listing(
-            items, self.categories, settings, "procedural, made by this package; no terms"
-        )
+        terms = "procedural, made by this package; no terms"
+        return Listing(items, self.categories, settings, terms)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
-        """Make one shape; its pictures are rendered by the caller."""
-        del image_size
+    def load(self, item: Item) -> Sample:
+        """Make one shape."""
         category, index = item.file.split(":")
         shape, caption = make_shape(category, int(index), self.seed)
         return Sample(shape, caption=caption)
-
-    def _split(self, index: int) -> str:
-        return "train" if index < self.train_per_class else "test"
 
 
 def make_shape(category: str, index: int, seed: int = 0) -> tuple[Shape, str]:
@@ -116,16 +110,15 @@ def make_shape(category: str, index: int, seed: int = 0) -> tuple[Shape, str]:
     kind = CATEGORIES[category]
     generator = sample_generator(seed, f"{category}:{index}")
     position = dict(zip(kind.ranges, generator.random(len(kind.ranges)), strict=True))
-    values = {
-        name: low + (high - low) * position[name] for name, (low, high) in kind.ranges.items()
-    }
+    ranges = kind.ranges.items()
+    values = {name: low + (high - low) * position[name] for name, (low, high) in ranges}
     names = list(PALETTE)
     first, second = generator.permutation(len(names))[:2]
     spread = generator.uniform(-COLOR_SPREAD, COLOR_SPREAD, (2, 3))
     main, accent = (
         _vary(PALETTE[names[i]], s) for i, s in zip((first, second), spread, strict=True)
     )
-    shape = kind.build(values, main, accent).shape()
+    shape = join(kind.build(values, main, accent))
     turned, faces = turn((shape.vertices, shape.faces), "y", generator.uniform(0, 360))  # type: ignore[arg-type]
     caption = _caption(category, kind, position, names[first])
     return replace(shape, vertices=turned, faces=faces), caption

@@ -39,7 +39,7 @@ class Fake:
         items = tuple(Item(f"s{i}", "train", file=f"s{i}") for i in range(len(self.sizes)))
         return replace(Listing(items, num_points=8), **self.listing)
 
-    def load(self, item: Item, image_size: int | None = None) -> Sample:
+    def load(self, item: Item) -> Sample:
         index = int(item.object_id[1:])
         count = self.sizes[index]
         parts = (np.arange(count) % 3).astype(np.uint8)

@@ -15,7 +15,7 @@ from recon_ray.data.prepare.render import (
 )
 from recon_ray.data.prepare.sampling import sample_points
 from recon_ray.data.readers.meshes import Shape
-from recon_ray.data.sources.procedural.primitives import Assembly, box, ellipsoid
+from recon_ray.data.sources.procedural.primitives import box, ellipsoid, join
 from recon_ray.errors import DataError
 
 BACKENDS = [
@@ -44,12 +44,12 @@ def test_a_sphere_is_a_disc_that_fills_the_picture(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_y_is_up_and_the_cameras_go_around(backend):
-    post = Assembly()
-    post.add(box((0, 0.5, 0), (0.3, 1, 0.3)), (255, 0, 0))
-    post.add(box((0, -0.5, 0), (0.3, 1, 0.3)), (0, 0, 255))
-    post.add(box((0, -0.5, 0.5), (0.3, 0.3, 0.7)), (0, 255, 0))  # points to the front
+    red = box((0, 0.5, 0), (0.3, 1, 0.3)), (255, 0, 0)
+    blue = box((0, -0.5, 0), (0.3, 1, 0.3)), (0, 0, 255)
+    green = box((0, -0.5, 0.5), (0.3, 0.3, 0.7)), (0, 255, 0)  # points to the front
+    post = join([red, blue, green])
     rows, columns = [], []
-    for view in render_views(post.shape(), 4, 64, backend=backend):
+    for view in render_views(post, 4, 64, backend=backend):
         strongest = np.where(_inked(view), view.argmax(axis=-1), -1)
         rows.append([np.argwhere(strongest == channel)[:, 0].mean() for channel in (0, 2)])
         columns.append(np.argwhere(strongest == 1)[:, 1].mean() if (strongest == 1).any() else 32)

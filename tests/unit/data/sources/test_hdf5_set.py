@@ -88,7 +88,7 @@ def test_a_label_without_a_class_is_left_out(tmp_path):
     listing = create_source("scanobjectnn_obj_bg", tmp_path, {}).scan()
     assert len(listing.items) == 3
     assert [e.file.rpartition("#")[2] for e in listing.excluded] == ["1", "2"]
-    assert "class of label 15 is not one of the 15" in listing.excluded[0].reason
+    assert "class '15' is not one of the 15" in listing.excluded[0].reason
 
 
 # --- Any data set --------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_missing_unlisted_and_foreign_shapes_are_told_apart(tmp_path):
     assert (manifest["rows"], manifest["quarantined"], manifest["excluded"]) == (5, 1, 2)
     reasons = quarantine(tmp_path / "out")
     assert reasons["xbox_0001"].endswith("xbox/xbox_0001.txt: file not found")
-    assert reasons["robot_0001"] == "class 'robot' is not one of the 40 of ModelNet40"
+    assert reasons["robot_0001"] == "class 'robot' is not one of the 40 of the data set"
     assert reasons["airplane_0009"] == "in neither list"
 
 
@@ -177,7 +177,9 @@ def test_a_pickled_label_without_a_class_is_left_out(tmp_path):
     _write_dats(tmp_path, labels=(0, 40, 39))
     listing = _source(tmp_path).scan()
     assert len(listing.items) == 3
-    assert [e.reason for e in listing.excluded] == ["class '40' is not one of the 40 of ModelNet40"]
+    assert [e.reason for e in listing.excluded] == [
+        "class '40' is not one of the 40 of the data set"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_meshes_are_turned_from_z_up(tmp_path, header):
         ("toilet_0002", "test", 35),
     ]
     assert [e.reason for e in listing.excluded] == [
-        "class 'robot' is not one of the 40 of ModelNet40"
+        "class 'robot' is not one of the 40 of the data set"
     ]
     prepare(_source(tmp_path / "in"), tmp_path / "out", PrepareOptions(num_points=64))
     cloud = read_rows(tmp_path / "out", "train")["chair_0001"]

@@ -11,11 +11,11 @@ from published_sets import CHAIR, MUG, quarantine, read_rows, write_shapenet55
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions
-from recon_ray.data.sources.class_names import SHAPENET55
+from recon_ray.data.sources.cards import CARDS, SYNSETS
 from recon_ray.data.sources.create_source import create_source
 from recon_ray.errors import DataError
 
-TEXTS = [(synset, f"{text}!") for synset, text in SHAPENET55]
+TEXTS = [(s, f"{text}!") for s, text in zip(SYNSETS, CARDS["shapenet55"].texts, strict=True)]
 TRAIN = [f"{CHAIR}-a{i}" for i in range(6)]
 TEST = [f"{MUG}-b{i}" for i in range(3)]
 OPTIONS = PrepareOptions(num_points=64, samples_per_shard=4)
@@ -67,7 +67,7 @@ def test_the_data_set_may_lie_one_folder_down(tmp_path):
     write_shapenet55(tmp_path / "ShapeNet55-34", TRAIN, TEST)
     items, _ = _scan(tmp_path)
     assert items[TRAIN[0]].file == f"ShapeNet55-34/shapenet_pc/{TRAIN[0]}.npy"
-    assert len(_source(tmp_path).load(items[TRAIN[0]], 16).images) == 1
+    assert len(items[TRAIN[0]].images) == 1
 
 
 def test_the_table_of_texts_is_read_with_synsets_that_lost_their_zero(tmp_path):
@@ -141,7 +141,7 @@ def test_lists_and_files_that_do_not_agree_are_reported_exactly(tmp_path, caplog
     assert items[TEST[0]].size_bytes == -1
     assert {name: e.reason for name, e in excluded.items()} == {
         f"{MUG}-new": "in neither list",
-        "00000000-alien": "class 00000000 is not one of ShapeNet-55's",
+        "00000000-alien": "class '00000000' is not one of the 55 of the data set",
     }
     assert f"1 files are missing: shapenet_pc/{TEST[0]}.npy" in caplog.text
     manifest = prepare(_source(tmp_path / "in"), tmp_path / "out", OPTIONS)

@@ -88,7 +88,7 @@ def test_missing_unlisted_and_unknown_shapes_are_told_apart(root, tmp_path):
     reasons = quarantine(tmp_path / "out")
     assert reasons[f"{MUG}/b"].endswith("b.txt: file not found")
     assert reasons[f"{MUG}/new"] == "in no list"
-    assert reasons[f"{CAP}/c"] == "class Cup is not one of ShapeNetPart's"
+    assert reasons[f"{CAP}/c"] == "class 'Cup' is not one of the 16 of the data set"
 
 
 @pytest.mark.parametrize(

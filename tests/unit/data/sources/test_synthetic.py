@@ -9,6 +9,7 @@ import pytest
 
 from recon_ray.data.readers.meshes import check_shape
 from recon_ray.data.sources.procedural.categories import CATEGORIES
+from recon_ray.data.sources.procedural.primitives import join
 from recon_ray.data.sources.procedural.synthetic import PALETTE, SyntheticSource, make_shape
 from recon_ray.errors import ConfigError
 
@@ -33,12 +34,13 @@ def test_every_parameter_changes_the_shape(category):
     kind = CATEGORIES[category]
     assert len(kind.ranges) >= 5
     middle = {name: (low + high) / 2 for name, (low, high) in kind.ranges.items()}
-    plain = kind.build(middle, (9, 9, 9), (8, 8, 8)).shape().vertices
-    for name, (low, high) in kind.ranges.items():
-        moved = [
-            kind.build({**middle, name: value}, (9, 9, 9), (8, 8, 8)).shape().vertices
-            for value in (low, high)
-        ]
+
+    def vertices(**values):
+        return join(kind.build({**middle, **values}, (9, 9, 9), (8, 8, 8))).vertices
+
+    plain = vertices()
+    for name, limits in kind.ranges.items():
+        moved = [vertices(**{name: value}) for value in limits]
         assert any(m.shape != plain.shape or not np.allclose(m, plain) for m in moved), name
 
 
