@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from recon_ray import __version__
 from recon_ray.doctor.findings import Finding, Level
 from recon_ray.errors import OpsError
 from recon_ray.machine import available_memory, cpu_count, memory_limit
 from recon_ray.points import ops, reference
+from recon_ray.version import __version__
 
 #: Packages of which all machines need the same version, and of which another one only may matter.
 SAME = ("ray", "torch")
