@@ -122,8 +122,9 @@ def draw_confusion(
     )
     display.im_.set_data(np.where(totals > 0, fractions, np.nan))
     if display.text_ is not None:
-        for text, count in zip(display.text_.flat, matrix.flat, strict=True):
-            text.set_text(f"{count:g}" if count else "")
+        for index, count in np.ndenumerate(matrix):
+            display.text_[index].set_text(f"{count:g}" if count else "")
+            display.text_[index].set_color("white" if fractions[index] > 0.35 else TEXT_COLOR)
     _style_confusion(axes, len(classes), title)
     bar = figure.colorbar(display.im_, ax=axes, shrink=0.6, pad=0.02)
     bar.set_label("fraction of the true class", color=TEXT_COLOR, fontsize=9)
