@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from recon_ray.version import __version__
+
 __all__ = ["__version__", "create_model", "embed", "load_model", "presets"]
 
 if TYPE_CHECKING:

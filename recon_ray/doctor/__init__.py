@@ -1,1 +1,1 @@
-"""What may be wrong with a machine or a cluster, found before a run depends on it."""
+"""Checks of a machine or a cluster before a run depends on it."""

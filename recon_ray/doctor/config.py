@@ -1,4 +1,4 @@
-"""Looking a cluster over."""
+"""Configuration of ``jobs/doctor.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from recon_ray.config.sections.common import JobConfig, Location, Positive, Sect
 
 
 class DoctorSection(Section):
-    """What is looked at, and how long."""
+    """Optional checks and limits of time."""
 
     data: Location | None = Field(
         None, description="Folder of a prepared set that all nodes must see."
@@ -22,6 +22,6 @@ class DoctorSection(Section):
 
 
 class DoctorConfig(JobConfig):
-    """jobs/doctor.py: look the driver and every node over before a run depends on them."""
+    """jobs/doctor.py: check the driver and every node before a run depends on them."""
 
-    doctor: DoctorSection = Field(DoctorSection(), description="What is looked at.")
+    doctor: DoctorSection = Field(DoctorSection(), description="Checks.")

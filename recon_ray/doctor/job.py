@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import asdict
 
 from recon_ray.cluster import token as access
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import joins_cluster, ray_session
 from recon_ray.doctor.config import DoctorConfig
-from recon_ray.doctor.findings import Finding, Row, count, format_table, gather
+from recon_ray.doctor.findings import Finding, format_table, gather
 from recon_ray.doctor.machine_checks import MachineRequest, inspect_machine, versions
-from recon_ray.doctor.node_checks import Node, NodeVisit, alive_nodes, store_round_trip
-from recon_ray.doctor.storage_checks import Probe, inspect_data, inspect_storage
+from recon_ray.doctor.node_checks import Node, NodeActors, alive_nodes, store_round_trip
+from recon_ray.doctor.storage_checks import driver_probe, inspect_data, inspect_storage
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.points import ops
 from recon_ray.tasks.registry import Job, JobResult
@@ -24,109 +24,80 @@ from recon_ray.tasks.run import start_run
 logger = logging.getLogger(__name__)
 
 DRIVER = "driver"
-SELECTION = "everything that was looked at; errors would break a run, warnings slow it down"
 
 
 def doctor(job: Job[DoctorConfig]) -> JobResult:
-    """Look everything over, print one table, and fail where a run would break."""
+    """Check everything, print one table, and fail where a run would break."""
     config = job.config
     if job.dry_run:
-        return JobResult("dry run: would look the driver and every node over; nothing was run")
+        return JobResult("dry run: would check the driver and every node; nothing was run")
     with ray_session(config.cluster) if config.cluster.workers else nullcontext():
         nodes = alive_nodes() if config.cluster.workers else []
-        on_ray = f" and {len(nodes)} node{'s'[: len(nodes) != 1]}" if config.cluster.workers else ""
-        logger.info("looking over the driver%s", on_ray)
+        logger.info("checking the driver and %d nodes", len(nodes))
         found = examine(config, nodes)
     rows = gather(found)
     table = format_table(rows, len(found))
-    errors, warnings = count(rows, "error"), count(rows, "warning")
+    wrong = dict.fromkeys(row.check for row in rows if row.level == "error")
     failure = None
-    if errors:
-        wrong = ", ".join(
-            dict.fromkeys(r.finding.check for r in rows if r.finding.level == "error")
-        )
-        failure = f"a run would break ({wrong}); see the table for what to do"
-    return _result(config, rows, table, failure, {"errors": errors, "warnings": warnings})
-
-
-def _result(
-    config: DoctorConfig,
-    rows: list[Row],
-    table: str,
-    failure: str | None,
-    metrics: Mapping[str, float],
-) -> JobResult:
+    if wrong:
+        failure = f"a run would break ({', '.join(wrong)}); see the table for what to do"
     try:
         run = start_run("doctor", config, label="check")
-    except ReconError:  # the table says what is wrong with the storage
+    except ReconError:  # the table has a row about the storage
         return JobResult(table, failure=failure)
-    places = {place for row in rows for place in row.places}
+    levels = Counter(row.level for row in rows)
     written = run.finish(
-        {name: float(value) for name, value in metrics.items()},
+        {"errors": float(levels["error"]), "warnings": float(levels["warning"])},
         table=table,
-        selection=SELECTION,
-        counts={"nodes": len(places - {DRIVER})},
-        checks=[row.record() for row in rows],
+        selection="all checks; errors would break a run, warnings slow it down",
+        counts={"nodes": len(found) - 1},
+        checks=[asdict(row) for row in rows],
     )
     return JobResult(table, written.result_path, failure)
 
 
 def examine(config: DoctorConfig, nodes: list[Node]) -> dict[str, list[Finding]]:
     """Return the findings of the driver and of every node, by the name of the place."""
-    section = config.doctor
-    with Probe(config.run.storage) as probe:
-        request = MachineRequest({}, config.runtime.ops_backend, "")
-        found = {DRIVER: inspect_machine(request)}
-        found[DRIVER] += [probe.write(), *inspect_data(section.data or "")]
-        found[DRIVER] += [_token(config)] if config.cluster.workers else []
-        found[DRIVER] += [_plan(config)] if nodes else []
-        if nodes:
-            _visit(config, nodes, probe, found)
-    return found
+    with driver_probe(config.run.storage) as (probe, finding):
+        found = inspect_machine(MachineRequest({}, config.runtime.ops_backend, ""))
+        found += [finding, *inspect_data(config.doctor.data or "")]
+        found += [_token(config)] if config.cluster.workers else []
+        found += [_plan(config)] if nodes else []
+        return {DRIVER: found, **(_visit(config, nodes, probe) if nodes else {})}
 
 
-def _visit(
-    config: DoctorConfig, nodes: list[Node], probe: Probe, found: dict[str, list[Finding]]
-) -> None:
-    """Add the findings of the nodes."""
+def _visit(config: DoctorConfig, nodes: list[Node], probe: str) -> dict[str, list[Finding]]:
     storage, data = config.run.storage, config.doctor.data or ""
-    visit = NodeVisit(nodes, timeout_seconds=config.doctor.timeout_seconds)
-    calls: dict[str, Any] = {
-        node.name: (
-            check_node,
-            (_request(config, node), storage, probe.written, data),
-        )
-        for node in nodes
+    actors = NodeActors(nodes, timeout_seconds=config.doctor.timeout_seconds)
+    calls = {}
+    for node in nodes:
+        store, gpus = node.resources.get("object_store_memory", 0), node.resources.get("GPU", 0.0)
+        driver = (versions(), config.runtime.ops_backend, ops.backend())
+        calls[node.name] = (MachineRequest(*driver, int(store), gpus), storage, probe, data)
+    found = {
+        name: answer if isinstance(answer, list) else [_no_answer(answer)]
+        for name, answer in actors.run(check_node, calls).items()
     }
-    answers = visit.run(calls)
-    for name, answer in answers.items():
-        found[name] = answer if isinstance(answer, list) else [_no_answer(answer)]
-    offsets = visit.clock_offsets()
-    stores = visit.run(dict.fromkeys(offsets, (store_round_trip, ())))
+    offsets = actors.clock_offsets()
+    stores = actors.run(store_round_trip, dict.fromkeys(offsets, ()))
     for name, (ahead, uncertain) in offsets.items():
         found[name].append(_clock(ahead, uncertain, config.doctor.clock_seconds))
         found[name].append(_store(stores[name]))
+    return found
 
 
 def check_node(request: MachineRequest, storage: str, probe: str, data: str) -> list[Finding]:
-    """All checks of a node, run there."""
-    return [*inspect_machine(request), *inspect_storage(storage, probe), *inspect_data(data)]
+    """Run all checks of a node, there."""
+    return [*inspect_machine(request), inspect_storage(storage, probe), *inspect_data(data)]
 
 
-def _request(config: DoctorConfig, node: Node) -> MachineRequest:
-    return MachineRequest(
-        versions(),
-        config.runtime.ops_backend,
-        ops.backend(),
-        store_bytes=int(node.resources.get("object_store_memory", 0)),
-        gpus=node.resources.get("GPU", 0.0),
-    )
+def _reason(answer: object) -> str:
+    return str(answer).strip().partition("\n")[0] or type(answer).__name__
 
 
 def _no_answer(answer: object) -> Finding:
-    reason = str(answer).strip().partition("\n")[0] or type(answer).__name__
     advice = "is recon_ray installed there, with what it needs? see the node's Ray logs"
-    return Finding("answer", "error", f"the node did not answer: {reason}", advice)
+    return Finding("answer", "error", f"the node did not answer: {_reason(answer)}", advice)
 
 
 def _clock(ahead: float, uncertain: float, tolerance: float) -> Finding:
@@ -140,13 +111,12 @@ def _store(answer: object) -> Finding:
     if isinstance(answer, float):
         slow = f", in {answer:.1f} s" if answer > 1 else ""
         return Finding("object store", "ok", f"8 MiB written and read{slow}")
-    reason = str(answer).strip().partition("\n")[0]
     advice = "start the node with a larger --object-store-memory"
-    return Finding("object store", "error", reason or type(answer).__name__, advice)
+    return Finding("object store", "error", _reason(answer), advice)
 
 
 def _plan(config: DoctorConfig) -> Finding:
-    """Return whether ``cluster.workers`` would fit."""
+    """Check whether ``cluster.workers`` would fit."""
     try:
         plan = plan_workers(
             config.cluster, reads_during_training=False, device=config.runtime.device
@@ -160,7 +130,7 @@ def _plan(config: DoctorConfig) -> Finding:
 
 
 def _token(config: DoctorConfig) -> Finding:
-    """Return whether the cluster asks for a token, and whether others may read the one here."""
+    """Check whether the cluster requires a token, and whether others may read the one here."""
     source = access.token_source()
     if source is not None and not access.is_private(source):
         advice = f"chmod 600 {source}"

@@ -1,9 +1,9 @@
-"""A function run once on every node of the cluster, and what the cluster says of its nodes."""
+"""Nodes of the cluster, and functions that run on all of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ TRIAL_BYTES = 8 * 1024**2
 
 @dataclass(frozen=True)
 class Node:
-    """One living node.
+    """A living node.
 
     Attributes:
-        identity: Ray's id of it.
+        identity: Its id in Ray.
         name: Its address, with a number where several nodes share one.
-        resources: What it offers (``CPU``, ``GPU``, ``object_store_memory``).
+        resources: Its resources (``CPU``, ``GPU``, ``object_store_memory``).
     """
 
     identity: str
@@ -31,21 +31,20 @@ class Node:
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that is joined, the head first."""
+    """List the nodes of the cluster that this process has joined, the head first."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     alive.sort(key=lambda node: "node:__internal_head__" not in node["Resources"])
     addresses = [node["NodeManagerAddress"] for node in alive]
     nodes = []
-    for i, node in enumerate(alive):
-        number = addresses[:i].count(addresses[i])
-        shared = addresses.count(addresses[i]) > 1
-        name = f"{addresses[i]}#{number + 1}" if shared else addresses[i]
+    for i, (node, name) in enumerate(zip(alive, addresses, strict=True)):
+        if addresses.count(name) > 1:
+            name = f"{name}#{addresses[:i].count(name) + 1}"
         nodes.append(Node(node["NodeID"], name, dict(node["Resources"])))
     return nodes
 
 
-class NodeVisit:
-    """Actors on all nodes, without reserving anything there.
+class NodeActors:
+    """An actor on every node; it reserves no resources.
 
     Args:
         nodes: The nodes.
@@ -54,51 +53,52 @@ class NodeVisit:
 
     def __init__(self, nodes: Sequence[Node], *, timeout_seconds: float) -> None:
         self._timeout = timeout_seconds
-        self._actors = {
-            node.name: ray.remote(_Visitor)
-            .options(
-                num_cpus=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node.identity, soft=False),
-            )
-            .remote()
-            for node in nodes
-        }
+        self._actors = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node.identity, soft=False)
+            actor = ray.remote(_Caller).options(num_cpus=0, scheduling_strategy=there)
+            self._actors[node.name] = actor.remote()
 
-    def run(self, calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[str, Any]:
-        """Run a function on every node; what it raised, or TimeoutError, in place of its result.
+    def run(
+        self, function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]]
+    ) -> dict[str, Any]:
+        """Call a function on nodes at once.
 
         Args:
-            calls: Name of a node to the function and its arguments.
+            function: What is called.
+            arguments: Name of a node to the arguments there.
+
+        Returns:
+            Name of a node to the result, or to the exception (TimeoutError without an answer).
         """
         pending = {
-            name: self._actors[name].run.remote(function, *arguments)
-            for name, (function, arguments) in calls.items()
+            name: self._actors[name].run.remote(function, *given)
+            for name, given in arguments.items()
         }
         ray.wait(list(pending.values()), num_returns=len(pending), timeout=self._timeout)
         return {name: _result(reference) for name, reference in pending.items()}
 
     def clock_offsets(self) -> dict[str, tuple[float, float]]:
-        """Seconds by which each node's clock is ahead of this one, and how uncertain that is."""
+        """Return how far each node's clock is ahead of this one, and the uncertainty, in seconds.
+
+        Nodes that do not answer are left out.
+        """
         offsets = {}
-        for name, actor in self._actors.items():
+        for name in self._actors:
             asked = time.time()
-            try:
-                there = ray.get(actor.run.remote(time.time), timeout=self._timeout)
-            except (ray.exceptions.RayError, TimeoutError):
-                continue
+            there = self.run(time.time, {name: ()})[name]
             answered = time.time()
-            offsets[name] = (there - (asked + answered) / 2, (answered - asked) / 2)
+            if isinstance(there, float):
+                offsets[name] = (there - (asked + answered) / 2, (answered - asked) / 2)
         return offsets
 
 
-class _Visitor:
-    """Runs what it is given."""
-
+class _Caller:
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
         return function(*arguments)
 
 
-def _result(reference: ray.ObjectRef) -> Any:  # noqa: ANN401 - whatever the function gives
+def _result(reference: ray.ObjectRef) -> Any:  # noqa: ANN401 - any function's result
     try:
         return ray.get(reference, timeout=0)
     except ray.exceptions.RayTaskError as error:
@@ -108,14 +108,13 @@ def _result(reference: ray.ObjectRef) -> Any:  # noqa: ANN401 - whatever the fun
 
 
 def store_round_trip() -> float:
-    """Put a block into this node's object store, read it back, and give the seconds.
+    """Put a block into this node's object store, read it back, and return the seconds.
 
     Raises:
         RuntimeError: If other bytes come back.
     """
     block = np.arange(TRIAL_BYTES // 8)
     started = time.perf_counter()
-    same = np.array_equal(ray.get(ray.put(block)), block)
-    if not same:
+    if not np.array_equal(ray.get(ray.put(block)), block):
         raise RuntimeError("other bytes came back")
     return time.perf_counter() - started

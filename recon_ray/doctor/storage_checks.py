@@ -1,4 +1,4 @@
-"""Return whether the storage of runs and the prepared set can be reached from everywhere."""
+"""Checks whether the storage of runs and the prepared set can be reached from everywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import ArrowException
@@ -23,45 +25,36 @@ LITTLE_SPACE = 2 * 1024**3
 _WHAT_CAN_FAIL = (OSError, ArrowException, ReconError)
 
 
-class Probe:
-    """A file of the driver in the storage, by which nodes tell whether they see the same storage.
+@contextmanager
+def driver_probe(storage: str) -> Iterator[tuple[str, Finding]]:
+    """Keep a file in the storage; nodes that see it share the driver's storage.
+
+    The file is removed at the end, with the storage's folder if it was made for it.
 
     Args:
         storage: ``run.storage``.
+
+    Yields:
+        The file's name, empty if it could not be written; and the finding of writing it.
     """
-
-    def __init__(self, storage: str) -> None:
-        self.storage = storage
-        self.name = f".recon-doctor-{secrets.token_hex(8)}"
-        self.written = ""
-        self._made: str | None = None
-
-    def __enter__(self) -> Probe:
-        return self
-
-    def write(self) -> Finding:
-        """Write it from the driver, and measure how fast."""
-        try:
-            filesystem, root = open_filesystem(self.storage)
-            if filesystem.get_file_info(root).type == pafs.FileType.NotFound:
-                filesystem.create_dir(root, recursive=True)
-                self._made = root
-            found = write_trial(self.storage, self.name)
-        except _WHAT_CAN_FAIL as error:
-            return _refused(self.storage, error)
-        self.written = self.name
-        return found
-
-    def __exit__(self, *error: object) -> None:
-        """Remove it, and the folder if it was made for it."""
-        try:
-            filesystem, root = open_filesystem(self.storage)
-            if self.written:
-                filesystem.delete_file(f"{root}/{self.written}")
-            if self._made and not filesystem.get_file_info(pafs.FileSelector(root)):
+    name, made = _probe_name(), False
+    try:
+        filesystem, root = open_filesystem(storage)
+        if not _exists(filesystem, root):
+            filesystem.create_dir(root, recursive=True)
+            made = True
+        probe, finding = name, write_trial(storage, name)
+    except _WHAT_CAN_FAIL as error:
+        probe, finding = "", _refused(storage, error)
+    try:
+        yield probe, finding
+    finally:
+        with suppress(*_WHAT_CAN_FAIL):  # an error was reported already
+            filesystem, root = open_filesystem(storage)
+            if _exists(filesystem, f"{root}/{name}"):
+                filesystem.delete_file(f"{root}/{name}")
+            if made and not filesystem.get_file_info(pafs.FileSelector(root)):
                 filesystem.delete_dir(root)
-        except _WHAT_CAN_FAIL:
-            pass  # what could not be written has been told already
 
 
 def write_trial(storage: str, name: str) -> Finding:
@@ -80,44 +73,42 @@ def write_trial(storage: str, name: str) -> Finding:
         same = stream.read() == block
     if not same:
         return Finding("storage", "error", f"{storage}: reads other bytes than were written")
-    speed = f"{TRIAL_BYTES / 1024**2 / seconds:.0f} MiB/s"
     if isinstance(filesystem, pafs.LocalFileSystem):
         free = shutil.disk_usage(root).free
         if free < LITTLE_SPACE:
             told = f"{storage}: {gigabytes(free)} free"
             return Finding("storage", "warning", told, "free space, or choose another run.storage")
-    return Finding("storage", "ok", f"{storage}: written and read" + _if_slow(speed, seconds))
+    speed = f", {TRIAL_BYTES / 1024**2 / seconds:.0f} MiB/s" if seconds > 1 else ""
+    return Finding("storage", "ok", f"{storage}: written and read{speed}")
 
 
-def _if_slow(speed: str, seconds: float) -> str:
-    return f", {speed}" if seconds > 1 else ""
-
-
-def inspect_storage(storage: str, driver_probe: str) -> list[Finding]:
-    """Look from a node for the driver's file, and write one of its own.
+def inspect_storage(storage: str, probe: str) -> Finding:
+    """Look on a node for the driver's file, and write one of its own.
 
     Args:
         storage: ``run.storage``.
-        driver_probe: Name of the file that the driver has written; empty if it could not.
+        probe: Name of the driver's file (:func:`driver_probe`); empty if there is none.
     """
-    own = f".recon-doctor-{secrets.token_hex(8)}"
+    own = _probe_name()
     try:
         filesystem, root = open_filesystem(storage)
-        if driver_probe and not _exists(filesystem, f"{root}/{driver_probe}"):
-            return [
-                Finding(
-                    "storage", "error", f"{storage}: not the driver's, its file is not here",
-                    "give a run.storage that all nodes share: a mounted folder, or a URI such as "
-                    "s3://bucket/folder",
-                )
-            ]  # fmt: skip
+        if probe and not _exists(filesystem, f"{root}/{probe}"):
+            return Finding(
+                "storage", "error", f"{storage}: not the driver's, its file is not here",
+                "give a run.storage that all nodes share: a mounted folder, or a URI such as "
+                "s3://bucket/folder",
+            )  # fmt: skip
         try:
-            return [write_trial(storage, own)]
+            return write_trial(storage, own)
         finally:
             if _exists(filesystem, f"{root}/{own}"):
                 filesystem.delete_file(f"{root}/{own}")
     except _WHAT_CAN_FAIL as error:
-        return [_refused(storage, error)]
+        return _refused(storage, error)
+
+
+def _probe_name() -> str:
+    return f".recon-doctor-{secrets.token_hex(8)}"
 
 
 def _exists(filesystem: pafs.FileSystem, path: str) -> bool:
@@ -131,18 +122,18 @@ def _refused(storage: str, error: Exception) -> Finding:
 
 
 def inspect_data(path: str) -> list[Finding]:
-    """Open the prepared set; nodes that find another one show another hash."""
+    """Open the prepared set, if one is given; nodes with another one show another hash."""
     if not path:
         return []
-    manifest = Path(path) / "_manifest.json"
     try:
         if not Path(path).is_dir():
             raise ConfigError("no such folder")
         prepared = PreparedSet.open(Path(path))
-        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+        digest = hashlib.sha256((Path(path) / "_manifest.json").read_bytes()).hexdigest()[:12]
     except _WHAT_CAN_FAIL as error:
-        reason = str(error).partition("\n")[0].removeprefix(f"{path}: ")
+        reason = str(error).partition("\n")[0]
+        told = reason if reason.startswith(path) else f"{path}: {reason}"
         advice = "prepare it (jobs/prepare.py) in a folder that all nodes share"
-        return [Finding("data", "error", f"{path}: {reason}", advice)]
+        return [Finding("data", "error", told, advice)]
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in prepared.splits.items())
     return [Finding("data", "ok", f"{path}: {rows} (manifest {digest})")]

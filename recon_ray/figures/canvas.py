@@ -1,4 +1,4 @@
-"""What all figures share: colors, and a canvas that needs no display."""
+"""Colors and style of all figures, and a canvas that needs no display."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
 
 
 def style_axes(axes: Axes, title: str) -> None:
-    """Style a chart as all of them: quiet frame, small text, title on the left."""
+    """Style a chart: gray frame, small text, title on the left."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

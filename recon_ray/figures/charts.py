@@ -1,4 +1,4 @@
-"""PNG charts: training curves, confusion matrices, figures by class. Needs no display."""
+"""PNG charts: training curves, confusion matrices, values by class. They need no display."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from recon_ray.figures.canvas import (
     save_figure,
     style_axes,
 )
-from recon_ray.figures.ply import Array, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap, Normalize
 
 COUNTED_CLASSES = 20  # up to so many, the cells of a confusion matrix have room for their counts
 ABSENT_COLOR = "#f1f2f4"
@@ -31,7 +29,7 @@ BAR_COLOR = SERIES_COLORS[0]
 
 def curve_figure(
     steps: Sequence[float],
-    series: Mapping[str, Sequence[float]],
+    series: Mapping[str, Sequence[float] | npt.NDArray],
     path: Path | str,
     *,
     title: str = "",
@@ -77,8 +75,10 @@ def curve_figure(
     return save_figure(figure, path)
 
 
-def draw_confusion(path: Path | str, matrix: Array, classes: Sequence[str], title: str) -> Path:
-    """Draw a confusion matrix: what the shapes of every class were taken for.
+def draw_confusion(
+    path: Path | str, matrix: npt.NDArray, classes: Sequence[str], title: str
+) -> Path:
+    """Draw a confusion matrix.
 
     Colors are fractions of the row. With up to 20 classes every cell that is not empty shows its
     count. The row of a class without shapes is gray.
@@ -95,24 +95,38 @@ def draw_confusion(path: Path | str, matrix: Array, classes: Sequence[str], titl
     Raises:
         ValueError: If the matrix is not square with a row for every name, or has no class.
     """
-    counts = to_numpy(matrix)
-    if not len(classes) or counts.shape != (len(classes), len(classes)):
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    if not len(classes) or matrix.shape != (len(classes), len(classes)):
         raise ValueError(
-            f"the confusion matrix has shape {counts.shape} for {len(classes)} classes."
+            f"the confusion matrix has shape {matrix.shape} for {len(classes)} classes."
         )
     side = float(np.clip(0.42 * len(classes), 3.2, 7.5))
     margin = 0.45 + 0.065 * max(map(len, classes))
     figure = new_figure(side + margin + 0.9, side + margin + 0.5)
     axes = figure.add_subplot()
-    totals = counts.sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        fractions = np.where(totals > 0, counts / totals, np.nan)
-    image = axes.imshow(fractions, cmap=_shades(), norm=_norm())
-    if len(classes) <= COUNTED_CLASSES:
-        _write_counts(axes, counts, fractions)
-    _name_classes(axes, classes)
-    axes.set_title(title, color=TEXT_COLOR, fontsize=11, loc="left")
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+    totals = matrix.sum(axis=1, keepdims=True)
+    fractions = matrix / np.maximum(totals, 1)
+    display = ConfusionMatrixDisplay(fractions, display_labels=classes).plot(
+        ax=axes,
+        include_values=len(classes) <= COUNTED_CLASSES,
+        cmap=LinearSegmentedColormap.from_list(
+            "shades", ["#ffffff", "#7fa8d6", "#123a6b"]
+        ).with_extremes(bad=ABSENT_COLOR),
+        xticks_rotation="vertical",
+        colorbar=False,
+        # By its square root a fraction of one in twenty is still seen.
+        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=1)},
+        text_kw={"fontsize": 9 if len(classes) <= 12 else 7},
+    )
+    display.im_.set_data(np.where(totals > 0, fractions, np.nan))
+    if display.text_ is not None:
+        for index, count in np.ndenumerate(matrix):
+            display.text_[index].set_text(f"{count:g}" if count else "")
+            display.text_[index].set_color("white" if fractions[index] > 0.35 else TEXT_COLOR)
+    _style_confusion(axes, len(classes), title)
+    bar = figure.colorbar(display.im_, ax=axes, shrink=0.6, pad=0.02)
     bar.set_label("fraction of the true class", color=TEXT_COLOR, fontsize=9)
     bar.ax.tick_params(colors=TEXT_COLOR, labelsize=8)
     bar.outline.set_visible(False)
@@ -120,10 +134,25 @@ def draw_confusion(path: Path | str, matrix: Array, classes: Sequence[str], titl
     return save_figure(figure, path)
 
 
+def _style_confusion(axes: Axes, num_classes: int, title: str) -> None:
+    axes.set_title(title, color=TEXT_COLOR, fontsize=11, loc="left")
+    axes.set_xlabel("predicted", color=TEXT_COLOR, fontsize=10)
+    axes.set_ylabel("true", color=TEXT_COLOR, fontsize=10)
+    axes.tick_params(colors=TEXT_COLOR, length=0, labelsize=9 if num_classes <= 25 else 7)
+    for spine in axes.spines.values():
+        spine.set_color(QUIET_COLOR)
+    # Thin lines between the cells, to follow a row of forty.
+    edges = np.arange(1, num_classes) - 0.5
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(which="minor", color=GRID_COLOR, linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+
+
 def draw_per_class(
     path: Path | str, names: Sequence[str], values: Sequence[float], title: str
 ) -> Path:
-    """Draw one bar a class, with the mean of those that there are.
+    """Draw one bar a class, and the mean over the classes that occur.
 
     Args:
         path: PNG file to write; its folder is made.
@@ -135,7 +164,7 @@ def draw_per_class(
         The path.
 
     Raises:
-        ValueError: If the numbers of names and values differ, or there is none.
+        ValueError: If the numbers of names and values differ, or are 0.
     """
     heights = np.asarray(values, dtype=np.float64)
     if not len(names) or heights.shape != (len(names),):
@@ -173,45 +202,3 @@ def _mark_mean(axes: Axes, heights: npt.NDArray[np.float64]) -> None:
         axes.set_xlabel(
             f"mean over {len(present)} classes {mean:.1%}", color=SERIES_COLORS[1], fontsize=9
         )
-
-
-def _shades() -> Colormap:
-    """White to dark blue; gray where there is nothing."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shades = LinearSegmentedColormap.from_list("shades", ["#ffffff", "#7fa8d6", "#123a6b"])
-    return shades.with_extremes(bad=ABSENT_COLOR)
-
-
-def _norm() -> Normalize:
-    """The square root of a fraction: a confusion of one in twenty is not lost."""
-    from matplotlib.colors import PowerNorm
-
-    return PowerNorm(0.5, vmin=0, vmax=1)
-
-
-def _write_counts(axes: Axes, counts: npt.NDArray, fractions: npt.NDArray[np.float64]) -> None:
-    size = 9 if len(counts) <= 12 else 7
-    for row, column in zip(*np.nonzero(counts), strict=True):
-        color = "white" if fractions[row, column] > 0.35 else TEXT_COLOR
-        axes.text(
-            column, row, f"{counts[row, column]:g}", ha="center", va="center", fontsize=size,
-            color=color,
-        )  # fmt: skip
-
-
-def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
-    places = np.arange(len(classes))
-    size = 9 if len(classes) <= 25 else 7
-    axes.set_xticks(places, classes, rotation=90, fontsize=size)
-    axes.set_yticks(places, classes, fontsize=size)
-    axes.set_xlabel("predicted", color=TEXT_COLOR, fontsize=10)
-    axes.set_ylabel("true", color=TEXT_COLOR, fontsize=10)
-    axes.tick_params(colors=TEXT_COLOR, length=0)
-    for spine in axes.spines.values():
-        spine.set_color(QUIET_COLOR)
-    # Thin lines between the cells, to follow a row of forty.
-    axes.set_xticks(places[1:] - 0.5, minor=True)
-    axes.set_yticks(places[1:] - 0.5, minor=True)
-    axes.grid(which="minor", color=GRID_COLOR, linewidth=0.5)
-    axes.tick_params(which="minor", length=0)

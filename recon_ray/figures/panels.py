@@ -26,7 +26,7 @@ VISIBLE_COLOR = "#2f6db5"
 MASKED_COLOR = "#5d6673"
 OVERLAP_COLOR = "#aab6c8"  # points of masked patches that visible ones show as well
 PREDICTION_COLOR = "#e0762f"
-#: Points that a model does not see, in pictures of values.
+#: Points in no patch, in pictures of values.
 UNSEEN_COLOR = "#e4e7eb"
 #: Colors of values from low to high, evenly spaced.
 VALUE_COLORS = ("#8fa9cf", "#c9b59a", "#f0a03c", "#d83a2b", "#6d0a24")
@@ -102,8 +102,8 @@ def draw_values(
     Args:
         axes: Panel.
         points: (N, 3).
-        values: (N,), NaN where there is none.
-        frame: What the panel shows.
+        values: (N,), NaN at points without a value.
+        frame: Part of space in the panel.
 
     Returns:
         The values at the ends of the scale.
@@ -144,7 +144,7 @@ def rgb(color: str) -> npt.NDArray[np.float32]:
 
 
 def write_heading(axes: Axes, heading: str, colors: Sequence[str], size: float = 10) -> None:
-    """Write a panel's name above it, each line in the color of the points that it names."""
+    """Write a panel's heading above it, each line in its color."""
     lines = heading.split("\n")
     for index, (line, color) in enumerate(zip(lines, colors, strict=True)):
         axes.annotate(
@@ -161,7 +161,7 @@ def write_heading(axes: Axes, heading: str, colors: Sequence[str], size: float =
 
 
 def write_row_title(axes: Axes, title: str, size: float = 10) -> None:
-    """Write a row's name on the left of its first panel, upwards; a second line is quiet."""
+    """Write a row's title upwards, left of its first panel; a second line is small and gray."""
     lines = title.split("\n")
     for index, line in enumerate(lines):
         axes.annotate(

@@ -1,4 +1,4 @@
-"""Pictures and files of single shapes: what a model reconstructs, and where its tokens look."""
+"""Pictures and PLY files of single shapes: reconstruction and attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from recon_ray.figures.panels import (
     write_heading,
     write_row_title,
 )
-from recon_ray.figures.ply import write_ply
 from recon_ray.figures.views import ShapeView
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class Panel:
     """One panel of a shape.
 
     Attributes:
-        heading: What is shown, a line for each color.
-        colors: Colors of the lines.
+        heading: Lines above the panel.
+        colors: Color of each line.
         groups: Points of one color each.
         values: Values of the points of the only group, which color them instead.
     """
@@ -96,7 +95,7 @@ def shape_figure(view: ShapeView, path: Path | str) -> Path:
     """Draw all panels of one shape, with a color bar below each picture of attention.
 
     Args:
-        view: What a model makes of the shape.
+        view: The shape.
         path: PNG file to write; its folder is made.
 
     Returns:
@@ -178,7 +177,7 @@ def sheet_figure(views: Sequence[ShapeView], path: Path | str) -> Path:
 
 
 def clouds_of(view: ShapeView) -> dict[str, tuple[Points, npt.NDArray[np.uint8]]]:
-    """Return what is drawn as colored clouds: kind to (n, 3) points and (n, 3) uint8 RGB.
+    """Return colored clouds: kind to (n, 3) points and (n, 3) uint8 RGB.
 
     The kinds are ``input``; ``visible``, ``masked``, ``prediction`` and ``completed`` (visible and
     predicted points together); ``attention-<token>``.
@@ -200,13 +199,19 @@ def clouds_of(view: ShapeView) -> dict[str, tuple[Points, npt.NDArray[np.uint8]]
 def write_clouds(view: ShapeView, folder: Path) -> list[Path]:
     """Write the clouds of :func:`clouds_of` as ``<name>-<kind>.ply``.
 
+    The files are binary: float32 coordinates, and RGBA as bytes.
+
     Raises:
         OSError: If one cannot be written.
     """
-    return [
-        write_ply(folder / f"{view.name}-{kind}.ply", points, colors)
-        for kind, (points, colors) in clouds_of(view).items()
-    ]
+    from trimesh import PointCloud  # some tenths of a second
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, (points, colors) in clouds_of(view).items():
+        paths.append(folder / f"{view.name}-{kind}.ply")
+        PointCloud(points, colors).export(paths[-1])
+    return paths
 
 
 def _painted(*groups: tuple[Points, str]) -> tuple[Points, npt.NDArray[np.uint8]]:
@@ -237,7 +242,7 @@ class _Grid:
 
 
 def _draw_panel(axes: Axes, panel: Panel, frame: Frame) -> tuple[float, float] | None:
-    """Draw the points; give the ends of the color scale if there is one."""
+    """Draw the points; return the ends of the color scale, None without values."""
     if panel.values is None:
         draw_points(axes, panel.groups, frame)
         return None

@@ -1,4 +1,4 @@
-"""What a trained model makes of one shape: its reconstruction, and where its tokens look."""
+"""Reconstruction and attention of single shapes by a trained model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recon_ray.figures.mesh import absolute_patches
 from recon_ray.figures.panels import Points
-from recon_ray.figures.ply import to_points
 from recon_ray.models.attention import token_attention
 from recon_ray.models.cloud import CloudModel
 from recon_ray.models.decoder import ReconOutput
@@ -40,15 +38,15 @@ class Reconstruction(NamedTuple):
 
 @dataclass(frozen=True)
 class ShapeView:
-    """Everything that is drawn of one shape.
+    """What is drawn of one shape.
 
     Attributes:
-        name: Name of its files.
-        title: What its pictures say: the class, and below it the shape.
-        points: (N, 3) the cloud that the model got.
-        reconstruction: None if the model was not asked for it.
-        attention: Name of a query token to (N,) values; 1 is what each patch would get if all
-            got the same, NaN are points in no patch, which the model does not see.
+        name: Start of the names of its files.
+        title: Heading: the class, and below it the shape.
+        points: (N, 3) the model's input.
+        reconstruction: None where it is not drawn.
+        attention: Name of a query token to (N,) values; 1 is the mean over the patches, NaN are
+            points in no patch, which the model does not see.
     """
 
     name: str
@@ -60,7 +58,7 @@ class ShapeView:
 
 @torch.no_grad()
 def reconstruct(model: CloudModel, points: Tensor, source: RandomSource) -> list[Reconstruction]:
-    """Let a pre-training model hide and reconstruct patches.
+    """Hide patches of clouds and reconstruct them with a pre-training model.
 
     Args:
         model: A model with a decoder, in evaluation mode.
@@ -72,8 +70,8 @@ def reconstruct(model: CloudModel, points: Tensor, source: RandomSource) -> list
         points, model.num_groups, model.group_size, min_sq_norm=model.fps_min_sq_norm
     )
     batch, num_points, _ = points.shape
-    hidden_centers = centers[output.mask].view(batch, -1, 3)
-    predictions = absolute_patches(output.prediction.float(), hidden_centers)
+    hidden_centers = centers[output.mask].view(batch, -1, 1, 3)
+    predictions = (output.prediction.float() + hidden_centers).flatten(1, 2)  # (B, M K, 3)
     results = []
     for i, mask in enumerate(output.mask):
         loss = ops.chamfer_loss(output.prediction[i].float(), output.target[i], norm="l2")
@@ -81,7 +79,7 @@ def reconstruct(model: CloudModel, points: Tensor, source: RandomSource) -> list
             Reconstruction(
                 _members(idx[i][~mask], num_points),
                 _members(idx[i][mask], num_points),
-                to_points(predictions[i]),
+                predictions[i].cpu().numpy(),
                 float(loss),
             )
         )
@@ -89,7 +87,7 @@ def reconstruct(model: CloudModel, points: Tensor, source: RandomSource) -> list
 
 
 def _members(idx: Tensor, num_points: int) -> npt.NDArray[np.bool_]:
-    """Which of N points are listed: (N,) bool."""
+    """Return a mask (N,) bool, true at the indices."""
     members = torch.zeros(num_points, dtype=torch.bool, device=idx.device)
     members[idx.flatten().long()] = True
     return members.cpu().numpy()
@@ -118,7 +116,7 @@ def attend(
 
 
 def spread_to_points(weights: Tensor, idx: Tensor, num_points: int) -> Tensor:
-    """Return each point the mean of the patches that it lies in.
+    """Average over the patches that each point lies in.
 
     Args:
         weights: (B, Q, G) values of the patches.

@@ -91,9 +91,9 @@ class CosineSchedule:
     """Learning rate by epoch: linear warm-up, then half a cosine.
 
     The rate rises from ``min_lr`` to the base rate during the warm-up and falls to ``min_lr`` at
-    the end, continuously. ``lags`` repeats the published code: the rate changes once an epoch and lags
-    by one (epochs 0 and 1 both run at ``min_lr``), and the cosine counts from epoch 0 and so starts
-    below the base rate.
+    the end, continuously. ``lags`` repeats the published code: the rate changes once an epoch and
+    lags by one (epochs 0 and 1 both run at ``min_lr``), and the cosine counts from epoch 0 and so
+    starts below the base rate.
 
     Attributes:
         epochs: Length of the schedule.

@@ -96,30 +96,32 @@ class ToyTask:
 from functools import partial
 from pathlib import Path
 
+from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.tasks.config_checks import find_set
-from recon_ray.tasks.run import open_run
-from recon_ray.tasks.training_run import fit_settings, job_of, train
+from recon_ray.tasks.driver import Training, run_training, training_counts
+from recon_ray.train.settings import FitSettings
 
 from toy.task import ToyTask
 
 
 def toy(job):
-    config = job.config
-    prepared = find_set("data.path", Path(config.data.path))
-    run = open_run("toy", config, label="size", resume=config.resume)
-    training = job_of(
-        run,
-        config,
-        prepared,
-        make_task=partial(ToyTask, config),
-        settings=fit_settings(config),
-        options=BatchOptions(seed=config.run.seed),
-        evaluation_splits=("test",),
-    )
-    metrics = train(training, config, begin=run.begin, then=dict)
-    counts = {"steps": int(metrics.pop("steps"))}
-    return run.finish(metrics, table="", selection="last step", counts=counts)
+    return run_training(job, Training(open_set, plan, lambda config: "size", finish))
+
+
+def open_set(config):
+    return find_set("data.path", Path(config.data.path))
+
+
+def plan(run, config, prepared):
+    options = BatchOptions(seed=config.run.seed)
+    make_task, settings = partial(ToyTask, config), FitSettings(config)
+    return TrainingJob(make_task, settings, options, prepared, run.folder, ("test",))
+
+
+def finish(run, training, metrics):
+    counts = training_counts(training, metrics)
+    return lambda: run.finish(metrics, table="", selection="last step", counts=counts)
 """,
 }
 
@@ -152,7 +154,7 @@ def _options(tiny_prepared: PreparedSet, prefix: str = "") -> list[str]:
 def test_it_runs(folder: Path, tiny_prepared: PreparedSet) -> None:
     result = _run("toy", folder, "width=12", *_options(tiny_prepared))
     assert result["job"] == "toy"
-    assert result["counts"] == {"steps": 60}
+    assert result["counts"]["steps"] == 60
     assert result["metrics"]["size_error"] < 0.5 * result["metrics"]["size_error_before"]
     assert (folder / "new" / "checkpoints" / "step-00000060" / "model.pt").is_file()
 

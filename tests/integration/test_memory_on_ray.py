@@ -33,14 +33,14 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 def starved_loop(config: dict[str, Any], hungry: tuple[int, ...]) -> dict[str, Any]:
     """The usual loop, in which the third step of some workers asks for too much."""
     if ray.train.get_context().get_world_rank() in hungry:
-        losses, steps = Step._losses, iter(range(1, 9))
+        losses, steps = Step.losses, iter(range(1, 9))
 
         def starved(step: Step, *arguments: Any) -> Any:
             if next(steps) == 3:
                 torch.empty(1 << 60, dtype=torch.uint8)
             return losses(step, *arguments)
 
-        Step._losses = starved
+        Step.losses = starved
     return train_loop(config)
 
 

@@ -74,7 +74,7 @@ def _card(name: str, facts: dict[str, Any]) -> Card:
 def load_facts(path: Path) -> dict[str, Any]:
     """Return the content of a YAML file of this package."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is four times as fast
-    return yaml.load(path.read_text(encoding="utf-8"), loader)
+    return loader(path.read_text(encoding="utf-8")).get_single_data()
 
 
 _FACTS = load_facts(Path(__file__).with_name("cards.yaml"))

@@ -109,7 +109,7 @@ def test_a_folder_of_unreadable_files_only_is_status_1(jobs: Jobs) -> None:
     )
     assert not (jobs.folder / "set" / "_manifest.json").exists()
     outcome = jobs.pretrain(f"data.path={jobs.folder / 'set'}")
-    outcome.refused(1, r"/set: is no complete prepared set")
+    outcome.refused(1, r"/set: is not a complete prepared set")
 
 
 WRONG_SOURCES: list[tuple[str, int, str]] = [

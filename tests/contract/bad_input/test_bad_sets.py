@@ -24,7 +24,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "no-manifest",
         lambda root: (root / "_manifest.json").unlink(),
-        r"copy: is no complete prepared set \(_manifest\.json is missing\); run the prepare job",
+        r"copy: is not a complete prepared set \(_manifest\.json is missing\); run the prepare job",
     ),
     (
         "missing-shard",

@@ -128,7 +128,7 @@ def _starve_python(*_: Any, **__: Any) -> Any:
 def test_training_out_of_memory_names_what_to_lower(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, starve: Callable[..., Any], reason: str
 ) -> None:
-    monkeypatch.setattr("recon_ray.train.step.one_step.Step._losses", starve)
+    monkeypatch.setattr("recon_ray.train.step.one_step.Step.losses", starve)
     jobs.pretrain(*QUICK).refused(
         1,
         rf"^error: memory is exhausted \({reason}.*\); continue it with "
@@ -154,7 +154,7 @@ def test_an_error_of_another_kind_is_not_taken_for_exhausted_memory(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("recon_ray.train.step.one_step.Step._losses", fail)
+    monkeypatch.setattr("recon_ray.train.step.one_step.Step.losses", fail)
     monkeypatch.setattr("tempfile.mkstemp", refuse)  # for the traceback
     jobs.pretrain(*QUICK).refused(1, r"RuntimeError: mat1 and mat2 shapes")
 

@@ -14,7 +14,7 @@ from job_runs import Jobs
         ("", 2, r"data\.path=<prepared set> or files=\[a\.ply, \.\.\.\] must be given"),
         ("files=[cut.ply]", 1, r"cut\.ply: cannot be read \("),
         ("files=[notes.docx]", 1, r"notes\.docx: cannot read files of this type; use one of"),
-        ("data.path=. shapes=[cup]", 1, r"is no complete prepared set"),
+        ("data.path=. shapes=[cup]", 1, r"is not a complete prepared set"),
         (
             "files=[cut.ply] shapes=3",
             2,

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from recon_ray.data.sources.cards import CARDS
@@ -48,8 +47,8 @@ def test_curves_must_have_the_length_of_the_steps(tmp_path):
 
 def test_a_confusion_is_colored_by_the_fraction_of_its_row(tmp_path):
     # The same fractions from other counts give the same colors: only the written counts differ.
-    few = torch.tensor([[1, 1], [0, 2]])
-    many = torch.tensor([[7, 7], [0, 9]])
+    few = np.array([[1, 1], [0, 2]])
+    many = np.array([[7, 7], [0, 9]])
     first, second = (
         read(draw_confusion(tmp_path / f"{i}.png", matrix, ["cup", "lamp"], "t"))
         for i, matrix in enumerate((few, many))
@@ -76,7 +75,7 @@ def test_forty_classes_have_room_for_their_names_and_no_counts(tmp_path, monkeyp
     for count in (10, 40):
         draw_confusion(tmp_path / "c.png", np.eye(count) * 100, names[:count], "t")
     ten, forty = (figure.axes[0] for figure in drawn)
-    assert [text.get_text() for text in ten.texts] == ["100"] * 10
+    assert [text.get_text() for text in ten.texts if text.get_text()] == ["100"] * 10
     assert len(forty.texts) == 0
     labels = [tick.get_window_extent() for tick in forty.get_yticklabels()]
     assert len(labels) == 40
