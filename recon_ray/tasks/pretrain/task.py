@@ -1,33 +1,29 @@
 """ReCon pre-training: masked reconstruction and distillation from teachers (paper, section 3).
 
-The two-tower ablation is trained in the same way; nothing probes its features.
+One step, from top to bottom: :meth:`PretrainTask.prepare_on_device` (batch, augmentation, teachers)
+and :meth:`PretrainModule.forward` (student, losses, sum). The two-tower ablation is trained in the
+same way; nothing probes its features.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import Batch, BatchOptions
 from recon_ray.data.loading.device_augmentation import DeviceAugmentation
-from recon_ray.errors import ConfigError
 from recon_ray.losses.pretrain import pretrain_losses
-from recon_ray.models.cloud import svm_pool
 from recon_ray.models.presets import MODELS, preset_sizes
 from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
-from recon_ray.protocols import REFERENCE_SKIP
-from recon_ray.tasks.feature_extraction import PointChoice, extract_features
-from recon_ray.tasks.linear_probe.probes import few_label_accuracy, svm_accuracy
 from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.evaluation import probe_student
 from recon_ray.tasks.pretrain.validation import Validation, ValidationPlan
 from recon_ray.tasks.teacher_features import (
     StoredTeachers,
@@ -35,18 +31,11 @@ from recon_ray.tasks.teacher_features import (
     make_image_teacher,
     make_text_teacher,
 )
-from recon_ray.tasks.zeroshot.evaluation import (
-    accuracy,
-    class_vectors,
-    encode_texts,
-    zeroshot_predictions,
-)
+from recon_ray.tasks.zeroshot.evaluation import encode_texts
 from recon_ray.teachers.cache import StoredBank
 from recon_ray.teachers.protocol import ImageTeacher, TextTeacher
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import Runtime
-
-logger = logging.getLogger(__name__)
 
 Student: TypeAlias = Recon | TwoTower
 
@@ -65,13 +54,14 @@ class PretrainModule(nn.Module):
         self.chamfer = chamfer
 
     def forward(self, batch: Batch, source: SampleGenerator) -> dict[str, Tensor]:
-        """Return the named losses of a batch."""
-        output = self.model(batch["points"], source=source)
+        """Return the named () losses of a prepared batch; ``loss`` is their sum."""
+        # Grouping, masking, encoder, decoder; the queries learn from the teachers' features.
+        output = self.model(batch["points"], source=source)  # (B, N, 3) -> (B, M, K, 3), (B, d)
         return pretrain_losses(
             output,
-            image_features=batch.get("image_features"),
-            text_features=batch.get("text_features"),
-            labels=batch["label"] if output.contrast is not None else None,
+            image_features=batch.get("image_features"),  # (B, d)
+            text_features=batch.get("text_features"),  # (B, d)
+            labels=batch["label"] if output.contrast is not None else None,  # (B,)
             chamfer=self.chamfer,
         )
 
@@ -123,6 +113,38 @@ class PretrainTask:
         self.has_unused_parameters = (
             self._image_dim is None and self._text_dim is None and not config.loss.self_contrast
         )
+
+    # -- the step --------------------------------------------------------------------------------
+
+    def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
+        """Draw points, normalize and rotate the clouds, add the teachers' features.
+
+        The order is the published one: sub-sample, normalize, rotate about the up axis.
+        """
+        data = self.config.data
+        points = transforms.random_subset(batch["points"], data.num_points, source)  # (B, N, 3)
+        if data.normalize:
+            points = transforms.normalize(points)
+        prepared = {"points": transforms.rotate_y(points, source), "label": batch["label"]}
+        for name in ("image_features", "text_features"):  # (B, d): of a cache, or of the source
+            if name in batch:
+                prepared[name] = batch[name]
+        if self._bank is not None:  # (C, P, d): a random prompt of each text
+            prompt = source.randint(self._bank.shape[1], 1).squeeze(1)  # (B,)
+            prepared["text_features"] = self._bank[batch["text_index"], prompt]
+        if self.image_teacher is not None:
+            prepared["image_features"] = self.image_teacher.encode(self._images(batch))
+        return prepared
+
+    def _images(self, batch: Batch) -> Tensor:
+        """(B, 3, H, W) images for the teacher; those with drawn parameters are augmented here."""
+        images = batch["images"]
+        if "image_parameters" not in batch:
+            return images
+        assert self._augmentation is not None
+        return self._augmentation(images, batch["image_parameters"])
+
+    # -- model and data --------------------------------------------------------------------------
 
     def _image_source(self) -> ImageTeacher | StoredFeatures | None:
         return self.stored.image or self.image_teacher
@@ -199,61 +221,29 @@ class PretrainTask:
             self._bank = bank.to(device)
             self._text_teacher = None
 
-    def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
-        """Draw points, normalize and turn the clouds, add the teachers' features.
-
-        The order is the published one: sub-sample, normalize, rotate about the up axis.
-        """
-        points = transforms.random_subset(batch["points"], self.config.data.num_points, source)
-        if self.config.data.normalize:
-            points = transforms.normalize(points)
-        enriched = {"points": transforms.rotate_y(points, source), "label": batch["label"]}
-        stored = ("image_features", "text_features")
-        enriched |= {name: batch[name] for name in stored if name in batch}
-        if self._bank is not None:
-            prompt = source.randint(self._bank.shape[1], 1).squeeze(1)
-            enriched["text_features"] = self._bank[batch["text_index"], prompt]
-        if self.image_teacher is not None:
-            enriched["image_features"] = self.image_teacher.encode(self._images(batch))
-        return enriched
-
-    def _images(self, batch: Batch) -> Tensor:
-        """Images for the teacher; those that came with parameters are augmented here."""
-        images = batch["images"]
-        if "image_parameters" not in batch:
-            return images
-        assert self._augmentation is not None
-        return self._augmentation(images, batch["image_parameters"])
-
     # -- evaluation ------------------------------------------------------------------------------
 
     def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
-        """Probes and zero-shot accuracy on the held-out split, before and after training.
-
-        Every sample is counted once, whatever the number of workers; rank 0 fits the probes.
+        """Return probes and zero-shot accuracy on the held-out split.
 
         Raises:
             ConfigError: If there are too few labeled shapes for the probes.
         """
-        options = self.config.eval
-        if not options.enabled or self.num_classes < 2:
+        config = self.config
+        if not config.eval.enabled or self.num_classes < 2:
             return {}
-        model = self._probed(module)
-        test = self._extract(model, runtime, options.split)
-        train = self._extract(model, runtime, "+".join(self.config.data.train_splits))
-        self._check_labels(train["label"], test["label"])  # on every rank: none must wait for one
-        if runtime.rank != 0:
-            return {}
-        metrics = self._zeroshot(test, when)
-        data = (train["features"], train["label"], test["features"], test["label"])
-        probe = few_label_accuracy(
-            *data, shots=options.shots, draws=options.draws, seed=0, c=options.svm_c
+        by_class = self._bank is not None and config.data.text == "category"
+        return probe_student(
+            self._probed(module),
+            runtime,
+            config,
+            bank=self._bank.cpu() if self._bank is not None and by_class else None,
+            num_classes=self.num_classes,
+            when=when,
         )
-        metrics |= {f"probe_{when}": probe, "chance": 1 / self.num_classes}
-        return metrics | {f"probe_full_{when}": svm_accuracy(*data, c=options.svm_c)}
 
     def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """The value that chooses the best epoch, if there is a validation."""
+        """Return the value that chooses the best epoch, if there is a validation."""
         if self.validation is None:
             return {}
         return self.validation.run(self._probed(module), runtime)
@@ -267,50 +257,3 @@ class PretrainTask:
     def records(self) -> dict[str, Any]:
         """Nothing goes with the model beyond its architecture."""
         return {}
-
-    def _check_labels(self, train: np.ndarray, test: np.ndarray) -> None:
-        classes, options = len(np.unique(train)), self.config.eval
-        if classes < 2 or len(test) == 0:
-            limit = "null" if options.limit is None else options.limit
-            raise ConfigError(
-                f"eval.limit={limit}: that leaves {classes} classes of labeled shapes in 'train' "
-                f"and {len(test)} shapes in {options.split!r}, but the probes need two classes to "
-                "learn from and a shape to test on; raise it and data.limit, or set "
-                "eval.enabled=false"
-            )
-
-    def _zeroshot(self, test: dict[str, np.ndarray], when: str) -> dict[str, float]:
-        if self._bank is None or self.config.data.text != "category":
-            return {}
-        vectors = class_vectors(self._bank.cpu())
-        predicted = zeroshot_predictions(torch.from_numpy(test["text"]), vectors)
-        name = "zeroshot_before" if when == "before" else "zeroshot_accuracy"
-        return {name: accuracy(predicted, torch.from_numpy(test["label"]))}
-
-    def _extract(self, model: Recon, runtime: Runtime, split: str) -> dict[str, np.ndarray]:
-        """Features of all labeled rows of a split, in order of sample id, on every rank."""
-
-        def encode(points: Tensor) -> dict[str, Tensor]:
-            tokens = model.forward_features(points)
-            text = tokens[:, 2] if model.text_proj is None else model.project_text(tokens)
-            return {"features": svm_pool(tokens), "text": text}
-
-        options = self.config.eval
-        return extract_features(
-            encode,
-            runtime,
-            split,
-            self._evaluation_points(),
-            batch_size=options.batch_size,
-            limit=options.limit,
-        )
-
-    def _evaluation_points(self) -> PointChoice:
-        """Points of the probes before and after: the same subset of a sample every time."""
-        config = self.config
-        return PointChoice(
-            config.data.num_points,
-            how="fps" if config.flags.fps_probe_points else "random",
-            normalize="subset" if config.data.normalize else "none",
-            min_sq_norm=REFERENCE_SKIP,
-        )
