@@ -7,6 +7,7 @@ import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +32,15 @@ class Pack:
     def kind(self) -> str:
         """The family of models the pack belongs to."""
         classes = self.meta["state_dict_shapes"]
+        if "visual.proj" in classes:
+            return "clip"
+        if "pre_logits.fc.weight" in classes:
+            return "vit"
         if "ReCon" in classes:
             return "recon"
         if "PartSegmentation" in classes:
             return "partseg"
-        return "reconpp" if any(name.startswith("ReCon2") for name in classes) else "teacher"
+        return "reconpp" if any(name.startswith("ReCon2") for name in classes) else "other"
 
     def array(self, name: str) -> np.ndarray:
         with np.load(self.path) as arrays:
@@ -44,10 +49,15 @@ class Pack:
     def tensor(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.array(name))
 
-    def weights(self, model_class: str) -> dict[str, torch.Tensor]:
-        """Make the reference's state dict of one of its classes by the formula."""
-        shapes = self.meta["state_dict_shapes"][model_class]
-        salt = self.meta.get("config", {"salt": PARTSEG_SALT})["salt"]
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Shapes of the state dict, of each class where a pack has several."""
+        return self.meta["state_dict_shapes"]
+
+    def weights(self, model_class: str | None = None) -> dict[str, torch.Tensor]:
+        """Make the reference's state dict (of one of its classes) by the formula."""
+        shapes = self.shapes if model_class is None else self.shapes[model_class]
+        salt = self.meta.get("config", {"salt": self.meta.get("salt", PARTSEG_SALT)})["salt"]
         return {key: formula_weight(key, tuple(shape), salt) for key, shape in shapes.items()}
 
 
@@ -57,7 +67,9 @@ def formula_weight(key: str, shape: tuple[int, ...], salt: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64)
     generator = np.random.default_rng([zlib.crc32(key.encode()), salt])
     z = generator.standard_normal(shape).astype(np.float32)
-    if key.endswith("running_var"):
+    if key == "logit_scale":
+        value = 4.6
+    elif key.endswith("running_var"):
         value = 0.5 + np.abs(z)
     elif len(shape) == 1 and key.endswith("weight"):
         value = 1 + 0.1 * z

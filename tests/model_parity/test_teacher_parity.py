@@ -1,23 +1,16 @@
-"""Teachers against stored outputs of the reference's encoders, with weights made by a formula.
-
-Packs (NAME.npz + NAME.json) are read from tests/golden and from the folders in RECON_GOLDEN_DIR.
-"""
+"""Teachers against stored outputs of the reference's encoders, with weights made by a formula."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_packs import Pack, find_packs
 from safetensors.torch import save_file
 
 from recon_ray.teachers.create import create_image_teacher as create_image
@@ -31,79 +24,19 @@ RELATIVE_TOLERANCE = 1e-4
 VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 
-@dataclass(frozen=True)
-class Pack:
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @cached_property
-    def description(self) -> dict:
-        return json.loads(self.path.with_suffix(".json").read_text())
-
-    @property
-    def shapes(self) -> dict[str, list[int]]:
-        return self.description.get("state_dict_shapes", {})
-
-    @property
-    def kind(self) -> str | None:
-        if "visual.proj" in self.shapes:
-            return "clip"
-        return "vit" if "pre_logits.fc.weight" in self.shapes else None
-
-    def array(self, name: str) -> np.ndarray:
-        with np.load(self.path) as arrays:
-            return arrays[name]
-
-    @property
-    def arrays(self) -> list[str]:
-        with np.load(self.path) as arrays:
-            return list(arrays.files)
-
-    @property
-    def images(self) -> torch.Tensor:
-        seed, shape = re.search(
-            r"default_rng\((\d+)\)\.standard_normal\(\(([\d, ]+)\)\)", self.description["image"]
-        ).groups()
-        size = tuple(int(number) for number in shape.split(","))
-        drawn = np.random.default_rng(int(seed)).standard_normal(size)
-        return torch.from_numpy(drawn.astype(np.float32))
-
-
-def find_packs() -> list[Pack]:
-    folders = [Path(__file__).parents[1] / "golden"]
-    folders += [Path(f) for f in os.environ.get("RECON_GOLDEN_DIR", "").split(":") if f]
-    packs = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.npz")):
-            if path.with_suffix(".json").is_file() and Pack(path).kind is not None:
-                packs.setdefault(path.stem, Pack(path))
-    return list(packs.values())
-
-
-PACKS = find_packs()
-CASES = [pytest.param(p, a, id=f"{p.name}-{a}") for p in PACKS for a in p.arrays]
+PACKS = [pack for pack in find_packs() if pack.kind in ("clip", "vit")]
+CASES = [pytest.param(p, a, id=f"{p.name}-{a}") for p in PACKS for a in p.names]
 CLIP_PACKS = [pytest.param(p, id=p.name) for p in PACKS if p.kind == "clip"]
 
 
-def formula_weights(pack: Pack) -> dict[str, torch.Tensor]:
-    """Weights by the rule of the golden packs."""
-    state = {}
-    for key, shape in pack.shapes.items():
-        rng = np.random.default_rng([zlib.crc32(key.encode()), pack.description["salt"]])
-        z = np.asarray(rng.standard_normal(shape), dtype=np.float32)
-        if key == "logit_scale":
-            z = np.float32(4.6)
-        elif len(shape) >= 2:
-            z *= np.float32(0.5 / math.sqrt(math.prod(shape[1:])))
-        elif key.endswith("weight"):
-            z = 1 + np.float32(0.1) * z
-        else:
-            z *= np.float32(0.1)
-        state[key] = torch.from_numpy(np.asarray(z))
-    return state
+def images(pack: Pack) -> torch.Tensor:
+    """Draw the images of a pack by the formula in its description."""
+    seed, shape = re.search(
+        r"default_rng\((\d+)\)\.standard_normal\(\(([\d, ]+)\)\)", pack.meta["image"]
+    ).groups()
+    size = tuple(int(number) for number in shape.split(","))
+    drawn = np.random.default_rng(int(seed)).standard_normal(size)
+    return torch.from_numpy(drawn.astype(np.float32))
 
 
 def clip_architecture(pack: Pack) -> str:
@@ -145,7 +78,7 @@ class Zoo:
     def file(self, pack: Pack) -> Path:
         path = self.folder / f"{pack.name}.safetensors"
         if not path.exists():
-            save_file(formula_weights(pack), path)
+            save_file(pack.weights(), path)
         return path
 
     def image(self, pack: Pack) -> ImageTeacher:
@@ -180,14 +113,14 @@ def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
 def test_teacher_reproduces_the_reference(pack: Pack, array: str, zoo: Zoo) -> None:
     expected = pack.array(array)
     if array == "tokens":
-        tokens = zoo.text(pack).tokenize(pack.description["prompts"]).numpy()
+        tokens = zoo.text(pack).tokenize(pack.meta["prompts"]).numpy()
         np.testing.assert_array_equal(tokens, expected)
     elif array == "text_feature":
-        found = zoo.text(pack).encode(pack.description["prompts"])
+        found = zoo.text(pack).encode(pack.meta["prompts"])
         assert relative_error(found, expected) < RELATIVE_TOLERANCE
     elif array == "image_feature":
         with torch.no_grad():
-            found = zoo.image(pack)(pack.images)
+            found = zoo.image(pack)(images(pack))
         assert relative_error(found, expected) < RELATIVE_TOLERANCE
     else:
         pytest.skip(f"no teacher produces the array {array}")
@@ -198,7 +131,7 @@ def test_plain_gelu_does_not_match(pack: Pack, zoo: Zoo) -> None:
     arch = clip_architecture(pack).removesuffix("-quickgelu")
     teacher = create_image(f"open_clip:{arch}:{zoo.file(pack)}")
     with torch.no_grad():
-        found = teacher(pack.images)
+        found = teacher(images(pack))
     assert relative_error(found, pack.array("image_feature")) > 10 * RELATIVE_TOLERANCE
 
 

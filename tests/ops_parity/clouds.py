@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ def assert_close_distances(found: Tensor, expected: Tensor, scale: float = 1.0) 
     torch.testing.assert_close(
         found.double().cpu(), expected.double().cpu(), rtol=1e-6, atol=1e-12 * scale
     )
+
+
+def assert_same_bits(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=0, atol=0)
 
 
 def assert_same_neighbors(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from clouds import shell
 
-recon_ops = pytest.importorskip("recon_ops", reason="recon_ops is not installed")
+ops = pytest.importorskip("recon_ops", reason="recon_ops is not installed")
 from recon_ops.compat import chamfer, pointnet2_utils  # noqa: E402
 
 from recon_ray.points import reference  # noqa: E402
@@ -19,103 +19,64 @@ IDX = torch.zeros(2, 4, dtype=torch.int64)
 THREE = torch.zeros(2, 4, 3, dtype=torch.int64)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: recon_ops.knn([1.0], Q, 2), TypeError, "xyz must be a tensor, found list"),
+BAD_ARGUMENTS: dict[type[Exception], list[tuple[Callable[[], object], str]]] = {
+    TypeError: [
+        (lambda: ops.knn([1.0], Q, 2), "xyz must be a tensor, found list"),
         (
-            lambda: recon_ops.knn(P.long(), Q, 2),
-            TypeError,
+            lambda: ops.knn(P.long(), Q, 2),
             "xyz must be float16 or bfloat16 or float32 or float64, found torch.int64",
         ),
         (
-            lambda: recon_ops.knn(P.to("meta"), Q, 2),
-            ValueError,
-            "xyz must be on cpu or cuda, found meta",
-        ),
-        (
-            lambda: recon_ops.knn(P, Q[0], 2),
-            ValueError,
-            r"query must have 3 dimensions, found shape \(4, 3\)",
-        ),
-        (
-            lambda: recon_ops.knn(P[..., :2], Q, 2),
-            ValueError,
-            r"xyz must have shape \(B, N, 3\), found \(2, 8, 2\)",
-        ),
-        (
-            lambda: recon_ops.knn(P[:, :0], Q, 2),
-            ValueError,
-            r"xyz must hold at least one point, found shape \(2, 0, 3\)",
-        ),
-        (
-            lambda: recon_ops.knn(P, Q[:1], 2),
-            ValueError,
-            "xyz has a batch of 2 but query has one of 1",
-        ),
-        (
-            lambda: recon_ops.knn(P, Q, 9),
-            ValueError,
-            r"k must be in 1..8 \(points in xyz\), found 9",
-        ),
-        (
-            lambda: recon_ops.group_knn(P, Q, 0),
-            ValueError,
-            r"k must be in 1..8 \(points in xyz\), found 0",
-        ),
-        (
-            lambda: recon_ops.group_knn(P, Q, 2, features=P[:, :5]),
-            ValueError,
-            "features has 5 rows but xyz has 8 points",
-        ),
-        (
-            lambda: recon_ops.furthest_point_sample(P, 9),
-            ValueError,
-            r"num_samples must be in 1..8 \(points in xyz\), found 9",
-        ),
-        (
-            lambda: recon_ops.furthest_point_sample(P, 2, start=torch.tensor([0, 8])),
-            IndexError,
-            "start must lie in 0..7, found 0..8",
-        ),
-        (
-            lambda: recon_ops.furthest_point_sample(P, 2, index_dtype=torch.int16),
-            TypeError,
+            lambda: ops.furthest_point_sample(P, 2, index_dtype=torch.int16),
             "index_dtype must be int32 or int64, found torch.int16",
         ),
         (
-            lambda: recon_ops.ball_query(P, Q, 0.0, 4),
-            ValueError,
-            "radius must be above 0, found 0.0",
-        ),
-        (
-            lambda: recon_ops.ball_query(P, Q, 1.0, 0),
-            ValueError,
-            "max_neighbors must be at least 1, found 0",
-        ),
-        (
-            lambda: recon_ops.gather_points(P, IDX.float()),
-            TypeError,
+            lambda: ops.gather_points(P, IDX.float()),
             "idx must be int32 or int64, found torch.float32",
         ),
+    ],
+    ValueError: [
+        (lambda: ops.knn(P.to("meta"), Q, 2), "xyz must be on cpu or cuda, found meta"),
+        (lambda: ops.knn(P, Q[0], 2), r"query must have 3 dimensions, found shape \(4, 3\)"),
+        (lambda: ops.knn(P[..., :2], Q, 2), r"xyz must have shape \(B, N, 3\), found \(2, 8, 2\)"),
         (
-            lambda: recon_ops.gather_points(P, IDX - 1),
-            IndexError,
-            r"idx must lie in 0..7, found -1..-1",
+            lambda: ops.knn(P[:, :0], Q, 2),
+            r"xyz must hold at least one point, found shape \(2, 0, 3\)",
+        ),
+        (lambda: ops.knn(P, Q[:1], 2), "xyz has a batch of 2 but query has one of 1"),
+        (lambda: ops.knn(P, Q, 9), r"k must be in 1..8 \(points in xyz\), found 9"),
+        (lambda: ops.group_knn(P, Q, 0), r"k must be in 1..8 \(points in xyz\), found 0"),
+        (
+            lambda: ops.group_knn(P, Q, 2, features=P[:, :5]),
+            "features has 5 rows but xyz has 8 points",
         ),
         (
-            lambda: recon_ops.three_interpolate(P, THREE, torch.rand(2, 4, 2)),
-            ValueError,
+            lambda: ops.furthest_point_sample(P, 9),
+            r"num_samples must be in 1..8 \(points in xyz\), found 9",
+        ),
+        (lambda: ops.ball_query(P, Q, 0.0, 4), "radius must be above 0, found 0.0"),
+        (lambda: ops.ball_query(P, Q, 1.0, 0), "max_neighbors must be at least 1, found 0"),
+        (
+            lambda: ops.three_interpolate(P, THREE, torch.rand(2, 4, 2)),
             r"idx and weight must both have shape \(B, N, 3\), found \(2, 4, 3\) and \(2, 4, 2\)",
         ),
-        (
-            lambda: recon_ops.chamfer_loss(P, Q, norm="l3"),
-            ValueError,
-            "norm must be 'l1' or 'l2', found 'l3'",
-        ),
+        (lambda: ops.chamfer_loss(P, Q, norm="l3"), "norm must be 'l1' or 'l2', found 'l3'"),
     ],
+    IndexError: [
+        (
+            lambda: ops.furthest_point_sample(P, 2, start=torch.tensor([0, 8])),
+            "start must lie in 0..7, found 0..8",
+        ),
+        (lambda: ops.gather_points(P, IDX - 1), r"idx must lie in 0..7, found -1..-1"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "error"),
+    [(*case, error) for error, cases in BAD_ARGUMENTS.items() for case in cases],
 )
-def test_bad_arguments(call: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_bad_arguments(call: Callable[[], object], message: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"^{message}$"):
         call()
 
@@ -123,7 +84,7 @@ def test_bad_arguments(call: Callable[[], object], error: type[Exception], messa
 @pytest.mark.cuda
 def test_devices_must_agree() -> None:
     with pytest.raises(ValueError, match="xyz is on cuda:0 but query is on cpu; move one of them"):
-        recon_ops.knn(P.cuda(), Q, 2)
+        ops.knn(P.cuda(), Q, 2)
 
 
 def test_kernels_check_what_memory_safety_needs() -> None:

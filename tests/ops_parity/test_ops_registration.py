@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from clouds import grid, shell
+from clouds import assert_same_bits, grid, shell
 from torch import Tensor
 
 recon_ops = pytest.importorskip("recon_ops", reason="recon_ops is not installed")
@@ -115,10 +115,9 @@ def test_compiles_without_graph_breaks(device: torch.device) -> None:
     compiled = torch.compile(Pipeline(), fullgraph=True, backend="aot_eager", dynamic=True)
     for batch, size in [(2, 40), (3, 64), (5, 33)]:
         points = shell(batch, size).to(device)
-        for a, b in zip(
-            differentiate(compiled, points), differentiate(Pipeline(), points), strict=True
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            differentiate(compiled, points), differentiate(Pipeline(), points), rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.slow
@@ -126,10 +125,9 @@ def test_compiles_with_inductor(device: torch.device) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(Pipeline(), fullgraph=True)
     points = shell(2, 40).to(device)
-    for a, b in zip(
-        differentiate(compiled, points), differentiate(Pipeline(), points), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        differentiate(compiled, points), differentiate(Pipeline(), points), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
@@ -159,10 +157,7 @@ def test_exports_with_dynamic_sizes(device: torch.device) -> None:
     dynamic = {"points": {0: batch, 1: size}, "target": {0: batch, 1: size}}
     program = torch.export.export(Pipeline(), (points, points * 1.1), dynamic_shapes=dynamic)
     other = shell(3, 55).to(device)
-    for a, b in zip(
-        program.module()(other, other * 1.1), Pipeline()(other, other * 1.1), strict=True
-    ):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(program.module()(other, other * 1.1), Pipeline()(other, other * 1.1))
 
 
 def test_autocast_keeps_geometry_in_single_precision(device: torch.device) -> None:
@@ -251,8 +246,7 @@ def test_graph_replay_equals_eager() -> None:
         eager = other.clone().requires_grad_()
         results = model(eager, target)
         results[0].backward()
-        for a, b in zip([*captured, leaf.grad], [*results, eager.grad], strict=True):
-            assert torch.equal(a, b)
+        assert_same_bits([*captured, leaf.grad], [*results, eager.grad])
 
 
 @pytest.mark.cuda
@@ -268,8 +262,7 @@ def test_large_shapes_can_be_captured() -> None:
         again = recon_ops.furthest_point_sample(points, 100)[0]
         lost = recon_ops.chamfer_loss(points, points + 0.01)
     graph.replay()
-    for a, b in zip([*found, again, lost], [*expected, sampled, loss], strict=True):
-        assert torch.equal(a, b)
+    assert_same_bits([*found, again, lost], [*expected, sampled, loss])
 
 
 @pytest.mark.cuda
@@ -285,8 +278,7 @@ def test_a_second_stream_is_used() -> None:
         late.copy_(points)
         found = differentiate(Pipeline(), late)
     stream.synchronize()
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
+    assert_same_bits(found, expected)
 
 
 @pytest.mark.cuda
@@ -327,7 +319,4 @@ def test_graphs_of_tiny_losses_replay_at_once_on_several_streams() -> None:
     torch.cuda.synchronize()
     for _, _, captured, (a, b) in calls:
         loss = recon_ops.chamfer_loss(a, b)
-        for found, wanted in zip(
-            captured, [loss.detach(), *torch.autograd.grad(loss, (a, b))], strict=True
-        ):
-            assert torch.equal(found, wanted)
+        assert_same_bits(captured, [loss.detach(), *torch.autograd.grad(loss, (a, b))])

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from job_samples import SIZES, changed, flat_and_tall, prepare_clouds, run_config, save_model
 
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.prepare.build_set import prepare
-from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.cards import CARDS, as_record
-from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import CheckpointError
 from recon_ray.models.classifier import Classifier
-from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTowerClassifier
 from recon_ray.points.random import SampleGenerator
 from recon_ray.points.transforms import CANDIDATE_POINTS
@@ -29,17 +25,12 @@ from recon_ray.tasks.classify.confusion import (
     overall_accuracy,
     per_class,
 )
-from recon_ray.tasks.classify.finetune_job import finetune, make_task
+from recon_ray.tasks.classify.finetune_job import make_task
 from recon_ray.tasks.classify.task import classifier_of
 from recon_ray.tasks.classify.voting import VotingEvaluation
 from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
-from recon_ray.tasks.registry import Job
 from recon_ray.weights.find import find_weights
-from recon_ray.weights.weight_files import from_own, save_reference, save_weights
-
-SIZES: dict[str, Any] = {
-    "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
-}  # fmt: skip
+from recon_ray.weights.weight_files import from_own, save_reference
 
 
 @pytest.fixture
@@ -56,27 +47,10 @@ def config(tiny_prepared: PreparedSet, tmp_path: Path, ops_backend) -> FinetuneC
     )
 
 
-def changed(config: FinetuneConfig, **sections) -> FinetuneConfig:
-    """The configuration with other options, checked again."""
-    tree = config.model_dump()
-    for name, options in sections.items():
-        tree[name] = {**tree[name], **options} if isinstance(options, dict) else options
-    return FinetuneConfig(**tree)
-
-
-def run_job(config: FinetuneConfig) -> tuple[dict[str, Any], Path]:
-    result = finetune(Job("finetune", config, {}, ()))
-    path = Path(result.result_path)
-    return json.loads(path.read_text()), path.parent
-
-
-def pretrained(folder: Path, **sizes) -> Path:
-    """Random weights of a pre-training model in a file."""
-    torch.manual_seed(0)
-    arguments = {**SIZES, "decoder_depth": 1, "patch_widths": (32, 64, 128), **sizes}
-    path = folder / "pretrained.safetensors"
-    save_weights(path, Recon(**arguments).state_dict(), kind="recon", architecture=arguments)
-    return path
+def pretrained(folder: Path) -> Path:
+    """Save random weights of a pre-training model."""
+    sizes = {"decoder_depth": 1, "patch_widths": (32, 64, 128)}
+    return save_model(folder / "pretrained.safetensors", **sizes)
 
 
 # --- Metrics -------------------------------------------------------------------------------------
@@ -281,7 +255,7 @@ def test_a_width_that_does_not_fit_names_the_option(config, tiny_prepared, tmp_p
 
 
 def test_sound_takes_the_last_epoch_and_chooses_nothing_on_the_test_split(config):
-    result, folder = run_job(config)
+    result, folder = run_config("finetune", config)
     assert result["selection"] == "last step; nothing chosen on 'test'"
     assert result["counts"]["steps"] == 4 * 3
     assert result["metrics"]["accuracy"] == result["metrics"]["accuracy_last"]
@@ -295,10 +269,10 @@ def test_sound_takes_the_last_epoch_and_chooses_nothing_on_the_test_split(config
 
 
 def test_stopping_and_continuing_gives_the_same_weights(config):
-    _, whole = run_job(changed(config, run={"name": "whole"}))
+    _, whole = run_config("finetune", changed(config, run={"name": "whole"}))
     part = changed(config, run={"name": "part"}, train={"steps": 5})
-    run_job(part)
-    _, continued = run_job(changed(part, train={"steps": None}))
+    run_config("finetune", part)
+    _, continued = run_config("finetune", changed(part, train={"steps": None}))
     a, b = (CheckpointStore(str(f / "checkpoints")).load_latest().model for f in (whole, continued))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -306,21 +280,14 @@ def test_stopping_and_continuing_gives_the_same_weights(config):
 @pytest.fixture(scope="module")
 def three_splits(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     """Flat and tall clouds in a train, a val and a test split."""
+    clouds = {split: flat_and_tall(n) for split, n in {"train": 16, "val": 8, "test": 6}.items()}
     folder = tmp_path_factory.mktemp("three")
-    for split, count in {"train": 16, "val": 8, "test": 6}.items():
-        for i in range(count):
-            shape = [(1.0, 0.1, 1.0), (0.1, 1.0, 0.1)][i % 2]
-            path = folder / "clouds" / split / ("flat", "tall")[i % 2] / f"{split}{i:02d}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.random.default_rng(i).normal(size=(80, 3)) * shape)
-    options = PrepareOptions(num_points=72, views=0, samples_per_shard=5)
-    prepare(CustomSource(folder / "clouds"), folder / "set", options)
-    return PreparedSet.open(folder / "set")
+    return prepare_clouds(folder, clouds, num_points=72, samples_per_shard=5)
 
 
 def test_a_validation_split_chooses_the_epoch_and_the_test_split_measures_it(config, three_splits):
     data = {"path": str(three_splits.path), "validation_split": "val"}
-    result, folder = run_job(changed(config, data=data, train={"epochs": 4}))
+    result, folder = run_config("finetune", changed(config, data=data, train={"epochs": 4}))
     metrics = result["metrics"]
     best = CheckpointStore(str(folder / "checkpoints")).best()
     assert result["selection"] == f"best epoch ({best['epoch']}) on 'val', measured on 'test'"
@@ -334,13 +301,13 @@ def test_a_validation_split_chooses_the_epoch_and_the_test_split_measures_it(con
 
 def test_several_splits_are_trained_on_together(config, three_splits):
     data = {"path": str(three_splits.path), "train_splits": ("train", "val")}
-    result, _ = run_job(changed(config, data=data, train={"epochs": 1}))
+    result, _ = run_config("finetune", changed(config, data=data, train={"epochs": 1}))
     assert result["counts"]["steps"] == (16 + 8) // 8
 
 
 def test_what_a_limit_leaves_is_counted_and_accuracy_is_recorded_as_such(config, caplog):
     sections = {"data": {"limit": 16}, "train": {"epochs": 1}, "optim": {"warmup_epochs": 1.0}}
-    result, folder = run_job(changed(config, **sections))
+    result, folder = run_config("finetune", changed(config, **sections))
     assert "optim.warmup_epochs=1 is not less than train.epochs=1" in caplog.text
     assert result["counts"]["training_samples"] == 16
     assert result["counts"]["steps"] == 16 // 8
@@ -354,7 +321,7 @@ def test_the_reference_chooses_on_the_test_split_and_trains_one_more_epoch(
 ):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 70)  # the published numbers need larger clouds
     data = {"path": str(three_splits.path)}
-    result, folder = run_job(changed(config, data=data, protocol="reference"))
+    result, folder = run_config("finetune", changed(config, data=data, protocol="reference"))
     metrics = result["metrics"]
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     seen = {r["epoch"]: r["val/accuracy"] for r in records if "val/accuracy" in r}
@@ -376,7 +343,7 @@ def test_a_held_out_split_that_is_trained_on_is_refused(config):
 def test_a_frozen_encoder_stays_as_it_was(config, tiny_prepared, tmp_path, tune):
     path = pretrained(tmp_path)
     config = changed(config, init_from=str(path), train={"tune": tune, "steps": 3})
-    _, folder = run_job(config)
+    _, folder = run_config("finetune", config)
     after = find_weights(folder).state
     before = find_weights(path).state
     frozen = [name for name in before if name.startswith("encoder.") and name in after]
@@ -388,7 +355,7 @@ def test_a_frozen_encoder_stays_as_it_was(config, tiny_prepared, tmp_path, tune)
 
 
 def test_checkpoints_tell_the_classes_and_the_points(config):
-    _, folder = run_job(changed(config, train={"steps": 1}))
+    _, folder = run_config("finetune", changed(config, train={"steps": 1}))
     found = find_weights(folder)
     classes = ["chair", "lamp", "mug"]
     assert found.extra == {"classes": classes, "num_points": 64, "normalize": "whole"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,55 +11,34 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import trimesh
+from job_samples import run_options, save_model, usual_options
 
 import recon_ray
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.errors import CheckpointError, ConfigError, DataError
-from recon_ray.models.presets import MODELS
 from recon_ray.points.transforms import normalize
 from recon_ray.tasks.embed import encode as embedding
 from recon_ray.tasks.embed import job as program
-from recon_ray.tasks.embed.config import EmbedConfig
-from recon_ray.tasks.embed.job import embed
-from recon_ray.tasks.registry import Job
-from recon_ray.weights.weight_files import save_weights
 
-SIZES: dict[str, Any] = {
-    "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
-}  # fmt: skip
 RECON = {"decoder_depth": 1, "image_dim": 16, "text_dim": 8}
-
-
-def save(path: Path, kind: str = "recon", seed: int = 0, **more: Any) -> Path:
-    torch.manual_seed(seed)
-    architecture = {**SIZES, **(more or RECON)}
-    state = MODELS[kind](**architecture).state_dict()
-    save_weights(path, state, kind=kind, architecture=architecture)
-    return path
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    return save(tmp_path / "pre.safetensors")
+    return save_model(tmp_path / "pre.safetensors", **RECON)
 
 
 @pytest.fixture
 def options(tiny_prepared: PreparedSet, weights: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "run": {"name": "run", "storage": str(tmp_path / "runs"), "seed": 3},
-        "cluster": {"workers": 0},
-        "runtime": {"threads": 1},
-        "init_from": str(weights),
-        "data": {"path": str(tiny_prepared.path), "num_points": 96},
-        "embed": {"batch_size": 4},
-    }
+    data = {"path": str(tiny_prepared.path), "num_points": 96}
+    usual = usual_options(tiny_prepared, tmp_path, weights)
+    return {**usual, "data": data, "embed": {"batch_size": 4}}
 
 
 def run(options: dict[str, Any], **more: Any) -> tuple[dict[str, Any], Path]:
-    config = EmbedConfig(**{**options, **more})
-    path = Path(str(embed(Job("embed", config, {}, ())).result_path))
-    return json.loads(path.read_text()), path.parent / "embeddings"
+    result, folder = run_options("embed", {**options, **more})
+    return result, folder / "embeddings"
 
 
 def numbers(table: Any, name: str) -> np.ndarray:
@@ -128,7 +106,7 @@ def test_an_interrupted_job_goes_on_and_other_weights_are_refused(options, weigh
     result, folder = run(options)
     assert result["counts"]["parts_written"] == result["counts"]["parts"] - 2
     old = numbers(pq.read_table(folder / "train"), "features")
-    save(weights, seed=1)
+    save_model(weights, seed=1, **RECON)
     with pytest.raises(ConfigError, match="the weights are no longer what"):
         run(options)
     result, folder = run(options, resume="never")
@@ -140,7 +118,7 @@ def test_weights_that_change_while_the_job_runs_end_it(options, weights, monkeyp
     original = program._encode
 
     def encode(*arguments: Any) -> None:
-        save(weights, seed=1)
+        save_model(weights, seed=1, **RECON)
         original(*arguments)
 
     monkeypatch.setattr(program, "_encode", encode)
@@ -178,14 +156,14 @@ def test_files_of_any_size_are_shapes_too(options, weights, tmp_path):
 
 def test_classifiers_have_features_and_no_embeddings(options, tiny_prepared, tmp_path):
     points = torch.tensor(points_to_numpy(tiny_prepared.read("test")["points"]))
-    path = save(tmp_path / "tuned.safetensors", "classifier", num_classes=3)
+    path = save_model(tmp_path / "tuned.safetensors", "classifier", num_classes=3)
     result, folder = run(options, init_from=str(path))
     assert result["columns"] == {"features": 48}
     found = pq.read_table(folder / "test")
     assert "text_embedding" not in found.column_names
     expected = recon_ray.embed(recon_ray.load_model(path), points)
     np.testing.assert_allclose(numbers(found, "features"), expected, rtol=1e-4, atol=1e-4)
-    path = save(tmp_path / "towers.safetensors", "twotower_classifier", num_classes=3)
+    path = save_model(tmp_path / "towers.safetensors", "twotower_classifier", num_classes=3)
     result, folder = run({**options, "run": {**options["run"], "name": "two"}}, init_from=str(path))
     assert result["columns"] == {"features": 96}
     found = numbers(pq.read_table(folder / "test"), "features")

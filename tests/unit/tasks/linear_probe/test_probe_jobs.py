@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from job_samples import run_options, save_model, usual_options
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
-from recon_ray.models.recon import Recon
 from recon_ray.points import transforms
 from recon_ray.tasks.classify import classifier_checks as classifiers
 from recon_ray.tasks.classify.classifier_checks import class_texts
 from recon_ray.tasks.feature_extraction import PointChoice, load_embedder, without_last_batch
 from recon_ray.tasks.linear_probe import probes
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
-from recon_ray.tasks.linear_probe.job import linear_probe
 from recon_ray.tasks.linear_probe.probes import (
     choose_k,
     held_out,
     logistic_accuracy,
     nearest_neighbors,
 )
-from recon_ray.tasks.registry import Job
-from recon_ray.tasks.zeroshot.config import ZeroshotConfig
-from recon_ray.tasks.zeroshot.job import zeroshot
 from recon_ray.teachers.prompts import NUM_PROMPTS
-from recon_ray.weights.weight_files import save_weights
 
-SIZES: dict[str, Any] = {
-    "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
-    "decoder_depth": 1,
-}  # fmt: skip
 WIDTH = 8
 CLASSES = ("chair", "lamp", "mug")
 
 
 def save(path: Path, **dims: int | None) -> Path:
-    torch.manual_seed(0)
-    architecture = {**SIZES, "image_dim": WIDTH, "text_dim": WIDTH, **dims}
-    model = Recon(**architecture)
-    save_weights(path, model.state_dict(), kind="recon", architecture=architecture)
-    return path
+    return save_model(path, **{"decoder_depth": 1, "image_dim": WIDTH, "text_dim": WIDTH, **dims})
 
 
 @pytest.fixture
@@ -62,40 +47,25 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path / "texts.npz"
 
 
-def usual(prepared: PreparedSet, weights: Path, storage: Path) -> dict[str, Any]:
-    return {
-        "run": {"name": "run", "storage": str(storage / "runs"), "seed": 3},
-        "cluster": {"workers": 0},
-        "runtime": {"threads": 1},
-        "init_from": str(weights),
-        "data": {"path": str(prepared.path), "num_points": 64},
-    }
-
-
 @pytest.fixture
 def zero(tiny_prepared: PreparedSet, weights: Path, texts: Path, tmp_path: Path) -> dict[str, Any]:
     teacher = {"text": {"name": f"table:{texts}"}}
-    return {**usual(tiny_prepared, weights, tmp_path), "teacher": teacher, "zeroshot": {}}
+    return {**usual_options(tiny_prepared, tmp_path, weights), "teacher": teacher, "zeroshot": {}}
 
 
 @pytest.fixture
 def probe(tiny_prepared: PreparedSet, weights: Path, tmp_path: Path) -> dict[str, Any]:
     options = {"knn": (1, 3), "shots": 2, "draws": 2}
-    return {**usual(tiny_prepared, weights, tmp_path), "probe": options}
-
-
-def record(result: Any) -> dict[str, Any]:
-    return json.loads(Path(str(result.result_path)).read_text())
+    return {**usual_options(tiny_prepared, tmp_path, weights), "probe": options}
 
 
 def run_zeroshot(options: dict[str, Any], **zeroshot_options: Any) -> dict[str, Any]:
     options = {**options, "zeroshot": {**options["zeroshot"], **zeroshot_options}}
-    return record(zeroshot(Job("zeroshot", ZeroshotConfig(**options), {}, ())))
+    return run_options("zeroshot", options)[0]
 
 
 def run_probe(options: dict[str, Any], **more: Any) -> dict[str, Any]:
-    config = LinearProbeConfig(**{**options, **more})
-    return record(linear_probe(Job("linear_probe", config, {}, ())))
+    return run_options("linear_probe", {**options, **more})[0]
 
 
 # --- Points and features --------------------------------------------------------------------------

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from job_samples import SIZES as TWO_BLOCKS
+from job_samples import changed, run_config, save_model
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, DataError
 from recon_ray.models.partseg import PartSegmenter
-from recon_ray.models.recon import Recon
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import PartTable
-from recon_ray.tasks.partseg.job import partseg
 from recon_ray.tasks.partseg.task import (
     Scoring,
     augment,
@@ -27,12 +27,9 @@ from recon_ray.tasks.partseg.task import (
     draw_with_replacement,
     normalize_valid,
 )
-from recon_ray.tasks.registry import Job
-from recon_ray.weights.weight_files import save_reference, save_weights
+from recon_ray.weights.weight_files import save_reference
 
-SIZES: dict[str, Any] = {
-    "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
-}  # fmt: skip
+SIZES = {**TWO_BLOCKS, "depth": 3}
 PUBLISHED_METRICS = ("train_acc", "test_acc", "class_avg_iou", "inctance_avg_iou")
 NARROW = {"propagation_widths": (32, 24), "head_widths": (24, 16)}
 
@@ -51,18 +48,9 @@ def config(tiny_parts: PreparedSet, tmp_path: Path, ops_backend) -> PartsegConfi
     )
 
 
-def changed(config: PartsegConfig, **sections: Any) -> PartsegConfig:
-    """The configuration with other options, checked again."""
-    tree = config.model_dump()
-    for name, options in sections.items():
-        tree[name] = {**tree[name], **options} if isinstance(options, dict) else options
-    return PartsegConfig(**tree)
-
-
 def run(config: PartsegConfig) -> dict[str, Any]:
-    """What result.json says."""
-    result = partseg(Job("partseg", config, {}, ()))
-    return json.loads(Path(str(result.result_path)).read_text())
+    """Return ``result.json`` of a run."""
+    return run_config("partseg", config)[0]
 
 
 def source(count: int, seed: int = 0) -> SampleGenerator:
@@ -202,10 +190,8 @@ def test_a_finished_run_and_a_file_of_it_score_the_same(config, tmp_path):
 
 def test_a_pre_trained_encoder_gives_its_sizes(config, tmp_path):
     sizes = {**SIZES, "embed_dim": 32, "patch_widths": (16, 24, 32)}
-    model = Recon(**sizes, decoder_depth=1, image_dim=None, text_dim=8)
-    path = tmp_path / "pre.safetensors"
-    architecture = {**sizes, "decoder_depth": 1, "image_dim": None, "text_dim": 8}
-    save_weights(path, model.state_dict(), kind="recon", architecture=architecture)
+    sizes |= {"decoder_depth": 1, "image_dim": None, "text_dim": 8}
+    path = save_model(tmp_path / "pre.safetensors", **sizes)
     started = changed(
         config, init_from=str(path), model={**dict.fromkeys(SIZES), "preset": None, "num_groups": 8}
     )

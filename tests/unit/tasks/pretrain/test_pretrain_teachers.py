@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from job_samples import changed, run_config
 from source_features import ship_features
 
 from recon_ray.cli import run_job
@@ -19,10 +20,8 @@ from recon_ray.data.loading.batches import IndexedTable, make_batch
 from recon_ray.errors import ConfigError
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.cache_teachers.job import cache_teachers
 from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.pretrain.job import make_task, pretrain
-from recon_ray.tasks.registry import Job
+from recon_ray.tasks.pretrain.job import make_task
 from recon_ray.tasks.teacher_features import cache_command
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -51,8 +50,7 @@ def make_cache(config: PretrainConfig, seed: int = 3, **cache: object) -> dict[s
         teacher={"image": image, "text": text},
         cache={"copies": COPIES, **cache},
     )
-    result = cache_teachers(Job("cache_teachers", settings, {}, ()))
-    return json.loads(Path(str(result.result_path)).read_text())["metrics"]
+    return run_config("cache_teachers", settings)[0]["metrics"]
 
 
 def enriched(config: PretrainConfig, prepared: PreparedSet, epoch: int) -> dict[str, torch.Tensor]:
@@ -76,13 +74,11 @@ def enriched(config: PretrainConfig, prepared: PreparedSet, epoch: int) -> dict[
 @pytest.mark.parametrize("text", ["category", "caption"])
 def test_cached_features_are_those_of_the_online_teacher(tiny_config, copy, augment, text):
     online = with_options(tiny_config, copy, augment=augment)
-    online = online.model_copy(update={"data": online.data.model_copy(update={"text": text})})
+    online = changed(online, data={"text": text})
     epochs = range(COPIES if augment == "reference" else COPIES + 3)
     before = [enriched(online, copy, epoch) for epoch in epochs]
     make_cache(online)
-    image = online.teacher.image.model_copy(update={"mode": "cached"})
-    teacher = online.teacher.model_copy(update={"image": image})
-    cached = online.model_copy(update={"teacher": teacher})
+    cached = with_options(online, copy, augment=augment, mode="cached")
     for epoch, expected in zip(epochs, before, strict=True):
         found = enriched(cached, copy, epoch)
         assert found.keys() == expected.keys()
@@ -208,10 +204,9 @@ def test_training_with_a_cache_gives_the_losses_of_training_without(tiny_config,
     make_cache(with_options(tiny_config, copy), copies=4)
     for mode in ("online", "cached"):
         config = with_options(tiny_config, copy, mode=mode)
-        run = config.run.model_copy(update={"name": mode})
-        off = config.eval.model_copy(update={"enabled": False})
-        pretrain(Job("pretrain", config.model_copy(update={"run": run, "eval": off}), {}, ()))
-        lines = (Path(config.run.storage) / mode / "metrics.jsonl").read_text().splitlines()
+        named = changed(config, run={"name": mode}, eval={"enabled": False})
+        _, folder = run_config("pretrain", named)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         results[mode] = [record["train/loss_image_distill"] for record in records]
     assert len(results["online"]) == 12

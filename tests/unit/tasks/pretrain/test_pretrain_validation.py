@@ -7,38 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from job_samples import changed, flat_and_tall, prepare_clouds, run_config, run_options
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import MANIFEST
-from recon_ray.data.prepare.build_set import prepare
-from recon_ray.data.prepare.shard_plan import PrepareOptions
-from recon_ray.data.sources.custom import CustomSource
 from recon_ray.errors import ConfigError
 from recon_ray.models.recon import Recon
 from recon_ray.points.transforms import CANDIDATE_POINTS
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.tasks.feature_extraction import PointChoice
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
-from recon_ray.tasks.linear_probe.job import linear_probe
-from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.pretrain.job import make_task, pretrain
+from recon_ray.tasks.pretrain.job import make_task
 from recon_ray.tasks.pretrain.validation import zeroshot_kind
-from recon_ray.tasks.registry import Job
-from recon_ray.tasks.zeroshot.config import ZeroshotConfig
-from recon_ray.tasks.zeroshot.job import zeroshot
-
-
-def changed(config: PretrainConfig, **sections) -> PretrainConfig:
-    """The configuration with other options, checked again."""
-    tree = config.model_dump()
-    for name, options in sections.items():
-        tree[name] = {**tree[name], **options} if isinstance(options, dict) else options
-    return PretrainConfig(**tree)
-
-
-def run_job(config: PretrainConfig) -> tuple[dict, Path]:
-    path = Path(pretrain(Job("pretrain", config, {}, ())).result_path)
-    return json.loads(path.read_text()), path.parent
 
 
 def validations(folder: Path, name: str) -> dict[int, float]:
@@ -49,29 +28,21 @@ def validations(folder: Path, name: str) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     """Another set with classes of its own: flat and tall clouds."""
-    folder = tmp_path_factory.mktemp("second")
-    for split, count in {"train": 10, "test": 6}.items():
-        for i in range(count):
-            shape = [(1.0, 0.1, 1.0), (0.1, 1.0, 0.1)][i % 2]
-            path = folder / "clouds" / split / ("flat", "tall")[i % 2] / f"{split}{i}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.random.default_rng(i).normal(size=(80, 3)) * shape)
-    prepare(CustomSource(folder / "clouds"), folder / "set", PrepareOptions(num_points=70, views=0))
-    return PreparedSet.open(folder / "set")
+    clouds = {"train": flat_and_tall(10), "test": flat_and_tall(6)}
+    return prepare_clouds(tmp_path_factory.mktemp("second"), clouds, num_points=70)
 
 
 @pytest.fixture(scope="module")
 def carded(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     """A set whose card leaves clouds as they are; its three kinds are hard to tell."""
-    folder = tmp_path_factory.mktemp("carded")
+    clouds: dict[str, list[tuple[str, np.ndarray]]] = {"train": [], "test": []}
     for split, count in {"train": 135, "test": 60}.items():
         for i in range(count):
             random = np.random.default_rng([len(split), i])
             cloud = random.normal(size=(90, 3)) * random.uniform(0.5, 1 + i % 3, 3)
-            path = folder / "clouds" / split / "abc"[i % 3] / f"{i}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, cloud + 0.3)
-    prepare(CustomSource(folder / "clouds"), folder / "set", PrepareOptions(num_points=90, views=0))
+            clouds[split].append(("abc"[i % 3], cloud + 0.3))
+    folder = tmp_path_factory.mktemp("carded")
+    prepare_clouds(folder, clouds, num_points=90)
     place = folder / "set" / MANIFEST
     card = {"name": "scanobjectnn_obj_only", "normalization": "none"}
     place.write_text(json.dumps({**json.loads(place.read_text()), "card": card}))
@@ -112,22 +83,19 @@ def test_the_value_is_the_one_of_the_job_on_that_checkpoint(
         eval={"enabled": False},
         train={"epochs": 1},
     )
-    result, folder = run_job(config)
+    result, folder = run_config("pretrain", config)
     same = {name: config.model_dump()[name] for name in ("runtime", "cluster")}
     same |= {"protocol": protocol, "init_from": str(folder)}
     same |= {"run": {**config.run.model_dump(), "name": "job"}}
     same |= {"data": {"path": str(carded.path), "num_points": 64}}
     if kind == "svm":
         probe = {"knn": (1,), "logistic": False, "shots": 0, "untrained": False}
-        options = LinearProbeConfig(**same, probe=probe)
-        job = linear_probe(Job("linear_probe", options, {}, ()))
+        job, _ = run_options("linear_probe", {**same, "probe": probe})
     else:
         text = {"text": config.teacher.text.model_dump()}
         both = {"splits": ("train", "test")}
-        options = ZeroshotConfig(**same, teacher=text, zeroshot=both)
-        job = zeroshot(Job("zeroshot", options, {}, ()))
-    metrics = json.loads(Path(job.result_path).read_text())["metrics"]
-    expected = metrics["accuracy" if kind == "svm" else "zeroshot_accuracy"]
+        job, _ = run_options("zeroshot", {**same, "teacher": text, "zeroshot": both})
+    expected = job["metrics"]["accuracy" if kind == "svm" else "zeroshot_accuracy"]
     assert result["metrics"][f"validation_{kind}_best"] == pytest.approx(expected)
 
 
@@ -136,7 +104,7 @@ def test_the_best_epoch_on_a_second_set_is_kept(tiny_config, second):
     config = changed(
         tiny_config, validation=options, eval={"enabled": False}, train={"keep_checkpoints": 1}
     )
-    result, folder = run_job(config)
+    result, folder = run_config("pretrain", config)
     seen = validations(folder, "validation_svm")
     assert list(seen) == [1, 3]
     assert all(value > 0.8 for value in seen.values())  # flat and tall: any features tell them
@@ -149,7 +117,9 @@ def test_the_best_epoch_on_a_second_set_is_kept(tiny_config, second):
 
 def test_zero_shot_of_the_classes_of_the_second_set(tiny_config, second):
     options = {"every_epochs": 4, "path": str(second.path), "kind": "zeroshot", "limit": 4}
-    result, folder = run_job(changed(tiny_config, validation=options, eval={"enabled": False}))
+    result, folder = run_config(
+        "pretrain", changed(tiny_config, validation=options, eval={"enabled": False})
+    )
     seen = validations(folder, "validation_zeroshot")
     assert list(seen) == [3]
     assert seen[3] in (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -187,5 +157,5 @@ def test_pre_training_on_both_splits_counts_both(tiny_config):
         eval={"enabled": False},
         train={"epochs": 1},
     )
-    result, _ = run_job(config)
+    result, _ = run_config("pretrain", config)
     assert result["counts"]["steps"] == (24 + 12) // 8

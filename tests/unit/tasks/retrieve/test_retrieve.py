@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from job_samples import run_config, run_options, save_model, usual_options
 from PIL import Image
 from source_features import ship_features
 
@@ -19,12 +19,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.data.loading.images import ImageTransform, load_images
 from recon_ray.errors import CheckpointError, ConfigError, DataError
-from recon_ray.models.recon import Recon
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.cache_teachers.job import cache_teachers
-from recon_ray.tasks.registry import Job
-from recon_ray.tasks.retrieve.config import RetrieveConfig
-from recon_ray.tasks.retrieve.job import retrieve
 from recon_ray.tasks.retrieve.ranks import (
     NO_GROUP,
     Items,
@@ -38,7 +33,6 @@ from recon_ray.tasks.retrieve.ranks import (
 from recon_ray.tasks.zeroshot.evaluation import class_vectors
 from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.create import create_image_teacher, create_text_teacher
-from recon_ray.weights.weight_files import save_weights
 
 ANGLES = torch.tensor([0.0, 0.1, 0.2, 0.3])
 
@@ -110,39 +104,23 @@ def test_nothing_is_measured_where_no_query_has_an_answer() -> None:
 
 # --- The job --------------------------------------------------------------------------------------
 
-SIZES: dict[str, Any] = {
-    "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
-    "decoder_depth": 1,
-}  # fmt: skip
 IMAGE, TEXT = 32, 24
 
 
 def save(path: Path, **dims: int | None) -> Path:
-    torch.manual_seed(0)
-    architecture = {**SIZES, "image_dim": IMAGE, "text_dim": TEXT, **dims}
-    model = Recon(**architecture)
-    save_weights(path, model.state_dict(), kind="recon", architecture=architecture)
-    return path
+    return save_model(path, **{"decoder_depth": 1, "image_dim": IMAGE, "text_dim": TEXT, **dims})
 
 
 @pytest.fixture
 def usual(tiny_prepared: PreparedSet, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "run": {"name": "run", "storage": str(tmp_path / "runs"), "seed": 3},
-        "cluster": {"workers": 0},
-        "init_from": str(save(tmp_path / "pre.safetensors")),
-        "data": {"path": str(tiny_prepared.path), "num_points": 64},
-        "teacher": {
-            "image": {"name": f"descriptor:{IMAGE}"}, "text": {"name": f"descriptor:{TEXT}"}
-        },
-        "retrieval": {},
-    }  # fmt: skip
+    image, text = {"name": f"descriptor:{IMAGE}"}, {"name": f"descriptor:{TEXT}"}
+    options = usual_options(tiny_prepared, tmp_path, save(tmp_path / "pre.safetensors"))
+    return {**options, "teacher": {"image": image, "text": text}, "retrieval": {}}
 
 
 def run(options: dict[str, Any], **retrieval: Any) -> dict[str, Any]:
-    config = RetrieveConfig(**{**options, "retrieval": {**options["retrieval"], **retrieval}})
-    result = retrieve(Job("retrieve", config, {}, ()))
-    return json.loads(Path(str(result.result_path)).read_text())
+    changed = {**options, "retrieval": {**options["retrieval"], **retrieval}}
+    return run_options("retrieve", changed)[0]
 
 
 def test_every_direction_is_measured_beside_chance(usual: dict[str, Any]) -> None:
@@ -277,7 +255,7 @@ def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
         teacher=teacher,
         cache={"splits": ("test",)},
     )
-    cache_teachers(Job("cache_teachers", config, {}, ()))
+    run_config("cache_teachers", config)
     calls = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recon_ray.tasks.retrieve.search.encode_pictures", lambda *a: calls.append(a))

@@ -9,32 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import trimesh
+from job_samples import save_model
 
 from recon_ray.cli import run_job
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError
-from recon_ray.models.presets import MODELS
 from recon_ray.runs.folder import RunFolder
 from recon_ray.tasks.run_figures import draw_classification
 from recon_ray.tasks.visualize.config import ShownDataSection
 from recon_ray.tasks.visualize.shape_selection import shapes_of_set
-from recon_ray.weights.weight_files import save_weights
-
-SIZES = {
-    "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
-    "patch_widths": (8, 8, 8),
-}  # fmt: skip
 
 
 def weights(folder: Path, kind: str, **more: object) -> Path:
-    torch.manual_seed(0)
-    architecture = {**SIZES, **more}
-    path = folder / f"{kind}.safetensors"
-    state = MODELS[kind](**architecture).state_dict()
-    save_weights(path, state, kind=kind, architecture=architecture, extra={})
-    return path
+    sizes = {"depth": 3, "patch_widths": (8, 8, 8), **more}
+    return save_model(folder / f"{kind}.safetensors", kind, **sizes)
 
 
 @pytest.fixture
