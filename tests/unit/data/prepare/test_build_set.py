@@ -175,7 +175,7 @@ def test_too_many_unreadable_samples_end_the_job_without_a_set(tmp_path):
     with pytest.raises(DataError, match=r"of 8 samples are unreadable, .*_quarantine\.jsonl"):
         prepare(source, tmp_path / "out", CLOUDS)
     assert (tmp_path / "out" / "_quarantine.jsonl").read_text()
-    with pytest.raises(DataError, match="no complete prepared set"):
+    with pytest.raises(DataError, match="not a complete prepared set"):
         PreparedSet.open(tmp_path / "out")
     # Tolerating more continues the same plan.
     manifest = prepare(source, tmp_path / "out", replace(CLOUDS, max_quarantine_fraction=0.5))
