@@ -67,13 +67,8 @@ class PrepareOptions:
     normals: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {
-            "num_points": 2,
-            "views": 0,
-            "image_size": 8,
-            "samples_per_shard": 1,
-            "limit": 1,
-        }
+        at_least = {"num_points": 2, "views": 0, "image_size": 8}
+        at_least |= {"samples_per_shard": 1, "limit": 1}
         for name, lowest in at_least.items():
             found = getattr(self, name)
             if found is not None and found < lowest:

@@ -377,13 +377,16 @@ def _corner_colors(visual: trimesh.visual.TextureVisuals, faces: np.ndarray) -> 
     material = getattr(visual, "material", None)
     if material is None:
         return None
+    texture, uv = _texture(material), getattr(visual, "uv", None)
     base = _base_color(material)
-    texture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    uv = getattr(visual, "uv", None)
     if texture is None or uv is None:
         return np.broadcast_to(base, (len(faces), 3, 3))
     texels = _texels(texture, np.asarray(uv, np.float64))[faces]
     return np.rint(texels * (base / 255.0)).astype(np.uint8)
+
+
+def _texture(material: trimesh.visual.material.Material) -> Image.Image | None:
+    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
 
 def _base_color(material: trimesh.visual.material.Material) -> np.ndarray:
@@ -393,15 +396,10 @@ def _base_color(material: trimesh.visual.material.Material) -> np.ndarray:
         linear = np.asarray(factor, np.float64)[:3] / 255.0
         curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
         return np.rint(255 * curve).astype(np.uint8)
-    if getattr(material, "diffuse", None) is not None:
-        textured = getattr(material, "image", None) is not None
-        return (
-            np.full(3, 255, np.uint8)
-            if textured
-            else np.asarray(material.diffuse)[:3].astype(np.uint8)
-        )
-    textured = getattr(material, "baseColorTexture", None) is not None
-    return np.full(3, 255 if textured else GREY, np.uint8)
+    if _texture(material) is not None:
+        return np.full(3, 255, np.uint8)
+    diffuse = getattr(material, "diffuse", None)
+    return np.full(3, GREY, np.uint8) if diffuse is None else np.array(diffuse[:3], np.uint8)
 
 
 def _texels(texture: Image.Image, uv: np.ndarray) -> np.ndarray:

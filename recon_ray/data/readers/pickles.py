@@ -1,7 +1,8 @@
 """Restricted reader of pickles: arrays and plain values only.
 
 A pickle is a program that may import and call anything. Published data sets use it for lists of
-arrays only, so this reader builds those and rejects every other name ("Restricting Globals" in Python's manual).
+arrays only, so this reader builds those and rejects every other name, as in the section
+"Restricting Globals" of Python's documentation.
 """
 
 from __future__ import annotations
