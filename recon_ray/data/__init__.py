@@ -1,1 +1,1 @@
-"""Prepared data sets: sources, sharded Parquet, rendering, and reading them back."""
+"""Data sets: sources, file readers, preparation, the prepared format, loading."""

@@ -1,1 +1,1 @@
-"""Few-shot episodes."""
+"""Few-shot episodes: their draw, and one of them as a prepared set."""

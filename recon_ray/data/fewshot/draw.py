@@ -15,23 +15,16 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-EPISODES = pa.schema(
-    [
-        pa.field("way", pa.int16(), nullable=False),
-        pa.field("shot", pa.int16(), nullable=False),
-        pa.field("fold", pa.int16(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("object_id", pa.string(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),  # 0 to way - 1, within the episode
-    ]
-)
+_COLUMNS = {name: pa.int16() for name in ("way", "shot", "fold")}
+_COLUMNS |= {"split": pa.string(), "object_id": pa.string()}
+_COLUMNS |= {"label": pa.int32()}  # 0 to way - 1, within the episode
+EPISODES = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
 def episode_table(rows: Sequence[tuple[int, int, int, str, str, int]]) -> pa.Table:
     """Make the table of episodes from (way, shot, fold, split, object id, label) rows."""
     columns = list(zip(*rows, strict=True)) or [()] * len(EPISODES)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, EPISODES, strict=True)]
-    return pa.table(arrays, schema=EPISODES)
+    return pa.table(dict(zip(EPISODES.names, columns, strict=True)), schema=EPISODES)
 
 
 def draw_episodes(
@@ -46,11 +39,11 @@ def draw_episodes(
     test_per_class: int = 20,
     seed: int,
 ) -> pa.Table:
-    """Draw episodes from a data set with labels, as the published ones were made.
+    """Draw episodes from a data set with labels, in the way of the published ones.
 
     For every way, shot and fold: some classes in random order, which numbers them; of each
     ``shot`` random training shapes and ``test_per_class`` random test shapes; both mixed. The draw
-    depends on the seed, the ids and the labels, not on the order in which they are given.
+    depends on the seed, the ids and the labels, not on their order.
 
     Args:
         train_ids: Object ids of the training split.

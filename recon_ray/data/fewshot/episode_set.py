@@ -77,7 +77,8 @@ def collect_clouds(prepared: PreparedSet, episodes: pa.Table) -> dict[str, pa.Ta
         parts = []
         for path in prepared.split(split).geometry:
             table = read_table(path, list(COLUMNS))
-            parts.append(_take(table, pc.is_in(table["object_id"], value_set=wanted)))
+            is_wanted = pc.is_in(table["object_id"], value_set=wanted).to_numpy()
+            parts.append(table.take(pa.array(np.flatnonzero(is_wanted))))
         clouds[split] = pa.concat_tables(parts).combine_chunks()
         missing = {*wanted.to_pylist()} - {*clouds[split]["object_id"].to_pylist()}
         if missing:
@@ -86,10 +87,6 @@ def collect_clouds(prepared: PreparedSet, episodes: pa.Table) -> dict[str, pa.Ta
                 f"{split!r} ({min(missing)}); give the set that they were drawn from"
             )
     return clouds
-
-
-def _take(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
-    return table.take(pa.array(np.flatnonzero(mask.to_numpy())))
 
 
 def make_episode(
@@ -138,7 +135,7 @@ def make_episode(
 def _manifest(
     prepared: PreparedSet, classes: list[str], tables: dict[str, pa.Table]
 ) -> dict[str, Any]:
-    """The manifest of the set, with the episode's classes and the card of few-shot episodes."""
+    """Return the set's manifest with the episode's classes and the card of few-shot episodes."""
     manifest = copy.deepcopy(prepared.manifest)
     card = manifest.get("card")
     if card is not None and str(card["name"]).startswith("modelnet"):

@@ -1,1 +1,1 @@
-"""Prepared sets: schema, manifest, shards."""
+"""Format of prepared sets: schema, manifest, files, verification."""

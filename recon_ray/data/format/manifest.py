@@ -77,8 +77,9 @@ def _features(plan: Plan) -> dict[str, Any] | None:
     features = plan.listing.features
     if features is None:
         return None
-    # In JSON, shapes are lists.
-    return {"image": features.image, "text": features.text, "teacher": features.teacher}
+    shapes = {"image": features.image, "text": features.text}
+    lists = {name: None if shape is None else list(shape) for name, shape in shapes.items()}
+    return {**lists, "teacher": features.teacher}
 
 
 def _splits(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""From Parquet to batches of tensors."""
+"""Loading of prepared sets: Ray stream, batches of tensors, images."""

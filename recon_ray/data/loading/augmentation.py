@@ -1,7 +1,7 @@
-"""The published image augmentation: what is drawn for a picture, and the same done with PIL.
+"""The published image augmentation: random choices for a picture, and their application by PIL.
 
 Drawing and applying are apart, so that :mod:`recon_ray.data.loading.device_augmentation` can apply
-on a device what was drawn here.
+the choices on a device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 ImageOp: TypeAlias = Callable[[Image.Image, int, float], Image.Image]
 Box: TypeAlias = tuple[int, int, int, int]
-#: Of a map that says where the pixel at (x, y) comes from: (a x + b y + c, d x + e y + f).
+#: Of a map from a pixel (x, y) to its source: (a x + b y + c, d x + e y + f).
 Coefficients: TypeAlias = tuple[float, float, float, float, float, float]
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -63,7 +63,7 @@ class DrawnAugmentation:
     gray: Box
 
     def numbers(self) -> list[int]:
-        """The choices as ``NUM_CHOICES`` whole numbers, in the order of the attributes."""
+        """Return the choices as ``NUM_CHOICES`` whole numbers, in the order of the attributes."""
         numbers = [int(self.mirrored), *self.crop]
         for one in self.operations:
             numbers += [one.index, one.magnitude, int(one.sign < 0)]
@@ -74,7 +74,7 @@ NUM_CHOICES = 1 + 4 + 3 * NUM_OPS + 4
 
 
 def square_side(image_size: int) -> int:
-    """Side of the square that a picture is brought to before it is cropped."""
+    """Return the side of the square to which a picture is resized before it is cropped."""
     return round(image_size * REFERENCE_RESIZE / REFERENCE_SIZE)
 
 
@@ -128,7 +128,7 @@ def draw_gray(size: int, extent: int, rng: np.random.Generator) -> Box:
 
 
 def augment(image: Image.Image, drawn: DrawnAugmentation, image_size: int) -> Image.Image:
-    """Do with PIL what was drawn for an RGB image."""
+    """Apply the choices to an RGB image with PIL."""
     side = square_side(image_size)
     image = image.resize((side, side), BICUBIC)
     if drawn.mirrored:
@@ -179,7 +179,7 @@ def cut_out(image: Image.Image, box: Box) -> Image.Image:
 
 
 def blend_factor(magnitude: int) -> float:
-    """Part of the original in a picture of less brightness, color, contrast or sharpness."""
+    """Return the part of the original in a picture of less brightness, color, or the like."""
     return 0.09 * magnitude + 0.05
 
 
@@ -199,7 +199,7 @@ def affine_map(index: int, magnitude: int, sign: float, width: int, height: int)
 
 
 def _rotation(degrees: float, x: float, y: float) -> Coefficients:
-    """A counter-clockwise rotation about (x, y), rounded as ``PIL.Image.Image.rotate`` does."""
+    """Return a counter-clockwise rotation about (x, y), rounded as in ``PIL.Image.rotate``."""
     angle = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
     return (
@@ -223,30 +223,11 @@ def _enhance(enhancer: type[ImageEnhance._Enhance]) -> ImageOp:
     return apply
 
 
-def _identity(image: Image.Image, magnitude: int, sign: float) -> Image.Image:
-    return image
-
-
-def _auto_contrast(image: Image.Image, magnitude: int, sign: float) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image, magnitude: int, sign: float) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _posterize(image: Image.Image, magnitude: int, sign: float) -> Image.Image:
-    return ImageOps.posterize(image, int(0.4 * magnitude) + 4)
-
-
-def _solarize(image: Image.Image, magnitude: int, sign: float) -> Image.Image:
-    return ImageOps.solarize(image, 256 - int(25.6 * magnitude))
-
-
+#: The pool: (image, magnitude of 10, sign) to image.
 OPERATIONS: tuple[ImageOp, ...] = (
-    _auto_contrast,
-    _equalize,
-    _identity,
+    lambda image, magnitude, sign: ImageOps.autocontrast(image),
+    lambda image, magnitude, sign: ImageOps.equalize(image),
+    lambda image, magnitude, sign: image,
     _enhance(ImageEnhance.Brightness),
     _enhance(ImageEnhance.Color),
     _enhance(ImageEnhance.Contrast),
@@ -255,8 +236,7 @@ OPERATIONS: tuple[ImageOp, ...] = (
     _affine(SHEAR_Y),
     _affine(TRANSLATE_X),
     _affine(TRANSLATE_Y),
-    _posterize,
+    lambda image, magnitude, sign: ImageOps.posterize(image, int(0.4 * magnitude) + 4),
     _affine(ROTATE),
-    _solarize,
+    lambda image, magnitude, sign: ImageOps.solarize(image, 256 - int(25.6 * magnitude)),
 )
-"""The augmentation pool: (image, magnitude of 10, sign) to image."""

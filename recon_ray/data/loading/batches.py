@@ -4,7 +4,7 @@ One batch is a dict: ``sample_id`` (B,) int64, ``points`` (B, N, 3) float32 as s
 (B,) int64, ``text_index`` (B,) int64 (row of the text bank) and, where asked for, ``images``
 (B, 3, H, W) float32 in [0, 1] or stored ``image_features`` and ``text_features`` (B, D) float32.
 Sub-sampling and augmentation of points happen on the device; that of images may, and then
-``images`` are uint8 as decoded, and ``image_parameters`` (B, P) int64 say what was drawn for them.
+``images`` are uint8 as decoded, and ``image_parameters`` (B, P) int64 hold the random choices.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a batch holds besides points and labels.
+    """Content of a batch besides points and labels.
 
     Args:
         seed: Seed of the choice of a view and of its augmentation.
         images: Image transform, or None for batches without images.
-        augment_on: Where images are augmented: ``device`` gives them as decoded, with what was
-            drawn for them; see :meth:`for_device` for ``auto``.
+        augment_on: Where images are augmented: ``device`` leaves them as decoded, with the random
+            choices beside them; see :meth:`for_device` for ``auto``.
         text: Whether ``text_index`` is the label or the number of the caption.
         captions: Distinct captions, in the order of the text bank (``text="caption"``).
         features: Columns of stored features, and how one of a sample's is drawn.
@@ -62,7 +62,7 @@ class BatchOptions:
 
     @property
     def needs(self) -> frozenset[str]:
-        """All columns that a batch is made of."""
+        """All columns that a batch needs."""
         views = ("views",) if self.images is not None else ()
         return frozenset((*self.columns, *views, *self.features))
 
@@ -77,9 +77,9 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
     """Build a batch from the columns of its rows.
 
     Args:
-        rows: ``sample_id`` (B,), ``points`` (B, N, 3) that nobody else holds, ``label`` (B,), and
+        rows: ``sample_id`` (B,), ``points`` (B, N, 3) in memory of their own, ``label`` (B,), and
             where the options need them ``caption`` and ``views`` (lists), and features (B, K, D).
-        options: What the batch holds.
+        options: Content of the batch.
         epoch: Epoch, which varies the choice of a view and its augmentation.
     """
     batch = {
@@ -121,7 +121,7 @@ def _load_images(
 
 
 def text_numbers(rows: Mapping[str, Any], options: BatchOptions) -> np.ndarray:
-    """Row of the text bank of each sample: its label, or the number of its caption."""
+    """Return the row of the text bank of each sample: its label, or the number of its caption."""
     if options.text != "caption":
         return np.array(rows["label"], dtype=np.int64)
     number = {text: i for i, text in enumerate(options.captions)}
@@ -136,7 +136,7 @@ def feature_random(
 
 
 def filled(features: np.ndarray) -> np.ndarray:
-    """Which of the stored features (B, K, D) are not all zeros: (B, K) bool."""
+    """Return which of the stored features (B, K, D) are not all zeros: (B, K) bool."""
     return np.asarray((features != 0).any(axis=2))
 
 
@@ -155,8 +155,8 @@ def choose_features(
         sample_ids: B numbers that name the samples over the whole data set.
         draw: ``copy`` takes number ``epoch`` mod K: copy k was augmented as in epoch k, so that
             the first K epochs are those of a teacher that runs online, and all copies are used
-            equally often. ``view`` takes the view that :func:`load_images` would choose in this
-            epoch. ``row`` takes a random row that is not all zeros (sources fill up with those).
+            equally often. ``view`` takes the view of :func:`load_images` in this epoch. ``row``
+            takes a random row that is not all zeros (sources fill up with those).
         epoch: Epoch.
         random: Makes the generator of a sample in this epoch.
 
@@ -219,7 +219,7 @@ class IndexedTable:
 
         Args:
             rows: (B,) positions.
-            columns: What is needed of the columns that were given; all of them by default.
+            columns: Names of the columns; all by default.
             pinned: Gather tensors into memory that a GPU can copy from by itself.
         """
         taken: dict[str, Any] = {}
@@ -282,7 +282,7 @@ def _gather(
 
 
 def _as_tensor(values: np.ndarray) -> Tensor:
-    """View an array that is only read: Arrow's memory must not be written."""
+    """Return a tensor of an array's memory, which is Arrow's and must not be written."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not writable
         return torch.from_numpy(values)
@@ -299,10 +299,10 @@ def _is_tensor(kind: pa.DataType) -> bool:
 
 
 class ShuffleBuffer:
-    """Mixes a stream of tables and gives batches of one fixed size.
+    """Buffer that mixes a stream of tables into batches of one fixed size.
 
-    A batch is drawn at random from the rows in memory, so that every worker that is given equally
-    many rows gives equally many batches, whatever the sizes of the tables.
+    A batch is drawn at random from the rows in memory, so that workers with equally many rows have
+    equally many batches, whatever the sizes of the tables.
 
     Args:
         batch_size: Rows of every batch; a last incomplete one is dropped.

@@ -1,10 +1,9 @@
 """The published image augmentation for whole batches, in torch, on any device.
 
-It does what :func:`recon_ray.data.loading.augmentation.augment` does with PIL, number by number:
-resizing
-rounds to 8 bit after each direction, pixels move to the nearest one in PIL's fixed-point
-arithmetic, look-up tables are integers. A resized pixel may differ by one gray level of 255, where
-PIL's sum lies at the border of two levels.
+By hand, because the result is that of :func:`recon_ray.data.loading.augmentation.augment` (PIL)
+number by number: resizing rounds to 8 bit after each direction, pixels move to the nearest one in
+PIL's fixed-point arithmetic, look-up tables are integers. A resized pixel may differ by one gray
+level of 255, where PIL's sum lies at the border of two levels.
 
 All shapes are fixed and nothing waits for the device: every operation is done for every picture and
 the drawn one is taken, so that a step with it can be compiled and captured.
@@ -39,7 +38,7 @@ from recon_ray.data.loading.augmentation import (
 from recon_ray.data.loading.images import NUM_PARAMETERS
 
 LEVELS = 256
-#: Operations whose result at a pixel depends on nothing but its value.
+#: Operations whose result at a pixel depends only on its value.
 POINTWISE = (BRIGHTNESS, POSTERIZE, SOLARIZE)
 #: Luminance of red, green and blue in units of 2**-16 (ITU-R 601-2), as PIL has it.
 LUMA = (19595, 38470, 7471)
@@ -47,7 +46,7 @@ FIXED_POINT = 16  # bits after the point in PIL's affine maps
 
 
 class DeviceAugmentation(nn.Module):
-    """Augments pictures as :func:`~recon_ray.data.loading.images.load_raw_images` gives them.
+    """Augmentation of the output of :func:`~recon_ray.data.loading.images.load_raw_images`.
 
     Args:
         image_size: Side of the result in pixels.
@@ -71,8 +70,8 @@ class DeviceAugmentation(nn.Module):
         """Augment a batch.
 
         Args:
-            images: (B, 3, S, S) uint8, see :func:`~recon_ray.data.loading.images.load_raw_images`.
-            parameters: (B, P) int64 of the same pictures.
+            images: (B, 3, S, S) uint8, S the side before the crop.
+            parameters: (B, P) int64, the choices for these pictures.
 
         Returns:
             (B, 3, image_size, image_size) float32 in [0, 1], not normalized.
@@ -160,7 +159,7 @@ class DeviceAugmentation(nn.Module):
     def _look_up_tables(
         self, images: Tensor, luma: Tensor, index: Tensor, magnitude: Tensor, factor: Tensor
     ) -> Tensor:
-        """What each picture's operation makes of every level: (B, 3, 256) uint8."""
+        """Return the result of each picture's operation for every level: (B, 3, 256) uint8."""
         levels = torch.arange(LEVELS, device=images.device, dtype=torch.int32)
         counts = _histogram(images)
         pixels = luma.shape[2] * luma.shape[3]
@@ -177,12 +176,12 @@ class DeviceAugmentation(nn.Module):
 
 
 def bicubic_weights(positions: Tensor, length: Tensor, size: int) -> Tensor:
-    """Weights that resize lines of pixels as PIL's bicubic filter does.
+    """Return weights that resize lines of pixels as PIL's bicubic filter does.
 
     The filter widens where pixels become fewer (antialiasing) and never reaches beyond the line.
 
     Args:
-        positions: (B or 1, S) integers, where each of S given pixels lies in the line; those
+        positions: (B or 1, S) integers, the place of each of S given pixels in the line; those
             outside of it have no weight.
         length: (B,) integers, pixels of the line.
         size: Pixels of the result.
@@ -239,18 +238,18 @@ def cut_out(images: Tensor, left: Tensor, top: Tensor, right: Tensor, bottom: Te
 
 
 def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
-    """From one picture a part of the way to another, cut to whole levels as PIL does."""
+    """Return the mix of two pictures, cut to whole levels as PIL does."""
     return (start + factor * (end.to(torch.int32) - start)).to(torch.uint8)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Luminance (B, 1, H, W) int32."""
+    """Return the luminance (B, 1, H, W) int32."""
     red, green, blue = images.to(torch.int32).split(1, dim=1)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + (1 << 15)) >> 16
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """Weighted mean of 3 x 3 pixels, the one in the middle five times: (B, 3, H, W) int32.
+    """Return the mean of 3 x 3 pixels, the one in the middle five times: (B, 3, H, W) int32.
 
     Pixels at the border stay, as in PIL.
     """
@@ -286,7 +285,7 @@ def _moved(images: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def _histogram(images: Tensor) -> Tensor:
-    """How often each level occurs in each channel: (B, 3, 256) int32."""
+    """Return the count of each level in each channel: (B, 3, 256) int32."""
     batch, channels = images.shape[:2]
     counts = torch.zeros(batch, channels, LEVELS, dtype=torch.int32, device=images.device)
     values = images.flatten(2).long()
@@ -294,7 +293,7 @@ def _histogram(images: Tensor) -> Tensor:
 
 
 def _auto_contrast(counts: Tensor, levels: Tensor) -> Tensor:
-    """Tables (B, 3, 256) that spread the levels over all of 0 to 255."""
+    """Return tables (B, 3, 256) that spread the levels over all of 0 to 255."""
     low = torch.where(counts > 0, levels, LEVELS).amin(2, keepdim=True)
     high = torch.where(counts > 0, levels, -1).amax(2, keepdim=True)
     scale = 255.0 / (high - low).clamp(min=1).double()
@@ -303,7 +302,7 @@ def _auto_contrast(counts: Tensor, levels: Tensor) -> Tensor:
 
 
 def _equalize(counts: Tensor, levels: Tensor) -> Tensor:
-    """Tables (B, 3, 256) after which all levels are about equally frequent."""
+    """Return tables (B, 3, 256) after which all levels are about equally frequent."""
     high = torch.where(counts > 0, levels, 0).amax(2, keepdim=True)
     others = counts.sum(2, keepdim=True) - counts.gather(2, high.long())
     step = others // 255
@@ -316,11 +315,10 @@ def _equalize(counts: Tensor, levels: Tensor) -> Tensor:
 
 
 def _affine_table(size: int) -> Tensor:
-    """Fixed-point maps of all operations, (operations, magnitudes, 2, 6) int32, sign + before -.
+    """Return fixed-point maps of all operations, (operations, magnitudes, 2, 6) int32, + before -.
 
     The coefficients are those of :func:`~recon_ray.data.loading.augmentation.affine_map` for the
-    middle
-    of a pixel, times 2**16.
+    middle of a pixel, times 2**16.
     """
     table = torch.empty(len(OPERATIONS), MAX_MAGNITUDE, 2, 6, dtype=torch.int32)
     for index in range(len(OPERATIONS)):
@@ -334,7 +332,7 @@ def _affine_table(size: int) -> Tensor:
 
 
 def _pointwise_tables() -> Tensor:
-    """What each operation that is pointwise makes of every level, from PIL; else the level.
+    """Return the result of each pointwise operation for every level, from PIL; else the level.
 
     Returns:
         (operations, magnitudes, 256) uint8.

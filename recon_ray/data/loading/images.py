@@ -1,7 +1,7 @@
-"""Decodes rendered views and augments them for an image teacher.
+"""Decoding and augmentation of rendered views for an image teacher.
 
-Every random number comes from (seed, epoch, sample id), so a sample's image is the same whatever
-batch, worker or order it is loaded in.
+Every random number comes from (seed, epoch, sample id), so a sample's image does not depend on its
+batch, worker or order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AugmentationKind: TypeAlias = Literal["none", "reference"]
 
 IMAGES_VERSION = 1  # part of a teacher cache's identity: raise it with any change to the pixels
 STREAM = 0x1A6E  # keeps these numbers apart from other uses of the same seed
-#: Numbers of a picture beside its pixels: its width and height, and what was drawn for it.
+#: Numbers of a picture beside its pixels: its width and height, and the choices for it.
 NUM_PARAMETERS = 2 + NUM_CHOICES
 
 
@@ -41,20 +41,21 @@ def decode_image(data: bytes, sample_id: int) -> Tensor:
 
     Args:
         data: The file's bytes.
-        sample_id: Row that the image belongs to, for the error message.
+        sample_id: Row of the image, for the error message.
 
     Returns:
         (3, H, W) uint8, RGB; an alpha channel is dropped.
 
     Raises:
-        DataError: If the bytes are no such image.
+        DataError: If the bytes are not such an image.
     """
-    return _to_tensor(_open(data, sample_id))
+    pixels = torch.from_numpy(np.array(_open(data, sample_id), dtype=np.uint8))
+    return pixels.permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Brings a view to the size an image teacher takes, augmented or not.
+    """Transform of a view to the input size of an image teacher, with or without augmentation.
 
     Attributes:
         kind: ``none`` resizes the shorter side and takes the middle; ``reference`` is the
@@ -106,18 +107,18 @@ def load_images(
         sample_ids: B numbers that name the samples over the whole data set.
         epoch: Which augmentation of the sample (an epoch, or the index of a cached copy).
         seed: Seed of the run.
-        transform: What to do with a view.
+        transform: Transform of a view.
         num_threads: Threads to decode and transform with; the result does not depend on it.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1], RGB, not normalized: teachers do that themselves.
+        (B, 3, H, W) float32 in [0, 1], RGB, not normalized, which is done by the teachers.
 
     Raises:
         DataError: If a sample has no view, or one that does not decode.
         ValueError: If there are not as many ids as rows.
     """
     size = transform.image_size
-    # An array: threads know nothing of this one's inference mode.
+    # An array: this thread's inference mode does not hold in the others.
     pixels = np.empty((len(rows), 3, size, size), dtype=np.uint8)
 
     def load(row: int, view: Image.Image, rng: np.random.Generator) -> None:
@@ -136,22 +137,15 @@ def load_raw_images(
     transform: ImageTransform,
     num_threads: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Decode what :func:`load_images` would augment, and draw how; a device does it then.
+    """Decode the views of :func:`load_images` and draw their augmentation, for use on a device.
 
-    Args:
-        rows: As for :func:`load_images`.
-        sample_ids: As for :func:`load_images`.
-        epoch: As for :func:`load_images`.
-        seed: As for :func:`load_images`.
-        transform: Of the kind ``reference``.
-        num_threads: Threads to decode with; the result does not depend on it.
+    The arguments are those of :func:`load_images`, with a transform of the kind ``reference``.
 
     Returns:
         (B, 3, S, S) uint8 pixels, S the side before the crop: every view at its own size in the
-        corner at the top left, one that does not fit resized to the whole. And (B, P) int64: width
-        and height of that, then
-        :meth:`~recon_ray.data.loading.augmentation.DrawnAugmentation.numbers`;
-        :class:`~recon_ray.data.loading.device_augmentation.DeviceAugmentation` takes both.
+        corner at the top left, a larger one resized to the whole. And (B, P) int64: width and
+        height of that, then :meth:`~recon_ray.data.loading.augmentation.DrawnAugmentation.numbers`.
+        Both are for :class:`~recon_ray.data.loading.device_augmentation.DeviceAugmentation`.
 
     Raises:
         DataError: As :func:`load_images`.
@@ -199,7 +193,7 @@ def _for_each_view(
     seed: int,
     num_threads: int,
 ) -> None:
-    """Choose and decode a view of each sample, in threads, and hand it on with its generator."""
+    """Choose and decode a view of each sample, in threads; call ``load`` with its generator."""
     ids = [int(sample_id) for sample_id in sample_ids]
     if len(ids) != len(rows):
         raise ValueError(f"{len(rows)} rows of views have {len(ids)} sample ids: give one each.")
@@ -238,7 +232,3 @@ def _open(data: bytes, sample_id: int) -> Image.Image:
             f"Sample {sample_id}: a view of {len(data)} bytes is no readable PNG or JPEG; "
             "prepare the data set again from sound images."
         ) from error
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()

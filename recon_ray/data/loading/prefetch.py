@@ -1,4 +1,4 @@
-"""Batches prepared ahead: in a thread, in memory that a GPU copies from, or on the device."""
+"""Batches prepared ahead: in a thread, in pinned memory, or on the device."""
 
 from __future__ import annotations
 
@@ -60,15 +60,17 @@ def prefetch(items: Callable[[], Iterator[T]], *, depth: int = 2) -> Iterator[T]
 def prefetch_batches(
     batches: Callable[[], Iterator[Batch]], device: torch.device
 ) -> Iterator[Batch]:
-    """Prepare batches ahead, for a GPU in memory that it copies from while the host goes on.
+    """Prepare batches ahead, for a GPU in pinned memory, from which it copies by itself.
 
     Args:
         batches: Makes the iterator, inside a thread.
-        device: Where the batches will be brought.
+        device: Where the batches will be used.
     """
     if device.type != "cuda":
         return prefetch(batches)
-    return prefetch(lambda: map(_pinned, batches()))
+    return prefetch(
+        lambda: ({name: value.pin_memory() for name, value in b.items()} for b in batches())
+    )
 
 
 def batches_on(batches: Callable[[], Iterator[Batch]], device: torch.device) -> Iterator[Batch]:
@@ -84,7 +86,7 @@ def batches_on(batches: Callable[[], Iterator[Batch]], device: torch.device) -> 
         return
     stream = torch.cuda.Stream(device)
 
-    def brought() -> Iterator[tuple[Batch, torch.cuda.Event]]:
+    def moved_batches() -> Iterator[tuple[Batch, torch.cuda.Event]]:
         for batch in batches():
             with torch.cuda.stream(stream):
                 moved = {
@@ -93,13 +95,9 @@ def batches_on(batches: Callable[[], Iterator[Batch]], device: torch.device) -> 
                 }
             yield moved, stream.record_event()
 
-    for moved, event in prefetch(brought):
+    for moved, event in prefetch(moved_batches):
         current = torch.cuda.current_stream(device)
         current.wait_event(event)
         for value in moved.values():
             value.record_stream(current)
         yield moved
-
-
-def _pinned(batch: Batch) -> Batch:
-    return {name: value.pin_memory() for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""The shards of a split, read as the tasks of a stream read them; knows no Ray."""
+"""Reader of the shards of a split for the tasks of a stream, without Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recon_ray.errors import DataError
 
 #: The column of a task's input: numbers of shards.
 SHARD = "shard"
-#: The column that says what could not be read; null in all rows that could.
+#: The column of error messages; null in all rows that could be read.
 PROBLEM = "problem"
 #: Rows of a table; as many as a row group of the shards that this package writes.
 PART_ROWS = 64
@@ -22,12 +22,12 @@ PART_ROWS = 64
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Gives the rows of shards, whose files are as many of each kind.
+    """Reader of the rows of shards, which have one file of each kind.
 
     Args:
         files: Files of the first kind.
         columns: Columns of them.
-        beside: Columns of other kinds, and the files that they lie in.
+        beside: Columns of other kinds, and their files.
         used: (S,) uint8 over sample ids, 1 where a row is left out.
         schema: Set by :meth:`reporting`.
     """
@@ -39,9 +39,9 @@ class ShardReader:
     schema: pa.Schema | None = None
 
     def reporting(self) -> ShardReader:
-        """Return a reader that says in a row what it cannot read, see :func:`without_problems`.
+        """Return a reader that puts errors into rows, see :func:`without_problems`.
 
-        What is raised in a task instead, Ray answers with pages of tracebacks.
+        For an exception in a task, Ray prints pages of tracebacks.
 
         Raises:
             DataError: If the files of the first shard are unreadable.
@@ -81,10 +81,10 @@ class ShardReader:
 
 
 def without_problems(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Return what a reporting reader has read.
+    """Yield the tables of a reporting reader without their column of errors.
 
     Raises:
-        DataError: What it could not read.
+        DataError: With the first error in them.
     """
     for table in tables:
         problems = table[PROBLEM].drop_null()

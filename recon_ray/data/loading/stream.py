@@ -1,6 +1,6 @@
 """Ray Data over prepared sets: blocks in the object store, or a stream that is read each epoch.
 
-This and ``cluster`` are the only places that import Ray, here inside functions.
+Ray is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ STORE_FRACTION = 0.6
 #: A task reads shards of so many bytes on disk, because every task costs some 30 ms, but fewer
 #: where that would leave a CPU of the cluster fewer tasks than this.
 TASK_BYTES, TASKS_A_CPU = 1 << 27, 4
-#: Loggers of Ray Data that say too much: that progress bars are off, that no CPU is free at this
-#: moment, and with a traceback what it raises too, which the user gets from us where it is needed.
+#: Levels for talkative loggers of Ray Data: they report that progress bars are off, that no CPU is
+#: free at the moment, and the tracebacks of exceptions that are raised as well.
 LOG_LEVELS = {
     "_internal.progress": logging.ERROR,
     "dataset": logging.ERROR,
@@ -72,7 +72,7 @@ class SplitBlocks:
         return IndexedTable(geometry, views, features)
 
     def _of_split(self, tables: Sequence[pa.Table], rows: int) -> list[pa.Table]:
-        """Slices of the tables that hold the split's first rows, in order of sample id."""
+        """Return slices of the tables with the split's first rows, in order of sample id."""
         ranges = [(s.first_sample_id, s.first_sample_id + s.planned) for s in self.split.members]
         slices, found = [], 0
         for table in sorted((t for t in tables if len(t)), key=lambda t: t["sample_id"][0].as_py()):
@@ -122,7 +122,7 @@ def put_blocks(
 
 
 def _files(splits: Sequence[Split], kind: Literal["geometry", "views"]) -> list[Path]:
-    """Files of splits, each once and in order of sample id, as a block may hold several."""
+    """Return the files of splits, each once and in order of sample id."""
     members = [member for split in splits for member in split.members]
     members.sort(key=lambda split: split.first_sample_id)
     return list(dict.fromkeys(file for member in members for file in getattr(member, kind)))
@@ -135,7 +135,7 @@ def decoded_bytes(
     views: bool,
     features: Sequence[StoredFeatures] = (),
 ) -> int:
-    """Bytes that a split takes in memory: points and features exactly, images as on disk."""
+    """Return the bytes of a split in memory: points and features exactly, images as on disk."""
     itemsize = np.dtype(prepared.manifest.get("points_dtype", "float32")).itemsize
     stored = sum(one.bytes_per_sample for one in features)
     size = split.rows * (prepared.num_points * 3 * itemsize + 64 + stored)
@@ -161,7 +161,7 @@ def stream_dataset(
     seed: int,
     used: np.ndarray | None = None,
 ) -> ray.data.Dataset:
-    """Lazy dataset over a split, with the files in another order each epoch.
+    """Return a lazy dataset over a split, with the files in another order each epoch.
 
     Args:
         split: The split of a prepared set.
@@ -190,7 +190,7 @@ def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
 
 
 def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
-    """The rows of a worker's shard as Arrow tables, read ahead.
+    """Yield the rows of a worker's shard as Arrow tables, read ahead.
 
     Raises:
         DataError: If a file is unreadable.
@@ -202,7 +202,7 @@ def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
 
 
 def calm_log() -> None:
-    """Let Ray Data log in this process what a user can act on."""
+    """Limit the log of Ray Data in this process to messages on which a user can act."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     for name, level in LOG_LEVELS.items():
         logging.getLogger(f"ray.data.{name}").setLevel(level)
@@ -221,10 +221,10 @@ def configure() -> None:
 
 
 def _read(reader: ShardReader, *, order_seed: int | None = None) -> ray.data.Dataset:
-    """Lazy dataset over shards, in their order or, with a seed, in another one each epoch.
+    """Return a lazy dataset over shards, in their order or, with a seed, in another each epoch.
 
     Ray's own reader of Parquet starts 32 processes before every epoch, which read the footers of
-    all files; here it is known what they hold.
+    all files; the manifest makes that needless.
     """
     import ray
 

@@ -1,1 +1,1 @@
-"""From a source to the shards of a prepared set."""
+"""Preparation of sets: plan, shards, rendered views, sampled points."""

@@ -1,8 +1,8 @@
-"""Turn a source into a prepared set: sharded Parquet that can be interrupted and verified.
+"""Preparation of a set from a source: sharded Parquet, resumable after any interruption.
 
 Each shard is built by a pure function of its task, written beside its final place and renamed, and
-then recorded; the manifest comes last. So an interrupted job loses the shard in work and nothing
-else, a folder without manifest is no data set, and the bytes do not depend on the parallelism.
+then recorded; the manifest comes last. So an interrupted job loses only the shard in work, a folder
+without manifest is not a prepared set, and the bytes do not depend on the parallelism.
 """
 
 from __future__ import annotations
@@ -24,34 +24,16 @@ from recon_ray.data.format.manifest import make_manifest
 from recon_ray.data.format.schema import KINDS, MANIFEST
 from recon_ray.data.prepare.build_shard import RECORDS, build_shard, finished
 from recon_ray.data.prepare.repairs import continue_plan, is_repaired
-from recon_ray.data.prepare.runners import ShardProgress, run_processes, run_serial
-from recon_ray.data.prepare.shard_plan import (
-    Plan,
-    PrepareOptions,
-    ShardTask,
-    differences,
-    make_plan,
-)
-from recon_ray.data.sources.base import Item, Listing, Sample, Source
+from recon_ray.data.prepare.runners import ShardProgress, run_serial
+from recon_ray.data.prepare.shard_plan import differences, make_plan
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from recon_ray.data.prepare.runners import Record, Run
-
-__all__ = [
-    "Item",
-    "Listing",
-    "PrepareOptions",
-    "Sample",
-    "ShardTask",
-    "Source",
-    "build_shard",
-    "prepare",
-    "run_processes",
-    "run_serial",
-]
+    from recon_ray.data.prepare.shard_plan import Plan, PrepareOptions, ShardTask
+    from recon_ray.data.sources.base import Source
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +54,7 @@ def prepare(
     """Build, or finish, a prepared set.
 
     Args:
-        source: What lists and loads the samples.
+        source: Lists and loads the samples.
         output: Folder of the set; made if needed. A set of the same plan in it is continued.
         options: How samples become rows.
         run: Executes the shard tasks: ``run(build_shard, tasks)`` yields their records in any
@@ -87,8 +69,7 @@ def prepare(
             a file cannot be written.
     """
     root = Path(output)
-    plan = make_plan(source, str(root), options)
-    plan = _adopt(root, plan)
+    plan = _adopt(root, make_plan(source, str(root), options))
     records = _finished(plan)
     todo = [task for task in plan.tasks if task.key not in records]
     logger.info(
@@ -113,15 +94,16 @@ def prepare(
 
 def _finished(plan: Plan) -> dict[str, Record]:
     """Return the records of the shards that need not be built."""
-    records = {task.key: record for task in plan.tasks if (record := finished(task))}
-    outdated = [t.key for t in plan.tasks if t.key in records and is_repaired(t, records[t.key])]
-    if outdated:
-        logger.info("files that were left out have changed: %d shards with them", len(outdated))
-    return {key: record for key, record in records.items() if key not in outdated}
+    found = [(task, record) for task in plan.tasks if (record := finished(task))]
+    kept = {task.key: record for task, record in found if not is_repaired(task, record)}
+    if len(kept) < len(found):
+        count = len(found) - len(kept)
+        logger.info("files that were left out have changed: %d shards with them", count)
+    return kept
 
 
 def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
-    """Build the shards; gives their records as they come, and ends what builds when it is left."""
+    """Build the shards, yield their records as they come, and stop the runner at the end."""
     samples = sum(len(task.items) for task in todo)
     progress = ShardProgress("prepare", shards=len(todo), units=samples, unit="samples")
     tasks = {task.key: task for task in todo}
@@ -145,10 +127,13 @@ def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
 
 
 def _adopt(root: Path, plan: Plan) -> Plan:
-    """Take over the output folder: refuse another plan's, remove leftovers, write the plan.
+    """Take over the output folder: reject another plan's, remove leftovers, write the plan.
 
     Returns:
-        The plan, as it was begun if only files that were left out have changed since.
+        The folder's plan if only files that were left out have changed since; else the given one.
+
+    Raises:
+        DataError: If the output is a file or holds a set of another plan.
     """
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: the output is a file; choose another folder")
@@ -164,18 +149,7 @@ def _adopt(root: Path, plan: Plan) -> Plan:
             "folder"
         )
     _remove_leftovers(root, plan)
-    content = {
-        "hash": plan.hash,
-        "settings": dict(plan.settings),
-        "shards": _shard_list(plan),
-        "repaired": dict(plan.repaired),
-    }
-    write_json(root / PLAN, content)
-    return plan
-
-
-def _shard_list(plan: Plan) -> list[dict[str, Any]]:
-    return [
+    shards = [
         {
             "shard": f"{task.split}/{task.name}",
             "first_sample_id": task.first_sample_id,
@@ -183,10 +157,14 @@ def _shard_list(plan: Plan) -> list[dict[str, Any]]:
         }
         for task in plan.tasks
     ]
+    settings, repaired = dict(plan.settings), dict(plan.repaired)
+    content = {"hash": plan.hash, "settings": settings, "shards": shards, "repaired": repaired}
+    write_json(root / PLAN, content)
+    return plan
 
 
 def _remove_leftovers(root: Path, plan: Plan) -> None:
-    """Delete temporaries of dead processes, and shards that the plan does not have."""
+    """Delete temporaries of dead processes, and shards outside the plan."""
     planned = {(task.split, task.name) for task in plan.tasks}
     for kind in KINDS:
         for path in (root / kind).glob("*/part-*.parquet"):
@@ -217,7 +195,7 @@ def _check_quarantine(root: Path, plan: Plan, records: dict[str, Record]) -> Non
 
 
 def _excluded(plan: Plan) -> list[dict[str, Any]]:
-    """What the source left out by rule, which is not counted as unreadable."""
+    """Return the quarantine entries of samples that the source left out by rule."""
     return [
         {"object_id": e.object_id, "file": e.file, "reason": e.reason, "planned": False}
         for e in plan.listing.excluded

@@ -1,4 +1,4 @@
-"""One shard of a prepared set: a pure function of its task, written to files and recorded."""
+"""Construction of one shard: a pure function of its task, written to files and recorded."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def build_shard(task: ShardTask) -> Record:
     """Build one shard, write its files and its record.
 
     Args:
-        task: What to build; nothing else decides the bytes.
+        task: The shard; its bytes depend on nothing else.
 
     Returns:
-        The record: counts, hashes, statistics, and the samples that were left out with reasons.
+        The record: counts, hashes, statistics, and the left-out samples with reasons.
 
     Raises:
         DataError: If a file cannot be written.
@@ -78,7 +78,7 @@ def build_shard(task: ShardTask) -> Record:
 
 
 def finished(task: ShardTask) -> Record | None:
-    """Return the record of a shard that is already there, None if it has to be built."""
+    """Return the record of a finished shard, None if it has to be built."""
     record = read_json(_record_path(task))
     if not isinstance(record, dict) or record.get("key") != task.key:
         return None
@@ -158,13 +158,13 @@ def _drawn(task: ShardTask, item: Item, shape: Shape) -> SurfacePoints:
 
 
 def _stored(drawn: SurfacePoints, layout: Layout, name: str) -> SurfacePoints:
-    """Turn the points to the stored type.
+    """Convert the points to the stored type.
 
     Raises:
-        DataError: If it cannot hold them.
+        DataError: If they exceed its range.
     """
     points = _unit_sphere(drawn) if layout.dtype == "float16" else drawn.points
-    with np.errstate(over="ignore"):  # overflow is reported as the next line's sentence
+    with np.errstate(over="ignore"):  # reported below
         points = points.astype(layout.dtype)
     if not np.isfinite(points).all():
         raise DataError(f"{name}: coordinates exceed the range of {layout.dtype}")
@@ -214,11 +214,13 @@ def _features(sample: Sample, layout: Layout, name: str) -> dict[str, np.ndarray
 
 
 def _write_tables(task: ShardTask, rows: list[_Row]) -> dict[str, Any]:
-    """Write the files of every kind that the set has; gives their entries, None for the others."""
+    """Write the files of every kind of the set; return their entries, None for other kinds."""
     tables = {"geometry": _geometry_columns, "views": _views_columns, "features": _feature_columns}
+    ids = [row.sample_id for row in rows]
     written: dict[str, Any] = dict.fromkeys(KINDS)
     for kind, schema in task.layout.schemas().items():
-        table = pa.table(tables[kind](rows, task.layout), schema=schema)
+        columns = {"sample_id": ids, **tables[kind](rows, task.layout)}
+        table = pa.table(columns, schema=schema)
         written[kind] = write_table(Path(task.root), f"{kind}/{task.split}/{task.name}", table)
     return written
 
@@ -227,7 +229,6 @@ def _geometry_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
     size = (layout.num_points, 3)
     drawn = [row.drawn for row in rows]
     columns: dict[str, Any] = {
-        "sample_id": [row.sample_id for row in rows],
         "object_id": [row.item.object_id for row in rows],
         "label": [row.item.label for row in rows],
         "category": [row.item.category for row in rows],
@@ -249,17 +250,16 @@ def _geometry_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
 
 def _views_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
     del layout
-    ids = [row.sample_id for row in rows]
-    return {"sample_id": ids, "views": [list(row.views) for row in rows]}
+    return {"views": [list(row.views) for row in rows]}
 
 
 def _feature_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
-    columns: dict[str, Any] = {"sample_id": [row.sample_id for row in rows]}
-    for name in ("image_features", "text_features"):
-        shape = getattr(layout, name)
-        if shape is not None:
-            columns[name] = _stacked([row.features[name] for row in rows], "float16", shape)
-    return columns
+    shapes = {name: getattr(layout, name) for name in ("image_features", "text_features")}
+    return {
+        name: _stacked([row.features[name] for row in rows], "float16", shape)
+        for name, shape in shapes.items()
+        if shape is not None
+    }
 
 
 def _stacked(arrays: list[Any], dtype: str, shape: tuple[int, ...]) -> pa.FixedShapeTensorArray:
@@ -270,7 +270,7 @@ def _stacked(arrays: list[Any], dtype: str, shape: tuple[int, ...]) -> pa.FixedS
 
 
 def _coordinate_sums(rows: list[_Row]) -> dict[str, Any]:
-    """Return what the set's statistics are added up from: count, sums, squares, extremes."""
+    """Return the count, sum, squares and extremes from which the set's statistics are added up."""
     if not rows:
         return {"count": 0, "sum": 0.0, "squares": 0.0, "min": None, "max": None}
     clouds = [row.drawn.points for row in rows]

@@ -48,7 +48,7 @@ def render_views(
 
     Args:
         shape: Mesh or cloud with y up, in any units.
-        num_views: V, how many pictures.
+        num_views: V, number of pictures.
         size: Side of the square pictures in pixels.
         style: ``shaded`` (of meshes), ``splat``, ``depth``, or ``auto``.
         backend: What meshes are drawn with unless they are splatted: ``embree``, ``splat``, or
@@ -74,7 +74,7 @@ def render_views(
 
 @functools.cache
 def renderer() -> str:
-    """Return renderer of meshes on this machine: ``embree``, or ``splat`` where it is missing."""
+    """Return the renderer of meshes here: ``embree``, or ``splat`` where it is not installed."""
     try:
         import embreex.rtcore_scene  # noqa: F401
     except ImportError:
@@ -89,26 +89,21 @@ def camera_ring(num_views: int) -> tuple[np.ndarray, ...]:
     elevation = np.deg2rad(ELEVATION)
     for view in range(num_views):
         azimuth = np.deg2rad(FIRST_AZIMUTH + 360.0 * view / num_views)
-        back = np.array(
-            [
-                np.sin(azimuth) * np.cos(elevation),
-                np.sin(elevation),
-                np.cos(azimuth) * np.cos(elevation),
-            ]
-        )
+        level = np.cos(elevation)
+        back = np.array([np.sin(azimuth) * level, np.sin(elevation), np.cos(azimuth) * level])
         right = np.array([np.cos(azimuth), 0.0, -np.sin(azimuth)])
         poses.append(np.stack([right, np.cross(back, right), back]))
     return tuple(poses)
 
 
 def _distance() -> float:
-    """Distance of the camera from the centre of a unit sphere that just fits the picture."""
+    """Return the camera's distance from the centre of a unit sphere that fits the picture."""
     return float(1.02 / np.sin(np.deg2rad(FIELD_OF_VIEW / 2)))
 
 
 @functools.lru_cache(maxsize=8)
 def _rays(size: int) -> np.ndarray:
-    """Unit directions (size, size, 3) of the pixels in camera axes, the top row first."""
+    """Return unit directions (size, size, 3) of the pixels in camera axes, the top row first."""
     half = np.tan(np.deg2rad(FIELD_OF_VIEW / 2))
     grid = ((np.arange(size) + 0.5) / size * 2 - 1) * half
     x, y = np.meshgrid(grid, -grid)
@@ -117,7 +112,7 @@ def _rays(size: int) -> np.ndarray:
 
 
 def _project(points: np.ndarray, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n, 2) pixel coordinates (column, row) and (n,) depths of points in the unit sphere."""
+    """Return (n, 2) pixels (column, row) and (n,) depths of points in the unit sphere."""
     seen = points @ pose.T  # (n, 3) right, up, back
     depth = _distance() - seen[:, 2]
     scale = size / 2 / np.tan(np.deg2rad(FIELD_OF_VIEW / 2)) / depth
@@ -131,12 +126,8 @@ def _embree_scene(shape: Shape) -> EmbreeScene:
     from embreex.mesh_construction import TriangleMesh
     from embreex.rtcore_scene import EmbreeScene
 
-    scene = EmbreeScene()
-    TriangleMesh(
-        scene,
-        np.ascontiguousarray(shape.vertices, np.float32),
-        np.ascontiguousarray(shape.faces, np.int32),
-    )
+    scene, faces = EmbreeScene(), np.ascontiguousarray(shape.faces, np.int32)
+    TriangleMesh(scene, np.ascontiguousarray(shape.vertices, np.float32), faces)
     return scene
 
 
@@ -187,7 +178,7 @@ def _hit_colors(shape: Shape, face: np.ndarray, u: np.ndarray, v: np.ndarray) ->
 
 
 def _shade(colors: np.ndarray, normals: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Light (n, 3) colors: Lambert, the same on both sides, because many meshes are one-sided."""
+    """Light (n, 3) colors: Lambert, equal on both sides, because many meshes are one-sided."""
     light = LIGHT / np.linalg.norm(LIGHT) @ pose
     strength = AMBIENT + (1 - AMBIENT) * np.abs(normals @ light)
     return np.clip(np.rint(colors * strength[:, None]), 0, 255).astype(np.uint8)
@@ -230,7 +221,7 @@ def _splat(cloud: Shape, lit: bool, pose: np.ndarray, size: int, is_depth: bool)
 
 
 def _splat_radius(count: int, size: int) -> float:
-    """Radius in pixels so that the discs of a surface cover about a third of the picture once."""
+    """Return the radius in pixels at which the discs cover about a third of the picture once."""
     return float(np.clip(np.sqrt(size * size / (3.0 * count)), 1.0, size / 24))
 
 
@@ -246,11 +237,8 @@ def _disc(radius: float) -> np.ndarray:
 def encode_image(picture: np.ndarray, image_format: str = "png") -> bytes:
     """Encode a (H, W, 3) uint8 picture as PNG or JPEG; equal pictures give equal bytes."""
     buffer = io.BytesIO()
-    image = Image.fromarray(picture)
-    if image_format == "png":
-        image.save(buffer, "PNG", compress_level=3)
-    else:
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    options = {"compress_level": 3} if image_format == "png" else {"quality": JPEG_QUALITY}
+    Image.fromarray(picture).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -258,7 +246,7 @@ def load_image(path: Path, size: int) -> np.ndarray:
     """Read a picture, lay it on white where it is transparent, and resize it.
 
     Args:
-        path: A file of any type that Pillow knows.
+        path: A file of any type that Pillow reads.
         size: Side of the square result in pixels; other pictures are padded with white.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files that were repaired after a set had left them out: read again, within the same plan."""
+"""Files that were left out of a set and repaired afterwards: read again, within the same plan."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHANGED = -2  # size that no file has, nor a missing one
+CHANGED = -2  # a size that neither a file nor a missing one has
 
 
 def file_stamp(source: Source, item: Item) -> list[list[int] | None]:
-    """Return size and time of change (ns) of a sample's file and pictures, None for missing ones."""
+    """Return size and time of change (ns) of a sample's file and pictures; None if missing."""
     folder = getattr(source, "folder", None)  # sources that compute their samples have none
     return [] if folder is None else [_stamp(folder, name) for name in (item.file, *item.images)]
 
@@ -38,7 +38,7 @@ def _stamp(folder: Path, name: str) -> list[int] | None:
 
 
 def is_repaired(task: ShardTask, record: Record) -> bool:
-    """Return whether a file that a finished shard left out is another one now."""
+    """Return whether a file that a finished shard left out has changed since."""
     items = {item.object_id: item for item in task.items}
     return any(
         entry.get("stamp") != file_stamp(task.source, items[entry["object_id"]])
@@ -47,10 +47,10 @@ def is_repaired(task: ShardTask, record: Record) -> bool:
 
 
 def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
-    """Return plan that a folder was begun with, if files that were left out are all that changed.
+    """Return the plan that a folder was begun with, if only files that were left out changed.
 
     Args:
-        plan: What is planned now.
+        plan: The present plan.
         found: The folder's ``plan.json``.
         records: Folder of the records of its shards.
 

@@ -1,4 +1,4 @@
-"""Where shards are built: in this process or in several of this machine."""
+"""Runners that build shards in this process or in several of this machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     Build = Callable[[ShardTask], Record]
     Run = Callable[[Build, Sequence[ShardTask]], Iterable[Record]]
 
-
 logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 5.0
 
 
 def run_serial(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
@@ -56,7 +57,9 @@ def run_processes(num_processes: int | None = None) -> Run:
                 for future in as_completed(futures):
                     yield future.result()
             except KeyboardInterrupt:
-                _end(pool)  # a shard may take minutes; it is built again
+                # A shard may take minutes; the caller removes its unfinished files.
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
                 raise
             except BrokenProcessPool as error:
                 raise DataError(
@@ -87,16 +90,10 @@ def fitting_processes(tasks: Sequence[ShardTask]) -> int:
     return fitting
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool at once; what they were writing is removed by the caller."""
-    for process in list((pool._processes or {}).values()):
-        process.terminate()
-
-
 def _end_with_parent() -> None:
-    """Let a worker end when the job is killed; it would wait for further tasks for ever.
+    """End this worker when its job is killed; it would wait for further tasks forever.
 
-    A Ctrl-C in the terminal reaches the workers too: the parent alone decides what follows.
+    A Ctrl-C in the terminal reaches the workers too; only the parent acts on it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
@@ -110,19 +107,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-logger = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 5.0
-
-
 class ShardProgress:
-    """Logs how far a job is, with the rate and what is left, every few seconds.
+    """Log of a job's progress every few seconds, with the rate and the time left.
 
     Args:
         job: Name of the job.
         shards: Shards that it builds.
         units: Units of work in all of them.
-        unit: What a unit is called.
+        unit: Name of a unit.
     """
 
     def __init__(self, job: str, *, shards: int, units: int, unit: str) -> None:
@@ -140,12 +132,8 @@ class ShardProgress:
         self._last = now
         rate = self._done_units / max(now - self._start, 1e-9)
         left = (self.units - self._done_units) / max(rate, 1e-9)
+        digits = 0 if rate >= 10 else 1
         logger.info(
-            "%s: %d/%d shards, %s %s/s, about %.0f s left",
-            self.job, self._done_shards, self.shards, _short(rate), self.unit, left,
+            "%s: %d/%d shards, %.*f %s/s, about %.0f s left",
+            self.job, self._done_shards, self.shards, digits, rate, self.unit, left,
         )  # fmt: skip
-
-
-def _short(rate: float) -> str:
-    """A rate with a decimal where a whole number would be 0 or say little."""
-    return f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from recon_ray.data.readers.meshes import Shape, face_cross
+from recon_ray.data.readers.meshes import Shape, face_cross, load_shape, sample_generator, to_y_up
 from recon_ray.errors import DataError
 
 Sampling = Literal["random", "fps"]
@@ -42,13 +43,13 @@ def sample_points(
 ) -> SurfacePoints:
     """Draw points: uniformly over the area of a mesh, without replacement from a cloud.
 
-    A cloud of exactly N points keeps its order: nothing is to be chosen.
+    A cloud of exactly N points keeps its order.
 
     Args:
         shape: Mesh or cloud that passed :func:`recon_ray.data.readers.meshes.check_shape`.
         num_points: N, how many.
         generator: Source of the random numbers.
-        name: What the message calls the shape.
+        name: Name of the shape in messages.
         sampling: How a larger cloud is thinned: at random, or to the farthest points from a random
             first one, in the order in which they are found (the reference's ModelNet cache).
 
@@ -76,7 +77,7 @@ def pad_points(shape: Shape, num_points: int, name: str) -> SurfacePoints:
     Args:
         shape: Cloud.
         num_points: N, how many rows there are.
-        name: What the message calls the shape.
+        name: Name of the shape in messages.
 
     Raises:
         DataError: If it is a mesh, or has more points.
@@ -91,6 +92,24 @@ def pad_points(shape: Shape, num_points: int, name: str) -> SurfacePoints:
     return replace(_chosen(shape, np.arange(num_points) % count), valid=count)
 
 
+def cloud_of_file(path: Path, *, up_axis: str, num_points: int, seed: int) -> np.ndarray:
+    """Read a file as a cloud (N, 3), y up; a mesh is sampled, a cloud keeps all its points.
+
+    Args:
+        path: A mesh or a cloud.
+        up_axis: Axis that points up in it: x, y or z.
+        num_points: Points that are sampled on a mesh, by area.
+        seed: Seed of the sampling, which depends on the name of the file too.
+
+    Raises:
+        DataError: If it cannot be read; the message names it.
+    """
+    shape = to_y_up(load_shape(path), up_axis)
+    if not shape.is_mesh:
+        return shape.vertices
+    return sample_points(shape, num_points, sample_generator(seed, path.name), str(path)).points
+
+
 def _chosen(shape: Shape, chosen: np.ndarray) -> SurfacePoints:
     normals, colors, parts = (
         None if column is None else column[chosen]
@@ -100,7 +119,7 @@ def _chosen(shape: Shape, chosen: np.ndarray) -> SurfacePoints:
 
 
 def _farthest(points: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    import torch  # takes seconds, and is needed for this only
+    import torch  # takes seconds, and only this needs it
 
     from recon_ray.points import ops
 

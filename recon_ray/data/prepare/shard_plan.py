@@ -1,4 +1,4 @@
-"""Which sample goes into which shard: a function of the listing, the options and the schema."""
+"""Plan of the shards of a set: a function of the listing, the options and the schema."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from recon_ray.data.sources.base import SPLIT_ORDER, Features, Item, Listing, So
 from recon_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 Setting = str | int | float | bool | None
 # Raising the tolerated fraction must not throw finished shards away: it decides nothing in them.
 NOT_IN_PLAN = ("max_quarantine_fraction",)
-#: Of what the rows hold. How files store them may change: sets of both ways are read, and finished
-#: shards of an interrupted one stay.
+#: Version of the rows' content. The way in which files store them may change: both are read, and
+#: finished shards of an interrupted set stay.
 COLUMNS_VERSION = 1
 
 
@@ -33,16 +33,16 @@ class PrepareOptions:
     """How samples become rows.
 
     Attributes:
-        num_points: N, points of every sample; None for what the source says.
-        up_axis: The axis that points up in the source; None for what the source says.
-        sampling: How a larger cloud is thinned: ``random``, ``fps``, or ``auto`` for what the
-            source says. Points of meshes are always drawn at random, by area.
+        num_points: N, points of every sample; None for the source's number.
+        up_axis: The axis that points up in the source; None for that of its listing.
+        sampling: How a larger cloud is thinned: ``random``, ``fps``, or ``auto`` for the source's
+            way. Points of meshes are always drawn at random, by area.
         views: Rendered pictures of every sample, 0 for none; a source's own pictures replace them.
         view_style: How they are rendered, see :func:`recon_ray.data.prepare.render.render_views`.
         image_size: Side of the pictures in pixels.
         image_format: png or jpeg.
         samples_per_shard: Rows of a file.
-        seed: Decides the points and the order of the samples.
+        seed: Seed of the points and of the order of the samples.
         limit: At most so many samples, shared by the splits in proportion; None for all.
         max_quarantine_fraction: Tolerated fraction of unreadable samples.
         points_dtype: float32, or float16, for which every cloud is centred and scaled to the unit
@@ -67,7 +67,8 @@ class PrepareOptions:
     normals: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {"num_points": 2, "views": 0, "image_size": 8, "samples_per_shard": 1}
+        at_least = {"num_points": 2, "views": 0, "image_size": 8}
+        at_least |= {"samples_per_shard": 1, "limit": 1}
         for name, lowest in at_least.items():
             found = getattr(self, name)
             if found is not None and found < lowest:
@@ -83,14 +84,11 @@ class PrepareOptions:
             if (found := getattr(self, name)) not in known:
                 names = ", ".join(name for name in known if name)
                 raise ConfigError(f"prepare.{name}: expected {names}, found {found!r}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"prepare.limit: expected at least 1 or nothing, found {self.limit}")
-        if not 0 <= self.max_quarantine_fraction <= 1:
-            found = self.max_quarantine_fraction
+        if not 0 <= (found := self.max_quarantine_fraction) <= 1:
             raise ConfigError(f"prepare.max_quarantine_fraction: expected 0 to 1, found {found}")
 
     def for_listing(self, listing: Listing) -> PrepareOptions:
-        """Fill in what is left to the source.
+        """Return the options with the source's values in place of the defaults.
 
         Raises:
             ConfigError: If an option contradicts the source.
@@ -110,7 +108,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that building one shard needs; picklable.
+    """All inputs of one shard; picklable.
 
     Attributes:
         root: Folder of the prepared set.
@@ -119,8 +117,8 @@ class ShardTask:
         key: Hash of the plan and the shard; a record with another key is not this shard's.
         first_sample_id: Id of the first item; the others follow.
         items: The samples in row order.
-        source: What loads them.
-        options: How they become rows, with nothing left to the source.
+        source: Loads them.
+        options: The options with the source's values filled in.
         layout: Columns of the files.
         held_bytes: Memory that the source needs in the process, see :class:`Listing`.
     """
@@ -142,11 +140,11 @@ class Plan:
     """The shards of a set.
 
     Attributes:
-        settings: Everything that decides the content, as flat names and values.
+        settings: Everything on which the content depends, as flat names and values.
         hash: Hash of the settings.
         source_name: Name of the source.
-        listing: What the source listed.
-        options: The options, with nothing left to the source.
+        listing: The samples of the source.
+        options: The options with the source's values filled in.
         layout: Columns of the files.
         tasks: The shards in the order of their sample ids.
         repaired: Planned and present size of the files that changed after they were left out, by
@@ -175,13 +173,13 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
     sources list them by category, and training shuffles only within a window later.
 
     Args:
-        source: What is to be prepared.
+        source: Lists the samples.
         root: Folder of the prepared set.
         options: How samples become rows.
 
     Raises:
         ConfigError: If an option contradicts the source.
-        DataError: If the source has nothing, or lists an object twice.
+        DataError: If the source lists no samples, or an object twice.
     """
     listing = source.scan()
     _check_listing(listing)
@@ -189,24 +187,23 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
 
 
 def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
-    """Return the plan that other sizes of some files would have made.
+    """Return the plan for other sizes of some files.
 
     Args:
         plan: A plan of at least one sample.
         sizes: Planned sizes by object id; the present ones are kept in ``repaired``.
     """
-    repaired = {
-        item.object_id: (sizes[item.object_id], item.size_bytes)
-        for item in plan.listing.items
-        if sizes.get(item.object_id, item.size_bytes) != item.size_bytes
-    }
     items = tuple(
         replace(item, size_bytes=sizes.get(item.object_id, item.size_bytes))
         for item in plan.listing.items
     )
-    task = plan.tasks[0]
-    planned = _assign(task.source, task.root, replace(plan.listing, items=items), plan.options)
-    return replace(planned, repaired=repaired)
+    repaired = {
+        now.object_id: (planned.size_bytes, now.size_bytes)
+        for planned, now in zip(items, plan.listing.items, strict=True)
+        if planned.size_bytes != now.size_bytes
+    }
+    task, listing = plan.tasks[0], replace(plan.listing, items=items)
+    return replace(_assign(task.source, task.root, listing, plan.options), repaired=repaired)
 
 
 def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions) -> Plan:
@@ -217,7 +214,11 @@ def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions
     tasks: list[ShardTask] = []
     first_id = 0
     for split, items in _ordered_splits(listing, options).items():
-        for name, chosen in _cut(items, options.samples_per_shard):
+        size = options.samples_per_shard
+        total = -(-len(items) // size)
+        for index in range(total):
+            name = f"part-{index:05d}-of-{total:05d}.parquet"
+            chosen = tuple(items[index * size : (index + 1) * size])
             key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
             tasks.append(
                 ShardTask(
@@ -230,9 +231,9 @@ def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions
 
 
 def differences(found: Mapping[str, Setting], asked: Mapping[str, Setting]) -> str:
-    """Say in words in which settings two plans differ, the first three of them."""
+    """Describe the first three settings in which two plans differ."""
     keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
-    # A changed option changes the listing's hash too: the option is what the user wants to hear.
+    # A changed option changes the listing's hash too, which would not help the user.
     named = [key for key in keys if key != "source.listing"] or keys
     shown = [f"{key}: {found.get(key)} (found) / {asked.get(key)} (asked)" for key in named[:3]]
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
@@ -250,13 +251,14 @@ def _check_listing(listing: Listing) -> None:
                 f"object id {item.object_id!r} is used twice, by {files}; give each its own"
             )
         seen[item.object_id] = item
-    unwritable = [i for i in listing.items if not is_text(i.object_id + i.category)]
+    unwritable = [
+        i.file or i.object_id for i in listing.items if not is_text(i.object_id + i.category)
+    ]
     if unwritable:
-        item = unwritable[0]
-        name = item.file or item.object_id
         more = f" and {len(unwritable) - 1} more" if len(unwritable) > 1 else ""
         raise DataError(
-            f"{name!a}{more}: the name is not UTF-8 text, which the prepared set needs; rename it, "
+            f"{unwritable[0]!a}{more}: the name is not UTF-8 text, which the prepared set needs; "
+            "rename it, "
             "for example with convmv -f latin1 -t utf8 -r --notest <folder>"
         )
 
@@ -307,15 +309,12 @@ def _ordered_splits(listing: Listing, options: PrepareOptions) -> dict[str, list
     for split, count in zip(order, keep, strict=True):
         items = [item for item in listing.items if item.split == split]
         if listing.shuffle:
-            items = _shuffled(items, options.seed, f"order of {split}")
+            items.sort(key=lambda item: item.object_id)
+            generator = sample_generator(options.seed, f"order of {split}")
+            items = [items[i] for i in generator.permutation(len(items))]
         if count:
             splits[split] = items[:count]
     return splits
-
-
-def _shuffled(items: list[Item], seed: int, what: str) -> list[Item]:
-    items = sorted(items, key=lambda item: item.object_id)
-    return [items[i] for i in sample_generator(seed, what).permutation(len(items))]
 
 
 def _limited(counts: list[int], limit: int | None) -> list[int]:
@@ -327,11 +326,3 @@ def _limited(counts: list[int], limit: int | None) -> list[int]:
     left = limit - int(kept.sum())
     kept[np.argsort(kept - exact, kind="stable")[:left]] += 1
     return [int(k) for k in kept]
-
-
-def _cut(items: list[Item], size: int) -> Iterator[tuple[str, tuple[Item, ...]]]:
-    """Cut one split into files of so many rows; gives their names and rows."""
-    total = -(-len(items) // size)
-    for index in range(total):
-        rows = tuple(items[index * size : (index + 1) * size])
-        yield f"part-{index:05d}-of-{total:05d}.parquet", rows

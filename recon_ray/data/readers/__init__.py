@@ -1,1 +1,1 @@
-"""Readers, one a file format."""
+"""Readers of file formats and archives."""

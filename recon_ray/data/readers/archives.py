@@ -1,4 +1,4 @@
-"""Unpacks the archive of a data set once, beside the prepared set."""
+"""Archives of data sets, unpacked once beside the prepared set."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from recon_ray.data.format.files import read_json, write_json
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import IO
 
 logger = logging.getLogger(__name__)
@@ -64,11 +65,16 @@ def unpack(archive: Path, target: Path) -> Path:
 
 
 def _unpack(archive: Path, target: Path) -> None:
+    unpacked, changed = 0, archive.stat().st_mtime_ns
     try:
-        if archive.name.lower().endswith(".zip"):
-            _unzip(archive, target)
-        else:
-            _untar(archive, target)
+        for name, size, source in _members(archive):
+            unpacked += size
+            _check_size(archive, unpacked)
+            place = _place(archive, target, name)
+            with place.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+            # The time of the archive: unpacked again, its files have not changed.
+            os.utime(place, ns=(changed, changed))
     except DataError:
         raise
     except Exception as error:  # decompressors fail on damaged bytes in many ways
@@ -90,7 +96,11 @@ def _partial(target: Path) -> Path:
 
 
 def _clear(archive: Path, target: Path) -> None:
-    """Remove what an interrupted job or another archive left; never a folder that is not ours."""
+    """Remove the leftovers of an interrupted job or another archive, but no folder of others.
+
+    Raises:
+        DataError: If the folder was not made by :func:`unpack`.
+    """
     shutil.rmtree(_partial(target), ignore_errors=True)
     if not target.exists():
         return
@@ -101,20 +111,18 @@ def _clear(archive: Path, target: Path) -> None:
     shutil.rmtree(target)
 
 
-def _unzip(archive: Path, target: Path) -> None:
-    with zipfile.ZipFile(archive) as packed:
-        members = [member for member in packed.infolist() if not member.is_dir()]
-        _check_size(archive, sum(member.file_size for member in members))
-        for member in members:
-            place = _place(archive, target, member.filename)
-            with packed.open(member) as source:
-                _write(archive, place, source)
-
-
-def _untar(archive: Path, target: Path) -> None:
-    with tarfile.open(archive) as packed:
-        unpacked = 0
-        for member in packed:
+def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield the name, the size and the open content of every file in an archive."""
+    if archive.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(archive) as zipped:
+            _check_size(archive, sum(member.file_size for member in zipped.infolist()))
+            for info in zipped.infolist():
+                if not info.is_dir():
+                    with zipped.open(info) as source:
+                        yield info.filename, info.file_size, source
+        return
+    with tarfile.open(archive) as tarred:
+        for member in tarred:
             if member.isdir():
                 continue
             if not member.isfile():
@@ -122,18 +130,15 @@ def _untar(archive: Path, target: Path) -> None:
                     f"{archive}: its member {member.name} is a link or a device, which no data set "
                     "needs; unpack it yourself and give the folder"
                 )
-            unpacked += member.size
-            _check_size(archive, unpacked)
-            source: IO[bytes] = packed.extractfile(member)  # type: ignore[assignment]  # a file
-            _write(archive, _place(archive, target, member.name), source)
-        _check_end(packed)
+            yield member.name, member.size, tarred.extractfile(member)  # type: ignore[misc]  # a file
+        _check_end(tarred)
 
 
 def _check_end(packed: tarfile.TarFile) -> None:
-    """Read what follows the last member.
+    """Check that the archive ends after its last member.
 
-    Python takes a damaged header for the end of the archive, and the checksum of a compressed
-    stream is compared when its last byte is read.
+    Python takes a damaged header for the end of the archive, and compares the checksum of a
+    compressed stream when its last byte is read.
 
     Raises:
         TarError: If the archive goes on.
@@ -148,14 +153,6 @@ def _check_end(packed: tarfile.TarFile) -> None:
             pass
 
 
-def _write(archive: Path, place: Path, source: IO[bytes]) -> None:
-    """Copy a member, with the time of the archive: unpacked again, it has not changed."""
-    with place.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-    changed = archive.stat().st_mtime_ns
-    os.utime(place, ns=(changed, changed))
-
-
 def _check_size(archive: Path, unpacked: int) -> None:
     packed = archive.stat().st_size
     if unpacked > MAX_GROWTH * max(packed, 1 << 20):
@@ -166,7 +163,7 @@ def _check_size(archive: Path, unpacked: int) -> None:
 
 
 def _place(archive: Path, target: Path, name: str) -> Path:
-    """Return the file that a member becomes.
+    """Return the path of a member below the folder, and make its parents.
 
     Raises:
         DataError: If it would lie outside the folder.

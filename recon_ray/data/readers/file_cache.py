@@ -1,4 +1,4 @@
-"""Keeps the content of a few big files, so that their rows can be read one by one."""
+"""Cache of a few big files whose rows are read one by one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ BUDGET_BYTES = 512 << 20
 
 
 class RecentFiles(Generic[Content]):
-    """The files that were read last, in this process.
+    """Contents of the files that this process read last.
 
     At least two are kept, whatever their size, and more while they fit the budget: some data sets
-    come in one file a split, others in many small ones, and rows are asked for in a mixed order.
+    have one file a split, others many small ones, and rows are read in a mixed order.
+
+    Args:
+        read: Reads a whole file.
+        at_least: Files kept even if they are larger than the budget.
+        budget_bytes: Size on disk of the files kept beyond that.
     """
 
     def __init__(
@@ -29,16 +34,7 @@ class RecentFiles(Generic[Content]):
         at_least: int = 2,
         budget_bytes: int = BUDGET_BYTES,
     ) -> None:
-        """Keep what ``read`` gives of a file.
-
-        Args:
-            read: Reads a whole file.
-            at_least: Files kept even if they are larger than the budget.
-            budget_bytes: Size on disk of the files kept beyond that.
-        """
-        self._read = read
-        self._at_least = at_least
-        self._budget_bytes = budget_bytes
+        self._read, self._at_least, self._budget_bytes = read, at_least, budget_bytes
         self._contents: OrderedDict[tuple[str, int, int], Content] = OrderedDict()
 
     def get(self, path: Path) -> Content:
@@ -53,14 +49,10 @@ class RecentFiles(Generic[Content]):
             raise DataError(f"{path}: file not found") from error
         key = (str(path), found.st_size, found.st_mtime_ns)
         if key not in self._contents:
-            self._make_room(found.st_size)
+            sizes = [size for _, size, _ in self._contents]  # the oldest first
+            while len(sizes) >= self._at_least and sum(sizes) + found.st_size > self._budget_bytes:
+                self._contents.popitem(last=False)
+                del sizes[0]
             self._contents[key] = self._read(path)
         self._contents.move_to_end(key)
         return self._contents[key]
-
-    def _make_room(self, size_bytes: int) -> None:
-        while len(self._contents) >= self._at_least:
-            kept = sum(size for _, size, _ in self._contents)
-            if kept + size_bytes <= self._budget_bytes:
-                return
-            self._contents.popitem(last=False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CloudFile:
-    """What a file says about its clouds without their points.
+    """Labels and size of the clouds in a file, without their points.
 
     Attributes:
         labels: (n,) int64.
@@ -31,10 +31,7 @@ class CloudFile:
 
 
 def read_labels(path: Path) -> CloudFile:
-    """Read the labels of a file and check the shapes of its arrays.
-
-    Args:
-        path: HDF5 file.
+    """Read the labels of an HDF5 file and check the shapes of its arrays.
 
     Raises:
         DataError: If the file is missing, cut off or no HDF5 file, or its arrays do not fit.
@@ -51,11 +48,7 @@ def read_labels(path: Path) -> CloudFile:
 
 
 def read_cloud(path: Path, row: int) -> Shape:
-    """Read one cloud; the last files stay in memory.
-
-    Args:
-        path: HDF5 file.
-        row: Number of the cloud, from 0.
+    """Read the cloud of a row (from 0) of an HDF5 file; the last files stay in memory.
 
     Raises:
         DataError: If the file cannot be read or the cloud holds no usable points.

@@ -1,7 +1,7 @@
-"""Meshes and point clouds from files.
+"""Readers of meshes and point clouds.
 
-Own readers for OFF (which the published sets write in a broken way), PCD and arrays; PLY, OBJ, STL
-and glTF go through trimesh. Whatever is wrong with a file ends as one :class:`DataError` naming it.
+OFF (which the published sets write in a broken way), PCD and arrays have own readers; PLY, OBJ, STL
+and glTF go through trimesh. Any fault of a file ends as one :class:`DataError` naming it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def load_shape(path: Path) -> Shape:
         shape = reader(path)
     except DataError:
         raise
-    except Exception as error:  # parsers fail on damaged bytes in any way they like
+    except Exception as error:  # parsers fail on damaged bytes in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise DataError(f"{path}: cannot be read ({reason})") from error
     check_shape(shape, str(path))
@@ -83,15 +83,15 @@ def load_shape(path: Path) -> Shape:
 
 
 def check_shape(shape: Shape, name: str) -> None:
-    """Refuse shapes from which no sample can be made.
+    """Check that a sample can be made from a shape.
 
     Args:
         shape: Mesh or cloud.
-        name: What the message calls it, usually the file.
+        name: Name of the shape in messages, usually the file.
 
     Raises:
-        DataError: On no points, one point, points that are not finite or all alike, a face that
-            names a vertex which is not there, or a mesh without area.
+        DataError: On no points, one point, points that are not finite or all alike, a face with a
+            missing vertex, or a mesh without area.
     """
     count = len(shape.vertices)
     if count == 0:
@@ -138,7 +138,7 @@ def turn_y_up(vectors: np.ndarray, up_axis: str) -> np.ndarray:
 
 
 def sample_generator(seed: int, object_id: str) -> np.random.Generator:
-    """Return the random numbers of one sample, a function of the seed and its id alone."""
+    """Return the generator of one sample, a function of the seed and its id alone."""
     digest = hashlib.sha256(f"{seed}\0{object_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -178,7 +178,7 @@ def _read_off(path: Path) -> Shape:
     first_color = 6 if match.group(3) else 3
     colors = _as_colors(table[:, first_color : first_color + 3]) if match.group(2) else None
     if num_faces == 0:
-        # Clouds in OFF files exist, but nothing tells them from a mesh that lost its faces.
+        # Clouds in OFF files exist, but cannot be distinguished from a mesh that lost its faces.
         raise DataError(f"{path}: the mesh has no faces")
     faces, face_colors = _off_faces(lines[num_vertices : num_vertices + num_faces])
     if colors is not None:
@@ -291,7 +291,7 @@ def _cloud_from_table(table: np.ndarray, path: Path) -> Shape:
 
 
 def _extra_columns(extra: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Tell normals (unit length) from colors (0 to 255 or 0 to 1) in columns four to six."""
+    """Return columns four to six as normals (unit length) or colors (0 to 255 or 0 to 1)."""
     if extra.shape[1] < 3 or len(extra) == 0 or not np.isfinite(extra).all():
         return None, None
     if np.abs(np.linalg.norm(extra, axis=1) - 1).max() < 0.05:
@@ -377,13 +377,16 @@ def _corner_colors(visual: trimesh.visual.TextureVisuals, faces: np.ndarray) -> 
     material = getattr(visual, "material", None)
     if material is None:
         return None
+    texture, uv = _texture(material), getattr(visual, "uv", None)
     base = _base_color(material)
-    texture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    uv = getattr(visual, "uv", None)
     if texture is None or uv is None:
         return np.broadcast_to(base, (len(faces), 3, 3))
     texels = _texels(texture, np.asarray(uv, np.float64))[faces]
     return np.rint(texels * (base / 255.0)).astype(np.uint8)
+
+
+def _texture(material: trimesh.visual.material.Material) -> Image.Image | None:
+    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
 
 def _base_color(material: trimesh.visual.material.Material) -> np.ndarray:
@@ -393,15 +396,10 @@ def _base_color(material: trimesh.visual.material.Material) -> np.ndarray:
         linear = np.asarray(factor, np.float64)[:3] / 255.0
         curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
         return np.rint(255 * curve).astype(np.uint8)
-    if getattr(material, "diffuse", None) is not None:
-        textured = getattr(material, "image", None) is not None
-        return (
-            np.full(3, 255, np.uint8)
-            if textured
-            else np.asarray(material.diffuse)[:3].astype(np.uint8)
-        )
-    textured = getattr(material, "baseColorTexture", None) is not None
-    return np.full(3, 255 if textured else GREY, np.uint8)
+    if _texture(material) is not None:
+        return np.full(3, 255, np.uint8)
+    diffuse = getattr(material, "diffuse", None)
+    return np.full(3, GREY, np.uint8) if diffuse is None else np.array(diffuse[:3], np.uint8)
 
 
 def _texels(texture: Image.Image, uv: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""PCD files (version 0.7): ascii, binary and binary_compressed."""
+"""Reader of PCD files (version 0.7): ascii, binary and binary_compressed.
+
+By hand: the library for it needs a compiler to install.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Pickles of arrays and plain values, read without running what they ask for.
+"""Restricted reader of pickles: arrays and plain values only.
 
 A pickle is a program that may import and call anything. Published data sets use it for lists of
-arrays only, so this reader knows how to build those and refuses every other name.
+arrays only, so this reader builds those and rejects every other name, as in the section
+"Restricting Globals" of Python's documentation.
 """
 
 from __future__ import annotations
@@ -30,12 +31,9 @@ class RefusedPickleError(DataError):
 def load_pickle(path: Path) -> Any:  # noqa: ANN401 - the caller checks the structure
     """Read a pickle of arrays, dicts, lists, tuples, strings and numbers.
 
-    Args:
-        path: The file.
-
     Raises:
         DataError: If the file is missing, damaged, or names anything else; the message has the name
-            that was refused.
+            that was rejected.
     """
     with _opened(path) as stream:  # not read at once: the largest have two gigabytes
         return _unpickle(stream, path)
@@ -43,9 +41,6 @@ def load_pickle(path: Path) -> Any:  # noqa: ANN401 - the caller checks the stru
 
 def load_object_array(path: Path) -> Any:  # noqa: ANN401 - the caller checks the structure
     """Read a ``.npy`` file, also one of Python values, which NumPy keeps as a pickle.
-
-    Args:
-        path: The file.
 
     Returns:
         The array, or the single value in it (``np.save`` of a dict).
@@ -99,7 +94,7 @@ def _unpickle(stream: BinaryIO, path: Path) -> Any:  # noqa: ANN401 - whatever i
             f"{path}: asks for {error} when it is unpickled; only arrays and plain values are "
             "read, because a pickle can run any program"
         ) from error
-    except Exception as error:  # damaged pickles fail in any way they like
+    except Exception as error:  # damaged pickles fail in many ways
         raise DataError(f"{path}: is not a readable pickle ({_first_line(error)})") from error
 
 
@@ -108,14 +103,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _encode(text: str, encoding: str = "") -> bytes:
-    """Return the bytes that protocol 2 wrote as text; other codecs are not for data."""
+    """Return the bytes that protocol 2 wrote as text; other codecs are rejected."""
     if encoding != "latin1":
         raise RefusedPickleError(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays and plain values."""
+    """Unpickler of arrays and plain values."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - types and functions
         if module in ("builtins", "__builtin__") and name in PLAIN:

@@ -1,4 +1,4 @@
-"""Text files of numbers, a point a line."""
+"""Reader of text files of numbers, a point a line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ if TYPE_CHECKING:
 
 
 def read_rows(path: Path, num_columns: int, *, delimiter: str | None = None) -> np.ndarray:
-    """Read a file of so many numbers a line.
+    """Read a file of numbers as (lines, num_columns) float64.
 
     Args:
         path: The file.
         num_columns: Numbers in every line.
-        delimiter: What stands between them, None for blanks.
-
-    Returns:
-        (lines, num_columns) float64.
+        delimiter: Separator of the numbers, None for blanks.
 
     Raises:
         DataError: If the file is missing or empty, or a line has another number of columns or a
@@ -36,7 +33,7 @@ def read_rows(path: Path, num_columns: int, *, delimiter: str | None = None) -> 
     lines = text.splitlines()
     if not any(line.strip() for line in lines):
         raise DataError(f"{path}: the file is empty")
-    with contextlib.suppress(ValueError):  # said better below
+    with contextlib.suppress(ValueError):  # the message below names the line
         table = np.loadtxt(lines, dtype=np.float64, delimiter=delimiter, comments=None, ndmin=2)
         if table.shape[1] == num_columns:
             return table

@@ -1,1 +1,1 @@
-"""Data sets, one module each: what lies in their folders, and how a sample is read."""
+"""Data sources: published sets, the user's own folder, procedural shapes."""

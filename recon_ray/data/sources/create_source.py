@@ -1,4 +1,4 @@
-"""Data sources: each lists its samples and loads one of them."""
+"""Data sources by name."""
 
 from __future__ import annotations
 
@@ -37,17 +37,21 @@ def create_source(name: str, folder: Path | None, settings: Mapping[str, Any]) -
     Args:
         name: One of :data:`SOURCES`.
         folder: Folder of the data set; ``synthetic`` needs none.
-        settings: What the user chose, by the names of the sources' attributes: seed,
+        settings: The user's choices, by the names of the sources' attributes: seed,
             train_per_class, test_per_class (synthetic), table, test_fraction (custom); others are
             ignored.
 
     Raises:
         ConfigError: If the name is unknown, or the folder or the table is missing.
     """
+
+    def chosen(*names: str) -> dict[str, Any]:
+        return {name: settings[name] for name in names if name in settings}
+
     if name not in SOURCES:
         raise ConfigError(f"source={name}: unknown; choose from {', '.join(SOURCES)}")
     if name == "synthetic":
-        return SyntheticSource(**_chosen(settings, "seed", "train_per_class", "test_per_class"))
+        return SyntheticSource(**chosen("seed", "train_per_class", "test_per_class"))
     if folder is not None and folder.is_file():
         raise ConfigError(
             f"input={folder}: it is a file, and no .zip or .tar archive; give the folder that "
@@ -55,17 +59,9 @@ def create_source(name: str, folder: Path | None, settings: Mapping[str, Any]) -
         )
     if folder is None or not folder.is_dir():
         raise ConfigError(f"input={folder}: no such folder; give the folder that holds the shapes")
-    if name == "custom":
-        return _custom(folder, settings)
-    return PUBLISHED[name](folder, name)
-
-
-def _custom(folder: Path, settings: Mapping[str, Any]) -> CustomSource:
+    if name != "custom":
+        return PUBLISHED[name](folder, name)
     table = None if settings.get("table") is None else Path(settings["table"])
     if table is not None and not table.is_file():
         raise ConfigError(f"prepare.table={table}: no such file; give a CSV or Parquet table")
-    return CustomSource(folder, table, **_chosen(settings, "seed", "test_fraction"))
-
-
-def _chosen(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: settings[name] for name in names if name in settings}
+    return CustomSource(folder, table, **chosen("seed", "test_fraction"))

@@ -1,4 +1,4 @@
-"""A folder of meshes or clouds of the user's own, with classes from sub-folders or from a table.
+"""The user's own folder of meshes or clouds, with classes from sub-folders or from a table.
 
 Folder layouts: ``file``, ``class/file``, ``split/class/file`` and ``class/split/file``; a split is
 recognised by the names train, test, val and their long forms, and deeper folders in a class are
@@ -35,11 +35,11 @@ class CustomSource:
     """A folder of shape files.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Folder of the files.
         table: CSV or Parquet file that lists them; None to go by the folders.
-        test_fraction: Part of every class that is for testing if nothing says which.
-        seed: Decides that choice.
-        license_note: What is known about the terms; kept in the manifest.
+        test_fraction: Part of every class for testing where no split is given.
+        seed: Seed of that choice.
+        license_note: Known terms; kept in the manifest.
     """
 
     folder: Path
@@ -64,13 +64,11 @@ class CustomSource:
         folder = Path(self.folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; set input to the folder of your shapes")
-        items = self._from_folder(folder) if self.table is None else self._from_table(folder)
-        items, classes = _labeled(items)
-        without_split = _splits_missing(items)
-        if without_split:
-            items = _random_split(items, self.test_fraction, self.seed)
+        found = self._from_folder(folder) if self.table is None else self._from_table(folder)
+        items, classes = _labeled(found)
         settings: dict[str, str | int | float | bool | None] = {"table": self.table is not None}
-        if without_split:
+        if _splits_missing(items):
+            items = _random_split(items, self.test_fraction, self.seed)
             settings |= {"test_fraction": self.test_fraction, "seed": self.seed}
         logger.info("custom source: %d files, %d classes in %s", len(items), len(classes), folder)
         return Listing(tuple(items), classes, settings, self.license_note)
@@ -110,22 +108,22 @@ class CustomSource:
 
 
 def packed_folder(folder: Path) -> Path:
-    """Return folder that an archive was made of: ``zip -r shapes.zip shapes`` packs its name too.
+    """Return the folder from which an archive was made: ``zip -r a.zip shapes`` packs its name too.
 
     Args:
-        folder: What the archive holds.
+        folder: The unpacked archive.
 
     Returns:
-        The only folder in it, where there is nothing else to be prepared and it is no split; else
-        the folder itself.
+        The only folder in it if there are no other shapes and it is not a split; else the folder
+        itself.
     """
-    inside = [path for path in visible(folder, "*") if path.is_dir() or _is_no_note(path)]
+    inside = [
+        path
+        for path in visible(folder, "*")
+        if path.is_dir() or (_is_shape(path) and path.suffix.lower() not in TEXT_SUFFIXES)
+    ]
     only = inside[0] if len(inside) == 1 else folder
     return only if only.is_dir() and only.name.lower() not in SPLIT_ALIASES else folder
-
-
-def _is_no_note(path: Path) -> bool:
-    return _is_shape(path) and path.suffix.lower() not in TEXT_SUFFIXES
 
 
 def _is_shape(path: Path) -> bool:
@@ -133,7 +131,7 @@ def _is_shape(path: Path) -> bool:
 
 
 def _without_notes(files: list[Path]) -> list[Path]:
-    """Drop lists and notes that lie above the class folders (``train.txt``, ``README.txt``)."""
+    """Drop lists and notes above the class folders (``train.txt``, ``README.txt``)."""
     nested = any(len(file.parts) > 1 for file in files)
     notes = [f for f in files if nested and len(f.parts) == 1 and f.suffix.lower() in TEXT_SUFFIXES]
     if notes:
@@ -142,7 +140,7 @@ def _without_notes(files: list[Path]) -> list[Path]:
 
 
 def _layout(files: list[Path]) -> str:
-    """Tell where the split stands: ``first`` folder, ``second`` folder, or ``none``.
+    """Return the place of the split in the paths: ``first`` folder, ``second`` or ``none``.
 
     Raises:
         DataError: If some classes are divided into splits and others are not.
@@ -167,13 +165,12 @@ def _folder_item(folder: Path, file: Path, layout: str) -> Item:
     if layout != "none":
         split = SPLIT_ALIASES[parts.pop(0 if layout == "first" else 1).lower()]
     category = parts[0] if parts else ""
-    name = file.as_posix()
     return Item(
         object_id=file.with_suffix("").as_posix(),
         split=split,
         category=category,
         caption=category.replace("_", " "),
-        file=name,
+        file=file.as_posix(),
         size_bytes=(folder / file).stat().st_size,
     )
 
@@ -211,7 +208,7 @@ def _parquet_rows(table: Path) -> list[dict[str, str]]:
 
 
 def _table_prefix(folder: Path, rows: list[dict[str, str]]) -> str:
-    """Return what the paths of a table lack: nothing, or the name of the only folder there is."""
+    """Return the missing first part of a table's paths: none, or the name of the only folder."""
     inside = packed_folder(folder)
     files = [row["file"] for row in rows if row["file"]]
     if inside == folder or any((folder / file).is_file() for file in files):
@@ -244,7 +241,7 @@ def _table_item(folder: Path, prefix: str, row: dict[str, str], where: str) -> I
 def _label(text: str, where: str) -> int:
     if not text:
         return -1
-    # Tables that went through a data frame say 3.0; -1 stands for no label.
+    # Data frames write 3.0; -1 stands for no label.
     if not re.fullmatch(r"-1|[0-9]{1,5}(\.0*)?", text):
         raise DataError(f"{where}: label is {text!r}; expected an integer from 0 to 99999")
     return int(float(text))
@@ -297,7 +294,7 @@ def _by_given_labels(items: list[Item]) -> tuple[list[Item], tuple[str, ...]]:
             raise DataError(
                 f"{item.file}: category {name!r} is {item.label} here, {labels[name]} elsewhere"
             )
-    # Numbers that no row has would be classes without a sample; ids of a catalogue leave thousands.
+    # Unused numbers would be classes without a sample; ids of a catalogue leave thousands.
     numbers = {label: number for number, label in enumerate(sorted(names))}
     if len(names) <= max(names):
         logger.warning(

@@ -47,7 +47,7 @@ class ModelNetSource:
     """ModelNet40 or ModelNet10.
 
     Attributes:
-        folder: Where one of the layouts lies.
+        folder: Folder with one of the layouts.
         name: modelnet40 or modelnet10.
     """
 
@@ -72,9 +72,7 @@ class ModelNetSource:
         folder = Path(self.folder)
         if item.file.endswith(".txt"):
             table = read_rows(folder / item.file, TEXT_COLUMNS, delimiter=",")
-            shape = Shape(table[:, :3], normals=table[:, 3:6])
-            check_shape(shape, str(folder / item.file))
-            return Sample(shape)
+            return Sample(cloud_with_normals(table, str(folder / item.file)))
         if "#" not in item.file:
             return Sample(load_shape(folder / item.file))
         name, row = split_reference(item.file)
@@ -85,7 +83,7 @@ class ModelNetSource:
 
 
 def layout(root: Path, card: Card) -> str | None:
-    """Recognise the layout of a folder; None if it is no ModelNet."""
+    """Recognise the layout of a folder; None if it is not ModelNet."""
     pickles = [_pickle(root, card, split).is_file() for split in SPLITS]
     if all(pickles):
         return "pickles"
@@ -215,11 +213,11 @@ def cloud_with_normals(table: Any, name: str) -> Shape:  # noqa: ANN401 - checke
     """Make a cloud from (n, 3) or (n, 6) numbers, the latter with normals.
 
     Args:
-        table: What a pickle holds.
-        name: What the message calls it.
+        table: Array of the numbers; anything else is an error.
+        name: Name of the cloud in messages.
 
     Raises:
-        DataError: If it has another shape, or the points are of no use.
+        DataError: If it has another shape, or the points are unusable.
     """
     fits = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind in "fiu"
     if not fits or table.shape[1] not in (3, TEXT_COLUMNS):

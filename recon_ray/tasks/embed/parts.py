@@ -21,7 +21,7 @@ from recon_ray.data.format.files import read_parts
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.data.format.stored_features import digest
-from recon_ray.data.prepare.single_files import cloud_of_file
+from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import DataError
 from recon_ray.runs.storage import open_filesystem
 from recon_ray.tasks.feature_extraction import PointChoice

@@ -1,4 +1,4 @@
-"""Options of ``prepare``."""
+"""Options of the ``prepare`` job."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import (
-    JobConfig,
-    LocalPath,
-)
+from recon_ray.config.sections.common import JobConfig, LocalPath
 from recon_ray.config.sections.data import PrepareSection, SourceName
 
 
@@ -18,8 +15,8 @@ class PrepareConfig(JobConfig):
 
     source: SourceName = Field(
         "synthetic",
-        description="What is prepared: procedural shapes, a folder of your own shapes, or a "
-        "published set as its publishers ship it (--cards describes them).",
+        description="The data set: procedural shapes, a folder of your own shapes, or a published "
+        "set as its publishers ship it (--cards describes them).",
     )
     input: LocalPath | None = Field(
         None,
@@ -35,7 +32,7 @@ class PrepareConfig(JobConfig):
     export: LocalPath | None = Field(
         None,
         description="Only rewrite this prepared set, to output, with plain fixed-size lists for "
-        "readers that want numbers, not the bytes of tensors.",
+        "readers of numbers instead of the bytes of tensors.",
     )
     prepare: PrepareSection = Field(PrepareSection(), description="How the source is converted.")
 

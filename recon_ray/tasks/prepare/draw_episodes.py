@@ -1,13 +1,15 @@
-"""Few-shot episodes drawn from a prepared set, for ``jobs/prepare.py source=fewshot``."""
+"""Few-shot episodes drawn from a prepared set (``source=fewshot``)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from recon_ray.data.fewshot.draw import draw_episodes
 from recon_ray.data.format.files import read_json, write_json, write_table
-from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet, read_episodes
+from recon_ray.data.format.prepared import EPISODES_RECORD, read_episodes
 from recon_ray.data.format.schema import MANIFEST
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.tasks.config_checks import find_set
@@ -22,7 +24,7 @@ def draw_from_set(config: PrepareConfig, path: Path, *, dry_run: bool = False) -
     """Draw the episodes of all ways, shots and folds and write them to the output.
 
     Args:
-        config: The configuration; ``prepare.seed`` decides the draw.
+        config: The configuration; ``prepare.seed`` is the seed of the draw.
         path: The prepared set, usually ModelNet40; its training shapes train, its test shapes test.
         dry_run: Draw, and write nothing.
 
@@ -31,7 +33,12 @@ def draw_from_set(config: PrepareConfig, path: Path, *, dry_run: bool = False) -
         DataError: If the set is damaged, or has too few classes or shapes.
     """
     prepared = find_set("input", path)
-    table = _draw(prepared, config.prepare.seed)
+    rows = [prepared.read(name, ["object_id", "label"]).to_pydict() for name in ("train", "test")]
+    columns = [split[name] for split in rows for name in ("object_id", "label")]
+    try:
+        table = draw_episodes(*columns, seed=config.prepare.seed)
+    except DataError as error:
+        raise DataError(f"{prepared.path}: {error}; give a larger set as input") from error
     counts = {name: table["split"].to_pylist().count(name) for name in ("train", "test")}
     record = {
         "source": DRAWN,
@@ -40,8 +47,10 @@ def draw_from_set(config: PrepareConfig, path: Path, *, dry_run: bool = False) -
         "seed": config.prepare.seed,
         "rows": len(table),
     }
-    shown = f"{_count(table)} episodes of {prepared.path}: {counts['train']} training rows, "
-    shown += f"{counts['test']} test rows"
+    shown = (
+        f"{_count(table)} episodes of {prepared.path}: {counts['train']} training rows, "
+        f"{counts['test']} test rows"
+    )
     if dry_run:
         return JobResult(f"dry run, nothing is written: {shown}")
     _refuse_other(config.output, record)
@@ -69,26 +78,16 @@ def verify_episodes(config: PrepareConfig, path: Path) -> JobResult:
     )
 
 
-def _draw(prepared: PreparedSet, seed: int) -> Any:  # noqa: ANN401 - an Arrow table
-    columns = []
-    for split in ("train", "test"):
-        rows = prepared.read(split, ["object_id", "label"])
-        columns += [rows["object_id"].to_pylist(), rows["label"].to_pylist()]
-    try:
-        return draw_episodes(*columns, seed=seed)
-    except DataError as error:
-        raise DataError(f"{prepared.path}: {error}; give a larger set as input") from error
-
-
-def _count(table: Any) -> int:  # noqa: ANN401 - an Arrow table
-    keys = zip(*(table[name].to_pylist() for name in ("way", "shot", "fold")), strict=True)
-    return len(set(keys))
+def _count(table: pa.Table) -> int:
+    return table.group_by(["way", "shot", "fold"]).aggregate([]).num_rows
 
 
 def _refuse_other(output: Path, record: dict[str, Any]) -> None:
-    """Refuse an output that holds a prepared set, or episodes that were drawn otherwise."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output={output}: it is a file; give a folder")
+    """Check that an output holds neither a prepared set nor episodes of another draw.
+
+    Raises:
+        ConfigError: If it does.
+    """
     if (output / MANIFEST).is_file():
         raise ConfigError(f"output={output}: holds a prepared set; give the episodes another")
     found = read_json(output / EPISODES_RECORD)

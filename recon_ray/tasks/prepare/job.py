@@ -1,10 +1,11 @@
-"""The driver of ``jobs/prepare.py``."""
+"""The ``prepare`` job: a source to a prepared set, or verify or export one."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 NOT_ROW_OPTIONS = {
     "test_fraction", "table", "train_per_class", "test_per_class", "processes", "parallel",
 }  # fmt: skip
-#: Images a shape where the options do not say; other sources are not pre-trained with images.
+#: Default number of images a shape; other sources are not pre-trained with images.
 VIEWS = {"synthetic": 4, "custom": 4, "shapenet55": 1}
 #: Where an archive is unpacked in the output, which all nodes see; removed when the set is done.
 UNPACKED = ".source"
@@ -49,9 +50,11 @@ def prepare(job: Job[PrepareConfig]) -> JobResult:
     config = job.config
     if config.verify is not None:
         return _verify(config, config.verify)
+    if config.output.exists() and not config.output.is_dir():
+        raise ConfigError(f"output={config.output}: it is a file; give a folder")
     if config.export is not None:
         return _export(config, config.export)
-    row_options(config.prepare, config.source)  # refuses what is out of range
+    row_options(config.prepare, config.source)  # raises if one is out of range
     source = config.input
     if config.source == "fewshot" and source is not None and (source / MANIFEST).is_file():
         return draw_from_set(config, source, dry_run=job.dry_run)
@@ -64,7 +67,7 @@ def show_cards(name: str | None) -> str:
     """Describe a published data set, or all of them.
 
     Raises:
-        ConfigError: If there is none of this name.
+        ConfigError: If there is no such data set.
     """
     if name is None:
         return "\n\n".join(describe(card) for card in CARDS.values())
@@ -76,8 +79,6 @@ def show_cards(name: str | None) -> str:
 
 
 def _prepare(config: PrepareConfig) -> JobResult:
-    if config.output.exists() and not config.output.is_dir():
-        raise ConfigError(f"output={config.output}: it is a file; give a folder")
     if config.input is not None and is_archive(config.input):
         return _prepare_archive(config, config.input)
     source = make_source(config.source, config.input, config.prepare)
@@ -89,15 +90,12 @@ def _prepare(config: PrepareConfig) -> JobResult:
             config.output,
         )
     manifest = prepare_set(source, config.output, config.prepare, config.cluster)
-    metrics = {
-        "samples": float(sum(split["rows"] for split in manifest["splits"].values())),
-        "quarantined": float(manifest["quarantined"]),
-    }
+    counts = {name: split["rows"] for name, split in manifest["splits"].items()}
     return run.finish(
-        metrics,
+        {"samples": float(sum(counts.values())), "quarantined": float(manifest["quarantined"])},
         table=summary(manifest),
         selection="all samples that could be read",
-        counts={name: split["rows"] for name, split in manifest["splits"].items()},
+        counts=counts,
         output=str(config.output),
         excluded=manifest["excluded"],
     )
@@ -124,7 +122,7 @@ def prepare_set(
     """Build or finish a prepared set, on Ray or with one process a core.
 
     Args:
-        source: What is prepared.
+        source: Lists and loads the samples.
         output: Folder of the set.
         options: The section.
         cluster: The cluster that may be used; None for processes of this machine.
@@ -152,7 +150,7 @@ def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:
 
 
 def row_options(options: PrepareSection, source: str) -> PrepareOptions:
-    """Options that decide the rows.
+    """Return the options on which the rows depend.
 
     Raises:
         ConfigError: If one is out of range.
@@ -164,18 +162,17 @@ def row_options(options: PrepareSection, source: str) -> PrepareOptions:
 
 
 def make_source(source: str, folder: Path | None, options: PrepareSection) -> Source:
-    """Make the source that is named.
+    """Make a source by its name.
 
     Raises:
         ConfigError: If its folder is missing.
     """
-    # Absolute: the processes that load the samples may run elsewhere.
-    folder = None if folder is None else folder.absolute()
-    return create_source(source, folder, options.model_dump())
+    absolute = None if folder is None else folder.absolute()  # other processes load the samples
+    return create_source(source, absolute, options.model_dump())
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """Short table of a manifest."""
+    """Return a short table of a manifest."""
     card = manifest.get("card") or {}
     published = card.get("counts", {})
     lines = [f"{'split':10}{'samples':>10}{'published':>11}{'shards':>8}{'MB':>10}"]
@@ -204,14 +201,11 @@ def _verify(config: PrepareConfig, path: Path) -> JobResult:
     run = start_run("prepare", config, label="verify")
     rows = {name: split.rows for name, split in prepared.splits.items()}
     card = CARDS.get((prepared.manifest.get("card") or {}).get("name", ""))
-    parts = [
-        f"{path}: every shard has the recorded hash, rows and schema",
-        summary(prepared.manifest),
-        describe(card) if card else "",
-    ]
+    found = f"{path}: every shard has the recorded hash, rows and schema"
+    parts = [found, summary(prepared.manifest), *([describe(card)] if card else [])]
     return run.finish(
         {"samples": float(sum(rows.values()))},
-        table="\n".join(part for part in parts if part),
+        table="\n".join(parts),
         selection="all shards",
         counts=rows,
     )
@@ -219,8 +213,6 @@ def _verify(config: PrepareConfig, path: Path) -> JobResult:
 
 def _export(config: PrepareConfig, path: Path) -> JobResult:
     prepared = find_set("export", path)
-    if config.output.exists() and not config.output.is_dir():
-        raise ConfigError(f"output={config.output}: it is a file; give a folder")
     run = start_run("prepare", config, label="export")
     record = export_plain(prepared, config.output)
     size = sum(file["bytes"] for file in record["files"]) / 1e6
@@ -240,8 +232,8 @@ def _dry_run(config: PrepareConfig) -> JobResult:
     source = make_source(config.source, config.input, config.prepare)
     listing = source.scan()
     lines = [f"dry run: {len(listing.items)} samples found, nothing is written"]
-    splits = sorted({item.split for item in listing.items})
-    lines += [f"{name:10}{sum(i.split == name for i in listing.items):>10}" for name in splits]
+    counts = Counter(item.split for item in listing.items)
+    lines += [f"{name:10}{counts[name]:>10}" for name in sorted(counts)]
     if listing.excluded:
         lines.append(f"{len(listing.excluded)} left out by rule")
     return JobResult("\n".join(lines))

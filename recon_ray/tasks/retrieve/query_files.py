@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from recon_ray.data.loading.images import decode_image
-from recon_ray.data.prepare.single_files import cloud_of_file
+from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.data.readers.meshes import SHAPE_SUFFIXES
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.tasks.retrieve.search import Query

@@ -16,7 +16,7 @@ from torch import Tensor
 from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
-from recon_ray.data.prepare.single_files import cloud_of_file
+from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import ConfigError
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
