@@ -1,4 +1,4 @@
-"""Benchmarks."""
+"""Configuration of ``jobs/benchmark.py``."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class StepBenchmarkSection(Section):
             "pretrain", "pretrain_contrast", "pretrain_online", "finetune_scan",
             "finetune_modelnet8k", "partseg", "vote_scan", "vote_modelnet8k", "svm",
         ),
-        description="What is measured, at the published sizes.",
+        description="Workloads, at the published sizes.",
     )  # fmt: skip
     variants: tuple[Variant, ...] = Field(
         ("fp32", "tf32", "bf16", "graph", "compile", "compile+graph", "device"),
-        description="How: the plain eager step (fp32, tf32), bf16 autocast, one CUDA graph of it, "
-        "compiled, both, and both with the rows on the device; max tunes the compiled kernels, and "
-        "+checkpoint computes activations again in the backward pass.",
+        description="Variants: the plain eager step (fp32, tf32), bf16 autocast, one CUDA graph of "
+        "it, compiled, both, and both with the rows on the device; max tunes the compiled kernels, "
+        "and +checkpoint computes activations again in the backward pass.",
     )
     preset: Literal["nano", "tiny", "small", "base"] = Field("base", description="Architecture.")
     batch_size: Count | None = Field(
@@ -64,14 +64,14 @@ class StepBenchmarkSection(Section):
     steps: Count = Field(30, description="Steps that are timed.")
     curve_steps: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Also train the first workload so many steps in every variant, with one seed, "
-        "and compare the losses at the end with those of the first variant.",
+        description="Also train the first workload for this many steps in every variant, with one "
+        "seed, and compare the losses at the end.",
     )
     memory_gib: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="Also find, for every training workload in the last variant, the largest batch "
-        "whose step takes at most so many GiB (without a GPU: of tensors, in an eager variant); "
-        "step.samples bounds it.",
+        "whose step takes at most this many GiB (without a GPU: of tensors, in an eager variant); "
+        "at most step.samples.",
     )
     profile: bool = Field(
         False, description="Write a trace of every variant, and its kernels by time."
@@ -83,29 +83,29 @@ class TrainingBenchmarkSection(Section):
 
     feeds: tuple[Literal["device", "shared", "cached", "stream"], ...] = Field(
         ("device", "shared", "cached", "stream"),
-        description="How rows come: from the worker's device, from memory (data.mode=shared, "
-        "cached), or from the files in every epoch. Each is compared with the first.",
+        description="Where rows are read from: the worker's device, memory (data.mode=shared, "
+        "cached), or the files in every epoch. Each is compared with the first.",
     )
     preset: Literal["nano", "tiny", "small", "base"] = Field("base", description="Architecture.")
     batch_size: Count = Field(128, description="Shapes a step.")
-    num_points: Count = Field(1024, description="Points of a cloud that the model sees.")
+    num_points: Count = Field(1024, description="Points of a cloud in the model's input.")
     records: Count = Field(15, description="Records of 20 steps that are timed.")
 
 
 class BenchmarkConfig(JobConfig):
-    """jobs/benchmark.py: measure, each figure beside a named alternative in one run."""
+    """jobs/benchmark.py: measure this package beside named alternatives, in one run."""
 
     what: Literal["ingest", "step", "training", "ops", "all"] = Field(
-        "ingest", description="What is measured."
+        "ingest", description="Part that is measured."
     )
     cluster: ClusterSection = Field(
         ClusterSection(object_store_bytes=4_000_000_000),
-        description="Where and on how many workers.",
+        description="Cluster and number of workers.",
     )
     ingest: IngestBenchmarkSection = Field(
         IngestBenchmarkSection(), description="Reading prepared sets."
     )
-    step: StepBenchmarkSection = Field(StepBenchmarkSection(), description="Steps.")
+    step: StepBenchmarkSection = Field(StepBenchmarkSection(), description="Steps of training.")
     training: TrainingBenchmarkSection = Field(
-        TrainingBenchmarkSection(), description="Steps with their rows, in a job."
+        TrainingBenchmarkSection(), description="Steps on a worker of Ray Train, with their feed."
     )

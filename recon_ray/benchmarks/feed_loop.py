@@ -1,4 +1,4 @@
-"""Timing of a worker's training samples, without a model."""
+"""Timing of a worker's training batches, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EpochTime(NamedTuple):
     """Time of one pass over the samples.
 
     Attributes:
-        rows: Samples that came.
+        rows: Samples read.
         distinct: Different samples among them.
         seconds: From the request to the last batch.
         first_seconds: From the request to the first batch: the fixed cost of a pass.
@@ -33,7 +33,7 @@ class EpochTime(NamedTuple):
 
 
 def time_epoch(batches: Iterable[Batch]) -> EpochTime:
-    """Take all batches of a pass as fast as they come."""
+    """Read all batches of a pass without a pause."""
     started = time.perf_counter()
     first = 0.0
     ids: list[np.ndarray] = []
@@ -46,7 +46,7 @@ def time_epoch(batches: Iterable[Batch]) -> EpochTime:
 
 
 def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Entry point of a worker that only reads: the feed of the training loop, timed.
+    """Time the feed of the training loop; entry point of a worker that only reads.
 
     Args:
         config: ``{"payload": WorkerPayload}``.

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from recon_ray.benchmarks.config import BenchmarkConfig, IngestBenchmarkSection
 from recon_ray.benchmarks.feed_loop import EpochTime, feed_loop, time_epoch
 from recon_ray.benchmarks.memory import watch_memory
+from recon_ray.benchmarks.metric_table import metric_table
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
 from recon_ray.cluster.train import run_workers
@@ -50,7 +51,7 @@ VIEW_SIZE = 224
 
 @dataclass(frozen=True)
 class RandomClouds:
-    """Clouds of points near a sphere, as many as asked for."""
+    """Source of random clouds near the unit sphere."""
 
     samples: int
     num_points: int
@@ -70,16 +71,17 @@ class RandomClouds:
 
 
 def random_cloud(number: int, num_points: int) -> np.ndarray:
-    """Points near the unit sphere: (N, 3) float64."""
+    """Draw points near the unit sphere: (N, 3) float64."""
     points = np.random.default_rng(number).standard_normal((num_points, 3))
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def measure_ingest(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float]:
+def measure_ingest(config: BenchmarkConfig, folder: RunFolder) -> tuple[dict[str, float], str]:
     """Measure the ingest modes, the DataLoader, preparing and rendering.
 
     Returns:
-        Samples per second, fixed seconds an epoch, memory in units of the decoded set, and ratios.
+        Samples per second, fixed seconds an epoch, memory in units of the decoded set, and ratios;
+        and their table.
     """
     options = config.ingest
     prepared = random_set(options.folder, options.samples, options)
@@ -103,11 +105,11 @@ def measure_ingest(config: BenchmarkConfig, folder: RunFolder) -> dict[str, floa
         metrics[f"{mode}_memory_ratio"] = (peak.bytes - processes.bytes) / decoded
         rate, alternative = metrics[f"{mode}_per_second"], metrics["dataloader_per_second"]
         metrics[f"{mode}_over_dataloader"] = rate / alternative
-    return metrics
+    return metrics, describe(metrics, options)
 
 
 def random_set(folder: Path, samples: int, options: IngestBenchmarkSection) -> PreparedSet:
-    """Prepare the random clouds, or take those of an earlier time."""
+    """Prepare the random clouds, or reuse those of an earlier run."""
     path = folder / f"clouds-{samples}x{options.num_points}"
     prepare(
         RandomClouds(samples, options.num_points),
@@ -119,7 +121,7 @@ def random_set(folder: Path, samples: int, options: IngestBenchmarkSection) -> P
 
 
 class ParquetRows(IterableDataset[Batch]):
-    """The files of a split, dealt to the loader's workers; rows are mixed within a file.
+    """Batches from Parquet files, which are dealt to the loader's workers and shuffled within.
 
     Args:
         files: Parquet files.
@@ -153,14 +155,14 @@ class ParquetRows(IterableDataset[Batch]):
 def loader_batches(
     prepared: PreparedSet, options: IngestBenchmarkSection, epoch: int
 ) -> Iterator[Batch]:
-    """Batches of the alternative: a DataLoader whose workers read and batch whole files."""
+    """Return batches of the alternative: a DataLoader whose workers read and batch whole files."""
     files = prepared.splits["train"].geometry
     rows = ParquetRows(files, options.batch_size, epoch)
     return iter(DataLoader(rows, batch_size=None, num_workers=options.loader_workers))
 
 
 def decoding_rates(path: Path) -> dict[str, float]:
-    """Rows that one thread decodes a second, as files hold tensors and as lists of numbers.
+    """Measure rows that one thread decodes a second, stored as tensors and as lists of numbers.
 
     Args:
         path: A shard.
@@ -168,16 +170,10 @@ def decoding_rates(path: Path) -> dict[str, float]:
     table = read_table(path, ["sample_id", "points", "label"])
     with tempfile.TemporaryDirectory() as folder:
         lists, own = Path(folder, "lists.parquet"), Path(folder, "bytes.parquet")
-        # What suits lists of floats best.
-        pq.write_table(
-            table,
-            lists,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            use_byte_stream_split=["points.list.element"],
-            row_group_size=ROW_GROUP_SIZE,
-        )
+        pq.write_table(  # the options that suit lists of floats best
+            table, lists, compression="zstd", compression_level=1, use_dictionary=False,
+            use_byte_stream_split=["points.list.element"], row_group_size=ROW_GROUP_SIZE,
+        )  # fmt: skip
         own.write_bytes(parquet_bytes(table))
         seconds = {file: _decoding_seconds(file, table.column_names) for file in (own, lists)}
         size_ratio = own.stat().st_size / lists.stat().st_size
@@ -189,7 +185,7 @@ def decoding_rates(path: Path) -> dict[str, float]:
 
 
 def _decoding_seconds(path: Path, columns: Sequence[str]) -> float:
-    """The least of a few times."""
+    """Return the shortest of a few times."""
     times = []
     for _ in range(DECODINGS):
         started = time.perf_counter()
@@ -202,7 +198,7 @@ def _decoding_seconds(path: Path, columns: Sequence[str]) -> float:
 def _feed(
     config: BenchmarkConfig, folder: RunFolder, prepared: PreparedSet, mode: Mode
 ) -> list[EpochTime]:
-    """Times of the passes of one Ray Train worker that only reads."""
+    """Time the passes of a Ray Train worker that only reads."""
     options = config.ingest
     with tempfile.TemporaryDirectory(dir=folder.local) as storage:
         job = TrainingJob(
@@ -233,7 +229,7 @@ def _no_task() -> Any:  # noqa: ANN401 - the loop that only reads makes none
 def figures_of(
     name: str, epochs: list[EpochTime], options: IngestBenchmarkSection
 ) -> dict[str, float]:
-    """Rate and fixed cost of the fastest pass, after checking that no sample came twice."""
+    """Compute rate and fixed cost of the fastest pass, after checking that no sample came twice."""
     whole = options.samples - options.samples % options.batch_size
     for epoch in epochs:
         if epoch.distinct != epoch.rows or epoch.rows < whole:
@@ -252,7 +248,7 @@ def figures_of(
 
 
 def _prepare_rate(options: IngestBenchmarkSection) -> float:
-    """Clouds a second from npy files to a prepared set, with a process a core."""
+    """Measure clouds a second from npy files to a prepared set, with a process a core."""
     with tempfile.TemporaryDirectory(dir=options.folder) as root:
         source, output = Path(root, "npy"), Path(root, "set")
         source.mkdir()
@@ -268,7 +264,7 @@ def _prepare_rate(options: IngestBenchmarkSection) -> float:
 
 
 def _render_rate(meshes: int) -> float:
-    """Views of 224 pixels that one process renders a second, of the synthetic shapes."""
+    """Measure views of 224 pixels a second, rendered by one process from the synthetic shapes."""
     source = SyntheticSource(train_per_class=-(-meshes // 16), test_per_class=0)
     shapes = [source.load(item).shape for item in source.scan().items[:meshes]]
     render_views(shapes[0], 1, VIEW_SIZE)
@@ -279,23 +275,23 @@ def _render_rate(meshes: int) -> float:
 
 
 def describe(metrics: dict[str, float], options: IngestBenchmarkSection) -> str:
-    """Table of the figures."""
+    """Format the table."""
     lines = [
         f"{options.samples} clouds of {options.num_points} points, batches of {options.batch_size},"
-        f" fastest of {options.epochs} passes; DataLoader: {options.loader_workers} processes",
-        f"{'':12}{'samples/s':>12}{'over loader':>13}{'first pass':>12}{'fixed s':>9}"
-        f"{'after it':>10}{'memory':>9}",
+        f" fastest of {options.epochs} passes; DataLoader: {options.loader_workers} processes"
     ]
-    for name in ("dataloader", *options.modes):
-        ratio = metrics.get(f"{name}_over_dataloader", 1.0)
-        memory = metrics.get(f"{name}_memory_ratio")
-        lines.append(
-            f"{name:12}{metrics[f'{name}_per_second']:>12.0f}{ratio:>12.1f}x"
-            f"{metrics[f'{name}_first_pass_per_second']:>12.0f}"
-            f"{metrics[f'{name}_fixed_seconds']:>9.2f}"
-            f"{metrics[f'{name}_per_second_after_first_batch']:>10.0f}"
-            + (f"{'-':>9}" if memory is None else f"{memory:>8.2f}x")
-        )
+    lines += metric_table(
+        {"dataloader_over_dataloader": 1.0, **metrics},
+        [f"{name}_" for name in ("dataloader", *options.modes)],
+        {
+            "samples/s": ("per_second", "{:.0f}".format),
+            "over loader": ("over_dataloader", "{:.1f}x".format),
+            "first pass": ("first_pass_per_second", "{:.0f}".format),
+            "fixed s": ("fixed_seconds", "{:.2f}".format),
+            "after it": ("per_second_after_first_batch", "{:.0f}".format),
+            "memory": ("memory_ratio", "{:.2f}x".format),
+        },
+    )
     lines += [
         "first pass: with reading the set into memory left out (shared, cached); fixed: to the "
         "first batch; memory: peak beyond that of the idle processes, in decoded sets",

@@ -1,4 +1,4 @@
-"""Memory of this process and everything it started (Linux), and of its tensors."""
+"""Memory of this process and its descendants (Linux), and of its tensors."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class Peak:
 def watch_memory() -> Iterator[Peak]:
     """Sample the memory of the process tree while the block runs.
 
-    Memory is the proportional set size: what processes share, the object store for one, counts
-    once.
+    Memory is the proportional set size: shared pages, such as the object store's, count once.
     """
     peak, stop = Peak(), threading.Event()
 
@@ -51,46 +50,26 @@ def watch_memory() -> Iterator[Peak]:
 
 
 def tree_bytes(root: int) -> int:
-    """Proportional set size of a process and its descendants, in bytes."""
-    parents = _parents()
-    tree, grown = {root}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in tree} - tree
-        tree |= more
-        grown = bool(more)
-    return sum(_process_bytes(process) for process in tree)
-
-
-def _parents() -> dict[int, int]:
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it has just ended
-            continue
-        parents[int(folder.name)] = int(fields[1])
-    return parents
-
-
-def _process_bytes(process: int) -> int:
+    """Return the proportional set size of a process and its descendants, in bytes."""
+    process = Path(f"/proc/{root}")
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError:
+        lines = (process / "smaps_rollup").read_text().splitlines()
+        lists = [file.read_text() for file in process.glob("task/*/children")]
+    except OSError:  # it has just ended
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return own + sum(tree_bytes(int(child)) for text in lists for child in text.split())
 
 
 class TensorPeak(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is entered, and live on.
+    """Counter of the bytes of all tensors that are made while it is entered.
 
     The same program gives the same count on every machine. Memory inside of operations, and what
     the allocator keeps, is not in it.
 
     Attributes:
-        bytes: Bytes of those that live now.
-        peak: Most of them so far.
+        bytes: Bytes of the tensors that exist now.
+        peak: Largest value of ``bytes`` so far.
     """
 
     def __init__(self) -> None:
@@ -105,7 +84,7 @@ class TensorPeak(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Run an operation and count what it has made."""
+        """Run an operation and count the tensors that it makes."""
         given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):

@@ -1,4 +1,4 @@
-"""Training steps, each faster way beside the plain eager step, in one run."""
+"""Steps of training and evaluation, each faster way beside the plain eager step, in one run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import profile
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from recon_ray.benchmarks.config import BenchmarkConfig, StepBenchmarkSection, Variant
 from recon_ray.benchmarks.memory import TensorPeak
+from recon_ray.benchmarks.metric_table import metric_table
 from recon_ray.benchmarks.step_workloads import (
     REPEATS,
     EvaluationWorkload,
@@ -53,12 +56,12 @@ logger = logging.getLogger(__name__)
 #: Steps before the timed ones: they compile, tune and capture.
 WARMUP = 6
 MATMUL_SIZE = 8192
-#: Rate of the trainings whose losses are compared.
+#: Learning rate of the trainings whose losses are compared.
 CURVE_LR = 5e-4
 #: Steps of a batch that is tried for its memory, and how many batches are.
 FEW_STEPS, TRIES = 5, 8
-#: Timings of an evaluation, of which the median counts, after one that does not: memory for all
-#: its batches is found then.
+#: Timings of an evaluation; the first allocates memory for all its batches and is left out, the
+#: median of the others counts.
 PAIRS = 3
 #: Evaluations, and how many clouds they encode at once.
 EVALUATIONS = {"svm": 128, "vote_scan": 320, "vote_modelnet8k": 320}
@@ -69,9 +72,9 @@ class Way:
     """How a step is computed.
 
     Attributes:
-        settings: What differs in the settings of the loop.
+        settings: Settings of the loop that differ.
         residency: Where the rows lie.
-        tf32: Whether products of float32 take the tensor cores.
+        tf32: Whether products of float32 use the tensor cores.
         checkpointing: Whether activations are computed again in the backward pass.
     """
 
@@ -84,7 +87,7 @@ class Way:
 _EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": False}
 _BF16 = {**_EAGER, "precision": "bf16"}
 _FAST = {**_BF16, "compile": "default", "cuda_graph": True}
-WAYS = {
+WAYS: dict[Variant, Way] = {
     "fp32": Way(_EAGER),
     "tf32": Way(_EAGER, tf32=True),
     "bf16": Way(_BF16),
@@ -99,7 +102,33 @@ WAYS = {
 }
 
 
-def measure_steps(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float]:
+@dataclass(frozen=True)
+class Bench:
+    """Options, device, folder of traces and seed of all measurements."""
+
+    options: StepBenchmarkSection
+    device: torch.device
+    folder: Path
+    seed: int
+
+    def wait(self) -> None:
+        """Wait until the device has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def trace(self, name: str) -> Iterator[None]:
+        """Write a trace for chrome://tracing, and the kernels by time as text beside it."""
+        with profile() as profiler:
+            yield
+            self.wait()
+        profiler.export_chrome_trace(str(self.folder / f"{name}.json.gz"))
+        by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=90)
+        (self.folder / f"{name}.txt").write_text(table)
+
+
+def measure_steps(config: BenchmarkConfig, folder: RunFolder) -> tuple[dict[str, float], str]:
     """Measure every workload in every way.
 
     Returns:
@@ -107,70 +136,201 @@ def measure_steps(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float
         plain eager step, ``data_wait_fraction``, ``peak_memory_bytes``, ``start_seconds``
         (compiling and capturing), ``loss``, ``matmul_fraction`` of the measured matrix rate; of
         eager training steps also ``step_bytes``, the most memory of the tensors that a step makes;
-        with a limit of memory ``largest_batch``, its bytes and its samples a second.
+        with a limit of memory ``largest_batch``, its bytes and its samples a second. And their
+        table.
     """
-    options = config.step
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench = Bench(config.step, device, folder.local, config.run.seed)
     metrics = matmul_rates(device)
-    for name in options.workloads:
-        measured = _trained if name not in EVALUATIONS else _evaluated
+    for name in config.step.workloads:
+        measured = _evaluated if name in EVALUATIONS else _trained
         first = math.nan
-        for variant, found in measured(name, options, device, folder, config.run.seed):
+        for variant, found in measured(name, bench):
             first = found["milliseconds"] if math.isnan(first) else first
             found["speedup"] = first / found["milliseconds"]
             rate = found.pop("flops") / (found["milliseconds"] / 1e3)
             found["matmul_fraction"] = rate / metrics["matmul_bf16_flops_per_second"]
             metrics |= {f"{name}/{variant}/{key}": value for key, value in found.items()}
-            logger.info("%s %s: %s", name, variant, _line(found))
-    return metrics
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+            logger.info("%s %s: %s", name, variant, shown)
+    return metrics, describe_steps(metrics, config.step)
 
 
-def _trained(
-    name: str, options: StepBenchmarkSection, device: torch.device, folder: RunFolder, seed: int
-) -> Iterator[tuple[Variant, dict[str, float]]]:
-    workload = training_workload(name, options.preset, options.samples, folder.local)
-    flops = count_flops(workload, options, device)
+def matmul_rates(device: torch.device) -> dict[str, float]:
+    """Measure the rate of large matrix products, in operations a second."""
+    size = MATMUL_SIZE if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    return {"matmul_bf16_flops_per_second": 2 * size**3 / timer.timeit(20).mean}
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+def _trained(name: str, bench: Bench) -> Iterator[tuple[Variant, dict[str, float]]]:
+    options = bench.options
+    workload = training_workload(name, options.preset, options.samples, bench.folder)
+    size = options.batch_size or workload.batch_size
+    flops = count_flops(workload, bench, size)
     for variant in options.variants:
-        trace = _trace(name, variant, options, folder)
-        found = _measure(workload, WAYS[variant], options, device, seed, trace)
+        way, trace = WAYS[variant], f"{name}-{variant}" if options.profile else None
+        found = _measure(workload, way, bench, size, options.steps, trace)
         if options.curve_steps and name == options.workloads[0]:
-            found["final_loss"] = _final_loss(workload, WAYS[variant], options, device, seed)
+            found["final_loss"] = _final_loss(workload, way, bench, size)
         if options.memory_gib is not None and variant == options.variants[-1]:
-            found |= _largest_batch(workload, WAYS[variant], options, device, seed)
+            found |= _largest_batch(workload, way, bench, options.memory_gib)
         yield variant, {**found, "flops": flops}
 
 
-def _largest_batch(
+@contextmanager
+def _training(
+    workload: TrainingWorkload, way: Way, bench: Bench, size: int
+) -> Iterator[tuple[Step, Iterator[Batch]]]:
+    """Make a step of a workload and endless batches for it."""
+    torch.manual_seed(bench.seed)
+    task, device = workload.task, bench.device
+    runtime = {
+        "compile": way.settings["compile"],
+        "cuda_graph": "auto" if way.settings["cuda_graph"] else "off",
+    }
+    config = TrainingConfig(
+        run=RunSection(seed=bench.seed),
+        runtime=RuntimeSection.model_validate(runtime),
+        train=TrainSection(epochs=1, global_batch_size=size, clip_norm=workload.clip_norm),
+    )
+    settings = FitSettings(config, way.settings["precision"])
+    module = task.build().to(device)
+    set_sync_batch_norm(module, False)
+    set_activation_checkpointing(module, way.checkpointing)
+    task.on_device(device)
+    optimizer = torch.optim.AdamW(
+        task.parameter_groups(module), fused=True, capturable=wants_graph(settings, device)
+    )
+    plan = BatchPlan(size, 1)
+    # Pictures are decoded anew in every epoch: they come from the host in every way.
+    residency = "host" if workload.options.images is not None else way.residency
+    feed = indexed_feed(
+        workload.table, workload.options, seed=bench.seed, residency=residency, device=device
+    )
+    step = Step(
+        take_step, task, module, optimizer,
+        settings=settings, plan=plan, feed=feed, device=device, rank=0,
+    )  # fmt: skip
+    batches: Any = endless(feed, plan, device)
+    with closing(batches):
+        yield step, batches
+
+
+def endless(feed: TrainFeed, plan: BatchPlan, device: torch.device) -> Iterator[Batch]:
+    """Return batches of one epoch after the other, prepared ahead as in the training loop."""
+
+    def batches() -> Iterator[Batch]:
+        for epoch in itertools.count():
+            yield from feed.epoch(epoch, 0, plan, 0)
+
+    return prefetch_batches(batches, device)
+
+
+def count_flops(workload: TrainingWorkload, bench: Bench, size: int) -> float:
+    """Count the operations of the products of one plain eager step, forward and backward."""
+    counted = min(size, workload.batch_size)  # the plain step of a larger batch may not fit
+    with _training(workload, WAYS["fp32"], bench, counted) as (step, batches):
+        batch = next(batches)
+        with FlopCounterMode(display=False) as counter:
+            step(batch, epoch=0, step=0, lr=[0.0] * 3)
+    return counter.get_total_flops() * size / counted
+
+
+def _measure(
     workload: TrainingWorkload,
     way: Way,
-    options: StepBenchmarkSection,
-    device: torch.device,
-    seed: int,
+    bench: Bench,
+    size: int,
+    steps: int,
+    trace: str | None = None,
 ) -> dict[str, float]:
-    """The largest batch whose memory stays within the limit, and what a step of it takes."""
-    assert options.memory_gib is not None
+    _start(way, bench.device)
+    started = time.perf_counter()
+    rates = [1e-4] * 3
+    with _training(workload, way, bench, size) as (step, batches):
+        clock = StepClock(bench.device)
+        timed = clock.waiting(batches)
+        for number in range(WARMUP):
+            step(next(timed), epoch=0, step=number, lr=rates)
+        bench.wait()
+        start_seconds = time.perf_counter() - started
+        step.meter.read()
+        clock.lap()
+        for number in range(steps):
+            step(next(timed), epoch=0, step=WARMUP + number, lr=rates)
+            clock.stepped()
+        bench.wait()
+        lap = clock.lap()
+        found = {
+            "samples_per_second": lap.steps * size / lap.seconds,
+            "milliseconds": 1e3 * lap.seconds / lap.steps,
+            "data_wait_fraction": lap.waited / lap.seconds,
+            "peak_memory_bytes": float(peak_memory_bytes(bench.device)),
+            "start_seconds": start_seconds,
+            "loss": step.meter.read().means()["loss"],
+        }
+        if way.settings["compile"] == "off" and not way.settings["cuda_graph"]:
+            with TensorPeak() as tensors:
+                step(next(timed), epoch=0, step=0, lr=rates)
+            found["step_bytes"] = float(tensors.peak)
+        if trace is not None:
+            with bench.trace(trace):
+                for number in range(3):
+                    step(next(timed), epoch=0, step=number, lr=rates)
+    return found
+
+
+def _start(way: Way, device: torch.device) -> None:
+    """Forget what was compiled, tuned and allocated before."""
+    torch._dynamo.reset()
+    torch.backends.cuda.matmul.allow_tf32 = way.tf32
+    torch.backends.cudnn.allow_tf32 = way.tf32
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _final_loss(workload: TrainingWorkload, way: Way, bench: Bench, size: int) -> float:
+    """Return the mean loss of the last tenth of a short training at a constant rate."""
+    count, per_epoch = bench.options.curve_steps, bench.options.samples // size
+    with _training(workload, way, bench, size) as (step, batches):
+        for number in range(count):
+            if number == count - max(1, count // 10):
+                step.meter.read()
+            rate = CURVE_LR * min(1.0, (number + 1) / (0.1 * count))
+            step(next(batches), epoch=number // per_epoch, step=number, lr=[rate] * 3)
+        return step.meter.read().means()["loss"]
+
+
+def _largest_batch(
+    workload: TrainingWorkload, way: Way, bench: Bench, limit_gib: float
+) -> dict[str, float]:
+    """Find the largest batch whose memory stays within the limit, and its rate."""
     tried: dict[int, dict[str, float]] = {}
 
     def memory(size: int) -> float:
-        few = options.model_copy(update={"batch_size": size, "steps": FEW_STEPS})
         try:
-            tried[size] = _measure(workload, way, few, device, seed, None)
+            tried[size] = _measure(workload, way, bench, size, FEW_STEPS)
         except torch.OutOfMemoryError:
             return math.inf
-        on_gpu = device.type == "cuda"
+        on_gpu = bench.device.type == "cuda"
         return tried[size]["peak_memory_bytes" if on_gpu else "step_bytes"]
 
     largest = largest_size(
-        memory, limit=options.memory_gib * 2**30, first=workload.batch_size, most=options.samples
+        memory, limit=limit_gib * 2**30, first=workload.batch_size, most=bench.options.samples
     )
     if largest is None:
         return {}
-    size, taken = largest
-    rate = tried[size]["samples_per_second"]
     return {
-        "largest_batch": float(size),
-        "largest_batch_bytes": taken,
-        "largest_batch_samples_per_second": rate,
+        "largest_batch": float(largest[0]),
+        "largest_batch_bytes": largest[1],
+        "largest_batch_samples_per_second": tried[largest[0]]["samples_per_second"],
     }
 
 
@@ -180,8 +340,8 @@ def largest_size(
     """Find the largest batch that fits, whose memory grows about linearly with it.
 
     Args:
-        memory: Gives the bytes of a batch; infinity if it could not be taken. It is costly.
-        limit: Bytes that it may take.
+        memory: Returns the bytes of a batch; infinity if there is not enough. It is costly.
+        limit: Bytes that a batch may take.
         first: A batch to begin with; the result is found to an eighth of it.
         most: Largest batch that is tried.
 
@@ -196,7 +356,7 @@ def largest_size(
     for _ in range(TRIES):
         (low, low_bytes), (high, high_bytes) = sorted(fits.items())[-2:]
         slope = (high_bytes - low_bytes) / (high - low)
-        # What does not depend on the batch is unknown before a second one is measured.
+        # The part that does not depend on the batch is unknown before a second one is measured.
         is_first = len(fits) == 2 and over > most
         size = 2 * first if is_first else high + int((limit - high_bytes) / max(slope, 1))
         size = min(size, over - 1)
@@ -214,72 +374,48 @@ def largest_size(
     return largest, fits[largest]
 
 
-def _final_loss(
-    workload: TrainingWorkload,
-    way: Way,
-    options: StepBenchmarkSection,
-    device: torch.device,
-    seed: int,
-) -> float:
-    """Mean loss of the last tenth of a short training at a constant rate after a warm-up."""
-    step, batches = _step(workload, way, options, device, seed)
-    count = options.curve_steps
-    for number in range(count):
-        if number == count - max(1, count // 10):
-            step.meter.read()
-        per_epoch = options.samples // (options.batch_size or workload.batch_size)
-        rate = CURVE_LR * min(1.0, (number + 1) / (0.1 * count))
-        step(next(batches), epoch=number // per_epoch, step=number, lr=[rate] * 3)
-    loss = step.meter.read().means()["loss"]
-    batches.close()
-    return loss
+# --- Evaluation ----------------------------------------------------------------------------------
 
 
-def _evaluated(
-    name: str, options: StepBenchmarkSection, device: torch.device, folder: RunFolder, seed: int
-) -> Iterator[tuple[Variant, dict[str, float]]]:
+def _evaluated(name: str, bench: Bench) -> Iterator[tuple[Variant, dict[str, float]]]:
+    options, device = bench.options, bench.device
     size = options.batch_size or EVALUATIONS[name]
-    torch.manual_seed(seed)
+    torch.manual_seed(bench.seed)
     workload = evaluation_workload(name, options.preset, size, on_gpu=device.type == "cuda")
     workload.model.to(device)
     clouds = torch.randn(2, workload.num_points, 3, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         workload.model(clouds)
-    flops = counter.get_total_flops() / len(clouds)
-    tables = {"test": workload.table}
+    flops = counter.get_total_flops() / len(clouds) * size
+    few, many = workload.amounts
+    passes = REPEATS if name != "svm" else 1
     for variant in options.variants:
         way = WAYS[variant]
         if variant == "device" or way.checkpointing:
             continue  # every cloud is read once, and nothing is kept for a backward pass
         _start(way, device)
         how = Inference(**way.settings)
-        with tempfile.TemporaryDirectory(dir=folder.local) as place, torch.inference_mode():
+        with tempfile.TemporaryDirectory(dir=bench.folder) as place, torch.inference_mode():
+            tables = {"test": workload.table}
             runtime = WorkerRuntime(0, 1, device, RunFolder(place), tables, {}, how)
             model = how.place(workload.model, device)
-            few, many = workload.amounts
-            start_seconds = _evaluation_seconds(workload, model, runtime, few)  # compiles
+            seconds = partial(_evaluation_seconds, workload, model, runtime)
+            start_seconds = seconds(few)  # compiles
             # Each evaluation captures and ends; the difference of two is that of their batches.
-            pairs = [
-                [_evaluation_seconds(workload, model, runtime, amount) for amount in (few, many)]
-                for _ in range(1 + PAIRS)
-            ]
-            spent = statistics.median(longer - shorter for shorter, longer in pairs[1:])
-            trace = _trace(name, variant, options, folder)
-            if trace is not None:
-                with _traced(trace, device):
+            pairs = [(seconds(few), seconds(many)) for _ in range(1 + PAIRS)]
+            if options.profile:
+                with bench.trace(f"{name}-{variant}"):
                     workload.run(model, runtime, few)
+        spent = statistics.median(longer - shorter for shorter, longer in pairs[1:])
         rate = workload.clouds * (many - few) / spent
-        passes = REPEATS if name != "svm" else 1
-        yield (
-            variant,
-            {
-                "samples_per_second": rate,
-                "milliseconds": 1e3 * size / passes / rate,
-                "peak_memory_bytes": float(peak_memory_bytes(device)),
-                "start_seconds": start_seconds,
-                "flops": flops * size,
-            },
-        )
+        found = {
+            "samples_per_second": rate,
+            "milliseconds": 1e3 * size / passes / rate,
+            "peak_memory_bytes": float(peak_memory_bytes(device)),
+            "start_seconds": start_seconds,
+            "flops": flops,
+        }
+        yield variant, found
 
 
 def _evaluation_seconds(
@@ -287,248 +423,53 @@ def _evaluation_seconds(
 ) -> float:
     started = time.perf_counter()
     workload.run(model, runtime, amount)
-    _wait(runtime.device)
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize(runtime.device)
     seconds = time.perf_counter() - started
     (runtime.folder.local / ROUNDS).unlink(missing_ok=True)
     return seconds
 
 
-def _start(way: Way, device: torch.device) -> None:
-    """Forget what the way before has compiled, tuned and allocated."""
-    torch._dynamo.reset()
-    torch.backends.cuda.matmul.allow_tf32 = way.tf32
-    torch.backends.cudnn.allow_tf32 = way.tf32
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def matmul_rates(device: torch.device) -> dict[str, float]:
-    """Rate of large matrix products on this device, in operations a second."""
-    size = MATMUL_SIZE if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    seconds = _seconds(lambda: a @ a, device, 20)
-    return {"matmul_bf16_flops_per_second": 2 * size**3 / seconds}
-
-
-def _seconds(run: Callable[[], object], device: torch.device, times: int) -> float:
-    for _ in range(3):
-        run()
-    _wait(device)
-    started = time.perf_counter()
-    for _ in range(times):
-        run()
-    _wait(device)
-    return (time.perf_counter() - started) / times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def count_flops(
-    workload: TrainingWorkload, options: StepBenchmarkSection, device: torch.device
-) -> float:
-    """Operations of the products of one plain eager step, forward and backward."""
-    size = options.batch_size or workload.batch_size
-    counted = min(size, workload.batch_size)  # the plain step of a larger batch may not fit
-    few = options.model_copy(update={"batch_size": counted})
-    step, batches = _step(workload, WAYS["fp32"], few, device, seed=0)
-    with FlopCounterMode(display=False) as counter:
-        step(next(batches), epoch=0, step=0, lr=[0.0] * 3)
-    batches.close()
-    return counter.get_total_flops() * size / counted
-
-
-def _step(
-    workload: TrainingWorkload,
-    way: Way,
-    options: StepBenchmarkSection,
-    device: torch.device,
-    seed: int,
-) -> tuple[Step, Any]:
-    torch.manual_seed(seed)
-    task, size = workload.task, options.batch_size or workload.batch_size
-    runtime = {
-        "compile": way.settings["compile"],
-        "cuda_graph": "auto" if way.settings["cuda_graph"] else "off",
-    }
-    config = TrainingConfig(
-        run=RunSection(seed=seed),
-        runtime=RuntimeSection.model_validate(runtime),
-        train=TrainSection(epochs=1, global_batch_size=size, clip_norm=workload.clip_norm),
-    )
-    settings = FitSettings(config, way.settings["precision"])
-    module = task.build().to(device)
-    set_sync_batch_norm(module, False)
-    set_activation_checkpointing(module, way.checkpointing)
-    task.on_device(device)
-    optimizer = torch.optim.AdamW(
-        task.parameter_groups(module), fused=True, capturable=wants_graph(settings, device)
-    )
-    plan = BatchPlan(size, 1)
-    # Pictures are decoded anew in every epoch: they come from the host in every way.
-    residency = "host" if workload.options.images is not None else way.residency
-    feed = indexed_feed(
-        workload.table, workload.options, seed=seed, residency=residency, device=device
-    )
-    step = Step(
-        take_step,
-        task,
-        module,
-        optimizer,
-        settings=settings,
-        plan=plan,
-        feed=feed,
-        device=device,
-        rank=0,
-    )
-    return step, endless(feed, plan, device)
-
-
-def endless(feed: TrainFeed, plan: BatchPlan, device: torch.device) -> Iterator[Batch]:
-    """Batches of one epoch after the other, prepared ahead as the training loop does."""
-
-    def batches() -> Iterator[Batch]:
-        for epoch in itertools.count():
-            yield from feed.epoch(epoch, 0, plan, 0)
-
-    return prefetch_batches(batches, device)
-
-
-def _measure(
-    workload: TrainingWorkload,
-    way: Way,
-    options: StepBenchmarkSection,
-    device: torch.device,
-    seed: int,
-    trace: Path | None,
-) -> dict[str, float]:
-    _start(way, device)
-    started = time.perf_counter()
-    step, batches = _step(workload, way, options, device, seed)
-    rates = [1e-4] * 3
-    clock = StepClock(device)
-    timed = clock.waiting(batches)
-    for number in range(WARMUP):
-        step(next(timed), epoch=0, step=number, lr=rates)
-    _wait(device)
-    start_seconds = time.perf_counter() - started
-    step.meter.read()
-    clock.lap()
-    for number in range(options.steps):
-        step(next(timed), epoch=0, step=WARMUP + number, lr=rates)
-        clock.stepped()
-    _wait(device)
-    lap = clock.lap()
-    loss = step.meter.read().means()["loss"]
-    found = {
-        "samples_per_second": lap.steps * (options.batch_size or workload.batch_size) / lap.seconds,
-        "milliseconds": 1e3 * lap.seconds / lap.steps,
-        "data_wait_fraction": lap.waited / lap.seconds,
-        "peak_memory_bytes": float(peak_memory_bytes(device)),
-        "start_seconds": start_seconds,
-        "loss": loss,
-    }
-    if way.settings["compile"] == "off" and not way.settings["cuda_graph"]:
-        with TensorPeak() as tensors:
-            step(next(timed), epoch=0, step=0, lr=rates)
-        found["step_bytes"] = float(tensors.peak)
-    if trace is not None:
-        with _traced(trace, device):
-            for number in range(3):
-                step(next(timed), epoch=0, step=number, lr=rates)
-    batches.close()
-    return found
-
-
-def _trace(
-    name: str, variant: Variant, options: StepBenchmarkSection, folder: RunFolder
-) -> Path | None:
-    return folder.local / f"{name}-{variant}.json.gz" if options.profile else None
-
-
-@contextmanager
-def _traced(path: Path, device: torch.device) -> Iterator[None]:
-    """Write a trace for chrome://tracing, and the kernels by time as text beside it."""
-    with profile() as profiler:
-        yield
-        _wait(device)
-    profiler.export_chrome_trace(str(path))
-    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=90)
-    path.with_suffix("").with_suffix(".txt").write_text(table)
-
-
-def _line(found: dict[str, float]) -> str:
-    parts = [
-        f"{found['samples_per_second']:.0f} samples/s",
-        f"{found['milliseconds']:.2f} ms a batch",
-        f"{found['speedup']:.1f}x",
-        f"{found['peak_memory_bytes'] / 2**30:.2f} GiB",
-        f"of a step {_gib(found.get('step_bytes'))}",
-        f"start {found['start_seconds']:.0f} s",
-        f"matrix rate {found['matmul_fraction']:.1%}",
-    ]
-    if "data_wait_fraction" in found:
-        parts.append(f"data wait {found['data_wait_fraction']:.1%}")
-    if "loss" in found:
-        parts.append(f"loss {found['loss']:.4f}")
-    if "final_loss" in found:
-        parts.append(f"final loss {found['final_loss']:.5f}")
-    if "largest_batch" in found:
-        parts.append(_largest_line(found))
-    return ", ".join(parts)
-
-
-def _largest_line(found: dict[str, float]) -> str:
-    return (
-        f"largest batch {found['largest_batch']:.0f} "
-        f"({found['largest_batch_bytes'] / 2**30:.2f} GiB, "
-        f"{found['largest_batch_samples_per_second']:.0f} samples/s)"
-    )
-
-
-def _gib(size: float | None) -> str:
-    return "-" if size is None else f"{size / 2**30:.2f}"
+# --- Table ---------------------------------------------------------------------------------------
 
 
 def describe_steps(metrics: dict[str, float], options: StepBenchmarkSection) -> str:
-    """Table of the figures."""
+    """Format the table."""
     rate = metrics["matmul_bf16_flops_per_second"]
     lines = [
         f"preset {options.preset}; bf16 products of {MATMUL_SIZE}: {rate / 1e12:.0f} TFLOP/s; "
-        f"speed-up over {options.variants[0]}",
-        f"{'':42}{'samples/s':>11}{'ms':>9}{'speed-up':>10}{'data wait':>11}{'GiB':>7}"
-        f"{'of a step':>11}{'start s':>9}{'matrix rate':>13}",
+        f"speed-up over {options.variants[0]}"
     ]
-    for name in options.workloads:
-        for variant in options.variants:
-            key = f"{name}/{variant}"
-            if f"{key}/milliseconds" not in metrics:
-                continue
-            wait = metrics.get(f"{key}/data_wait_fraction")
+    names = [f"{name}/{variant}/" for name in options.workloads for variant in options.variants]
+    columns = {
+        "samples/s": ("samples_per_second", "{:.0f}".format),
+        "ms": ("milliseconds", "{:.2f}".format),
+        "speed-up": ("speedup", "{:.1f}x".format),
+        "data wait": ("data_wait_fraction", "{:.1%}".format),
+        "GiB": ("peak_memory_bytes", _gib),
+        "of a step": ("step_bytes", _gib),
+        "start s": ("start_seconds", "{:.0f}".format),
+        "matrix rate": ("matmul_fraction", "{:.1%}".format),
+    }
+    lines += metric_table(metrics, [n for n in names if f"{n}milliseconds" in metrics], columns)
+    for name in names:
+        key = f"{name}largest_batch"
+        if key in metrics:
             lines.append(
-                f"{name:24}{variant:18}{metrics[f'{key}/samples_per_second']:>11.0f}"
-                f"{metrics[f'{key}/milliseconds']:>9.2f}{metrics[f'{key}/speedup']:>9.1f}x"
-                + (f"{'-':>11}" if wait is None else f"{wait:>11.1%}")
-                + f"{metrics[f'{key}/peak_memory_bytes'] / 2**30:>7.2f}"
-                + f"{_gib(metrics.get(f'{key}/step_bytes')):>11}"
-                f"{metrics[f'{key}/start_seconds']:>9.0f}"
-                f"{metrics[f'{key}/matmul_fraction']:>13.1%}"
+                f"{name.rstrip('/')}, within {options.memory_gib:g} GiB: largest batch "
+                f"{metrics[key]:.0f} ({_gib(metrics[f'{key}_bytes'])} GiB, "
+                f"{metrics[f'{key}_samples_per_second']:.0f} samples/s)"
             )
-    for name in options.workloads:
-        prefix = f"{name}/{options.variants[-1]}/"
-        found = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
-        if "largest_batch" in found:
-            lines.append(
-                f"{name}, {options.variants[-1]}, within {options.memory_gib:g} GiB: "
-                f"{_largest_line(found)}"
-            )
-    curves = {v: metrics.get(f"{options.workloads[0]}/{v}/final_loss") for v in options.variants}
-    if options.curve_steps:
-        shown = ", ".join(f"{v} {loss:.5f}" for v, loss in curves.items() if loss is not None)
-        lines.append(f"{options.workloads[0]}, loss after {options.curve_steps} steps: {shown}")
+    losses = [
+        f"{variant} {metrics[f'{options.workloads[0]}/{variant}/final_loss']:.5f}"
+        for variant in options.variants
+        if f"{options.workloads[0]}/{variant}/final_loss" in metrics
+    ]
+    if losses:
+        shown = f"loss after {options.curve_steps} steps: {', '.join(losses)}"
+        lines.append(f"{options.workloads[0]}, {shown}")
     return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"

@@ -1,4 +1,4 @@
-"""What the step benchmark trains: published sizes, random clouds, random teachers."""
+"""Workloads of the step benchmark: published sizes, random clouds, random teachers."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ PICTURES, PICTURE_SIZE = 256, 224
 
 @dataclass(frozen=True)
 class TrainingWorkload:
-    """One training step at published sizes.
+    """A training step at published sizes.
 
     Attributes:
-        task: What is trained.
+        task: Task.
         table: Random training rows.
-        options: What a batch holds.
+        options: Columns and options of a batch.
         batch_size: Published batch.
         clip_norm: Largest L2 norm of the gradient.
     """
@@ -108,16 +108,15 @@ def training_workload(name: str, preset: str, samples: int, folder: Path) -> Tra
 
 @dataclass(frozen=True)
 class EvaluationWorkload:
-    """One evaluation at published sizes.
+    """An evaluation at published sizes.
 
     Attributes:
-        model: What is evaluated.
+        model: Model.
         table: Random clouds.
-        run: Evaluates so many times over, or so many clouds; the difference of two runs is timed.
+        run: Evaluation of an amount; the difference of two amounts is timed.
         amounts: Those two numbers.
-        clouds: Clouds of one unit of these.
-        batch_size: Clouds that are encoded at once.
-        num_points: Points of a cloud that the model sees.
+        clouds: Clouds of one unit of the amount.
+        num_points: Points of a cloud in the model's input.
     """
 
     model: nn.Module
@@ -137,7 +136,7 @@ def evaluation_workload(
         name: ``svm``, ``vote_scan`` or ``vote_modelnet8k``.
         preset: Architecture.
         batch_size: Clouds that are encoded at once.
-        on_gpu: Whether there is so much to do that a GPU can be timed.
+        on_gpu: Evaluate enough to time a GPU.
     """
     if name == "svm":
         return _svm(preset, batch_size, SVM_BATCHES[on_gpu])
@@ -228,15 +227,15 @@ def random_table(
     parts: int = 0,
     pictures: int = 0,
 ) -> IndexedTable:
-    """Make labeled clouds near the unit sphere, as a prepared set has them, in memory.
+    """Make labeled clouds near the unit sphere in memory, with the columns of a prepared set.
 
     Args:
         samples: Clouds.
         num_points: Points a cloud.
         classes: Labels.
-        features: Columns of stored features, and the shape of a sample's.
-        parts: Part labels of the points, if any.
-        pictures: Distinct pictures, of which every sample has one, if any.
+        features: Columns of stored features, and the shape of one sample's.
+        parts: Number of part labels of the points; 0 for none.
+        pictures: Number of distinct pictures, one for each sample in turn; 0 for none.
     """
     random = np.random.default_rng(0)
     points = random.standard_normal((samples, num_points, 3), dtype=np.float32)
@@ -250,29 +249,22 @@ def random_table(
     if parts:
         numbers = random.integers(parts, size=(samples, num_points)).astype(np.uint8)
         columns["part_labels"] = tensor_column(numbers)
-    groups = [
-        [pa.table({"sample_id": ids, name: tensor_column(_features(random, samples, shape))})]
-        for name, shape in (features or {}).items()
-    ]
-    views = [_views(random, ids, pictures)] if pictures else None
-    return IndexedTable([pa.table(columns)], views, groups)
-
-
-def _views(random: np.random.Generator, ids: pa.Array, pictures: int) -> pa.Table:
+    groups = []
+    for name, shape in (features or {}).items():
+        values = random.standard_normal((samples, *shape), dtype=np.float32).astype(np.float16)
+        groups.append([pa.table({"sample_id": ids, name: tensor_column(values)})])
+    if not pictures:
+        return IndexedTable([pa.table(columns)], None, groups)
     files = [_picture(random) for _ in range(pictures)]
-    lists = [[files[number % pictures]] for number in range(len(ids))]
-    return pa.table({"sample_id": ids, "views": pa.array(lists, pa.list_(pa.binary()))})
+    lists = pa.array([[files[i % pictures]] for i in range(samples)], pa.list_(pa.binary()))
+    return IndexedTable([pa.table(columns)], [pa.table({"sample_id": ids, "views": lists})], groups)
 
 
 def _picture(random: np.random.Generator) -> bytes:
-    """A PNG of PICTURE_SIZE pixels square: a smooth random blob on white, as a rendering is."""
+    """Draw a PNG of PICTURE_SIZE pixels square: a smooth blob on white, like a rendering."""
     coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     coarse[[0, -1]] = coarse[:, [0, -1]] = 255
     size = (PICTURE_SIZE, PICTURE_SIZE)
     stream = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _features(random: np.random.Generator, samples: int, shape: tuple[int, int]) -> np.ndarray:
-    return random.standard_normal((samples, *shape), dtype=np.float32).astype(np.float16)

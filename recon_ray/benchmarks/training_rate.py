@@ -1,4 +1,4 @@
-"""Pre-training on a worker of Ray Train, its rows read in every way, in one run."""
+"""Rate of pre-training on a worker of Ray Train with every feed, in one run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import harmonic_mean
 from typing import Any
+
+import numpy as np
 
 from recon_ray.benchmarks.config import BenchmarkConfig, TrainingBenchmarkSection
 from recon_ray.benchmarks.ingest import random_set
+from recon_ray.benchmarks.metric_table import metric_table
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
 from recon_ray.cluster.train import train_on_ray
@@ -23,35 +27,35 @@ from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
-#: How rows reach a worker, and where it keeps them: options of the section ``data``.
+#: Ingest mode of each feed, and where its rows lie in the worker.
 FEEDS: dict[str, dict[str, str]] = {
     "device": {"mode": "shared", "residency": "device"},
     "shared": {"mode": "shared", "residency": "host"},
     "cached": {"mode": "cached", "residency": "stream"},
     "stream": {"mode": "stream", "residency": "stream"},
 }
-#: Steps of a record, and how many records go by before the timed ones: they compile and capture,
+#: Steps of a record, and records before the timed ones, in which steps are compiled and captured
 #: and a stream fills its buffer.
 RECORD_STEPS, WARMUP_RECORDS = 20, 2
 
 
-def measure_training(config: BenchmarkConfig, folder: RunFolder) -> dict[str, float]:
+def measure_training(config: BenchmarkConfig, folder: RunFolder) -> tuple[dict[str, float], str]:
     """Train on random clouds of a prepared set, as ``jobs/pretrain.py`` does, with every feed.
 
     Returns:
         By ``<feed>/``: ``samples_per_second``, ``data_wait_fraction``, ``loss`` of the last record
-        and ``of_first``, the rate over that of the first feed.
+        and ``of_first``, the rate over that of the first feed; and their table.
     """
     options = config.training
     prepared = random_set(config.ingest.folder, config.ingest.samples, config.ingest)
     metrics: dict[str, float] = {}
     for feed in options.feeds:
         logger.info("benchmark: training, %s", feed)
-        found = figures_of(_records(config, folder, prepared, feed), options.batch_size)
+        found = figures_of(_records(config, folder, prepared, feed))
         metrics |= {f"{feed}/{name}": value for name, value in found.items()}
         first = metrics[f"{options.feeds[0]}/samples_per_second"]
         metrics[f"{feed}/of_first"] = found["samples_per_second"] / first
-    return metrics
+    return metrics, describe_training(metrics, options)
 
 
 def _records(
@@ -73,7 +77,7 @@ def training_job(
     folder: RunFolder,
     feed: str,
 ) -> TrainingJob:
-    """Pre-training with a text teacher, without evaluation, of as many steps as are measured."""
+    """Make a pre-training with a text teacher, without evaluation, of the steps to measure."""
     options = config.training
     steps = RECORD_STEPS * (WARMUP_RECORDS + options.records)
     per_epoch = max(prepared.splits["train"].rows // options.batch_size, 1)
@@ -103,39 +107,35 @@ def training_job(
     )
 
 
-def figures_of(records: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, float]:
-    """Mean rate and share of waiting over the records that are timed.
+def figures_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Average the rate and the share of waiting over the timed records.
 
     Args:
-        records: What a run has recorded, :data:`RECORD_STEPS` steps each.
-        batch_size: Samples of a step.
+        records: Records of a run, :data:`RECORD_STEPS` steps each.
     """
     trained = [record for record in records if "perf/samples_per_second" in record]
     timed = trained[WARMUP_RECORDS:]
-    seconds = [RECORD_STEPS * batch_size / record["perf/samples_per_second"] for record in timed]
-    waited = [
-        spent * record["perf/data_wait_fraction"]
-        for spent, record in zip(seconds, timed, strict=True)
-    ]
+    rates = np.array([record["perf/samples_per_second"] for record in timed])
+    waits = [record["perf/data_wait_fraction"] for record in timed]
     return {
-        "samples_per_second": len(timed) * RECORD_STEPS * batch_size / sum(seconds),
-        "data_wait_fraction": sum(waited) / sum(seconds),
+        "samples_per_second": harmonic_mean(rates.tolist()),
+        "data_wait_fraction": float(np.average(waits, weights=1 / rates)),
         "loss": timed[-1]["train/loss"],
     }
 
 
 def describe_training(metrics: dict[str, float], options: TrainingBenchmarkSection) -> str:
-    """Table of the figures."""
-    lines = [
+    """Format the table."""
+    title = (
         f"pre-training, preset {options.preset}, batches of {options.batch_size}, "
         f"{options.num_points} points of the stored ones, {RECORD_STEPS * options.records} steps "
-        f"after {RECORD_STEPS * WARMUP_RECORDS}",
-        f"{'':12}{'samples/s':>12}{'of ' + options.feeds[0]:>12}{'data wait':>12}{'loss':>10}",
-    ]
-    lines += [
-        f"{feed:12}{metrics[f'{feed}/samples_per_second']:>12.0f}"
-        f"{metrics[f'{feed}/of_first']:>12.2f}{metrics[f'{feed}/data_wait_fraction']:>12.1%}"
-        f"{metrics[f'{feed}/loss']:>10.4f}"
-        for feed in options.feeds
-    ]
-    return "\n".join(lines)
+        f"after {RECORD_STEPS * WARMUP_RECORDS}"
+    )
+    columns = {
+        "samples/s": ("samples_per_second", "{:.0f}".format),
+        f"of {options.feeds[0]}": ("of_first", "{:.2f}".format),
+        "data wait": ("data_wait_fraction", "{:.1%}".format),
+        "loss": ("loss", "{:.4f}".format),
+    }
+    names = [f"{feed}/" for feed in options.feeds]
+    return "\n".join([title, *metric_table(metrics, names, columns)])

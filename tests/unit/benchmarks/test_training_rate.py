@@ -27,17 +27,17 @@ def records(rates: Sequence[float], waits: Sequence[float]) -> list[dict[str, fl
 
 
 def test_records_are_weighted_by_their_time_and_the_first_ones_left_out():
-    found = figures_of(records([1.0, 1.0, 100.0, 50.0], [1.0, 1.0, 0.0, 0.3]), batch_size=10)
+    found = figures_of(records([1.0, 1.0, 100.0, 50.0], [1.0, 1.0, 0.0, 0.3]))
     assert WARMUP_RECORDS == 2
-    # 20 steps of 10 samples: 2 s without waiting, 4 s of which 30 % were waiting.
-    assert found["samples_per_second"] == pytest.approx(400 / 6)
-    assert found["data_wait_fraction"] == pytest.approx(1.2 / 6)
+    # For 100 samples: 1 s without waiting, then 2 s of which 30 % were waiting.
+    assert found["samples_per_second"] == pytest.approx(200 / 3)
+    assert found["data_wait_fraction"] == pytest.approx(0.6 / 3)
     assert found["loss"] == 0.5
 
 
 def test_other_records_are_no_steps():
     plain = records([1.0, 1.0, 100.0], [0.0, 0.0, 0.0])
-    assert figures_of([*plain, {"val/accuracy": 1.0}], 10) == figures_of(plain, 10)
+    assert figures_of([*plain, {"val/accuracy": 1.0}]) == figures_of(plain)
 
 
 def test_a_job_takes_the_steps_that_are_measured_and_runs_as_configured(tmp_path):
@@ -62,7 +62,7 @@ def test_the_table_has_a_row_a_feed():
     options = BenchmarkConfig().training
     metrics = {}
     for feed in options.feeds:
-        found = figures_of(records([1.0, 1.0, 10_000.0], [0.0, 0.0, 0.02]), options.batch_size)
+        found = figures_of(records([1.0, 1.0, 10_000.0], [0.0, 0.0, 0.02]))
         metrics |= {f"{feed}/{name}": value for name, value in found.items()}
         metrics[f"{feed}/of_first"] = 1.0
     lines = describe_training(metrics, options).splitlines()
