@@ -60,12 +60,12 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
     def run() -> dict[str, Any]:
         runtime = RayRuntime(payload)
         set_up_worker_log(runtime.rank, show_records=False)
-        plan = BatchPlan(payload.settings.global_batch_size, runtime.world_size)
+        plan = BatchPlan(payload.job.settings.global_batch_size, runtime.world_size)
         feed = runtime.feed()
         epochs = [
             list(time_epoch(prefetch(partial(feed.epoch, epoch, 0, plan, runtime.rank))))
-            for epoch in range(payload.settings.epochs)
+            for epoch in range(payload.job.settings.epochs)
         ]
         return {"metrics": {"epochs": epochs}}
 
-    return end_together(payload.stop_actor, run)
+    return end_together(payload.setup.stop_actor, run)

@@ -292,7 +292,7 @@ def _evaluation_seconds(
 
 def _start(way: Way, device: torch.device) -> None:
     """Forget what the way before has compiled, tuned and allocated."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.backends.cuda.matmul.allow_tf32 = way.tf32
     torch.backends.cudnn.allow_tf32 = way.tf32
     gc.collect()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A module imports from units above its own here; the units of one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "machine", "version"),
+    ("errors", "machine", "torch_internals", "version"),
     ("config",),
     ("points",),
     ("models",),
@@ -54,7 +54,7 @@ NEVER_IMPORTED = {"jobs", "tests"}
 RANK = {unit: rank for rank, line in enumerate(ORDER) for unit in line}
 
 # Ratchets: raising a number is one line, with the reason, in the commit that needs it.
-MOST_LINES = {"recon_ray": 43_500, "tests": 26_400}
+MOST_LINES = {"recon_ray": 43_500, "tests": 27_000}
 MOST_MODULES_A_FOLDER = 15
 MOST_OPTIONS = 260
 # Names that say what a module is in every folder of a job.
