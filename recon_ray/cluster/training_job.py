@@ -1,4 +1,4 @@
-"""What is trained on what, and how it is read."""
+"""A training job: what is trained on what, and how it is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Mode = Literal["auto", "stream", "cached", "shared"]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained on what.
+    """A task, its data, and how the rows reach the workers; picklable.
 
     Args:
         make_task: Makes the task; picklable.
@@ -43,7 +43,7 @@ class TrainingJob:
         runtime: Device, precision, backend, threads.
         features: Stored features that are read beside the training rows.
         train_splits: Splits that are trained on, together.
-        other_tables: Splits of other sets, by the name under which the task asks for them.
+        other_tables: Splits of other sets, by the name under which the task reads them.
     """
 
     make_task: Callable[[], Task]
@@ -66,24 +66,24 @@ class TrainingJob:
 
     @property
     def train_split(self) -> Split:
-        """The rows that are trained on."""
+        """Return the rows that are trained on."""
         return self.prepared.join(self.train_splits)
 
     @property
     def train_rows(self) -> int:
-        """Rows of the training split that are used."""
+        """Return the number of rows of the training split that are used."""
         rows = self.train_split.rows
         return rows if self.limit is None else min(rows, self.limit)
 
     @property
     def evaluation_tables(self) -> dict[str, tuple[PreparedSet, str]]:
-        """Every split that is evaluated on, by the name under which the task asks for it."""
+        """Return every split that is evaluated on, by the name under which the task reads it."""
         own = {name: (self.prepared, name) for name in self.evaluation_splits}
         return {**own, **self.other_tables}
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the optimizer steps of the whole run."""
         settings = self.settings
         whole = settings.total_epochs * (self.train_rows // settings.global_batch_size)
         return min(whole, settings.max_steps or whole)
@@ -94,10 +94,13 @@ class TrainingJob:
         return self.options.images is not None
 
     def check(self, workers: range) -> None:
-        """Refuse what cannot run, before anything starts.
+        """Refuse a batch that does not fit the data or the workers, before anything starts.
+
+        Args:
+            workers: Every number of workers that may occur.
 
         Raises:
-            ConfigError: If the data or the batch do not fit.
+            ConfigError: If it does not fit.
         """
         name = self.train_split.name
         steps_per_epoch(self.train_rows, self.settings.global_batch_size, split=name)
@@ -105,9 +108,10 @@ class TrainingJob:
             BatchPlan(self.settings.global_batch_size, world_size)
 
 
-def with_precision(settings: FitSettings, precision: str, *, on_gpu: bool) -> FitSettings:
-    """Resolve the precision of a training."""
-    return replace(settings, precision=resolve_precision(precision, on_gpu=on_gpu))
+def with_precision(job: TrainingJob, *, on_gpu: bool) -> TrainingJob:
+    """Return the job with its precision resolved."""
+    precision = resolve_precision(job.runtime.precision, on_gpu=on_gpu)
+    return replace(job, settings=replace(job.settings, precision=precision))
 
 
 def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"]:
@@ -118,7 +122,7 @@ def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"
 
 
 def resolve_mode(job: TrainingJob) -> Mode:
-    """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
+    """Resolve ``auto``: ``shared`` where the set fits the object store, else ``stream``."""
     if job.mode != "auto":
         return job.mode
     begun = _mode_of_epoch(job.folder.checkpoints)
@@ -132,11 +136,11 @@ def resolve_mode(job: TrainingJob) -> Mode:
 
 
 def _mode_of_epoch(checkpoints: str) -> Mode | None:
-    """Ingest mode of an epoch that is half done, which has to end as it was begun."""
+    """Return the ingest mode of an unfinished epoch, which has to end as it was begun."""
     try:
         found = CheckpointStore(checkpoints).load_latest()
     except CheckpointError:
-        return None  # the workers say what is damaged
+        return None  # the workers report what is damaged
     if found is None or not found.train["progress"].get("step_in_epoch"):
         return None
     return "stream" if found.train.get("tracks_samples") else "shared"

@@ -5,7 +5,6 @@ This and ``cluster`` are the only places that import Ray, here inside functions.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import IndexedTable
+from recon_ray.data.loading.ray_log import quiet_ray_data
 from recon_ray.data.loading.shard_reader import SHARD, ShardReader, without_problems
 from recon_ray.errors import DataError
 
@@ -28,14 +28,6 @@ STORE_FRACTION = 0.6
 #: A task reads shards of so many bytes on disk, because every task costs some 30 ms, but fewer
 #: where that would leave a CPU of the cluster fewer tasks than this.
 TASK_BYTES, TASKS_A_CPU = 1 << 27, 4
-#: Loggers of Ray Data that say too much: that progress bars are off, that no CPU is free at this
-#: moment, and with a traceback what it raises too, which the user gets from us where it is needed.
-LOG_LEVELS = {
-    "_internal.progress": logging.ERROR,
-    "dataset": logging.ERROR,
-    "exceptions": logging.CRITICAL,
-    "_internal.execution.streaming_executor_state": logging.CRITICAL,
-}
 
 
 @dataclass(frozen=True)
@@ -179,14 +171,10 @@ def stream_dataset(
 
 
 def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
-    """Return the blocks of a dataset in another order each epoch.
-
-    A Ray before 2.55 has no seed that changes with the epoch, and draws other orders in every run.
-    """
+    """Return the blocks of a dataset in another order each epoch."""
     import ray
 
-    reseeding = getattr(ray.data, "RandomSeedConfig", None)
-    return dataset.randomize_block_order(seed=None if reseeding is None else reseeding(seed=seed))
+    return dataset.randomize_block_order(seed=ray.data.RandomSeedConfig(seed=seed))
 
 
 def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
@@ -201,18 +189,11 @@ def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
     )
 
 
-def calm_log() -> None:
-    """Let Ray Data log in this process what a user can act on."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    for name, level in LOG_LEVELS.items():
-        logging.getLogger(f"ray.data.{name}").setLevel(level)
-
-
 def configure() -> None:
     """Set Ray Data up for this process: quiet, in order, blocks of 16 MiB."""
     import ray
 
-    calm_log()
+    quiet_ray_data()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
