@@ -1,4 +1,4 @@
-"""Timing of a worker's training batches, without a model."""
+"""Timing of a worker's training samples, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EpochTime(NamedTuple):
     """Time of one pass over the samples.
 
     Attributes:
-        rows: Samples read.
+        rows: Samples that came.
         distinct: Different samples among them.
         seconds: From the request to the last batch.
         first_seconds: From the request to the first batch: the fixed cost of a pass.
@@ -33,7 +33,7 @@ class EpochTime(NamedTuple):
 
 
 def time_epoch(batches: Iterable[Batch]) -> EpochTime:
-    """Read all batches of a pass without a pause."""
+    """Take all batches of a pass as fast as they come."""
     started = time.perf_counter()
     first = 0.0
     ids: list[np.ndarray] = []
@@ -46,7 +46,7 @@ def time_epoch(batches: Iterable[Batch]) -> EpochTime:
 
 
 def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Time the feed of the training loop; entry point of a worker that only reads.
+    """Entry point of a worker that only reads: the feed of the training loop, timed.
 
     Args:
         config: ``{"payload": WorkerPayload}``.
@@ -60,7 +60,7 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
     def run() -> dict[str, Any]:
         runtime = RayRuntime(payload)
         set_up_worker_log(runtime.rank, show_records=False)
-        train = payload.settings.config.train
+        train = payload.job.config.train
         plan = BatchPlan(train.global_batch_size, runtime.world_size)
         feed = runtime.feed()
         epochs = [
@@ -69,4 +69,4 @@ def feed_loop(config: dict[str, Any]) -> dict[str, Any]:
         ]
         return {"metrics": {"epochs": epochs}}
 
-    return end_together(payload.stop_actor, run)
+    return end_together(payload.setup.stop_actor, run)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from recon_ray.torch_internals import DispatchMode, storages
 
 #: Walking the mapped object store of every process takes tens of milliseconds each time.
 INTERVAL_SECONDS = 1.0
@@ -61,15 +61,15 @@ def tree_bytes(root: int) -> int:
     return own + sum(tree_bytes(int(child)) for text in lists for child in text.split())
 
 
-class TensorPeak(TorchDispatchMode):
+class TensorPeak(DispatchMode):
     """Counter of the bytes of all tensors that are made while it is entered.
 
     The same program gives the same count on every machine. Memory inside of operations, and what
     the allocator keeps, is not in it.
 
     Attributes:
-        bytes: Bytes of the tensors that exist now.
-        peak: Largest value of ``bytes`` so far.
+        bytes: Bytes of those that are held now.
+        peak: Most of them so far.
     """
 
     def __init__(self) -> None:
@@ -85,15 +85,14 @@ class TensorPeak(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Run an operation and count the tensors that it makes."""
-        given = {storage._cdata for storage in _storages((args, kwargs))}
+        given = storages((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if storage._cdata not in given and storage._cdata not in self._sizes:
-                self._add(storage)
+        for key, storage in storages(result).items():
+            if key not in given and key not in self._sizes:
+                self._add(key, storage)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+    def _add(self, key: int, storage: torch.UntypedStorage) -> None:
         self._sizes[key] = storage.nbytes()
         self.bytes += storage.nbytes()
         self.peak = max(self.peak, self.bytes)
@@ -101,8 +100,3 @@ class TensorPeak(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.bytes -= self._sizes.pop(key)
-
-
-def _storages(values: Any) -> list[torch.UntypedStorage]:  # noqa: ANN401 - any tree
-    leaves = tree_leaves(values)
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]

@@ -287,7 +287,7 @@ def _measure(
 
 def _start(way: Way, device: torch.device) -> None:
     """Forget what was compiled, tuned and allocated before."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.backends.cuda.matmul.allow_tf32 = way.tf32
     torch.backends.cudnn.allow_tf32 = way.tf32
     gc.collect()

@@ -17,7 +17,7 @@ from recon_ray.benchmarks.metric_table import metric_table
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
 from recon_ray.cluster.train import train_on_ray
-from recon_ray.cluster.training_job import TrainingJob, placement
+from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import read_records
@@ -63,7 +63,7 @@ def _records(
 ) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=folder.local) as storage, ray_session(config.cluster):
         job = training_job(config, prepared, RunFolder(storage), feed)
-        mode, _ = placement(job.config.data)
+        mode = job.mode
         plan = plan_workers(
             config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
         )

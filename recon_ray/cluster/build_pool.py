@@ -15,7 +15,7 @@ import ray.data
 
 from recon_ray.cluster.session import ray_session
 from recon_ray.config.sections.common import ClusterSection
-from recon_ray.data.loading.stream import calm_log
+from recon_ray.data.loading.ray_log import quiet_ray_data
 from recon_ray.errors import DataError, ReconError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class _BuildShard:
 
 
 def _dataset(build: Build, tasks: Sequence[ShardTask], at_once: int | None) -> ray.data.Dataset:
-    calm_log()
+    quiet_ray_data()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False  # a record is given when its shard is built

@@ -1,4 +1,4 @@
-"""The rows of prepared sets where they are needed: here, in the object store, or as a stream."""
+"""Rows of prepared sets in this process, in the object store, or as a stream."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.train
 
 from recon_ray.cluster.training_job import Mode, TrainingJob
-from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.data.loading.stream import SplitBlocks, put_blocks, reordered, stream_dataset
@@ -42,12 +41,11 @@ def put_tables(
 
 
 def training_datasets(job: TrainingJob, mode: Mode) -> dict[str, Any]:
-    """Nothing to stream in mode ``shared``, else the epochs and the rest of an unfinished one."""
+    """Return the datasets of whole epochs and of an unfinished one; none in mode ``shared``."""
     if mode == "shared":
         return {}
     source = _StreamSource(
-        job.prepared,
-        job.config.data.train_splits,
+        job.train_split,
         job.options.columns,
         job.uses_views,
         job.features,
@@ -62,10 +60,9 @@ def training_datasets(job: TrainingJob, mode: Mode) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _StreamSource:
-    """Makes the datasets; Ray Train calls it again whenever the workers start anew."""
+    """Factory of the datasets; Ray Train calls it again whenever the workers start anew."""
 
-    prepared: PreparedSet
-    train_splits: tuple[str, ...]
+    split: Split
     columns: tuple[str, ...]
     views: bool
     features: tuple[StoredFeatures, ...]
@@ -73,21 +70,21 @@ class _StreamSource:
     checkpoints: str
 
     def whole(self) -> ray.data.Dataset:
-        """All rows of an epoch."""
+        """Return all rows of an epoch."""
         return self._dataset(used=None)
 
     def rest(self) -> ray.data.Dataset:
-        """The rows that the unfinished epoch of the newest checkpoint has not used."""
+        """Return the rows that the unfinished epoch of the newest checkpoint has not used."""
         seen = self._progress().get("seen")
         return self._dataset(used=None if seen is None else np.asarray(seen))
 
     def order_seed(self) -> int:
-        """Seed of the order from here on; without the epoch a restart repeats epoch 0's."""
+        """Return the seed of the order from here on; without the epoch a restart repeats it."""
         return self.seed + int(self._progress().get("epoch", 0))
 
     def _dataset(self, used: np.ndarray | None) -> ray.data.Dataset:
         return stream_dataset(
-            self.prepared.join(self.train_splits),
+            self.split,
             self.columns,
             views=self.views,
             features=self.features,

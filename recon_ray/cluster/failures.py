@@ -1,4 +1,4 @@
-"""What the workers of a run failed with, noted where the next ones find it."""
+"""Failures of workers: noted in the run's journal, and translated for the user."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.train import TrainingFailedError, UserCallback
+from ray.train import TrainingFailedError, UserCallback, WorkerGroupError
 
-from recon_ray.cluster.workarounds.reservations import renew_after_failure
-from recon_ray.errors import OutOfMemoryError, ReconError
+from recon_ray.cluster.workarounds.reservations import refresh_nodes_after_failure
+from recon_ray.cluster.workarounds.undocumented import KILLED_FOR_MEMORY
+from recon_ray.errors import OutOfMemoryError, find_recon_error, root_cause
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal, shortened
 
-#: What Ray says of a worker that it has killed to save its node.
-KILLED_FOR_MEMORY = ("memory usage threshold", "low on memory")
-
 
 class FailureNotes(UserCallback):
-    """Notes in the run's journal what its workers failed with; Ray Train calls it.
+    """Callback of Ray Train that notes failures of workers, and ends runs that cannot go on.
 
     Args:
-        folder: Folder or URI of the run; None where nothing is noted.
+        folder: Folder or URI of the run; None to note nothing.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -33,42 +31,43 @@ class FailureNotes(UserCallback):
         run_context: Any,  # noqa: ANN401 - of no public class
         worker_exceptions: Mapping[int, Exception],
     ) -> None:
-        """Note what has failed, a worker that died before those that missed it.
+        """Note the first failure: a worker that died, before those that missed it.
 
         Raises:
-            ReconError: If that was it, which ends the run: it would come again.
+            ReconError: If a worker met one, which ends the run: a restart would meet it again.
         """
-        renew_after_failure()  # perhaps a node is lost
+        refresh_nodes_after_failure()  # perhaps a node is lost
         rank, error = min(worker_exceptions.items(), key=lambda item: (not _died(item[1]), item[0]))
         reason = "it died" if _died(error) else shortened(str(error))
         if self._folder is not None:
-            notes = Journal(RunFolder(self._folder))
-            notes.add("failed", rank=rank, reason=f"rank {rank}: {reason}")
+            journal = Journal(RunFolder(self._folder))
+            journal.add("failed", rank=rank, reason=f"rank {rank}: {reason}")
         for error in worker_exceptions.values():
-            for ours in _ours(error):
-                raise ours
+            own = find_recon_error(error)
+            if own is not None:
+                raise own
 
 
 @contextmanager
 def translate_failures(advice: str) -> Iterator[None]:
-    """Turn what Ray Train raises into the one sentence that it comes from.
+    """Translate errors of Ray Train into the one sentence that they come from.
 
     Args:
-        advice: What to change where Ray has killed workers for want of memory.
+        advice: What to change where Ray has killed workers because their node ran out of memory.
 
     Raises:
-        ReconError: What a worker has met, or that it was killed for that.
+        ReconError: The error that a worker met, or that it was killed for memory.
     """
     try:
         yield
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {
-            0: getattr(error, "controller_failure", error)
-        }
+        own = find_recon_error(error)
+        if own is not None:
+            raise own from error
+        is_group = isinstance(error, WorkerGroupError)
+        failures = error.worker_failures if is_group else {0: error}
         for rank, failure in failures.items():
-            for ours in _ours(failure):
-                raise ours from error
-            if _was_killed_for_memory(failure):
+            if _was_killed_for_memory(root_cause(failure)):
                 raise OutOfMemoryError(
                     f"Ray has killed worker {rank} of the run again and again, as its node ran out "
                     f"of memory; {advice}, or lower cluster.workers"
@@ -76,25 +75,12 @@ def translate_failures(advice: str) -> Iterator[None]:
         raise
 
 
-def _ours(error: Exception) -> list[ReconError]:
-    return [one for one in _causes(error) if isinstance(one, ReconError)]
-
-
-def _was_killed_for_memory(error: Exception) -> bool:
-    return any(
-        isinstance(one, ray.exceptions.OutOfMemoryError)
-        or (
-            isinstance(one, ray.exceptions.RayActorError)
-            and any(words in str(one) for words in KILLED_FOR_MEMORY)
-        )
-        for one in _causes(error)
-    )
+def _was_killed_for_memory(cause: BaseException) -> bool:
+    if isinstance(cause, ray.exceptions.RayActorError):
+        return KILLED_FOR_MEMORY in str(cause)
+    return isinstance(cause, ray.exceptions.OutOfMemoryError)
 
 
 def _died(error: Exception) -> bool:
-    """Return whether a worker or its node is gone, rather than that its code has raised."""
-    return any(isinstance(one, ray.exceptions.RayActorError) for one in _causes(error))
-
-
-def _causes(error: Exception) -> tuple[Any, ...]:
-    return (error, error.__cause__, *vars(error).values())
+    """Return whether the worker or its node is gone, rather than that its code has raised."""
+    return isinstance(root_cause(error), ray.exceptions.RayActorError)

@@ -1,4 +1,4 @@
-"""The actor between driver and workers; alone here, so that its process does not import torch."""
+"""The actor between driver and workers, without imports that would make its process large."""
 
 from __future__ import annotations
 
@@ -10,35 +10,31 @@ TOGETHER_SECONDS = 5.0
 
 
 class StopActor:
-    """Carries the driver's wish to end to the workers, and their errors; on the driver's node."""
+    """Passes the driver's stop request to the workers, and counts workers with errors."""
 
     def __init__(self) -> None:
-        self._asked = asyncio.Event()
+        self._requested, self._taken = asyncio.Event(), asyncio.Event()
         self._failed: set[int] = set()
         self._all_failed = asyncio.Event()
-        self._heard = asyncio.Event()
 
-    async def ask(self) -> None:
-        """Ask the run to end."""
-        self._asked.set()
+    async def request(self) -> None:
+        """Request that the run ends; return once the training loop has taken the request."""
+        self._requested.set()
+        await self._taken.wait()
 
-    async def asked(self) -> bool:
-        """Return once the run was asked to end."""
-        return await self._asked.wait()
+    async def requested(self) -> None:
+        """Return once the run is requested to end."""
+        await self._requested.wait()
+
+    async def take(self) -> None:
+        """Note that the training loop has taken the request."""
+        self._taken.set()
 
     async def fail(self, rank: int, workers: int) -> bool:
-        """Note that a worker has met an error; whether all have, at once or within seconds."""
+        """Note that a worker has met an error; return whether all have, within seconds."""
         self._failed.add(rank)
         if len(self._failed) == workers:
             self._all_failed.set()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_failed.wait(), TOGETHER_SECONDS)
         return self._all_failed.is_set()
-
-    async def hear(self) -> None:
-        """Note that the run knows that it is to end."""
-        self._heard.set()
-
-    async def heard(self) -> bool:
-        """Return once the run knows that it is to end."""
-        return await self._heard.wait()

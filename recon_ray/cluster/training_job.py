@@ -1,4 +1,4 @@
-"""Input of a training, and how its rows are read."""
+"""A training job: what is trained on what, and how it is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Mode = Literal["auto", "stream", "cached", "shared"]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Input of a training: a task, its data and its settings.
+    """A task, its data, and how the rows reach the workers; picklable.
 
     Args:
         make_task: Makes the task; picklable.
@@ -53,25 +53,35 @@ class TrainingJob:
         return self.settings.config
 
     @property
+    def mode(self) -> Mode:
+        """Ingest mode, as configured."""
+        return _placement(self.config.data)[0]
+
+    @property
+    def residency(self) -> Residency:
+        """Place of the training rows in a worker, if they are not streamed."""
+        return _placement(self.config.data)[1]
+
+    @property
     def train_split(self) -> Split:
-        """The rows that are trained on."""
+        """Return the rows that are trained on."""
         return self.prepared.join(self.config.data.train_splits)
 
     @property
     def train_rows(self) -> int:
-        """Rows of the training split that are used."""
+        """Return the number of rows of the training split that are used."""
         rows = self.train_split.rows
         return min(rows, self.config.data.limit or rows)
 
     @property
     def evaluation_tables(self) -> dict[str, tuple[PreparedSet, str]]:
-        """Every split that is evaluated on, by the name under which the task asks for it."""
+        """Return every split that is evaluated on, by the name under which the task reads it."""
         own = {name: (self.prepared, name) for name in self.evaluation_splits}
         return {**own, **self.other_tables}
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the optimizer steps of the whole run."""
         size = self.config.train.global_batch_size
         return self.settings.total_steps(self.train_rows // size)
 
@@ -81,10 +91,13 @@ class TrainingJob:
         return self.options.images is not None
 
     def check(self, workers: range) -> None:
-        """Refuse what cannot run, before anything starts.
+        """Refuse a batch that does not fit the data or the workers, before anything starts.
+
+        Args:
+            workers: Every number of workers that may occur.
 
         Raises:
-            ConfigError: If the data or the batch do not fit.
+            ConfigError: If it does not fit.
         """
         size = self.config.train.global_batch_size
         steps_per_epoch(self.train_rows, size, split=self.train_split.name)
@@ -92,7 +105,7 @@ class TrainingJob:
             BatchPlan(size, world_size)
 
 
-def placement(data: SetSection) -> tuple[Mode, Residency]:
+def _placement(data: SetSection) -> tuple[Mode, Residency]:
     """Return how rows reach the workers, and where these keep them."""
     if data.residency == "stream":
         return ("stream" if data.mode == "auto" else data.mode), "host"
@@ -101,10 +114,10 @@ def placement(data: SetSection) -> tuple[Mode, Residency]:
     return "shared", "device" if data.residency == "device" else "host"
 
 
-def with_precision(settings: FitSettings, *, on_gpu: bool) -> FitSettings:
-    """Resolve the precision of a training."""
-    precision = resolve_precision(settings.config.runtime.precision, on_gpu=on_gpu)
-    return replace(settings, precision=precision)
+def with_precision(job: TrainingJob, *, on_gpu: bool) -> TrainingJob:
+    """Return the job with its precision resolved."""
+    precision = resolve_precision(job.config.runtime.precision, on_gpu=on_gpu)
+    return replace(job, settings=replace(job.settings, precision=precision))
 
 
 def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"]:
@@ -115,10 +128,9 @@ def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"
 
 
 def resolve_mode(job: TrainingJob) -> Mode:
-    """``auto`` keeps the set in the object store where it fits, and streams it otherwise."""
-    mode, _ = placement(job.config.data)
-    if mode != "auto":
-        return mode
+    """Resolve ``auto``: ``shared`` where the set fits the object store, else ``stream``."""
+    if job.mode != "auto":
+        return job.mode
     begun = _mode_of_epoch(job.folder.checkpoints)
     if begun is not None:
         return begun
@@ -130,11 +142,11 @@ def resolve_mode(job: TrainingJob) -> Mode:
 
 
 def _mode_of_epoch(checkpoints: str) -> Mode | None:
-    """Ingest mode of an epoch that is half done, which has to end as it was begun."""
+    """Return the ingest mode of an unfinished epoch, which has to end as it was begun."""
     try:
         found = CheckpointStore(checkpoints).load_latest()
     except CheckpointError:
-        return None  # the workers say what is damaged
+        return None  # the workers report what is damaged
     if found is None or not found.train["progress"].get("step_in_epoch"):
         return None
     return "stream" if found.train.get("tracks_samples") else "shared"

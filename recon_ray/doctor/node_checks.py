@@ -11,6 +11,8 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from recon_ray.cluster.workarounds.undocumented import is_head
+
 #: What is put into a node's object store and read back.
 TRIAL_BYTES = 8 * 1024**2
 
@@ -33,7 +35,7 @@ class Node:
 def alive_nodes() -> list[Node]:
     """List the nodes of the cluster that this process has joined, the head first."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    alive.sort(key=lambda node: "node:__internal_head__" not in node["Resources"])
+    alive.sort(key=lambda node: not is_head(node["Resources"]))
     addresses = [node["NodeManagerAddress"] for node in alive]
     nodes = []
     for i, (node, name) in enumerate(zip(alive, addresses, strict=True)):

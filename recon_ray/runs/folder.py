@@ -37,6 +37,10 @@ class RunFolder:
         self._copy = None if self.is_local else tempfile.TemporaryDirectory(prefix="recon-")
         self.local = Path(self._root) if self._copy is None else Path(self._copy.name)
 
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[str]]:
+        """Open the same folder in another process."""
+        return RunFolder, (self.place,)
+
     @property
     def checkpoints(self) -> str:
         """Folder or URI of the run's checkpoints."""

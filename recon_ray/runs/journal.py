@@ -32,12 +32,13 @@ class Journal:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
-    def events(self) -> list[dict[str, Any]]:
-        """The events so far; lines that were cut off are left out."""
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the events so far, of one kind or all; none where they cannot be read."""
         try:
-            return read_lines(self._folder.read(FILE, errors="replace") or "", key="event")
+            found = read_lines(self._folder.read(FILE, errors="replace") or "", key="event")
         except CheckpointError:
             return []
+        return [event for event in found if kind in (None, event["event"])]
 
     def add(self, event: str, **values: Any) -> None:  # noqa: ANN401 - plain data
         """Add one event, with the time in seconds since 1970.

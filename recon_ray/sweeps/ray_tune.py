@@ -21,6 +21,7 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
+from recon_ray.cluster.workarounds.environment import TUNE, set_environment
 from recon_ray.machine import working_directory
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.storage import is_uri
@@ -32,13 +33,6 @@ from recon_ray.sweeps.trial_progress import TrialProgress
 TUNE_FOLDER = ".ray-tune"
 #: Log of a trial, in its folder.
 LOG = "trial.log"
-_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials have records of their own
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 def run_on_ray(
@@ -58,8 +52,7 @@ def run_on_ray(
         trials: The trials, in order.
         source: Proposes trials instead.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment(TUNE)
     payload = _Payload(job, plan, ray.put(job.shared), working_directory())
     function = tune.with_parameters(_trainable, payload=payload)
     resources = {"cpu": plan.cpus} | ({"gpu": plan.gpus} if plan.gpus else {})

@@ -21,6 +21,7 @@ from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray import __version__
+from recon_ray.cluster.workarounds.undocumented import is_submitted
 from recon_ray.config.fields import section_model
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import JobConfig
@@ -216,11 +217,6 @@ def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
     """Return configuration with a name of the run, made of job, label and time if it has none."""
     name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-
-
-def is_submitted() -> bool:
-    """Return whether this is the driver of `ray job submit`."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _find_folder(storage: str, name: str) -> RunFolder:

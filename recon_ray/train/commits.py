@@ -88,9 +88,8 @@ class Commits:
 
     def _decide(self, step: int) -> tuple[StopRequest, bool]:
         """What rank 0 is told and whether its clock is up; sets the next step, on every rank."""
-        notice, overdue, stride = StopRequest.NONE, False, 1
+        notice, overdue, stride = self._runtime.stop_request(), False, 1
         if self._runtime.rank == 0:
-            notice = self._runtime.stop_request()
             overdue = time.monotonic() - self._last_commit > self._every_seconds
             stride = self._stride(step)
             if notice is not StopRequest.NONE:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
 
+from recon_ray.torch_internals import default_store
 from recon_ray.train.metrics import is_distributed
 
 #: How often the others look whether rank 0 is there.
@@ -33,7 +33,7 @@ def rank_zero_barrier() -> Iterator[None]:
     if not is_distributed():
         yield
         return
-    store, key = _get_default_store(), f"recon_ray/waiting/{next(_numbers)}"
+    store, key = default_store(), f"recon_ray/waiting/{next(_numbers)}"
     if dist.get_rank() == 0:
         try:
             yield

@@ -45,7 +45,7 @@ class Runtime(EvaluationRuntime, Protocol):
         ...
 
     def stop_request(self) -> StopRequest:
-        """What the outside asks for; only rank 0 is asked, and each notice is given once."""
+        """Return the request that is due; every rank calls it equally often, rank 0's counts."""
         ...
 
     def reason(self) -> str:

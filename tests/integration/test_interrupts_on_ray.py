@@ -21,7 +21,7 @@ from ray.train import RunConfig, ScalingConfig
 
 from recon_ray.cli import run_job
 from recon_ray.cluster.session import ray_session
-from recon_ray.cluster.workarounds.ctrl_c import InterruptibleTrainer
+from recon_ray.cluster.workarounds.interrupts import InterruptibleTrainer
 from recon_ray.cluster.stop_watch import StopWatcher, running_stop_actor
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.tasks.pretrain.config import PretrainConfig

@@ -136,7 +136,7 @@ def test_the_doctor_looks_every_node_over_and_fails_where_a_run_would(ray_head, 
         checks
     )
     assert checks["storage"]["places"] == ["driver", "127.0.0.1"]
-    assert "asks for a token, and takes the one here" in checks["token"]["found"]
+    assert "requires a token and accepts the one here" in checks["token"]["found"]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["well"]
 
     wrong = ("run.name=ill", "cluster.workers=9", f"doctor.data={tmp_path}/nowhere")

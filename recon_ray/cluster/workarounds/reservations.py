@@ -1,8 +1,6 @@
-"""What Ray keeps reserved for a run, brought up to date where Ray would let the run wait.
+"""Stale reservations of Ray Train.
 
-Ray Train asks an actor of the cluster for the resources of an elastic run. Where the driver ends
-without a word, the actor keeps them for three minutes more, and the next submission would wait.
-Where a node is lost, the actor counts on it for up to 20 seconds, and so do the next workers.
+Ray Train asks an actor of the cluster, the coordinator, for the resources of an elastic run.
 """
 
 from __future__ import annotations
@@ -13,60 +11,54 @@ import time
 
 import ray
 
-from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.journal import Journal
-
 logger = logging.getLogger(__name__)
 
-#: Name and namespace of Ray's actor; another Ray may have none, and then nothing is done.
+#: Name and namespace of Ray's actor; a cluster without elastic runs has none.
 COORDINATOR = "AutoscalingCoordinator"
-SUBMITTED = "submitted"
-#: Ray's view of the nodes is renewed so often, for so long, after workers have failed; in seconds.
-RENEWED_EVERY, RENEWED_FOR = 1.0, 30.0
+#: How often, and how long after a failure, Ray's view of the nodes is refreshed; in seconds.
+REFRESH_INTERVAL, REFRESH_DURATION = 1.0, 30.0
+_UNAVAILABLE = (ValueError, TypeError, AttributeError, ray.exceptions.RayError, TimeoutError)
 
 
-def note_submission(folder: RunFolder, attempt: str, run_id: str) -> None:
-    """Note a submission, and under which name Ray Train reserves what it needs."""
-    Journal(folder).add(SUBMITTED, attempt=attempt, run_id=run_id)
+def release_reservation(run_id: str) -> None:
+    """Release what an earlier submission of a run has reserved, which does not run any more.
 
+    Works around: The coordinator keeps the reservation of a killed driver for three minutes, during
+    which the next submission of the run waits.
+    Seen on: Ray 2.60.0.
+    Can go: When the coordinator notices that a driver has died.
 
-def was_submitted(folder: RunFolder, attempt: str) -> bool:
-    """Return whether a submission is noted in a folder."""
-    events = Journal(folder).events()
-    return any(e["event"] == SUBMITTED and e.get("attempt") == attempt for e in events)
-
-
-def free_earlier(folder: RunFolder) -> None:
-    """Set free what the last submission of the run had reserved; it does not run any more."""
-    earlier = [event for event in Journal(folder).events() if event["event"] == SUBMITTED]
-    if not earlier:
-        return
+    Args:
+        run_id: Ray Train's id of the earlier submission.
+    """
     try:
         coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
-        cancel = coordinator.cancel_request.remote(f"train-{earlier[-1].get('run_id')}")
-        ray.get(cancel, timeout=10)
-    except (ValueError, AttributeError, ray.exceptions.RayError, TimeoutError) as error:
-        logger.debug("nothing to set free: %s", error)
+        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"), timeout=10)
+    except _UNAVAILABLE as error:
+        logger.debug("no reservation was released: %s", error)
 
 
-def renew_after_failure() -> threading.Thread:
-    """Have Ray look for lost nodes at once and for a while, in a thread of this process.
+def refresh_nodes_after_failure() -> threading.Thread:
+    """Refresh Ray's view of the nodes for a while, in a thread of this process.
 
-    It takes Ray a moment to notice that a node is gone, hence the while.
+    Works around: The coordinator counts on a lost node for up to 20 seconds, and so do the workers
+    that are started next. Ray itself notices the loss after a moment, hence the repetition.
+    Seen on: Ray 2.60.0; before 2.60 the coordinator cannot be asked, and nothing is done.
+    Can go: When the coordinator looks for lost nodes before workers are started again.
     """
 
-    def renew() -> None:
-        until = time.monotonic() + RENEWED_FOR
-        while time.monotonic() < until and ray.is_initialized():  # else asking would start one
+    def refresh() -> None:
+        deadline = time.monotonic() + REFRESH_DURATION
+        while time.monotonic() < deadline and ray.is_initialized():  # else a call would start one
             try:
                 coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
-                looked = coordinator.get_reserved_resources.remote(COORDINATOR, recompute=True)
-                ray.get(looked, timeout=10)
-            except (ValueError, TypeError, AttributeError, ray.exceptions.RayError) as error:
-                logger.debug("nothing to renew: %s", error)
+                answer = coordinator.get_reserved_resources.remote(COORDINATOR, recompute=True)
+                ray.get(answer, timeout=10)
+            except _UNAVAILABLE as error:
+                logger.debug("the nodes were not refreshed: %s", error)
                 return
-            time.sleep(RENEWED_EVERY)
+            time.sleep(REFRESH_INTERVAL)
 
-    thread = threading.Thread(target=renew, daemon=True, name="renew-reservations")
+    thread = threading.Thread(target=refresh, daemon=True, name="refresh-nodes")
     thread.start()
     return thread

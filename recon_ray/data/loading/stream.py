@@ -1,11 +1,10 @@
 """Ray Data over prepared sets: blocks in the object store, or a stream that is read each epoch.
 
-Ray is imported inside functions only.
+This and ``cluster`` are the only places that import Ray, here inside functions.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import IndexedTable
+from recon_ray.data.loading.ray_log import quiet_ray_data
 from recon_ray.data.loading.shard_reader import SHARD, ShardReader, without_problems
 from recon_ray.errors import DataError
 
@@ -28,14 +28,6 @@ STORE_FRACTION = 0.6
 #: A task reads shards of so many bytes on disk, because every task costs some 30 ms, but fewer
 #: where that would leave a CPU of the cluster fewer tasks than this.
 TASK_BYTES, TASKS_A_CPU = 1 << 27, 4
-#: Levels for talkative loggers of Ray Data: they report that progress bars are off, that no CPU is
-#: free at the moment, and the tracebacks of exceptions that are raised as well.
-LOG_LEVELS = {
-    "_internal.progress": logging.ERROR,
-    "dataset": logging.ERROR,
-    "exceptions": logging.CRITICAL,
-    "_internal.execution.streaming_executor_state": logging.CRITICAL,
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class SplitBlocks:
         return IndexedTable(geometry, views, features)
 
     def _of_split(self, tables: Sequence[pa.Table], rows: int) -> list[pa.Table]:
-        """Return slices of the tables with the split's first rows, in order of sample id."""
+        """Slices of the tables that hold the split's first rows, in order of sample id."""
         ranges = [(s.first_sample_id, s.first_sample_id + s.planned) for s in self.split.members]
         slices, found = [], 0
         for table in sorted((t for t in tables if len(t)), key=lambda t: t["sample_id"][0].as_py()):
@@ -122,7 +114,7 @@ def put_blocks(
 
 
 def _files(splits: Sequence[Split], kind: Literal["geometry", "views"]) -> list[Path]:
-    """Return the files of splits, each once and in order of sample id."""
+    """Files of splits, each once and in order of sample id, as a block may hold several."""
     members = [member for split in splits for member in split.members]
     members.sort(key=lambda split: split.first_sample_id)
     return list(dict.fromkeys(file for member in members for file in getattr(member, kind)))
@@ -135,7 +127,7 @@ def decoded_bytes(
     views: bool,
     features: Sequence[StoredFeatures] = (),
 ) -> int:
-    """Return the bytes of a split in memory: points and features exactly, images as on disk."""
+    """Bytes that a split takes in memory: points and features exactly, images as on disk."""
     itemsize = np.dtype(prepared.manifest.get("points_dtype", "float32")).itemsize
     stored = sum(one.bytes_per_sample for one in features)
     size = split.rows * (prepared.num_points * 3 * itemsize + 64 + stored)
@@ -161,7 +153,7 @@ def stream_dataset(
     seed: int,
     used: np.ndarray | None = None,
 ) -> ray.data.Dataset:
-    """Return a lazy dataset over a split, with the files in another order each epoch.
+    """Lazy dataset over a split, with the files in another order each epoch.
 
     Args:
         split: The split of a prepared set.
@@ -179,18 +171,14 @@ def stream_dataset(
 
 
 def reordered(dataset: ray.data.Dataset, *, seed: int) -> ray.data.Dataset:
-    """Return the blocks of a dataset in another order each epoch.
-
-    A Ray before 2.55 has no seed that changes with the epoch, and draws other orders in every run.
-    """
+    """Return the blocks of a dataset in another order each epoch."""
     import ray
 
-    reseeding = getattr(ray.data, "RandomSeedConfig", None)
-    return dataset.randomize_block_order(seed=None if reseeding is None else reseeding(seed=seed))
+    return dataset.randomize_block_order(seed=ray.data.RandomSeedConfig(seed=seed))
 
 
 def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
-    """Yield the rows of a worker's shard as Arrow tables, read ahead.
+    """The rows of a worker's shard as Arrow tables, read ahead.
 
     Raises:
         DataError: If a file is unreadable.
@@ -201,18 +189,11 @@ def tables_of(shard: ray.data.DataIterator) -> Iterator[pa.Table]:
     )
 
 
-def calm_log() -> None:
-    """Limit the log of Ray Data in this process to messages on which a user can act."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    for name, level in LOG_LEVELS.items():
-        logging.getLogger(f"ray.data.{name}").setLevel(level)
-
-
 def configure() -> None:
     """Set Ray Data up for this process: quiet, in order, blocks of 16 MiB."""
     import ray
 
-    calm_log()
+    quiet_ray_data()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -221,10 +202,10 @@ def configure() -> None:
 
 
 def _read(reader: ShardReader, *, order_seed: int | None = None) -> ray.data.Dataset:
-    """Return a lazy dataset over shards, in their order or, with a seed, in another each epoch.
+    """Lazy dataset over shards, in their order or, with a seed, in another one each epoch.
 
     Ray's own reader of Parquet starts 32 processes before every epoch, which read the footers of
-    all files; the manifest makes that needless.
+    all files; here it is known what they hold.
     """
     import ray
 

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recon_ray.cluster.workarounds.undocumented import is_submitted
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.config.sections.data import PrepareSection
 from recon_ray.data.format.export import export_plain
@@ -28,7 +29,7 @@ from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.prepare.config import PrepareConfig
 from recon_ray.tasks.prepare.draw_episodes import draw_from_set, verify_episodes
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import is_submitted, start_run
+from recon_ray.tasks.run import start_run
 
 if TYPE_CHECKING:
     from recon_ray.data.prepare.runners import Run as Runner

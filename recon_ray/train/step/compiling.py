@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch._functorch import config as autograd_config
+from recon_ray.torch_internals import cache_custom_autograd_functions
 
 _MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 
@@ -17,7 +17,5 @@ def compile_arguments(how: Literal["default", "max"]) -> dict[str, Any]:
     Args:
         how: ``max`` also times several kernels for each product.
     """
-    # Torch leaves a graph that holds autograd functions of one's own out of that cache, unless it
-    # is told otherwise. All that ours do is in their traced code, which is part of the cache's key.
-    autograd_config.autograd_cache_allow_custom_autograd_functions = True
+    cache_custom_autograd_functions()
     return {"mode": _MODES[how], "dynamic": False}

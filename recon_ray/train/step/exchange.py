@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recon_ray.models.batch_norm import BatchNorm
+from recon_ray.torch_internals import copy_tensors
 
 
 class FlatExchange:
@@ -50,4 +51,4 @@ class FlatExchange:
 def _scatter(flat: Tensor, targets: list[Tensor]) -> None:
     parts = flat.split([target.numel() for target in targets])
     shaped = [part.view_as(target) for part, target in zip(parts, targets, strict=True)]
-    torch._foreach_copy_(targets, shaped)
+    copy_tensors(targets, shaped)

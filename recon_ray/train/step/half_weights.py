@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from recon_ray.torch_internals import add_tensors, copy_tensors
+
 
 class HalfWeights:
     """Runs a module with bfloat16 copies of its products' weights.
@@ -33,7 +35,7 @@ class HalfWeights:
     def refresh(self) -> None:
         """Copy the current weights."""
         with torch.no_grad():
-            torch._foreach_copy_(self._copies, self._weights)
+            copy_tensors(self._copies, self._weights)
 
     def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401 - what the module takes and gives
         """Run the module with the copies."""
@@ -49,9 +51,9 @@ class HalfWeights:
                 copy.grad = None
         sums = [weight.grad for weight in weights if weight.grad is not None]
         if sums:  # of an earlier micro batch
-            torch._foreach_add_(sums, gradients)
+            add_tensors(sums, gradients)
             return
         sums = [torch.empty_like(weight) for weight in weights]
-        torch._foreach_copy_(sums, gradients)
+        copy_tensors(sums, gradients)
         for weight, gradient in zip(weights, sums, strict=True):
             weight.grad = gradient

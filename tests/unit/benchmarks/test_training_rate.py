@@ -15,7 +15,6 @@ from recon_ray.benchmarks.training_rate import (
     figures_of,
     training_job,
 )
-from recon_ray.cluster.training_job import placement
 from recon_ray.runs.folder import RunFolder
 
 
@@ -51,7 +50,7 @@ def test_a_job_takes_the_steps_that_are_measured_and_runs_as_configured(tmp_path
     prepared = random_set(tmp_path, 40, config.ingest)
     job = training_job(config, prepared, RunFolder(str(tmp_path / "run")), "stream")
     assert job.total_steps == (WARMUP_RECORDS + 3) * RECORD_STEPS
-    assert placement(job.config.data) == ("stream", "host")
+    assert (job.mode, job.residency) == ("stream", "host")
     assert job.config.runtime.compile == "default"
     assert job.config.train.log_every_steps == RECORD_STEPS
     assert not job.uses_views

@@ -1,4 +1,4 @@
-"""What is made of the exceptions of workers."""
+"""Exceptions of workers, as they are noted and translated."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.train import TrainingFailedError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.errors import OutOfMemoryError
@@ -19,8 +18,8 @@ OWN = OutOfMemoryError("memory is exhausted; lower it")
 RAISED = UserExceptionWithTraceback(OWN, "text")
 KILLED = ray.exceptions.RayActorError(
     "actor-1",
-    "The actor is dead because its worker process has died. Memory on the node was 31.0GB / 31.9GB "
-    "(0.97), which exceeds the memory usage threshold of 0.95. Ray killed this worker because ...",
+    "The actor is dead because its worker process has died. 1 worker(s) were killed due to the "
+    "node running low on memory. ...",
 )
 
 

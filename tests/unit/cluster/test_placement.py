@@ -278,8 +278,8 @@ def test_a_ray_of_our_own_has_the_cpus_that_the_job_may_use(monkeypatch):
     monkeypatch.setattr("recon_ray.cluster.session.cpu_count", lambda: 3)
     monkeypatch.setattr("recon_ray.cluster.session.require_token", lambda: None)
     monkeypatch.setattr("recon_ray.cluster.session.prepare_environment", lambda options: None)
-    monkeypatch.setattr("recon_ray.cluster.session.LOCAL_ENVIRONMENT", {})
-    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr("recon_ray.cluster.session.LOCAL_CLUSTER", {})
+    monkeypatch.setattr("recon_ray.cluster.session.keep_to_loopback", lambda: None)
     monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with ray_session(ClusterSection(workers=1)):

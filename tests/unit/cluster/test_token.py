@@ -20,7 +20,7 @@ def home(monkeypatch, tmp_path):
     for name in (access.MODE, access.TOKEN, access.TOKEN_PATH, "RAY_USE_TLS"):
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
-    monkeypatch.setattr(access, "_reread_mode", lambda: None)  # of the Ray in this process
+    monkeypatch.setattr(access, "reread_auth_mode", lambda: None)  # of the Ray in this process
     return tmp_path
 
 

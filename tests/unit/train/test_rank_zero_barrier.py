@@ -45,6 +45,6 @@ def test_the_others_wait_for_rank_0_and_hear_at_once_that_it_failed(tmp_path):
 
 
 def test_one_worker_waits_for_nobody(monkeypatch):
-    monkeypatch.setattr(waiting, "_get_default_store", lambda: pytest.fail("there is none"))
+    monkeypatch.setattr(waiting, "default_store", lambda: pytest.fail("there is none"))
     with rank_zero_barrier():
         pass

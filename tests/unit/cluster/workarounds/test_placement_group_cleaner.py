@@ -1,0 +1,45 @@
+"""What the settings for Ray Train's cleaner rely on."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.dashboard import utils
+from ray.train.v2._internal.execution.controller import placement_group_cleaner as cleaner
+
+from recon_ray.cluster.workarounds.placement_group_cleaner import (
+    CLEANER,
+    name_cluster,
+    quiet_cleaner,
+)
+
+
+def test_the_cleaner_still_warns_without_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, quieting can go."""
+    assert cleaner.logger.name == CLEANER
+    assert "RayStateApiException:\n                logger.warning" in inspect.getsource(cleaner)
+    monkeypatch.setattr(cleaner.logger, "level", logging.NOTSET)
+    quiet_cleaner()
+    assert not cleaner.logger.isEnabledFor(logging.WARNING)
+    cleaner.logger.setLevel(logging.NOTSET)
+
+
+def test_the_query_still_takes_its_cluster_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without this, naming the cluster can go."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    context = SimpleNamespace(gcs_address="127.0.0.1:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    asked: list[str] = []
+    monkeypatch.setattr(utils, "ray_address_to_api_server_url", asked.append)
+    name_cluster()
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "127.0.0.1:6379"
+    utils.get_address_for_submission_client("auto")
+    assert asked == ["127.0.0.1:6379"]
