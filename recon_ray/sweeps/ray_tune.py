@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from recon_ray.machine import working_directory
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.storage import is_uri
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob, TrialPlan
 from recon_ray.sweeps.trial_progress import TrialProgress
 
@@ -44,7 +44,7 @@ _ENVIRONMENT = {
 def run_on_ray(
     job: TrialJob,
     plan: TrialPlan,
-    board: TrialProgress,
+    progress: TrialProgress,
     *,
     trials: Sequence[Trial] = (),
     source: Searcher | None = None,
@@ -54,7 +54,7 @@ def run_on_ray(
     Args:
         job: What they run.
         plan: How many at once.
-        board: Shows how far they are.
+        progress: Shows how far they are.
         trials: The trials, in order.
         source: Proposes trials instead.
     """
@@ -84,13 +84,13 @@ def run_on_ray(
             run_config=tune.RunConfig(
                 name=TUNE_FOLDER,
                 storage_path=storage,
-                callbacks=[_Watcher(job.ledger, board)],
+                callbacks=[_Watcher(job.folders, progress)],
                 verbose=0,
             ),
         ).fit()
     finally:
         shutil.rmtree(storage if is_temporary else f"{storage}/{TUNE_FOLDER}", ignore_errors=True)
-    board.show(now=True)
+    progress.close()
 
 
 def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
@@ -124,7 +124,7 @@ def _trainable(config: dict[str, Any], payload: _Payload) -> None:
         # Ray does not limit memory: a trial that takes more than its part fails alone.
         torch.cuda.set_per_process_memory_fraction(plan.gpus)
     shared = ray.get(payload.shared)
-    with _logging_to(payload.job.ledger.folder(trial.name)):
+    with _logging_to(payload.job.folders.folder(trial.name)):
         metrics, failure = payload.job.run_safely(trial, shared, plan.threads, tune.report)
     tune.report({**metrics, "has_ended": True, "failure": failure})
 
@@ -148,14 +148,14 @@ def _logging_to(folder: RunFolder) -> Iterator[None]:
 
 
 class _Watcher(tune.Callback):
-    """Tells the board, and notes in the folders what the trials cannot note themselves."""
+    """Tells the progress, and notes in the folders what the trials cannot note themselves."""
 
-    def __init__(self, ledger: Ledger, board: TrialProgress) -> None:
-        self._ledger = ledger
-        self._board = board
+    def __init__(self, folders: TrialFolders, progress: TrialProgress) -> None:
+        self._folders = folders
+        self._progress = progress
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
-        self._board.started(_name(trial))
+        self._progress.started(_name(trial))
 
     def on_trial_result(
         self,
@@ -166,27 +166,27 @@ class _Watcher(tune.Callback):
         **_: Any,  # noqa: ANN401
     ) -> None:
         if "has_ended" not in result:
-            self._board.progressed(_name(trial), _reported(result))
+            self._progress.progressed(_name(trial), _reported(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
         name, result = _name(trial), trial.last_result or {}
         if "has_ended" not in result:
-            self._ledger.mark_stopped(name, _reported(result))
-            self._board.stopped(name)
+            self._folders.mark_stopped(name, _reported(result))
+            self._progress.stopped(name)
         elif result["failure"]:
-            self._board.broke(name, result["failure"])
+            self._progress.broke(name, result["failure"])
         else:
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
-            self._board.done(name, numbers)
+            self._progress.done(name, numbers)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
         sentence = "its process ended without a word (killed, out of memory, or its node was lost)"
-        if self._ledger.status(_name(trial)) == "waiting":
-            self._ledger.mark_failed(_name(trial), sentence)
-        self._board.broke(_name(trial), sentence)
+        if self._folders.status(_name(trial)) == "waiting":
+            self._folders.mark_failed(_name(trial), sentence)
+        self._progress.broke(_name(trial), sentence)
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ANN401
-        self._board.show()
+        self._progress.show()
 
 
 def _reported(result: Mapping[str, Any]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from recon_ray.config.sections.common import ClusterSection
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.machine import cpu_count
 from recon_ray.sweeps.config import TrialSection
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_progress import TrialProgress
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,9 @@ class TrialJob:
     shared_bytes: int = 0
 
     @property
-    def ledger(self) -> Ledger:
+    def folders(self) -> TrialFolders:
         """The folders of the trials."""
-        return Ledger(self.folder)
+        return TrialFolders(self.folder)
 
     @property
     def cpus(self) -> float:
@@ -147,12 +147,12 @@ class TrialJob:
         report: Report,
     ) -> tuple[dict[str, float], str]:
         """Run one trial; an error ends up in its folder and as a sentence."""
-        self.ledger.clear(trial.name)
+        self.folders.clear(trial.name)
         try:
             return self.run(trial, shared, threads, report), ""
         except Exception as error:
             sentence = _sentence(error)
-            self.ledger.mark_failed(trial.name, sentence, traceback.format_exc())
+            self.folders.mark_failed(trial.name, sentence, traceback.format_exc())
             return {}, sentence
 
 
@@ -164,18 +164,17 @@ def _sentence(error: BaseException) -> str:
 # --- In this process ------------------------------------------------------------------------------
 
 
-def run_here(job: TrialJob, trials: Sequence[Trial], board: TrialProgress) -> None:
+def run_here(job: TrialJob, trials: Sequence[Trial], progress: TrialProgress) -> None:
     """Run the trials one after another, without Ray; what they log themselves is shown too."""
-    board.is_alone = False
     for trial in trials:
-        board.started(trial.name)
-        board.show()
+        progress.started(trial.name)
+        progress.show()
         metrics, failure = job.run_safely(trial, job.shared, cpu_count(), _ignore)
         if failure:
-            board.broke(trial.name, failure)
+            progress.broke(trial.name, failure)
         else:
-            board.done(trial.name, metrics)
-    board.show(now=True)
+            progress.done(trial.name, metrics)
+    progress.close()
 
 
 def _ignore(values: Mapping[str, float]) -> None:

@@ -28,7 +28,7 @@ from recon_ray.sweeps import trial_progress as board_module
 from recon_ray.sweeps.config import SweepConfig, TrialSection
 from recon_ray.sweeps.job import sweep
 from recon_ray.sweeps.ray_tune import run_on_ray
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import EarlyStopping, Trial, TrialJob, plan_trials
 from recon_ray.sweeps.trial_progress import TrialProgress
 from recon_ray.tasks.registry import Job
@@ -76,7 +76,7 @@ class Tracked:
             "when": [began, time.time()],
             "epochs": self.epochs,
         }
-        Ledger(self.folder).folder(trial.name).write("result.json", json.dumps(record))
+        TrialFolders(self.folder).folder(trial.name).write("result.json", json.dumps(record))
         return record["metrics"]
 
     def _wait_for_others(self, name: str) -> None:
@@ -118,13 +118,13 @@ def cluster() -> Iterator[ClusterSection]:
 
 
 def run(job: TrialJob, cluster: ClusterSection, trials: list[Trial]) -> TrialProgress:
-    board = TrialProgress(len(trials), job.metric)
-    run_on_ray(job, plan_trials(job, cluster, len(trials)), board, trials=trials)
-    return board
+    progress = TrialProgress(len(trials), job.metric)
+    run_on_ray(job, plan_trials(job, cluster, len(trials)), progress, trials=trials)
+    return progress
 
 
-def most_at_once(ledger: Ledger, trials: list[Trial]) -> int:
-    times = [ledger.result(trial.name)["when"] for trial in trials]
+def most_at_once(folders: TrialFolders, trials: list[Trial]) -> int:
+    times = [folders.result(trial.name)["when"] for trial in trials]
     return max(sum(begin <= at < end for begin, end in times) for at, _ in times)
 
 
@@ -137,7 +137,7 @@ def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
     trials = [Trial(f"t{x}", {"x": x}) for x in range(8)]
     assert plan_trials(job, cluster, 8).at_once == 4
     run(job, cluster, trials)
-    assert most_at_once(job.ledger, trials) == 4
+    assert most_at_once(job.folders, trials) == 4
 
 
 def test_a_trial_that_raises_leaves_the_others_alone(
@@ -145,12 +145,12 @@ def test_a_trial_that_raises_leaves_the_others_alone(
 ) -> None:
     job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0), fails=True)
     trials = [Trial(f"t{x}", {"x": x}) for x in range(4)]
-    board = run(job, cluster, trials)
-    assert [job.ledger.status(t.name) for t in trials] == ["done", "done", "failed", "done"]
-    assert job.ledger.failure("t2") == "ValueError: no trial like that"
+    progress = run(job, cluster, trials)
+    assert [job.folders.status(t.name) for t in trials] == ["done", "done", "failed", "done"]
+    assert job.folders.failure("t2") == "ValueError: no trial like that"
     assert "Traceback" in (tmp_path / "trials" / "t2" / "failure.txt").read_text()
-    assert board.failed == ["t2"]
-    assert board.best == (0.8, "t3")
+    assert progress.failed == ["t2"]
+    assert progress.best == (0.8, "t3")
     assert not (tmp_path / ".ray-tune").exists()
 
 
@@ -160,9 +160,9 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
     job = tracked_job(tmp_path, options, stopping=stopping)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 3, 9)]
     run(job, cluster, trials)
-    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    statuses = {t.name: job.folders.status(t.name) for t in trials}
     assert statuses == {"t5": "done", "t4": "stopped", "t3": "stopped", "t9": "done"}
-    assert job.ledger.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
+    assert job.folders.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
 
 
 def test_median_stopping_stops_what_is_below_the_others(
@@ -174,10 +174,10 @@ def test_median_stopping_stops_what_is_below_the_others(
     job = tracked_job(tmp_path, options, stopping=stopping)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
     run(job, cluster, trials)
-    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    statuses = {t.name: job.folders.status(t.name) for t in trials}
     expected = {"t5": "done", "t4": "done", "t6": "done", "t1": "stopped", "t9": "done"}
     assert statuses == expected
-    assert job.ledger.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
+    assert job.folders.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
 
 
 def test_a_terminal_shows_a_table_that_is_drawn_over_itself(
@@ -286,7 +286,7 @@ def test_inner_runs_that_are_stopped_leave_nothing_reserved(
         assert ray.available_resources().get("CPU") == whole
         assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
     assert result.failure is None
-    ledger = Ledger(str(tmp_path / "nested"))
-    first, second = ledger.names()
-    assert (ledger.status(first), ledger.status(second)) == ("done", "stopped")
-    assert (ledger.stopped(second) or {})["epoch"] < 30
+    folders = TrialFolders(str(tmp_path / "nested"))
+    first, second = folders.names()
+    assert (folders.status(first), folders.status(second)) == ("done", "stopped")
+    assert (folders.stopped(second) or {})["epoch"] < 30
