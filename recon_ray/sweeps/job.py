@@ -18,9 +18,9 @@ from recon_ray.sweeps.optuna_search import OptunaSource
 from recon_ray.sweeps.report import SweepStory, finish_trials
 from recon_ray.sweeps.sweep_plan import Plan, makes_set, plan_sweep
 from recon_ray.sweeps.tables import TrialRow, ranked, read_rows, spreads, text_table
-from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_left, run_trials
+from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
-from recon_ray.sweeps.trial_placement import EarlyStopping, Trial, TrialJob
+from recon_ray.sweeps.trial_placement import Trial, TrialJob
 from recon_ray.tasks.input_hashes import SETS, WEIGHTS
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import open_set
@@ -36,7 +36,14 @@ def sweep(job: Job[SweepConfig]) -> JobResult:
         return _dry_run(plan)
     run = open_run("sweep", config, label=config.job, resume=config.resume)
     folders = TrialFolders(run.folder.place)
-    work = _work(plan, folders)
+    work = TrialWork(
+        config.job,
+        plan.base,
+        folders.storage,
+        config.sweep.watch,
+        reports_all=config.sweep.is_stopping,
+        is_nested=plan.is_nested,
+    )
     trial_job = _trial_job(plan, folders, work)
     if isinstance(plan.base, PretrainConfig) and makes_set(plan.base):
         open_set(plan.base)  # once, before the trials find none and make it side by side
@@ -45,7 +52,8 @@ def sweep(job: Job[SweepConfig]) -> JobResult:
     called = {name: f"config.{name}" for name in (*SETS, WEIGHTS)}
     refuse_stale(run, folders, trials, work.config_of, called=called)
     if is_search:
-        _search(run, plan, trial_job, trials)
+        source, samples = _optuna(plan, folders, trials), config.sweep.samples
+        run_trials(trial_job, config.cluster, trials, run=run, source=source, samples=samples)
         trials = _trials_on_disk(run, plan, folders)
     else:
         run_trials(trial_job, config.cluster, trials, run=run)
@@ -70,16 +78,6 @@ def _dry_run(plan: Plan) -> JobResult:
 
 def _trial_job(plan: Plan, folders: TrialFolders, work: TrialWork) -> TrialJob:
     options, base = plan.config.sweep, plan.base
-    stopping = None
-    if options.scheduler != "none":
-        stopping = EarlyStopping(
-            options.scheduler,
-            options.watch,
-            options.watch_mode,
-            int(option(base, "train.epochs")),
-            options.grace_epochs,
-            options.reduction_factor,
-        )
     return TrialJob(
         run=work,
         folder=folders.uri,
@@ -89,41 +87,28 @@ def _trial_job(plan: Plan, folders: TrialFolders, work: TrialWork) -> TrialJob:
         mode=options.mode,
         device=base.runtime.device,
         inner=base.cluster if plan.is_nested else None,
-        stopping=stopping,
+        epochs=int(option(base, "train.epochs")) if options.is_stopping else 0,
     )
 
 
-def _work(plan: Plan, folders: TrialFolders) -> TrialWork:
-    options = plan.config.sweep
-    return TrialWork(
-        plan.config.job,
-        plan.base,
-        folders.storage,
-        options.watch,
-        reports_all=options.scheduler != "none",
-        is_nested=plan.is_nested,
-    )
-
-
-def _search(run: Run, plan: Plan, job: TrialJob, begun: Sequence[Trial]) -> None:
-    """Let Optuna propose the trials; those on disk are told to it first."""
-    folders, options = job.folders, plan.config.sweep
-    ended = [trial for trial in begun if folders.status(trial.name) in ("done", "stopped")]
-    results = [folders.result(trial.name) or {"metrics": {}} for trial in ended]
-    source = OptunaSource(
+def _optuna(plan: Plan, folders: TrialFolders, begun: Sequence[Trial]) -> OptunaSource:
+    """Return Optuna's proposals after the trials on disk."""
+    options, earlier, unfinished = plan.config.sweep, [], []
+    for trial in begun:
+        if folders.has_ended(trial.name):
+            metrics = (folders.result(trial.name) or {"metrics": {}})["metrics"]
+            earlier.append((trial.values, metrics.get(plan.metric)))
+        else:
+            unfinished.append((trial.name, trial.values))
+    return OptunaSource(
         plan.space,
         count=options.samples,
         seed=options.seed,
         metric=plan.metric,
         mode=options.mode,
-        earlier=[
-            (trial.values, result["metrics"].get(plan.metric))
-            for trial, result in zip(ended, results, strict=True)
-        ],
-        unfinished=[(trial.name, trial.values) for trial in begun if trial not in ended],
+        earlier=earlier,
+        unfinished=unfinished,
     )
-    left = options.samples - len(ended)
-    run_left(job, plan.config.cluster, run, options.samples, left, source=source)
 
 
 def _trials_on_disk(run: Run, plan: Plan, folders: TrialFolders) -> list[Trial]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -47,7 +48,7 @@ POLL_SECONDS, STORE_POLL_SECONDS = 0.5, 10.0
 
 @dataclass(frozen=True)
 class TrialWork:
-    """What every trial does; picklable.
+    """Function of a trial: one run of a job; picklable.
 
     Attributes:
         job: Name of the job.
@@ -66,7 +67,7 @@ class TrialWork:
     is_nested: bool = False
 
     def config_of(self, trial: Trial, threads: int | None = None) -> JobConfig:
-        """The whole configuration of a trial, which can be run by hand.
+        """Return the whole configuration of a trial, which can be run by hand.
 
         Raises:
             ConfigError: If the values are refused together.
@@ -85,7 +86,7 @@ class TrialWork:
         threads: int,
         report: Report,
     ) -> dict[str, float]:
-        """Run the job with the values of a trial and give the metrics of its ``result.json``."""
+        """Run the job with the values of a trial; return the metrics of its ``result.json``."""
         config = self.config_of(trial, None if self.is_nested else threads)
         folder = RunFolder(join(self.storage, trial.name))
         seconds = 0.0 if self.reports_all else REPORT_SECONDS
@@ -111,41 +112,37 @@ class _ProgressReporter:
     """
 
     def __init__(self, watch: str, report: Report, seconds: float) -> None:
-        self._watch = watch
-        self._report = report
-        self._seconds = seconds
+        self._watch, self._report, self._seconds = watch, report, seconds
         self._last = -seconds
 
     def __call__(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Report a record, with the number of epochs done."""
         value = values.get(self._watch)
-        if value is None or time.monotonic() - self._last < self._seconds:
-            return
-        self._last = time.monotonic()
-        self._report({"epoch": epoch + 1, self._watch: float(value)})
+        if value is not None and time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._report({"epoch": epoch + 1, self._watch: float(value)})
 
 
 @contextmanager
 def _following(folder: RunFolder, reporter: _ProgressReporter) -> Iterator[None]:
-    """Tell of the records that workers in other processes write."""
+    """Report the records that workers in other processes write meanwhile."""
     stopped = threading.Event()
-    follower = threading.Thread(target=_follow, args=(folder, reporter, stopped), daemon=True)
+
+    def follow() -> None:
+        seen = 0
+        while not stopped.wait(POLL_SECONDS if folder.is_local else STORE_POLL_SECONDS):
+            records = read_records(folder)
+            for record in records[seen:]:
+                reporter(int(record["step"]), int(record["epoch"]), record)
+            seen = len(records)
+
+    follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
         yield
     finally:
         stopped.set()
         follower.join()
-
-
-def _follow(folder: RunFolder, reporter: _ProgressReporter, stopped: threading.Event) -> None:
-    seen = 0
-    seconds = POLL_SECONDS if folder.is_local else STORE_POLL_SECONDS
-    while not stopped.wait(seconds):
-        records = read_records(folder)
-        for record in records[seen:]:
-            reporter(int(record["step"]), int(record["epoch"]), record)
-        seen = len(records)
 
 
 def _write_hparams(
@@ -188,7 +185,7 @@ def refuse_stale(
     if run.resume == "never":
         return
     for trial in trials:
-        if folders.status(trial.name) in ("done", "stopped"):
+        if folders.has_ended(trial.name):
             config = config_of(trial)
             inputs = inputs_of(config)
             refuse_other_inputs(folders.folder(trial.name), config, inputs, called=called)
@@ -200,54 +197,32 @@ def run_trials(
     trials: Sequence[Trial],
     *,
     run: Run,
+    source: Searcher | None = None,
+    samples: int | None = None,
 ) -> None:
     """Run the trials that are not done, in parallel, or here with ``cluster.workers=0``.
 
     Args:
-        job: What they run.
-        cluster: Where.
-        trials: All of them, in order.
+        job: Function and reservation of the trials.
+        cluster: The cluster.
+        trials: All of them in order, or those that were begun where more are proposed.
         run: The run of the whole, which begins once nothing is refused any more.
+        source: Source of the trials that are proposed, those that were begun first.
+        samples: Number of all trials with those that are proposed.
     """
     left = list(trials)
     if run.resume != "never":  # else all of them are about to be set aside
-        left = [t for t in trials if job.folders.status(t.name) not in ("done", "stopped")]
-    run_left(job, cluster, run, len(trials), len(left), trials=left)
-
-
-def run_left(
-    job: TrialJob,
-    cluster: ClusterSection,
-    run: Run,
-    total: int,
-    count: int,
-    *,
-    trials: Sequence[Trial] = (),
-    source: Searcher | None = None,
-) -> None:
-    """Run the trials that are left, if any.
-
-    Args:
-        job: What they run.
-        cluster: Where.
-        run: The run of the whole, which begins once nothing is refused any more.
-        total: Number of all trials.
-        count: Number of those that are left.
-        trials: The trials that are left, in order.
-        source: Source that proposes them instead.
-    """
+        left = [trial for trial in trials if not job.folders.has_ended(trial.name)]
+    total = len(trials) if samples is None else samples
+    count = total - (len(trials) - len(left))
     logger.info("%d trials, %d of them are done", total, total - count)
     if count <= 0:
         run.begin()
         return
-
-    def progress(*, is_alone: bool) -> TrialProgress:
-        is_max = job.mode == "max"
-        return TrialProgress(total, job.metric, is_max, total - count, is_alone=is_alone)
-
+    show = partial(TrialProgress, total, job.metric, job.mode, total - count)
     if cluster.workers == 0:
         run.begin()
-        run_here(job, trials, progress(is_alone=False))  # what they log is shown too
+        run_here(job, left, show(is_alone=False))  # their own log is shown too
         return
     with trial_session(job, cluster, count):
         plan = plan_trials(job, cluster, count)
@@ -256,4 +231,4 @@ def run_left(
             "%d trials at once (%g CPUs, %g GPUs and %d threads each)",
             plan.at_once, plan.cpus, plan.gpus, plan.threads,
         )  # fmt: skip
-        run_on_ray(job, plan, progress(is_alone=True), trials=trials, source=source)
+        run_on_ray(job, plan, show(), trials=left, source=source)

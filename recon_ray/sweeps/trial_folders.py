@@ -55,6 +55,10 @@ class TrialFolders:
             return "stopped"
         return "waiting" if self.failure(name) is None else "failed"
 
+    def has_ended(self, name: str) -> bool:
+        """Return whether a trial is done or was stopped early, so that it is not run again."""
+        return self.status(name) in ("done", "stopped")
+
     def result(self, name: str) -> dict[str, Any] | None:
         """Return ``result.json`` of a finished trial, else None; a half-written one is ignored."""
         found = self._record(name, RESULT)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two pictures of the bar, and between two plain lines.
 BAR_SECONDS, LINE_SECONDS = 1.0, 5.0
-_LINE = "{n_fmt}/{total_fmt} trials ended{postfix}, {remaining} left"
+_LINE = "{n_fmt}/{total_fmt} trials ended{postfix} [{elapsed}<{remaining}]"
 
 
 class TrialProgress:
@@ -21,8 +21,8 @@ class TrialProgress:
     Args:
         total: Trials of the sweep.
         metric: Number that compares them.
-        highest: Whether a higher number is better.
-        finished: Trials that ended before this process began.
+        mode: ``max`` or ``min``.
+        ended: Trials that ended before this process began.
         is_alone: Whether nothing else writes to the terminal, so that a bar can be drawn there.
     """
 
@@ -30,8 +30,8 @@ class TrialProgress:
         self,
         total: int,
         metric: str,
-        highest: bool = True,
-        finished: int = 0,
+        mode: str = "max",
+        ended: int = 0,
         *,
         is_alone: bool = True,
     ) -> None:
@@ -39,11 +39,11 @@ class TrialProgress:
         self.running: dict[str, str] = {}
         self.failed: list[str] = []
         self.best: tuple[float, str] | None = None
-        self._sign = 1 if highest else -1
+        self._sign = 1 if mode == "max" else -1
         self._is_bar = is_alone and sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
-            initial=finished,
+            initial=ended,
             miniters=0,
             mininterval=BAR_SECONDS if self._is_bar else LINE_SECONDS,
             dynamic_ncols=True,

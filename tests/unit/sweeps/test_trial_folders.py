@@ -38,8 +38,8 @@ def test_names_are_those_of_trials_that_began(tmp_path: Path) -> None:
 
 
 def test_the_progress_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -> None:
-    for highest, best in ((True, "b"), (False, "a")):
-        progress = TrialProgress(4, "accuracy", highest)
+    for mode, best in (("max", "b"), ("min", "a")):
+        progress = TrialProgress(4, "accuracy", mode)
         for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.3)):
             progress.started(name)
             progress.done(name, {"accuracy": value})
@@ -48,7 +48,7 @@ def test_the_progress_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -
     progress.started("d")
     progress.progressed("d", {"epoch": 3, "val/accuracy": 0.25})
     assert str(progress).startswith(
-        "3/4 trials ended, 1 running, best accuracy 0.1 (a), d epoch 3 val/accuracy 0.25, "
+        "3/4 trials ended, 1 running, best accuracy 0.1 (a), d epoch 3 val/accuracy 0.25 ["
     )
     with caplog.at_level(logging.WARNING):
         progress.broke("d", "no memory")
@@ -56,5 +56,5 @@ def test_the_progress_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO):
         progress.close()
     assert caplog.messages[-1].startswith(
-        "4/4 trials ended, 0 running, 1 failed, best accuracy 0.1 (a), "
+        "4/4 trials ended, 0 running, 1 failed, best accuracy 0.1 (a) ["
     )
