@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,7 +53,7 @@ class SetsSection(Section):
 
 
 class RowsSection(Section):
-    """What is run for the rows, as in the YAML files of the jobs; null leaves a row out.
+    """Options of the rows' jobs, as in their YAML files; null leaves a row out.
 
     ``include: [file]`` reads such files first, dotted keys change single options:
     ``rows.svm.probe.svm_c=0.1``. Weights, sets, seeds, folds and the section ``runtime`` are filled
@@ -79,24 +79,14 @@ class RowsSection(Section):
 class ReproduceSection(TrialSection):
     """How much is run."""
 
-    budget: Literal["full", "smoke"] | Annotated[float, Field(gt=0, le=1)] = Field(
-        "full",
-        description="full runs what is published; a fraction scales seeds, folds, epochs and "
-        "votes; smoke takes a hundredth, the nano model, 1,024 points and at most 256 shapes.",
-    )
     seeds: Count | None = Field(
-        None, description="Fine-tunings of each classification set; by default 8 (paper) by budget."
+        None, description="Fine-tunings of each classification set; by default 8 as published."
     )
     folds: Count | None = Field(
-        None, description="Folds of each few-shot setting; by default 10 (paper) by budget."
+        None, description="Folds of each few-shot setting; by default 10 as published."
     )
     rows: tuple[str, ...] | None = Field(
         None, description="Run these rows only; by default all that are configured."
-    )
-    measure: bool = Field(
-        True,
-        description="Time a few shapes in each model where no finished trial tells how long one "
-        "takes.",
     )
 
     @field_validator("rows")
@@ -105,7 +95,7 @@ class ReproduceSection(TrialSection):
         unknown = [name for name in rows or () if name not in RowsSection.model_fields]
         if unknown:
             raise ValueError(
-                f"{unknown[0]!r} is no row; the rows are {', '.join(RowsSection.model_fields)}"
+                f"unknown row {unknown[0]!r}; choose one of {', '.join(RowsSection.model_fields)}"
             )
         return rows
 

@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from recon_ray.config.sections.common import JobConfig
 from recon_ray.sweeps.fewshot.job import PUBLISHED
+from recon_ray.tasks.registry import find_job
 
 WeightsKey = Literal["init_from", "zeroshot_from", "svm_from"]
 
-#: Runs of the published numbers.
+#: Seeds and folds of the published numbers.
 SEEDS, FOLDS = 8, 10
-#: Data set of the published pre-training.
-PRETRAINED_ON = "shapenet55"
+#: Data set and length of the published pre-training, and of its model.
+PRETRAINED_ON, PRESET = "shapenet55", "base"
+PRETRAINING = {"train.epochs": 300, "data.num_points": 1024}
 VOTE = "_vote"
 
 
@@ -43,7 +46,7 @@ class Line:
     selection: str = ""
 
     def shown(self) -> str:
-        """The published number for a table."""
+        """Return the published number for a table."""
         if self.published is None:
             return "-"
         spread = "" if self.deviation is None else f" ± {self.deviation}"
@@ -52,16 +55,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Row:
-    """One option of the section ``rows``: the runs that some lines are made of.
+    """Runs of one job on one set, which fill one line of the table or several.
 
     Attributes:
-        name: Name of the option.
+        name: Name of the row.
         job: Job of its runs.
         set: The set of the section ``sets``.
         source: Source with which the genuine set is prepared, and name of its card.
         lines: Its lines.
+        length: Published values of the options that say how much is computed.
         weights: Option that names the weights.
-        repeated: What there are several runs over.
+        repeated: What differs between its runs.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Row:
     set: str
     source: str
     lines: tuple[Line, ...]
+    length: Mapping[str, int]
     weights: WeightsKey = "init_from"
     repeated: Literal["seeds", "folds", ""] = ""
 
@@ -77,18 +82,35 @@ class Row:
         """The row whose classifiers are evaluated."""
         return self.name.removesuffix(VOTE) if self.name.endswith(VOTE) else None
 
+    @property
+    def option(self) -> str:
+        """Option of the section ``rows`` that holds its configuration."""
+        return self.name if self.follows is None else "voting"
 
-def _classification(name: str, source: str, title: str) -> Row:
+    @property
+    def schema(self) -> type[JobConfig]:
+        """Root model of that option."""
+        return find_job("fewshot" if self.repeated == "folds" else self.job).load_config()
+
+
+def _length(points: int, epochs: int | None = None) -> dict[str, int]:
+    return {"data.num_points": points} | ({} if epochs is None else {"train.epochs": epochs})
+
+
+def _classification(name: str, source: str, title: str, points: int) -> Row:
     lines = (Line(f"{title}, plain", "accuracy", None),)
-    return Row(name, "finetune", source, source, lines, repeated="seeds")
+    return Row(name, "finetune", source, source, lines, _length(points, 300), repeated="seeds")
 
 
 def _voting(name: str, source: str, title: str, published: float) -> Row:
     lines = (Line(f"{title}, voting", "accuracy_vote", published),)
-    return Row(f"{name}{VOTE}", "evaluate", source, source, lines, repeated="seeds")
+    length = {"eval.votes": 299, "eval.repeats": 10}
+    return Row(f"{name}{VOTE}", "evaluate", source, source, lines, length, repeated="seeds")
 
 
-def _zeroshot(name: str, source: str, title: str, test: float, both: float | None = None) -> Row:
+def _zeroshot(
+    name: str, source: str, title: str, points: int, test: float, both: float | None = None
+) -> Row:
     lines = [
         Line(
             f"zero-shot {title}",
@@ -99,15 +121,16 @@ def _zeroshot(name: str, source: str, title: str, test: float, both: float | Non
     ]
     if both is not None:
         lines.append(Line(f"zero-shot {title}*", "zeroshot_accuracy", both))
-    return Row(f"zeroshot_{name}", "zeroshot", source, source, tuple(lines), "zeroshot_from")
+    names = (f"zeroshot_{name}", "zeroshot", source, source)
+    return Row(*names, tuple(lines), _length(points), "zeroshot_from")
 
 
 _CLASSIFICATION = (
-    ("obj_bg", "scanobjectnn_obj_bg", "ScanObjectNN OBJ_BG", 95.35),
-    ("obj_only", "scanobjectnn_obj_only", "ScanObjectNN OBJ_ONLY", 93.80),
-    ("pb_t50_rs", "scanobjectnn_pb_t50_rs", "ScanObjectNN PB_T50_RS", 91.26),
-    ("modelnet40_1k", "modelnet40", "ModelNet40 1k", 94.5),
-    ("modelnet40_8k", "modelnet40", "ModelNet40 8k", 94.7),
+    ("obj_bg", "scanobjectnn_obj_bg", "ScanObjectNN OBJ_BG", 2048, 95.35),
+    ("obj_only", "scanobjectnn_obj_only", "ScanObjectNN OBJ_ONLY", 2048, 93.80),
+    ("pb_t50_rs", "scanobjectnn_pb_t50_rs", "ScanObjectNN PB_T50_RS", 2048, 91.26),
+    ("modelnet40_1k", "modelnet40", "ModelNet40 1k", 1024, 94.5),
+    ("modelnet40_8k", "modelnet40", "ModelNet40 8k", 8192, 94.7),
 )
 _FEWSHOT = tuple(
     Line(f"{way}-way {shot}-shot", "accuracy", mean, deviation, {"way": way, "shot": shot})
@@ -117,30 +140,26 @@ _FEWSHOT = tuple(
 ROWS: tuple[Row, ...] = (
     *(
         row
-        for name, source, title, published in _CLASSIFICATION
+        for name, source, title, points, published in _CLASSIFICATION
         for row in (
-            _classification(name, source, title),
+            _classification(name, source, title, points),
             _voting(name, source, title, published),
         )
     ),
-    Row("fewshot", "finetune", "fewshot", "modelnet40", _FEWSHOT, repeated="folds"),
-    _zeroshot("modelnet10", "modelnet10", "ModelNet10", 75.6, 81.6),
-    _zeroshot("modelnet40", "modelnet40", "ModelNet40", 61.7, 66.8),
-    _zeroshot("scanobjectnn", "scanobjectnn_obj_only", "ScanObjectNN", 43.7),
     Row(
-        "svm",
-        "linear_probe",
-        "modelnet40",
-        "modelnet40",
-        (Line("linear SVM ModelNet40", "accuracy", 93.4),),
-        "svm_from",
+        "fewshot", "finetune", "fewshot", "modelnet40", _FEWSHOT, _length(1024, 150),
+        repeated="folds",
+    ),
+    _zeroshot("modelnet10", "modelnet10", "ModelNet10", 1024, 75.6, 81.6),
+    _zeroshot("modelnet40", "modelnet40", "ModelNet40", 1024, 61.7, 66.8),
+    _zeroshot("scanobjectnn", "scanobjectnn_obj_only", "ScanObjectNN", 2048, 43.7),
+    Row(
+        "svm", "linear_probe", "modelnet40", "modelnet40",
+        (Line("linear SVM ModelNet40", "accuracy", 93.4),), _length(1024), "svm_from",
     ),
     Row(
-        "partseg",
-        "partseg",
-        "shapenetpart",
-        "shapenetpart",
-        (Line("ShapeNetPart, instance mIoU", "instance_miou", 86.4),),
+        "partseg", "partseg", "shapenetpart", "shapenetpart",
+        (Line("ShapeNetPart, instance mIoU", "instance_miou", 86.4),), _length(2048, 300),
     ),
-)
+)  # fmt: skip
 """All rows in the order of the table; the runs by voting come after those that they evaluate."""

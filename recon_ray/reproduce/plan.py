@@ -1,57 +1,61 @@
-"""The runs of the published table: what each needs, what is missing, and what is scaled down."""
+"""Runs of the published table: what each needs, what is missing, and what is scaled down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import JobConfig
-from recon_ray.errors import ConfigError
-from recon_ray.reproduce.budget import Budget, describe
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.errors import CheckpointError, ConfigError, DataError, TeacherError
 from recon_ray.reproduce.config import PublishedSetSection, ReproduceConfig, RowsSection
-from recon_ray.reproduce.paper import FOLDS, ROWS, SEEDS, Row
+from recon_ray.reproduce.paper import FOLDS, PRESET, PRETRAINING, ROWS, SEEDS, Row
 from recon_ray.runs.storage import join
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fold_config, fold_trial
 from recon_ray.sweeps.nested_config import InnerJob, option
+from recon_ray.sweeps.tables import text_table
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial
-from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
-from recon_ray.tasks.linear_probe.config import LinearProbeConfig
+from recon_ray.tasks.classify import finetune_job as finetune
+from recon_ray.tasks.classify.classifier_checks import load_start
+from recon_ray.tasks.classify.config import FinetuneConfig
+from recon_ray.tasks.classify.episodes import SharedClouds, read_clouds
+from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.partseg import job as partseg
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.zeroshot.config import ZeroshotConfig
+from recon_ray.tasks.registry import Job, find_job
 
-#: Root model of what each option of the section ``rows`` holds.
-SCHEMAS: dict[str, type[JobConfig]] = {
-    "voting": EvaluateConfig,
-    "fewshot": FewshotConfig,
-    "zeroshot_modelnet10": ZeroshotConfig,
-    "zeroshot_modelnet40": ZeroshotConfig,
-    "zeroshot_scanobjectnn": ZeroshotConfig,
-    "svm": LinearProbeConfig,
-    "partseg": PartsegConfig,
-}
 #: Name of the pre-training among the trials.
 PRETRAIN = "pretrain"
+#: What the options count that say how much is computed.
+UNITS = {
+    "train.epochs": "epochs",
+    "data.num_points": "points",
+    "eval.votes": "rounds of voting",
+    "eval.repeats": "subsets a round",
+}
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The runs of one row.
+    """Runs of one row.
 
     Attributes:
         row: The row.
-        config: Configuration that its runs have in common, scaled down.
+        config: Configuration that its runs have in common.
         trials: Its runs.
-        scaled: What was scaled down.
+        scaled: What is less than published.
         path: Folder of the prepared set; None where none is named.
-        stand_in: What the configuration says of it.
+        stand_in: Whether the configuration declares the set a stand-in; None leaves it to its card.
         episodes: The few-shot episodes.
-        missing: Why it cannot be run: the set or the weights that are missing.
-        broken: Why it cannot be run although all of it is there.
+        missing: Set or weights without which it is skipped, in a sentence.
+        broken: Damage for which it cannot be run, in a sentence.
     """
 
     row: Row
@@ -66,26 +70,22 @@ class RowPlan:
 
     @property
     def is_run(self) -> bool:
-        """Return whether its runs can be started."""
+        """Whether its runs can be started."""
         return not self.missing and not self.broken
 
 
 @dataclass(frozen=True)
 class TablePlan:
-    """All that is to be run.
+    """All runs of the table.
 
     Attributes:
         config: The configuration with those of the jobs resolved; running it again is the same.
-        budget: How much of it is done.
-        pretrain: Configuration of the pre-training, scaled down; None where weights are named.
-        scaled: What was scaled down in it.
+        pretrain: Configuration of the pre-training; None where weights are named.
         rows: The rows in the order of the table.
     """
 
     config: ReproduceConfig
-    budget: Budget
     pretrain: PretrainConfig | None
-    scaled: tuple[str, ...]
     rows: tuple[RowPlan, ...]
 
     def starts_itself(self, plan: RowPlan) -> bool:
@@ -106,62 +106,45 @@ def plan_table(config: ReproduceConfig, origins: Mapping[str, str], storage: str
     Raises:
         ConfigError: One line each problem.
     """
-    budget = Budget.of(config.reproduce)
     resolved: dict[str, Any] = {}
     pretrain: PretrainConfig | None = None
-    scaled: tuple[str, ...] = ()
     if config.init_from is None:
         inner = InnerJob.read(PretrainConfig, config.pretrain or {}, PRETRAIN, origins)
         full = _built(inner, PRETRAIN, {})
-        pretrain, scaled = _scaled_pretraining(config, full, budget, storage)
+        pretrain = _own_pretraining(config, full, storage)
         resolved[PRETRAIN] = as_mapping(full)
-    jobs = {name: _inner(config, name, origins) for name in _wanted(config)}
-    plans = [
-        _row_plan(config, row, jobs[_option(row)], budget, storage)
+    chosen = config.reproduce.rows or RowsSection.model_fields
+    jobs = {
+        row.option: InnerJob.read(row.schema, options, f"rows.{row.option}", origins)
         for row in ROWS
-        if _option(row) in jobs and row.follows in (None, *jobs)
+        if row.option in chosen and (options := getattr(config.rows, row.option))
+    }
+    plans = [
+        _row_plan(config, row, jobs[row.option], storage)
+        for row in ROWS
+        if row.option in jobs and row.follows in (None, *jobs)
     ]
     written = {name: _written(job) for name, job in jobs.items()}
     resolved["rows"] = config.rows.model_copy(update=written)
-    return TablePlan(config.model_copy(update=resolved), budget, pretrain, scaled, tuple(plans))
+    return TablePlan(config.model_copy(update=resolved), pretrain, tuple(plans))
 
 
-def _scaled_pretraining(
-    config: ReproduceConfig, full: JobConfig, budget: Budget, storage: str
-) -> tuple[PretrainConfig, tuple[str, ...]]:
-    """The pre-training as one of the runs, and what was scaled down in it."""
-    changes = budget.changes(full)
+def _own_pretraining(config: ReproduceConfig, full: JobConfig, storage: str) -> PretrainConfig:
+    """Return the pre-training as one of the runs."""
     fixed = {"run.name": PRETRAIN, "run.storage": storage, "run.seed": config.run.seed}
     if config.cluster.workers == 0:
         fixed["cluster.workers"] = 0
     if config.cluster.address is not None:
         fixed["cluster.address"] = config.cluster.address
-    scaled = override(full, {**changes, **_runtime(config), **fixed})
-    assert isinstance(scaled, PretrainConfig)
-    return scaled, tuple(describe(full, changes))
+    own = override(full, {**_runtime(config), **fixed})
+    assert isinstance(own, PretrainConfig)
+    return own
 
 
 def _written(job: InnerJob) -> dict[str, Any]:
-    """The options of a row with its files resolved, without what the table fills in."""
+    """Return the options of a row with its files resolved, without what the table fills in."""
     options = as_mapping(job.build({"init_from": PRETRAIN}))
     return {name: value for name, value in options.items() if name not in ("init_from", "run")}
-
-
-def _wanted(config: ReproduceConfig) -> list[str]:
-    """Options of the section ``rows`` that are run; voting goes with the fine-tuning."""
-    chosen = config.reproduce.rows or RowsSection.model_fields
-    return [
-        name for name in RowsSection.model_fields if name in chosen and getattr(config.rows, name)
-    ]
-
-
-def _option(row: Row) -> str:
-    return row.name if row.follows is None else "voting"
-
-
-def _inner(config: ReproduceConfig, name: str, origins: Mapping[str, str]) -> InnerJob:
-    options = getattr(config.rows, name)
-    return InnerJob.read(SCHEMAS.get(name, FinetuneConfig), options, f"rows.{name}", origins)
 
 
 def _built(job: InnerJob, key: str, values: Mapping[str, Any]) -> JobConfig:
@@ -182,7 +165,7 @@ def _runtime(config: ReproduceConfig) -> dict[str, Any]:
 
 
 def _fixed(config: ReproduceConfig, row: Row, storage: str) -> dict[str, Any]:
-    """What the table decides of a row's configuration."""
+    """Return what the table decides of a row's configuration."""
     fixed: dict[str, Any] = {
         "init_from": getattr(config, row.weights) or config.init_from or join(storage, PRETRAIN),
         "run.seed": config.run.seed,
@@ -192,7 +175,7 @@ def _fixed(config: ReproduceConfig, row: Row, storage: str) -> dict[str, Any]:
     if path is not None:
         fixed["data.path"] = path
     if row.job == "zeroshot":
-        fixed["zeroshot.splits"] = ["train", "test"]  # the job tells them apart
+        fixed["zeroshot.splits"] = ["train", "test"]  # the job reports each of them too
     if row.repeated == "folds":
         fixed["data.episodes"] = config.sets.episodes
     return fixed
@@ -203,50 +186,232 @@ def _set_of(config: ReproduceConfig, row: Row) -> PublishedSetSection:
     return config.sets.modelnet40 if row.set == "fewshot" and section.path is None else section
 
 
-def _row_plan(
-    config: ReproduceConfig, row: Row, job: InnerJob, budget: Budget, storage: str
-) -> RowPlan:
-    section = _set_of(config, row)
-    full = _built(job, f"rows.{_option(row)}", _fixed(config, row, storage))
+def _row_plan(config: ReproduceConfig, row: Row, job: InnerJob, storage: str) -> RowPlan:
+    section, key = _set_of(config, row), f"rows.{row.option}"
+    full = _built(job, key, _fixed(config, row, storage))
     if option(full, "cluster.workers") not in (0, 1):
         raise ConfigError(
-            f"rows.{_option(row)}.cluster.workers: every run of the table is one process; leave it "
-            "out"
+            f"{key}.cluster.workers: every run of the table is one process; leave it out"
         )
-    changes = budget.changes(full)
-    scaled = describe(full, changes)
     # Hashes are compared once, by the driver.
-    base = override(full, {**changes, "data.verify": False})
-    trials, episodes = _trials(row, base, budget, config.run.seed, storage)
-    runs = {"seeds": (budget.seeds, SEEDS), "folds": (budget.folds, FOLDS)}.get(row.repeated)
-    if runs is not None and runs[0] != runs[1]:
-        scaled.insert(0, f"{runs[0]} of {runs[1]} {row.repeated}")
+    base = override(full, {"data.verify": False})
+    trials, episodes = _trials(config, row, base, storage)
     if isinstance(base, FewshotConfig):
         base = fold_config(base)
+    scaled = scaled_down(base, row.length)
+    if row.repeated:
+        own, published = _repeats(config)[row.repeated], {"seeds": SEEDS, "folds": FOLDS}
+        if own != published[row.repeated]:
+            scaled.insert(0, f"{own} of {published[row.repeated]} {row.repeated}")
     return RowPlan(row, base, trials, tuple(scaled), section.path, section.stand_in, episodes)
 
 
+def _repeats(config: ReproduceConfig) -> dict[str, int]:
+    options = config.reproduce
+    return {"seeds": options.seeds or SEEDS, "folds": options.folds or FOLDS}
+
+
+def scaled_down(config: JobConfig, published: Mapping[str, int]) -> list[str]:
+    """Return what a run has less of than the published one: ``3 of 300 epochs``.
+
+    Args:
+        config: The run.
+        published: Values of the options that say how much is computed.
+    """
+    notes = [
+        f"{own:,} of {published[key]:,} {unit}"
+        for key, unit in UNITS.items()
+        if key in published and (own := option(config, key) or published[key]) < published[key]
+    ]
+    sections = dict(config)
+    limit = getattr(sections["data"], "limit", None)
+    steps = getattr(sections.get("train"), "steps", None)
+    preset = getattr(sections.get("model"), "preset", None)
+    notes += [f"at most {limit} shapes"] if limit is not None else []
+    notes += [f"at most {steps} steps"] if steps is not None else []
+    return notes + ([f"{preset} model"] if preset not in (None, PRESET) else [])
+
+
 def _trials(
-    row: Row, base: JobConfig, budget: Budget, seed: int, storage: str
+    config: ReproduceConfig, row: Row, base: JobConfig, storage: str
 ) -> tuple[tuple[Trial, ...], tuple[tuple[int, int, int], ...]]:
     if isinstance(base, FewshotConfig):
-        folds = range(budget.folds)
-        section = base.fewshot.model_copy(update={"folds": tuple(folds)})
+        folds = tuple(range(_repeats(config)["folds"]))
+        episodes = base.fewshot.model_copy(update={"folds": folds}).episodes
         common = fold_config(base)
-        drawn = [fold_trial(common, episode) for episode in section.episodes]
+        drawn = [fold_trial(common, episode) for episode in episodes]
         named = [replace(trial, name=f"{row.name}_{trial.name}") for trial in drawn]
-        return tuple(named), tuple(section.episodes)
+        return tuple(named), tuple(episodes)
     if row.repeated != "seeds":
         return (Trial(row.name, {}),), ()
     trials = []
-    for number in range(seed, seed + budget.seeds):
+    first, count = config.run.seed, _repeats(config)["seeds"]
+    for number in range(first, first + count):
         values: dict[str, Any] = {"run.seed": number}
         if row.follows is not None:
-            values["init_from"] = join(storage, seed_name(row.follows, number))
-        trials.append(Trial(seed_name(row.name, number), values))
+            values["init_from"] = join(storage, f"{row.follows}_seed-{number}")
+        trials.append(Trial(f"{row.name}_seed-{number}", values))
     return tuple(trials), ()
 
 
-def seed_name(row: str, seed: int) -> str:
-    """Name of the run of a row with one seed."""
-    return f"{row}_seed-{seed}"
+# --- What is missing ------------------------------------------------------------------------------
+
+
+def check_rows(table: TablePlan, *, has_weights: bool) -> TablePlan:
+    """Return the plan with the reason in every row that cannot be run.
+
+    Rows by voting need the ones that they follow.
+
+    Args:
+        table: The plan.
+        has_weights: Whether the pre-training of the table is done, if it has one.
+    """
+    plans: dict[str, RowPlan] = {}
+    for plan in table.rows:
+        checked = _checked(plan, has_weights=has_weights or not table.starts_itself(plan))
+        if plan.row.follows is not None and checked.is_run:
+            before = plans[plan.row.follows]
+            checked = replace(checked, missing=before.missing, broken=before.broken)
+        plans[plan.row.name] = checked
+    return replace(table, rows=tuple(plans.values()))
+
+
+def _checked(plan: RowPlan, *, has_weights: bool) -> RowPlan:
+    key = f"sets.{plan.row.set}.path"
+    if plan.path is None:
+        return replace(plan, missing=f"{key} is null: no prepared set is named")
+    if not Path(plan.path).is_dir():
+        way = f"see jobs/prepare.py source={plan.row.source}"
+        return replace(plan, missing=f"{key}={plan.path}: no such folder; {way}")
+    try:
+        _check(plan, has_weights=has_weights)
+    except (ConfigError, CheckpointError, TeacherError) as error:
+        return replace(plan, missing=str(error).splitlines()[0])
+    except DataError as error:
+        return replace(plan, broken=str(error).splitlines()[0])
+    return plan
+
+
+def _check(plan: RowPlan, *, has_weights: bool) -> None:
+    """Let the job of the row refuse what it would refuse.
+
+    Raises:
+        ConfigError: If the set does not serve the row.
+        CheckpointError: If there are no such weights, or they do not serve it.
+        DataError: If the set is damaged.
+    """
+    config, job = plan.config, plan.row.job
+    prepared = find_set("data.path", Path(str(plan.path)))
+    if plan.row.follows is not None:
+        return
+    if plan.episodes:
+        read_episodes_of(plan)
+        if has_weights:
+            load_start(option(config, "init_from"))
+    elif isinstance(config, FinetuneConfig):
+        prepared = finetune.open_set(config)
+        if has_weights:
+            finetune.make_task(config, prepared)
+    elif isinstance(config, PartsegConfig):
+        prepared = partseg.open_set(config)
+        partseg.part_table(config, prepared)
+        if has_weights:
+            partseg.make_task(config, prepared)
+    elif has_weights:
+        find_job(job).load_main()(Job(job, config, dry_run=True))
+
+
+def read_episodes_of(plan: RowPlan) -> SharedClouds:
+    """Read the clouds of all few-shot episodes once.
+
+    Raises:
+        ReconError: If one is missing.
+    """
+    assert isinstance(plan.config, FinetuneConfig)
+    return read_clouds(plan.config, PreparedSet.open(str(plan.path)), list(plan.episodes))
+
+
+def verify_sets(plans: Sequence[RowPlan]) -> list[RowPlan]:
+    """Compare the hashes of every set once; the rows of a damaged one cannot be run."""
+    faults: dict[str, str] = {}
+    for path in dict.fromkeys(str(plan.path) for plan in plans if plan.is_run):
+        try:
+            PreparedSet.open(path).verify_hashes()
+        except DataError as error:
+            faults[path] = str(error)
+    return [
+        replace(plan, broken=faults.get(str(plan.path), "")) if plan.is_run else plan
+        for plan in plans
+    ]
+
+
+# --- The plan as text -----------------------------------------------------------------------------
+
+_HEAD = ("step", "done", "a run", "published", "")
+
+
+@dataclass(frozen=True)
+class _Step:
+    name: str
+    config: JobConfig
+    runs: int
+    done: int
+    published: str
+    notes: str
+    fault: str
+
+    @property
+    def left(self) -> int:
+        return 0 if self.fault else self.runs - self.done
+
+    @property
+    def epochs(self) -> int:
+        return int(getattr(getattr(self.config, "train", None), "epochs", 0))
+
+    def cells(self) -> list[str]:
+        if self.fault:
+            return [self.name, "-", "-", self.published, self.fault.partition(":")[0]]
+        votes = getattr(getattr(self.config, "eval", None), "votes", 0)
+        length = f"{self.epochs:,} epochs" if self.epochs else f"{votes:,} rounds"
+        done = f"{self.done}/{self.runs}"
+        return [
+            self.name,
+            done,
+            length if self.epochs or votes else "-",
+            self.published,
+            self.notes,
+        ]
+
+
+def plan_text(
+    table: TablePlan, folders: TrialFolders, *, fresh: bool, has_weights: bool, fault: str = ""
+) -> str:
+    """Return the steps in the order in which they run: length, published numbers, what is missing.
+
+    Args:
+        table: The plan.
+        folders: The folders of the runs.
+        fresh: Whether what is finished is about to be set aside.
+        has_weights: Whether the pre-training is done, if there is one.
+        fault: Why the pre-training cannot be done.
+    """
+    steps: list[_Step] = []
+    if table.pretrain is not None:
+        short = ", ".join(scaled_down(table.pretrain, PRETRAINING))
+        why = f"cannot run: {fault}" if fault else ""
+        steps.append(_Step(PRETRAIN, table.pretrain, 1, int(has_weights), "-", short, why))
+    for plan in table.rows:
+        names = [trial.name for trial in plan.trials]
+        done = 0 if fresh else sum(folders.status(name) == "done" for name in names)
+        published = ", ".join(line.shown() for line in plan.row.lines)
+        after = [f"after {plan.row.follows}"] if plan.row.follows else []
+        notes, why = ", ".join([*after, *plan.scaled]), ""
+        if not plan.is_run:
+            why = f"skipped: {plan.missing}" if plan.missing else f"cannot run: {plan.broken}"
+        steps.append(_Step(plan.row.name, plan.config, len(names), done, published, notes, why))
+    faults = [f"  {step.name} {step.fault}" for step in steps if step.fault]
+    epochs = sum(step.left * step.epochs for step in steps)
+    total = f"{sum(s.left for s in steps)} runs are left, {epochs:,} epochs of training in all"
+    return "\n".join(
+        [text_table(_HEAD, [s.cells() for s in steps], left=(0, 3, 4)), *faults, total]
+    )

@@ -66,6 +66,11 @@ class SweepSection(TrialSection):
         "max", description="Whether more or less of that is better."
     )
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether trials are stopped early."""
+        return self.scheduler != "none"
+
     @field_validator("space")
     @classmethod
     def _are_domains(cls, space: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +97,7 @@ class SweepSection(TrialSection):
     @model_validator(mode="after")
     def _stops_no_seeds(self) -> SweepSection:
         is_repeated = self.seeds > 1 or "run.seed" in self.space
-        if self.scheduler != "none" and is_repeated:
+        if self.is_stopping and is_repeated:
             raise ValueError(
                 f"scheduler={self.scheduler} stops trials, which biases mean and deviation "
                 "over seeds; search without seeds first, then run seeds with sweep.scheduler=none"

@@ -1,4 +1,4 @@
-"""The trials of a sweep under Ray Tune.
+"""Trials of a sweep under Ray Tune.
 
 Tune decides when a trial starts and whether the scheduler stops it; what became of it is read from
 its folder (:mod:`recon_ray.sweeps.trial_folders`), so nothing is restored from Tune's own state.
@@ -7,25 +7,26 @@ its folder (:mod:`recon_ray.sweeps.trial_folders`), so nothing is restored from 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from recon_ray.cluster.workarounds.environment import TUNE, set_environment
 from recon_ray.machine import working_directory
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.storage import is_uri
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob, TrialPlan
 from recon_ray.sweeps.trial_progress import TrialProgress
 
@@ -38,7 +39,7 @@ LOG = "trial.log"
 def run_on_ray(
     job: TrialJob,
     plan: TrialPlan,
-    board: TrialProgress,
+    progress: TrialProgress,
     *,
     trials: Sequence[Trial] = (),
     source: Searcher | None = None,
@@ -48,13 +49,18 @@ def run_on_ray(
     Args:
         job: What they run.
         plan: How many at once.
-        board: Shows how far they are.
+        progress: Shows how far they are.
         trials: The trials, in order.
         source: Proposes trials instead.
     """
     set_environment(TUNE)
-    payload = _Payload(job, plan, ray.put(job.shared), working_directory())
-    function = tune.with_parameters(_trainable, payload=payload)
+    function = tune.with_parameters(  # each of them lies in the object store once
+        _trainable,
+        job=replace(job, shared=None),
+        plan=plan,
+        shared=job.shared,
+        folder=working_directory(),
+    )
     resources = {"cpu": plan.cpus} | ({"gpu": plan.gpus} if plan.gpus else {})
     storage, is_temporary = _tune_storage(job)
     # It looks for the records that its own loggers would have written.
@@ -68,7 +74,7 @@ def run_on_ray(
                 num_samples=-1 if source is not None else 1,
                 max_concurrent_trials=plan.at_once,
                 search_alg=source,
-                scheduler=None if job.stopping is None else job.stopping.scheduler(),
+                scheduler=_scheduler(job),
                 # An inner run leaves actors behind that only the end of its process removes.
                 reuse_actors=job.inner is None,
                 trial_name_creator=_name,
@@ -77,13 +83,41 @@ def run_on_ray(
             run_config=tune.RunConfig(
                 name=TUNE_FOLDER,
                 storage_path=storage,
-                callbacks=[_Watcher(job.ledger, board)],
+                callbacks=[_Watcher(job.folders, progress)],
                 verbose=0,
             ),
         ).fit()
     finally:
         shutil.rmtree(storage if is_temporary else f"{storage}/{TUNE_FOLDER}", ignore_errors=True)
-    board.show(now=True)
+    progress.close()
+
+
+class _MedianStopping(MedianStoppingRule):
+    """Tune's rule on the reports of running trials; the last report has no epoch to go by."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
+        pass
+
+
+def _scheduler(job: TrialJob) -> TrialScheduler | None:
+    options = job.stopping
+    if options is None:
+        return None
+    common: dict[str, Any] = {
+        "time_attr": "epoch",
+        "metric": options.watch,
+        "mode": options.watch_mode,
+    }
+    common["grace_period"] = options.grace_epochs
+    if options.scheduler == "median":
+        # A trial that was paused would begin its epoch again.
+        return _MedianStopping(**common, min_time_slice=math.inf)
+    return AsyncHyperBandScheduler(
+        **common,
+        max_t=max(job.epochs, options.grace_epochs),
+        reduction_factor=options.reduction_factor,
+        stop_last_trials=False,  # they still have to be measured
+    )
 
 
 def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
@@ -91,34 +125,28 @@ def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
 
 
 def _tune_storage(job: TrialJob) -> tuple[str, bool]:
-    """Where Tune keeps its own state, which nobody reads: beside the trials if that is a folder."""
+    """Return the folder of Tune's own state, which nobody reads, and whether it is temporary."""
     if is_uri(job.folder):
         return tempfile.mkdtemp(prefix="recon-tune-"), True
     return str(Path(job.folder).absolute()), False
 
 
-@dataclass(frozen=True)
-class _Payload:
-    """Everything a trial's process is given; small and picklable."""
-
-    job: TrialJob
-    plan: TrialPlan
-    shared: Any
-    folder: str
-
-
-def _trainable(config: dict[str, Any], payload: _Payload) -> None:
-    """Entry point of a trial's process, which may have run other trials before."""
-    if Path(payload.folder).is_dir():
-        os.chdir(payload.folder)
+def _trainable(
+    config: dict[str, Any],
+    job: TrialJob,
+    plan: TrialPlan,
+    shared: Any,  # noqa: ANN401 - anything that pickles
+    folder: str,
+) -> None:
+    """Run a trial in its process, which may have run other trials before."""
+    if Path(folder).is_dir():
+        os.chdir(folder)
     trial = Trial(config["trial"]["name"], config["trial"]["values"])
-    plan = payload.plan
     if 0 < plan.gpus < 1 and torch.cuda.is_available():
         # Ray does not limit memory: a trial that takes more than its part fails alone.
         torch.cuda.set_per_process_memory_fraction(plan.gpus)
-    shared = ray.get(payload.shared)
-    with _logging_to(payload.job.ledger.folder(trial.name)):
-        metrics, failure = payload.job.run_safely(trial, shared, plan.threads, tune.report)
+    with _logging_to(job.folders.folder(trial.name)):
+        metrics, failure = job.run_safely(trial, shared, plan.threads, tune.report)
     tune.report({**metrics, "has_ended": True, "failure": failure})
 
 
@@ -141,14 +169,14 @@ def _logging_to(folder: RunFolder) -> Iterator[None]:
 
 
 class _Watcher(tune.Callback):
-    """Tells the board, and notes in the folders what the trials cannot note themselves."""
+    """Callback that counts the trials and notes what those cannot note in their own folders."""
 
-    def __init__(self, ledger: Ledger, board: TrialProgress) -> None:
-        self._ledger = ledger
-        self._board = board
+    def __init__(self, folders: TrialFolders, progress: TrialProgress) -> None:
+        self._folders = folders
+        self._progress = progress
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
-        self._board.started(_name(trial))
+        self._progress.started(_name(trial))
 
     def on_trial_result(
         self,
@@ -159,30 +187,30 @@ class _Watcher(tune.Callback):
         **_: Any,  # noqa: ANN401
     ) -> None:
         if "has_ended" not in result:
-            self._board.progressed(_name(trial), _reported(result))
+            self._progress.progressed(_name(trial), _reported(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
         name, result = _name(trial), trial.last_result or {}
         if "has_ended" not in result:
-            self._ledger.mark_stopped(name, _reported(result))
-            self._board.stopped(name)
+            self._folders.mark_stopped(name, _reported(result))
+            self._progress.stopped(name)
         elif result["failure"]:
-            self._board.broke(name, result["failure"])
+            self._progress.broke(name, result["failure"])
         else:
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
-            self._board.done(name, numbers)
+            self._progress.done(name, numbers)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
-        sentence = "its process ended without a word (killed, out of memory, or its node was lost)"
-        if self._ledger.status(_name(trial)) == "waiting":
-            self._ledger.mark_failed(_name(trial), sentence)
-        self._board.broke(_name(trial), sentence)
+        sentence = "its process died without an error message (killed, out of memory, node lost)"
+        if self._folders.status(_name(trial)) == "waiting":
+            self._folders.mark_failed(_name(trial), sentence)
+        self._progress.broke(_name(trial), sentence)
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ANN401
-        self._board.show()
+        self._progress.show()
 
 
 def _reported(result: Mapping[str, Any]) -> dict[str, float]:
-    """What the trial itself has reported, without what Tune adds."""
-    own = {key: result[key] for key in result if key == "epoch" or "/" in key}
-    return {key: value for key, value in own.items() if not key.startswith("config/")}
+    """Return what the trial itself has reported, without what Tune adds."""
+    own = [key for key in result if key == "epoch" or "/" in key]
+    return {key: result[key] for key in own if not key.startswith("config/")}

@@ -1,19 +1,21 @@
-"""The report of a sweep: one HTML file with tables, curves and every parameter's plot."""
+"""Results of a job that consists of trials: its report, ``trials.parquet``, ``result.json``."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
+
+from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.errors import CheckpointError
-from recon_ray.figures.canvas import SERIES_COLORS
-from recon_ray.figures.html_report import Report
+from recon_ray.figures import canvas
 from recon_ray.figures.trials import Curve, draw_parameter, draw_trial_curves
-from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import read_records
 from recon_ray.runs.storage import join
 from recon_ray.sweeps.tables import (
@@ -23,116 +25,187 @@ from recon_ray.sweeps.tables import (
     is_fraction,
     shown,
     summary_cells,
+    text_table,
+    trials_table,
     written,
 )
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
+from recon_ray.tasks.registry import JobResult
+from recon_ray.tasks.run import Run
 
+TRIALS_FILE, REPORT_FILE = "trials.parquet", "report.html"
 #: Charts of curves at most, and points of a curve that are drawn.
 MOST_CHARTS, MOST_POINTS = 6, 400
-REPORT_FILE = "report.html"
+#: Configurations that the table on the terminal shows, and failed trials that the error names.
+SHOWN_GROUPS, SHOWN_FAILURES = 12, 6
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 @dataclass(frozen=True)
 class SweepStory:
-    """What a report tells.
+    """Content of a report.
 
     Attributes:
         title: Heading.
         job: Job of the trials.
-        metric: What compares them.
-        mode: ``max`` or ``min``.
+        metric: Number that compares them.
         selection: How the best is chosen, and what that means.
         config: The resolved configuration as YAML.
         rows: All trials.
         groups: Configurations, the best first.
-        summary: Heading and rows of the summary where it is not that of the groups.
+        summary: Head and rows of the summary where it is not that of the groups.
         texts: Columns of that summary that hold text.
-        notes: What belongs to its lines.
-        figures: What each further picture shows, and its file, in place of those of parameters.
+        notes: Remarks on its lines.
+        figures: Title and file of further pictures, in place of those of parameters.
     """
 
     title: str
     job: str
     metric: str
-    mode: str
     selection: str
     config: str
     rows: Sequence[TrialRow]
     groups: Sequence[Spread]
-    summary: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    summary: Table | None = None
     texts: Sequence[int] = ()
     notes: Sequence[str] = ()
     figures: Sequence[tuple[str, Path]] = ()
 
+    @property
+    def is_percent(self) -> bool:
+        """Whether the metric is shown in percent."""
+        return is_fraction(self.metric, self.rows)
 
-def write_report(folder: RunFolder, ledger: Ledger, story: SweepStory) -> str:
-    """Draw the figures of a sweep to ``figures/`` and put all of it in one file.
 
-    Returns:
-        Path or URI of the file.
+def finish_trials(
+    run: Run,
+    story: SweepStory,
+    *,
+    table: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    **more: Any,  # noqa: ANN401 - further records of the job
+) -> JobResult:
+    """Write report, ``trials.parquet`` and ``result.json``; a failed trial fails the job.
+
+    Args:
+        run: The run.
+        story: Trials and configurations.
+        table: Table for the terminal; by default the best configurations.
+        metrics: Numbers of the whole; by default those of the best configuration.
+        more: Further records of ``result.json``.
     """
-    report = Report(story.title)
-    counts = Counter(row.status for row in story.rows)
-    counted = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    report.text(f"{len(story.rows)} trials of jobs/{story.job}.py: {counted}.")
-    report.text(story.selection)
-    for row in story.rows:
-        if row.status == "failed":
-            report.text(f"{row.name} failed: {row.error}", kind="bad")
-    _add_summary(report, story)
-    if story.figures:
-        _add_figures(report, "Pictures", story.figures)
-    else:
-        _add_figures(report, "Parameters", _parameter_figures(folder.local, story))
-    _add_figures(report, "Curves", _curve_figures(folder.local, ledger, story))
-    _add_trials(report, story)
-    report.heading("Configuration")
-    report.folded("config.yaml of all of it; every trial's folder has its own", story.config)
-    folder.write(REPORT_FILE, report.render())
-    return join(folder.place, REPORT_FILE)
+    rows, folders = story.rows, TrialFolders(run.folder.uri)
+    run.folder.write(REPORT_FILE, report_page(run.folder.local, folders, story))
+    write_file(run.folder.local / TRIALS_FILE, parquet_bytes(trials_table(rows)))
+    if table is None:
+        shown_groups = story.groups[:SHOWN_GROUPS]
+        cells = summary_cells(shown_groups, story.metric, percent=story.is_percent)
+        table = text_table(*cells)
+    if metrics is None:
+        metrics = mean_metrics({story.metric: story.groups[0]} if story.groups else {})
+    counted = Counter(row.status for row in rows)
+    result = run.finish(
+        metrics,
+        table=f"{table}\n\n{join(run.folder.place, REPORT_FILE)}",
+        selection=story.selection,
+        counts={
+            "trials": len(rows),
+            **{status: counted[status] for status in ("done", "stopped", "failed", "waiting")},
+        },
+        trials=[_record(row, folders) for row in rows],
+        summary=[group.record() for group in story.groups],
+        deviation=DEVIATION,
+        metric=story.metric,
+        report=REPORT_FILE,
+        **more,
+    )
+    return JobResult(result.table, result.result_path, _failure(rows, folders))
 
 
-def _add_summary(report: Report, story: SweepStory) -> None:
-    if story.summary is None and not story.groups:
-        return
-    report.heading("Summary")
-    if story.summary is None:
-        percent = is_fraction(story.metric, story.rows)
-        head, cells = summary_cells(story.groups, story.metric, percent=percent)
-        report.table(head, cells, marked=(0,))
-    else:
-        report.table(*story.summary, texts=story.texts)
-    note = f"std: {DEVIATION}."
-    if any(row.status == "stopped" for row in story.rows):
-        note += " Trials that were stopped early are left out here and in the plots of parameters."
-    report.text(note, kind="note")
-    for text in story.notes:
-        report.text(text, kind="note")
+def mean_metrics(groups: Mapping[str, Spread]) -> dict[str, float]:
+    """Return mean and deviation of every group that has numbers, as ``<name>``, ``<name>_std``."""
+    numbers: dict[str, float] = {}
+    for name, group in groups.items():
+        numbers |= {name: group.mean, f"{name}_std": group.deviation}
+    return {name: value for name, value in numbers.items() if value == value}
 
 
-def _add_figures(report: Report, heading: str, figures: Sequence[tuple[str, Path]]) -> None:
-    if figures:
-        report.heading(heading)
-        report.figures(figures)
+def _record(row: TrialRow, folders: TrialFolders) -> dict[str, Any]:
+    return {
+        "trial": row.name,
+        "status": row.status,
+        "values": dict(row.values),
+        "metrics": dict(row.metrics),
+        "selection": row.selection,
+        "seconds": row.seconds,
+        "error": row.error or None,
+        "config": join(folders.storage, row.name, "config.yaml"),
+    }
 
 
-def _add_trials(report: Report, story: SweepStory) -> None:
+def _failure(rows: Sequence[TrialRow], folders: TrialFolders) -> str | None:
+    failed = [row for row in rows if row.status in ("failed", "waiting")]
+    if not failed:
+        return None
+    names = ", ".join(row.name for row in failed[:SHOWN_FAILURES])
+    more = f" and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
+    reason = next((f"; {row.name}: {row.error}" for row in failed if row.error), "")
+    return (
+        f"{len(failed)} of {len(rows)} trials failed ({names}{more}){reason}; each has a "
+        f"failure.txt in {folders.storage}, and the same command runs only them again"
+    )
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+
+def report_page(local: Path, folders: TrialFolders, story: SweepStory) -> str:
+    """Draw the figures of the trials to ``figures/`` and return the page that holds all of it.
+
+    Args:
+        local: Folder of the run.
+        folders: The folders of the trials.
+        story: What the page shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("recon_ray.sweeps", ""), autoescape=True, trim_blocks=True
+    )
+    summary = story.summary
+    if summary is None and story.groups:
+        summary = summary_cells(story.groups, story.metric, percent=story.is_percent)
+    figures = {
+        "Pictures" if story.figures else "Parameters": (
+            story.figures or _parameter_figures(local, story)
+        ),
+        "Curves": _curve_figures(local, folders, story),
+    }
+    return environment.get_template("report.html.j2").render(
+        story=story,
+        canvas=canvas,
+        deviation=DEVIATION,
+        summary=summary,
+        trials=_trial_cells(story),
+        figures={
+            heading: [(alt, base64.b64encode(path.read_bytes()).decode()) for alt, path in pictures]
+            for heading, pictures in figures.items()
+        },
+    )
+
+
+def _trial_cells(story: SweepStory) -> Table:
     keys = list(dict.fromkeys(key for row in story.rows for key in row.values))
-    percent = is_fraction(story.metric, story.rows)
-    head = ["trial", "status", *keys, story.metric, "seconds"]
     cells = []
     for row in story.rows:
-        value = row.metrics.get(story.metric, float("nan"))
-        seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
         values = [written(row.values[key]) if key in row.values else "" for key in keys]
-        number = shown(value, percent=percent)
+        number = shown(row.metrics.get(story.metric, float("nan")), percent=story.is_percent)
+        seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
         cells.append([row.name, row.status, *values, number, seconds])
-    report.heading("Trials")
-    report.table(head, cells)
+    return ["trial", "status", *keys, story.metric, "seconds"], cells
 
 
 def _parameter_figures(local: Path, story: SweepStory) -> list[tuple[str, Path]]:
-    """One chart an option that was varied."""
+    """Draw one chart an option that was varied."""
     figures = []
     done = [r for r in story.rows if r.status == "done" and story.metric in r.metrics]
     for key in dict.fromkeys(key for row in done for key in row.values):
@@ -151,13 +224,13 @@ def _axis_value(value: Any) -> Any:  # noqa: ANN401 - any option's value
     return value if is_number else written(value)
 
 
-def _curve_figures(local: Path, ledger: Ledger, story: SweepStory) -> list[tuple[str, Path]]:
-    """One chart a record: the loss of training, and what was validated."""
-    group_of = {name: _group_name(group) for group in story.groups for name in group.trials}
-    best = list(dict.fromkeys(_group_name(group) for group in story.groups))
+def _curve_figures(local: Path, folders: TrialFolders, story: SweepStory) -> list[tuple[str, Path]]:
+    """Draw one chart a record: the loss of training, and what was validated."""
+    group_of = {name: _title(group) for group in story.groups for name in group.numbers.index}
+    best = list(dict.fromkeys(_title(group) for group in story.groups))
     curves: dict[str, list[Curve]] = {}
     for row in story.rows:
-        records = _records(ledger, row.name)
+        records = _records(folders, row.name)
         for name in dict.fromkeys(name for record in records for name in record):
             if name == "train/loss" or name.startswith("val/"):
                 curve = _curve(group_of.get(row.name, row.status), records, name)
@@ -167,15 +240,15 @@ def _curve_figures(local: Path, ledger: Ledger, story: SweepStory) -> list[tuple
         if max(len(curve.steps) for curve in curves[name]) > 1:
             path = local / "figures" / f"curves_{name.replace('/', '_')}.png"
             drawn = {curve.group for curve in curves[name]}
-            colored = [group for group in best if group in drawn][: len(SERIES_COLORS)]
+            colored = [group for group in best if group in drawn][: len(canvas.SERIES_COLORS)]
             draw_trial_curves(path, curves[name], name, shown=colored)
             figures.append((name, path))
     return figures
 
 
-def _records(ledger: Ledger, name: str) -> list[dict[str, Any]]:
+def _records(folders: TrialFolders, name: str) -> list[dict[str, Any]]:
     try:
-        return read_records(ledger.folder(name))
+        return read_records(folders.folder(name))
     except (CheckpointError, json.JSONDecodeError):
         return []
 
@@ -187,6 +260,6 @@ def _curve(group: str, records: Sequence[dict[str, Any]], name: str) -> Curve:
     return Curve(group, steps, values)
 
 
-def _group_name(group: Spread) -> str:
+def _title(group: Spread) -> str:
     parts = [f"{key.rpartition('.')[2]} {written(value)}" for key, value in group.values.items()]
     return ", ".join(parts) or "all seeds"

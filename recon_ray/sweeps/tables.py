@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from recon_ray.config.fields import scalar_text
 from recon_ray.sweeps.search_space import SEED
-from recon_ray.sweeps.trial_folders import Ledger, Status
+from recon_ray.sweeps.trial_folders import Status, TrialFolders
 from recon_ray.sweeps.trial_placement import Trial
 
 #: Definition of the deviation in every table.
@@ -23,7 +23,7 @@ WIDEST_CELL = 28
 
 @dataclass(frozen=True)
 class TrialRow:
-    """What one trial gave.
+    """Outcome of one trial.
 
     Attributes:
         name: Its name.
@@ -46,77 +46,68 @@ class TrialRow:
     error: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spread:
-    """Mean and deviation of some trials.
+    """Numbers of the finished trials of one configuration.
 
     Attributes:
-        values: What they have in common.
-        numbers: Their numbers.
-        trials: Their names.
-        labeled: Numbers of the same trials chosen in other ways, by label.
+        values: Options that they have in common.
+        numbers: Their numbers, by name of the trial.
+        labeled: Numbers of the same trials that were chosen in other ways, by label.
     """
 
     values: Mapping[str, Any]
-    numbers: tuple[float, ...]
-    trials: tuple[str, ...] = ()
-    labeled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    numbers: pd.Series
+    labeled: Mapping[str, pd.Series] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
         """Mean; NaN of nothing."""
-        return mean(self.numbers)
+        return float(self.numbers.mean(skipna=False))
 
     @property
     def deviation(self) -> float:
-        """Sample standard deviation; NaN of fewer than two."""
-        return deviation(self.numbers)
+        """Sample standard deviation; NaN of fewer than two numbers."""
+        return float(self.numbers.std(skipna=False))
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON; null where there is no number."""
-        labeled = {
-            label: {"mean": _finite(mean(numbers)), "std": _finite(deviation(numbers))}
-            for label, numbers in self.labeled.items()
-        }
         return {
             "values": dict(self.values),
-            "trials": list(self.trials),
+            "trials": list(self.numbers.index),
             "count": len(self.numbers),
-            "mean": _finite(self.mean),
-            "std": _finite(self.deviation),
-            "min": min(self.numbers, default=None),
-            "max": max(self.numbers, default=None),
-            "labeled": labeled,
+            **_statistics(self.numbers, "mean", "std", "min", "max"),
+            "labeled": {
+                label: _statistics(series, "mean", "std") for label, series in self.labeled.items()
+            },
         }
 
 
-def mean(numbers: Sequence[float]) -> float:
-    """Mean; NaN of nothing."""
-    return statistics.fmean(numbers) if numbers else math.nan
+def _statistics(numbers: pd.Series, *names: str) -> dict[str, float | None]:
+    """Return mean, sample deviation (ddof=1) or extremes; None where there is no finite one."""
+    found = {name: float(getattr(numbers, name)(skipna=False)) for name in names}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def deviation(numbers: Sequence[float]) -> float:
-    """Sample standard deviation (ddof=1); NaN of fewer than two numbers."""
-    return statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+def numbers_of(rows: Iterable[TrialRow], metric: str) -> pd.Series:
+    """Return the metric of the finished trials that have it, by name of the trial."""
+    done = [row for row in rows if row.status == "done" and metric in row.metrics]
+    return pd.Series({row.name: row.metrics[metric] for row in done}, dtype=float)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def read_rows(ledger: Ledger, trials: Sequence[Trial]) -> list[TrialRow]:
+def read_rows(folders: TrialFolders, trials: Sequence[Trial]) -> list[TrialRow]:
     """Read what became of the trials from their folders."""
-    return [_row(ledger, trial) for trial in trials]
+    return [_row(folders, trial) for trial in trials]
 
 
-def _row(ledger: Ledger, trial: Trial) -> TrialRow:
-    status = ledger.status(trial.name)
+def _row(folders: TrialFolders, trial: Trial) -> TrialRow:
+    status = folders.status(trial.name)
     if status == "stopped":
-        return TrialRow(trial.name, trial.values, status, ledger.stopped(trial.name) or {})
+        return TrialRow(trial.name, trial.values, status, folders.stopped(trial.name) or {})
     if status != "done":
-        error = ledger.failure(trial.name) or ""
+        error = folders.failure(trial.name) or ""
         return TrialRow(trial.name, trial.values, status, error=error)
-    result = ledger.result(trial.name) or {}
+    result = folders.result(trial.name) or {}
     return TrialRow(
         trial.name,
         trial.values,
@@ -138,46 +129,40 @@ def spreads(
         metric: What is averaged.
         over: Keys that do not make another configuration.
     """
-    groups: dict[str, list[TrialRow]] = {}
+
+    def common(row: TrialRow) -> dict[str, Any]:
+        return {key: value for key, value in row.values.items() if key not in over}
+
+    keys = [json.dumps(common(row), sort_keys=True, default=str) for row in rows]
+    groups = pd.DataFrame({"key": keys, "row": list(rows)}).groupby("key", sort=False)["row"]
+    return [
+        Spread(common(found.iloc[0]), numbers_of(found, metric), _labeled(found, metric))
+        for _, found in groups
+    ]
+
+
+def _labeled(rows: Iterable[TrialRow], metric: str) -> dict[str, pd.Series]:
+    """Return the same metric of other epochs, by label of how the epoch was chosen."""
+    found: dict[str, dict[str, float]] = {}
     for row in rows:
-        common = {key: value for key, value in row.values.items() if key not in over}
-        groups.setdefault(json.dumps(common, sort_keys=True, default=str), []).append(row)
-    return [_spread(group, metric, over) for group in groups.values()]
-
-
-def _spread(group: Sequence[TrialRow], metric: str, over: Sequence[str]) -> Spread:
-    done = [row for row in group if row.status == "done" and metric in row.metrics]
-    labeled: dict[str, list[float]] = {}
-    for row in done:
-        for label, value in _choices(row, metric).items():
-            labeled.setdefault(label, []).append(value)
-    return Spread(
-        {key: value for key, value in group[0].values.items() if key not in over},
-        tuple(row.metrics[metric] for row in done),
-        tuple(row.name for row in done),
-        {label: tuple(numbers) for label, numbers in labeled.items()},
-    )
-
-
-def _choices(row: TrialRow, metric: str) -> dict[str, float]:
-    """The same metric of other epochs, labeled by how the epoch was chosen."""
-    best = "best on test" if row.protocol == "reference" else "best on validation"
-    labels = {f"{metric}_last": "last epoch", f"{metric}_best": best}
-    return {label: row.metrics[name] for name, label in labels.items() if name in row.metrics}
+        best = "best on test" if row.protocol == "reference" else "best on validation"
+        for name, label in ((f"{metric}_last", "last epoch"), (f"{metric}_best", best)):
+            if row.status == "done" and metric in row.metrics and name in row.metrics:
+                found.setdefault(label, {})[row.name] = row.metrics[name]
+    return {label: pd.Series(numbers, dtype=float) for label, numbers in found.items()}
 
 
 def ranked(groups: Sequence[Spread], mode: str) -> list[Spread]:
-    """The groups that have a mean, the best first."""
-    sign = -1 if mode == "max" else 1
-    found = [group for group in groups if group.numbers]
-    return sorted(found, key=lambda group: sign * group.mean)
+    """Return the groups that have a mean, the best first."""
+    found = [group for group in groups if len(group.numbers)]
+    return sorted(found, key=lambda group: group.mean, reverse=mode == "max")
 
 
 # --- As tables ------------------------------------------------------------------------------------
 
 
 def trials_table(rows: Sequence[TrialRow]) -> pa.Table:
-    """One row a trial: its name, values, status and every number, for ``trials.parquet``."""
+    """Return one row a trial: name, values, status and every number, for ``trials.parquet``."""
     columns: dict[str, pa.Array] = {
         "trial": pa.array([row.name for row in rows], pa.string()),
         "status": pa.array([row.status for row in rows], pa.string()),
@@ -194,7 +179,7 @@ def trials_table(rows: Sequence[TrialRow]) -> pa.Table:
 
 
 def _value_column(values: list[Any]) -> pa.Array:
-    """Values as they are if they are of one kind, else as they are written."""
+    """Return values as they are if they are of one kind, else as they are written."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -202,7 +187,7 @@ def _value_column(values: list[Any]) -> pa.Array:
 
 
 def written(value: object) -> str:
-    """A value as in YAML, short enough for a cell."""
+    """Return a value as in YAML, short enough for a cell."""
     text = f"[{', '.join(map(written, value))}]" if isinstance(value, list | tuple) else None
     text = scalar_text(value) if text is None else text
     return text if len(text) <= WIDEST_CELL else f"…{text[1 - WIDEST_CELL :]}"
@@ -211,7 +196,7 @@ def written(value: object) -> str:
 def summary_cells(
     groups: Sequence[Spread], metric: str, *, percent: bool
 ) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the summary: values, count, mean and deviation, extremes, other choices.
+    """Return head and rows of the summary: values, count, mean and deviation, extremes, others.
 
     Args:
         groups: What is shown.
@@ -224,25 +209,30 @@ def summary_cells(
     head += [f"{label}, mean ± std" for label in labels]
     rows = []
     for group in groups:
-        values = [written(group.values.get(key)) for key in keys]
-        numbers = group.numbers
-        cells = [str(len(numbers)), mean_and_deviation(numbers, percent=percent)]
-        cells += [shown(f(numbers) if numbers else math.nan, percent=percent) for f in (min, max)]
-        more = [group.labeled.get(label, ()) for label in labels]
-        cells += [mean_and_deviation(numbers, percent=percent) for numbers in more]
-        rows.append(values + cells)
+        numbers, nothing = group.numbers, group.numbers[:0]
+        more = [group.labeled.get(label, nothing) for label in labels]
+        rows.append(
+            [
+                *(written(group.values.get(key)) for key in keys),
+                str(len(numbers)),
+                mean_and_deviation(numbers, percent=percent),
+                shown(numbers.min(), percent=percent),
+                shown(numbers.max(), percent=percent),
+                *(mean_and_deviation(series, percent=percent) for series in more),
+            ]
+        )
     return head, rows
 
 
-def mean_and_deviation(numbers: Sequence[float], *, percent: bool) -> str:
-    """``91.2 ± 0.4``; no deviation of a single number."""
-    text = shown(mean(numbers), percent=percent)
-    spread = deviation(numbers)
+def mean_and_deviation(numbers: pd.Series, *, percent: bool) -> str:
+    """Return ``91.2 ± 0.4``; no deviation of a single number."""
+    text = shown(numbers.mean(skipna=False), percent=percent)
+    spread = numbers.std(skipna=False)
     return f"{text} ± {shown(spread, percent=percent)}" if math.isfinite(spread) else text
 
 
 def shown(value: float, *, percent: bool) -> str:
-    """A number for a table, ``-`` for none."""
+    """Return a number for a table, ``-`` for NaN."""
     if not math.isfinite(value):
         return "-"
     return f"{100 * value:.2f} %" if percent else f"{value:.5g}"
@@ -258,7 +248,7 @@ def is_fraction(metric: str, rows: Sequence[TrialRow]) -> bool:
 def text_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
 ) -> str:
-    """Lines of a table for the terminal.
+    """Return the lines of a table for the terminal.
 
     Args:
         head: Names of the columns.
@@ -267,20 +257,17 @@ def text_table(
     """
     cells = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        aligned = [
-            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    return "\n".join(lines)
+    sides = ["<" if column in left else ">" for column in range(len(head))]
+    lines = [
+        "  ".join(f"{c:{side}{width}}" for c, side, width in zip(row, sides, widths, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
 ) -> str:
-    """The same in Markdown."""
+    """Return the same in Markdown."""
     marks = ["---" if column in left else "---:" for column in range(len(head))]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
-    return "\n".join(lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, marks, *rows))

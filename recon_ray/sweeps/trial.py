@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch.utils.tensorboard.summary import hparams, scalar
+from ray.tune.search import Searcher
+from torch.utils.tensorboard import SummaryWriter
 
 from recon_ray.config.fields import scalar_text
 from recon_ray.config.loader import override
@@ -19,14 +21,12 @@ from recon_ray.config.sections.common import ClusterSection, JobConfig
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import read_records, recording_to
 from recon_ray.runs.storage import join
-from recon_ray.runs.tensorboard import EventFile
 from recon_ray.sweeps.ray_tune import run_on_ray
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import (
     Report,
     Trial,
     TrialJob,
-    TrialPlan,
     plan_trials,
     run_here,
     trial_session,
@@ -48,7 +48,7 @@ POLL_SECONDS, STORE_POLL_SECONDS = 0.5, 10.0
 
 @dataclass(frozen=True)
 class TrialWork:
-    """What every trial does; picklable.
+    """Function of a trial: one run of a job; picklable.
 
     Attributes:
         job: Name of the job.
@@ -67,7 +67,7 @@ class TrialWork:
     is_nested: bool = False
 
     def config_of(self, trial: Trial, threads: int | None = None) -> JobConfig:
-        """The whole configuration of a trial, which can be run by hand.
+        """Return the whole configuration of a trial, which can be run by hand.
 
         Raises:
             ConfigError: If the values are refused together.
@@ -86,11 +86,12 @@ class TrialWork:
         threads: int,
         report: Report,
     ) -> dict[str, float]:
-        """Run the job with the values of a trial and give the metrics of its ``result.json``."""
+        """Run the job with the values of a trial; return the metrics of its ``result.json``."""
         config = self.config_of(trial, None if self.is_nested else threads)
         folder = RunFolder(join(self.storage, trial.name))
-        told = _ProgressReporter(self.watch, report, 0.0 if self.reports_all else REPORT_SECONDS)
-        follow = _following(folder, told) if self.is_nested else recording_to(told)
+        seconds = 0.0 if self.reports_all else REPORT_SECONDS
+        reporter = _ProgressReporter(self.watch, report, seconds)
+        follow = _following(folder, reporter) if self.is_nested else recording_to(reporter)
         with follow, shared_clouds(shared):
             failure = JOBS[self.job].load_main()(Job(self.job, config)).failure
         if failure is not None:
@@ -111,25 +112,31 @@ class _ProgressReporter:
     """
 
     def __init__(self, watch: str, report: Report, seconds: float) -> None:
-        self._watch = watch
-        self._report = report
-        self._seconds = seconds
+        self._watch, self._report, self._seconds = watch, report, seconds
         self._last = -seconds
 
     def __call__(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Report a record, with the number of epochs done."""
         value = values.get(self._watch)
-        if value is None or time.monotonic() - self._last < self._seconds:
-            return
-        self._last = time.monotonic()
-        self._report({"epoch": epoch + 1, self._watch: float(value)})
+        if value is not None and time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._report({"epoch": epoch + 1, self._watch: float(value)})
 
 
 @contextmanager
-def _following(folder: RunFolder, told: _ProgressReporter) -> Iterator[None]:
-    """Tell of the records that workers in other processes write."""
+def _following(folder: RunFolder, reporter: _ProgressReporter) -> Iterator[None]:
+    """Report the records that workers in other processes write meanwhile."""
     stopped = threading.Event()
-    follower = threading.Thread(target=_follow, args=(folder, told, stopped), daemon=True)
+
+    def follow() -> None:
+        seen = 0
+        while not stopped.wait(POLL_SECONDS if folder.is_local else STORE_POLL_SECONDS):
+            records = read_records(folder)
+            for record in records[seen:]:
+                reporter(int(record["step"]), int(record["epoch"]), record)
+            seen = len(records)
+
+    follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
         yield
@@ -138,51 +145,26 @@ def _following(folder: RunFolder, told: _ProgressReporter) -> Iterator[None]:
         follower.join()
 
 
-def _follow(folder: RunFolder, told: _ProgressReporter, stopped: threading.Event) -> None:
-    seen = 0
-    seconds = POLL_SECONDS if folder.is_local else STORE_POLL_SECONDS
-    while not stopped.wait(seconds):
-        records = read_records(folder)
-        for record in records[seen:]:
-            told(int(record["step"]), int(record["epoch"]), record)
-        seen = len(records)
-
-
 def _write_hparams(
     folder: RunFolder, values: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> None:
-    """Let TensorBoard's table of hyper-parameters know the trial, beside its curves."""
-    named = {key: _plain(value) for key, value in values.items()}
+    """Add the trial to TensorBoard's table of hyper-parameters, beside its curves."""
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else scalar_text(value)
+        for key, value in values.items()
+    }
     numbers = {f"result/{name}": value for name, value in metrics.items()}
-    board = EventFile(folder.local / "tensorboard")
-    for summary in hparams(named, numbers):
-        board.add(summary, 0)
-    for name, value in numbers.items():
-        board.add(scalar(name, value), 0)
-    board.close()
+    with SummaryWriter(str(folder.local / "tensorboard")) as writer:
+        writer.add_hparams(plain, numbers, run_name=".", global_step=0)
     folder.publish()
-
-
-def _plain(value: object) -> bool | float | str:
-    return value if isinstance(value, bool | int | float | str) else scalar_text(value)
 
 
 # --- All trials -----------------------------------------------------------------------------------
 
 
-def unfinished(run: Run, ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that are still to be run: neither done nor stopped early.
-
-    Those of a run that is about to be set aside count for nothing.
-    """
-    if run.resume == "never":
-        return list(trials)
-    return [trial for trial in trials if ledger.status(trial.name) not in ("done", "stopped")]
-
-
 def refuse_stale(
     run: Run,
-    ledger: Ledger,
+    folders: TrialFolders,
     trials: Sequence[Trial],
     config_of: Callable[[Trial], JobConfig],
     *,
@@ -192,7 +174,7 @@ def refuse_stale(
 
     Args:
         run: The run of the whole.
-        ledger: The folders of the trials.
+        folders: The folders of the trials.
         trials: All of them.
         config_of: Gives the configuration of one.
         called: What their options are called in that of the run.
@@ -203,10 +185,10 @@ def refuse_stale(
     if run.resume == "never":
         return
     for trial in trials:
-        if ledger.status(trial.name) in ("done", "stopped"):
+        if folders.has_ended(trial.name):
             config = config_of(trial)
             inputs = inputs_of(config)
-            refuse_other_inputs(ledger.folder(trial.name), config, inputs, called=called)
+            refuse_other_inputs(folders.folder(trial.name), config, inputs, called=called)
 
 
 def run_trials(
@@ -215,37 +197,38 @@ def run_trials(
     trials: Sequence[Trial],
     *,
     run: Run,
+    source: Searcher | None = None,
+    samples: int | None = None,
 ) -> None:
     """Run the trials that are not done, in parallel, or here with ``cluster.workers=0``.
 
     Args:
-        job: What they run.
-        cluster: Where.
-        trials: All of them, in order.
+        job: Function and reservation of the trials.
+        cluster: The cluster.
+        trials: All of them in order, or those that were begun where more are proposed.
         run: The run of the whole, which begins once nothing is refused any more.
+        source: Source of the trials that are proposed, those that were begun first.
+        samples: Number of all trials with those that are proposed.
     """
-    left = unfinished(run, job.ledger, trials)
-    logger.info("%d trials, %d of them are done", len(trials), len(trials) - len(left))
-    if not left:
+    left = list(trials)
+    if run.resume != "never":  # else all of them are about to be set aside
+        left = [trial for trial in trials if not job.folders.has_ended(trial.name)]
+    total = len(trials) if samples is None else samples
+    count = total - (len(trials) - len(left))
+    logger.info("%d trials, %d of them are done", total, total - count)
+    if count <= 0:
         run.begin()
         return
-    board = TrialProgress(
-        len(trials), job.metric, job.mode == "max", finished=len(trials) - len(left)
-    )
+    show = partial(TrialProgress, total, job.metric, job.mode, total - count)
     if cluster.workers == 0:
         run.begin()
-        run_here(job, left, board)
+        run_here(job, left, show(is_alone=False))  # their own log is shown too
         return
-    with trial_session(job, cluster, len(left)):
-        plan = plan_trials(job, cluster, len(left))
+    with trial_session(job, cluster, count):
+        plan = plan_trials(job, cluster, count)
         run.begin()
-        announce(plan)
-        run_on_ray(job, plan, board, trials=left)
-
-
-def announce(plan: TrialPlan) -> None:
-    """Say what a trial reserves, and how many run at once."""
-    logger.info(
-        "%d trials at once (%g CPUs, %g GPUs and %d threads each)",
-        plan.at_once, plan.cpus, plan.gpus, plan.threads,
-    )  # fmt: skip
+        logger.info(
+            "%d trials at once (%g CPUs, %g GPUs and %d threads each)",
+            plan.at_once, plan.cpus, plan.gpus, plan.threads,
+        )  # fmt: skip
+        run_on_ray(job, plan, show(), trials=left, source=source)

@@ -1,8 +1,8 @@
-"""What became of the trials of a sweep: one readable folder each, and nothing else.
+"""Run folders of the trials of a sweep, whose files alone tell what became of each trial.
 
-``trials/<name>/`` is the run folder of a trial. It is done when its ``result.json`` is there, was
-stopped early when ``stopped.json`` is, failed when ``failure.txt`` is, and is to be run otherwise.
-Nothing in memory counts, so that a killed sweep continues where its files say.
+``trials/<name>/`` is done when its ``result.json`` is there, was stopped early when
+``stopped.json`` is, failed when ``failure.txt`` is, and is to be run otherwise. So a killed sweep
+continues where its files stand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESULT, STOPPED, FAILURE = "result.json", "stopped.json", "failure.txt"
 
 
 @dataclass(frozen=True)
-class Ledger:
+class TrialFolders:
     """The folders of the trials.
 
     Attributes:
@@ -37,35 +37,39 @@ class Ledger:
         return join(self.uri, "trials")
 
     def folder(self, name: str) -> RunFolder:
-        """The run folder of a trial."""
+        """Return the run folder of a trial."""
         return RunFolder(join(self.storage, name))
 
     def names(self) -> list[str]:
-        """Trials that were begun: their folders with a ``config.yaml``, by name."""
+        """Return the sorted names of the trials that were begun: those with a ``config.yaml``."""
         filesystem, root = open_filesystem(self.storage)
         selector = FileSelector(root, allow_not_found=True)
         found = [entry.base_name for entry in filesystem.get_file_info(selector)]
         return sorted(name for name in found if self.folder(name).read("config.yaml") is not None)
 
     def status(self, name: str) -> Status:
-        """What became of a trial."""
+        """Return what became of a trial."""
         if self.result(name) is not None:
             return "done"
-        if self._record(name, STOPPED) is not None:
+        if self.stopped(name) is not None:
             return "stopped"
         return "waiting" if self.failure(name) is None else "failed"
 
+    def has_ended(self, name: str) -> bool:
+        """Return whether a trial is done or was stopped early, so that it is not run again."""
+        return self.status(name) in ("done", "stopped")
+
     def result(self, name: str) -> dict[str, Any] | None:
-        """``result.json`` of a finished trial, else None; a half-written one is none."""
+        """Return ``result.json`` of a finished trial, else None; a half-written one is ignored."""
         found = self._record(name, RESULT)
         return found if found is not None and found.get("status") == "done" else None
 
     def stopped(self, name: str) -> dict[str, Any] | None:
-        """Where a trial was stopped early, else None."""
+        """Return what a trial had reached when it was stopped early, else None."""
         return self._record(name, STOPPED)
 
     def failure(self, name: str) -> str | None:
-        """What a trial failed with, in one sentence, else None."""
+        """Return what a trial failed with, in one sentence, else None."""
         text = self.folder(name).read(FAILURE)
         return None if text is None else text.partition("\n")[0]
 
@@ -78,7 +82,7 @@ class Ledger:
         self.folder(name).write(STOPPED, json.dumps(dict(record), indent=2) + "\n")
 
     def clear(self, name: str) -> None:
-        """Forget an earlier failure, before a trial runs again."""
+        """Remove an earlier failure, before a trial runs again."""
         self.folder(name).remove(FAILURE)
 
     def _record(self, name: str, file: str) -> dict[str, Any] | None:

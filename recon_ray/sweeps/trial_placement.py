@@ -1,4 +1,4 @@
-"""What the trials of a sweep run, what they reserve, and how many fit a cluster at once.
+"""Function of the trials of a sweep, what they reserve, and how many fit a cluster at once.
 
 A trial is a plain function in one process; one that needs several workers starts a Ray Train run of
 its own inside and reserves what that takes. :mod:`recon_ray.sweeps.ray_tune` runs them in parallel.
@@ -13,10 +13,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.util.state import list_nodes
 
 from recon_ray.cluster.placement import Need, gpus_per_worker, usable_cores
@@ -24,8 +23,8 @@ from recon_ray.cluster.session import joins_cluster, ray_session
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.machine import cpu_count
-from recon_ray.sweeps.config import TrialSection
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.config import SweepSection, TrialSection
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_progress import TrialProgress
 
 logger = logging.getLogger(__name__)
@@ -52,65 +51,21 @@ class Trial:
     values: Mapping[str, Any]
 
 
-class _MedianStopping(MedianStoppingRule):
-    """Tune's rule on what trials tell while they run: their last report has no epoch to go by."""
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
-        pass
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
-    """When trials that lag behind are stopped.
-
-    Attributes:
-        kind: ``asha`` or ``median``.
-        watch: Record that is compared.
-        mode: ``max`` or ``min``.
-        epochs: Epochs of a whole trial.
-        grace_epochs: Epochs before which none is stopped.
-        reduction_factor: One in so many goes on at a rung of ``asha``.
-    """
-
-    kind: Literal["asha", "median"]
-    watch: str
-    mode: str
-    epochs: int
-    grace_epochs: int
-    reduction_factor: int
-
-    def scheduler(self) -> TrialScheduler:
-        """Make Tune's scheduler."""
-        common = {"time_attr": "epoch", "metric": self.watch, "mode": self.mode}
-        if self.kind == "median":
-            # A trial that was paused would begin its epoch again.
-            return _MedianStopping(
-                **common, grace_period=self.grace_epochs, min_time_slice=math.inf
-            )
-        return AsyncHyperBandScheduler(
-            **common,
-            max_t=max(self.epochs, self.grace_epochs),
-            grace_period=self.grace_epochs,
-            reduction_factor=self.reduction_factor,
-            stop_last_trials=False,  # they still have to be measured
-        )
-
-
 @dataclass(frozen=True)
 class TrialJob:
-    """What the trials run, and on what.
+    """Function of the trials and everything that it runs with.
 
     Attributes:
-        run: Runs one trial in its process and gives its metrics; picklable. It is given the trial,
-            what is shared, the threads that it may use, and what reports its progress.
+        run: Runs one trial in its process and returns its metrics; picklable. Its arguments are the
+            trial, what is shared, the threads that it may use, and a report of its progress.
         folder: Folder or URI of the sweep's run.
         section: Name of the options in messages (``sweep``).
-        options: What a trial reserves.
+        options: What a trial reserves and, in a sweep, what stops it early.
         metric: What compares the trials.
         mode: ``max`` or ``min``.
         device: ``runtime.device`` of the trials.
         inner: Workers of the run inside each trial; None for plain functions.
-        stopping: Early stopping, if any.
+        epochs: Epochs of a whole trial, for early stopping.
         shared: Data that all trials read; placed in the object store once.
         shared_bytes: About its size.
     """
@@ -123,14 +78,20 @@ class TrialJob:
     mode: str
     device: str = "auto"
     inner: ClusterSection | None = None
-    stopping: EarlyStopping | None = None
+    epochs: int = 0
     shared: Any = None
     shared_bytes: int = 0
 
     @property
-    def ledger(self) -> Ledger:
+    def folders(self) -> TrialFolders:
         """The folders of the trials."""
-        return Ledger(self.folder)
+        return TrialFolders(self.folder)
+
+    @property
+    def stopping(self) -> SweepSection | None:
+        """Options of the early stopping, if any."""
+        options = self.options
+        return options if isinstance(options, SweepSection) and options.is_stopping else None
 
     @property
     def cpus(self) -> float:
@@ -147,39 +108,30 @@ class TrialJob:
         report: Report,
     ) -> tuple[dict[str, float], str]:
         """Run one trial; an error ends up in its folder and as a sentence."""
-        self.ledger.clear(trial.name)
+        self.folders.clear(trial.name)
         try:
             return self.run(trial, shared, threads, report), ""
         except Exception as error:
-            sentence = _sentence(error)
-            self.ledger.mark_failed(trial.name, sentence, traceback.format_exc())
+            line = (str(error).strip().splitlines() or ["no message"])[0]
+            sentence = line if isinstance(error, ReconError) else f"{type(error).__name__}: {line}"
+            self.folders.mark_failed(trial.name, sentence, traceback.format_exc())
             return {}, sentence
-
-
-def _sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    return lines[0] if isinstance(error, ReconError) else f"{type(error).__name__}: {lines[0]}"
 
 
 # --- In this process ------------------------------------------------------------------------------
 
 
-def run_here(job: TrialJob, trials: Sequence[Trial], board: TrialProgress) -> None:
+def run_here(job: TrialJob, trials: Sequence[Trial], progress: TrialProgress) -> None:
     """Run the trials one after another, without Ray; what they log themselves is shown too."""
-    board.is_alone = False
     for trial in trials:
-        board.started(trial.name)
-        board.show()
-        metrics, failure = job.run_safely(trial, job.shared, cpu_count(), _ignore)
+        progress.started(trial.name)
+        progress.show()
+        metrics, failure = job.run_safely(trial, job.shared, cpu_count(), lambda _: None)
         if failure:
-            board.broke(trial.name, failure)
+            progress.broke(trial.name, failure)
         else:
-            board.done(trial.name, metrics)
-    board.show(now=True)
-
-
-def _ignore(values: Mapping[str, float]) -> None:
-    """Nobody waits for the progress of a trial in this process."""
+            progress.done(trial.name, metrics)
+    progress.close()
 
 
 # --- On a cluster ---------------------------------------------------------------------------------
@@ -273,13 +225,11 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
         )
     at_once = min(count, options.max_concurrent or count)
     for kind, total, each in (("CPU", cpus, job.cpus), ("GPU", gpus, workers * need.gpus)):
-        if each and math.floor(total / each + 1e-6) < 1:
+        if each > total + 1e-6:
             raise ConfigError(
                 f"{_option(job, kind)}: a trial reserves {each:g} {kind}s, the cluster has "
                 f"{total:g}; lower it"
             )
-        if each:
-            at_once = min(at_once, math.floor(total / each + 1e-6))
     described = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = _room(described, need, workers, at_once, 0.0 if job.inner is None else DRIVER_CPUS)
     if not at_once:

@@ -1,133 +1,124 @@
-"""How far the trials of a sweep are: a table on a terminal, plain lines elsewhere."""
+"""Progress of the trials of a sweep: a bar on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two pictures of the table, and between two plain lines.
-TABLE_SECONDS, LINE_SECONDS = 1.0, 5.0
-#: Ended trials that the table still shows.
-SHOWN_ENDED = 6
-_UP_AND_CLEAR = "\x1b[{}F\x1b[J"
+#: Seconds between two pictures of the bar, and between two plain lines.
+BAR_SECONDS, LINE_SECONDS = 1.0, 5.0
+_LINE = "{n_fmt}/{total_fmt} trials ended{postfix} [{elapsed}<{remaining}]"
 
 
-@dataclass
 class TrialProgress:
-    """Counts the trials and shows them.
+    """Counter of the trials, shown by tqdm; trials that have ended scroll by above the bar.
 
-    Attributes:
+    Args:
         total: Trials of the sweep.
-        metric: What compares them.
-        highest: Whether more of it is better.
-        finished: Trials that were done before.
-        is_alone: Whether nothing else writes to the terminal: a table is drawn over itself.
+        metric: Number that compares them.
+        mode: ``max`` or ``min``.
+        ended: Trials that ended before this process began.
+        is_alone: Whether nothing else writes to the terminal, so that a bar can be drawn there.
     """
 
-    total: int
-    metric: str
-    highest: bool = True
-    finished: int = 0
-    is_alone: bool = True
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        total: int,
+        metric: str,
+        mode: str = "max",
+        ended: int = 0,
+        *,
+        is_alone: bool = True,
+    ) -> None:
+        self.metric = metric
         self.running: dict[str, str] = {}
-        self.ended: dict[str, str] = {}
         self.failed: list[str] = []
         self.best: tuple[float, str] | None = None
-        self._began = self._shown = time.monotonic()
-        self._lines = 0
-        self._at_start = self.finished
+        self._sign = 1 if mode == "max" else -1
+        self._is_bar = is_alone and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=ended,
+            miniters=0,
+            mininterval=BAR_SECONDS if self._is_bar else LINE_SECONDS,
+            dynamic_ncols=True,
+            file=sys.stderr if self._is_bar else _LogLines(),
+            bar_format=f"{{bar:10}} {_LINE}" if self._is_bar else _LINE,
+        )
+
+    def __str__(self) -> str:
+        """One line on all trials."""
+        self._describe()
+        return str(self._bar)
 
     def started(self, name: str) -> None:
-        """A trial runs."""
+        """Count a trial as running."""
         self.running[name] = "starting"
 
     def progressed(self, name: str, values: Mapping[str, float]) -> None:
-        """A running trial has told some numbers."""
+        """Note the numbers that a running trial has reported."""
+        self.running.pop(name, None)  # the latest report stands last
         self.running[name] = " ".join(f"{key} {value:.4g}" for key, value in values.items())
 
     def done(self, name: str, metrics: Mapping[str, float]) -> None:
-        """A trial has ended with a result."""
+        """Count a trial that has ended with a result."""
         value = metrics.get(self.metric)
-        self._end(name, "done" if value is None else f"{self.metric} {value:.4g}")
-        if value is None:
-            return
-        sign = 1 if self.highest else -1
-        if self.best is None or sign * value > sign * self.best[0]:
+        if value is not None and (
+            self.best is None or self._sign * value > self._sign * self.best[0]
+        ):
             self.best = (value, name)
+        self._end(name, "done" if value is None else f"{self.metric} {value:.4g}")
 
     def stopped(self, name: str) -> None:
-        """A trial was stopped early."""
+        """Count a trial that was stopped early."""
         self._end(name, "stopped early")
 
     def broke(self, name: str, sentence: str) -> None:
-        """A trial has failed."""
-        self._end(name, f"failed: {sentence}")
+        """Count a trial that has failed."""
         self.failed.append(name)
-        if not self.is_alone or not sys.stderr.isatty():
+        if not self._is_bar:
             logger.warning("trial %s failed: %s", name, sentence)
+        self._end(name, f"failed: {sentence}")
 
-    def summary(self) -> str:
-        """One line on all of it."""
-        parts = [f"{self.finished}/{self.total} trials ended", f"{len(self.running)} running"]
+    def show(self) -> None:
+        """Draw the bar, or log a line, if the last one is long enough ago."""
+        self._describe()
+        self._bar.update(0)
+
+    def close(self) -> None:
+        """Show the last state, which stays."""
+        self._describe()
+        self._bar.close()
+
+    def _describe(self) -> None:
+        parts = [f"{len(self.running)} running"]
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         if self.best is not None:
             parts.append(f"best {self.metric} {self.best[0]:.4g} ({self.best[1]})")
-        here = self.finished - self._at_start
-        if here > 0 and self.finished < self.total:
-            left = (time.monotonic() - self._began) / here * (self.total - self.finished)
-            parts.append(f"about {duration(left)} left")
-        return ", ".join(parts)
-
-    def show(self, *, now: bool = False) -> None:
-        """Show it if it is time to.
-
-        Args:
-            now: Do not wait for that.
-        """
-        is_table = self.is_alone and sys.stderr.isatty()
-        interval = TABLE_SECONDS if is_table else LINE_SECONDS
-        if not now and time.monotonic() - self._shown < interval:
-            return
-        self._shown = time.monotonic()
-        if not is_table:
-            logger.info("%s", self.summary())
-            return
-        if self._lines:
-            sys.stderr.write(_UP_AND_CLEAR.format(self._lines))
-        lines = self.table()
-        self._lines = len(lines)
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
-        sys.stderr.flush()
-
-    def table(self) -> list[str]:
-        """The lines of the table: the last that have ended, those that run, and the sum."""
-        recent = list(self.ended.items())[-SHOWN_ENDED:]
-        rows = [*recent, *self.running.items()]
-        width = max((len(name) for name, _ in rows), default=0)
-        lines = [f"  {name:{width}}  {text}"[: _columns()] for name, text in rows]
-        return [*lines, self.summary()[: _columns()]]
+        if self.running:
+            parts.append(" ".join([*self.running.items()][-1]))
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
 
     def _end(self, name: str, text: str) -> None:
         self.running.pop(name, None)
-        self.ended[name] = text
-        self.finished += 1
+        if self._is_bar:
+            self._bar.write(f"  {name}  {text}", file=sys.stderr)
+        self._describe()
+        self._bar.update(1)
 
 
-def _columns() -> int:
-    return shutil.get_terminal_size((110, 24)).columns - 1
+class _LogLines:
+    """Text stream whose lines go to the log."""
 
+    def write(self, text: str) -> None:
+        if text.strip():
+            logger.info("%s", text.strip())
 
-def duration(seconds: float) -> str:
-    """A length of time in a unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    def flush(self) -> None:
+        """Do nothing: a line is logged at once."""

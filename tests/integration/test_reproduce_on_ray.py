@@ -43,7 +43,7 @@ def table(prepared: PreparedSet, storage: Path) -> ReproduceConfig:
         pretrain={**short, "data": data, "model": model, "teacher": teacher, "eval.draws": 2},
         rows=rows,
         sets={name: {"path": data["path"]} for name in sets},
-        reproduce={"seeds": 2, "measure": False},
+        reproduce={"seeds": 2},
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ from recon_ray.cluster.session import ray_session
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.sweeps import trial_progress as board_module
-from recon_ray.sweeps.config import SweepConfig, TrialSection
+from recon_ray.sweeps import trial_progress
+from recon_ray.sweeps.config import SweepConfig, SweepSection, TrialSection
 from recon_ray.sweeps.job import sweep
 from recon_ray.sweeps.ray_tune import run_on_ray
-from recon_ray.sweeps.trial_folders import Ledger
-from recon_ray.sweeps.trial_placement import EarlyStopping, Trial, TrialJob, plan_trials
+from recon_ray.sweeps.trial_folders import TrialFolders
+from recon_ray.sweeps.trial_placement import Trial, TrialJob, plan_trials
 from recon_ray.sweeps.trial_progress import TrialProgress
 from recon_ray.tasks.registry import Job
 
@@ -76,7 +76,7 @@ class Tracked:
             "when": [began, time.time()],
             "epochs": self.epochs,
         }
-        Ledger(self.folder).folder(trial.name).write("result.json", json.dumps(record))
+        TrialFolders(self.folder).folder(trial.name).write("result.json", json.dumps(record))
         return record["metrics"]
 
     def _wait_for_others(self, name: str) -> None:
@@ -118,13 +118,13 @@ def cluster() -> Iterator[ClusterSection]:
 
 
 def run(job: TrialJob, cluster: ClusterSection, trials: list[Trial]) -> TrialProgress:
-    board = TrialProgress(len(trials), job.metric)
-    run_on_ray(job, plan_trials(job, cluster, len(trials)), board, trials=trials)
-    return board
+    progress = TrialProgress(len(trials), job.metric)
+    run_on_ray(job, plan_trials(job, cluster, len(trials)), progress, trials=trials)
+    return progress
 
 
-def most_at_once(ledger: Ledger, trials: list[Trial]) -> int:
-    times = [ledger.result(trial.name)["when"] for trial in trials]
+def most_at_once(folders: TrialFolders, trials: list[Trial]) -> int:
+    times = [folders.result(trial.name)["when"] for trial in trials]
     return max(sum(begin <= at < end for begin, end in times) for at, _ in times)
 
 
@@ -137,7 +137,7 @@ def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
     trials = [Trial(f"t{x}", {"x": x}) for x in range(8)]
     assert plan_trials(job, cluster, 8).at_once == 4
     run(job, cluster, trials)
-    assert most_at_once(job.ledger, trials) == 4
+    assert most_at_once(job.folders, trials) == 4
 
 
 def test_a_trial_that_raises_leaves_the_others_alone(
@@ -145,51 +145,57 @@ def test_a_trial_that_raises_leaves_the_others_alone(
 ) -> None:
     job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0), fails=True)
     trials = [Trial(f"t{x}", {"x": x}) for x in range(4)]
-    board = run(job, cluster, trials)
-    assert [job.ledger.status(t.name) for t in trials] == ["done", "done", "failed", "done"]
-    assert job.ledger.failure("t2") == "ValueError: no trial like that"
+    progress = run(job, cluster, trials)
+    assert [job.folders.status(t.name) for t in trials] == ["done", "done", "failed", "done"]
+    assert job.folders.failure("t2") == "ValueError: no trial like that"
     assert "Traceback" in (tmp_path / "trials" / "t2" / "failure.txt").read_text()
-    assert board.failed == ["t2"]
-    assert board.best == (0.8, "t3")
+    assert progress.failed == ["t2"]
+    assert progress.best == (0.8, "t3")
     assert not (tmp_path / ".ray-tune").exists()
 
 
+def one_by_one(scheduler: str) -> SweepSection:
+    return SweepSection(
+        space={"x": {"grid": [1, 2]}},
+        scheduler=scheduler,
+        reduction_factor=2,
+        gpus_per_trial=0,
+        max_concurrent=1,
+    )
+
+
 def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path: Path) -> None:
-    stopping = EarlyStopping("asha", "val/accuracy", "max", 3, 1, 2)
-    options = TrialSection(gpus_per_trial=0, max_concurrent=1)
-    job = tracked_job(tmp_path, options, stopping=stopping)
+    job = tracked_job(tmp_path, one_by_one("asha"), epochs=3)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 3, 9)]
     run(job, cluster, trials)
-    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    statuses = {t.name: job.folders.status(t.name) for t in trials}
     assert statuses == {"t5": "done", "t4": "stopped", "t3": "stopped", "t9": "done"}
-    assert job.ledger.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
+    assert job.folders.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
 
 
 def test_median_stopping_stops_what_is_below_the_others(
     cluster: ClusterSection, tmp_path: Path
 ) -> None:
     """Nothing is compared before three trials have told a number."""
-    stopping = EarlyStopping("median", "val/accuracy", "max", 3, 1, 2)
-    options = TrialSection(gpus_per_trial=0, max_concurrent=1)
-    job = tracked_job(tmp_path, options, stopping=stopping)
+    job = tracked_job(tmp_path, one_by_one("median"), epochs=3)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
     run(job, cluster, trials)
-    statuses = {t.name: job.ledger.status(t.name) for t in trials}
+    statuses = {t.name: job.folders.status(t.name) for t in trials}
     expected = {"t5": "done", "t4": "done", "t6": "done", "t1": "stopped", "t9": "done"}
     assert statuses == expected
-    assert job.ledger.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
+    assert job.folders.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
 
 
-def test_a_terminal_shows_a_table_that_is_drawn_over_itself(
+def test_a_terminal_shows_a_bar_that_is_drawn_over_itself(
     cluster: ClusterSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver writes to a real pseudo-terminal, of whose text the screen is made again."""
-    monkeypatch.setenv("COLUMNS", "50")
-    monkeypatch.setattr(board_module, "TABLE_SECONDS", 0.0)
+    monkeypatch.setattr(trial_progress, "BAR_SECONDS", 0.0)
     job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0, max_concurrent=1), fails=True)
     trials = [Trial(f"t{x}", {"x": x}) for x in (1, 2, 3)]
     master, slave = pty.openpty()
     text: list[bytes] = []
+    termios.tcsetwinsize(slave, (24, 90))
     reader = threading.Thread(target=_read_all, args=(master, text))
     reader.start()
     with os.fdopen(slave, "w") as terminal:
@@ -199,14 +205,16 @@ def test_a_terminal_shows_a_table_that_is_drawn_over_itself(
     reader.join()
     os.close(master)
     written = b"".join(text).decode()
-    assert "t1  epoch 2 val/accuracy 0.1" in written  # while it ran
-    assert written.count("\x1b[J") > 3  # drawn again and again
-    assert _screen(written) == [
+    assert "t1 epoch 2 val/accuracy 0.1" in written  # while it ran
+    lines = _screen(written)
+    assert lines[:3] == [
         "  t1  accuracy 0.6",
         "  t2  failed: ValueError: no trial like that",
         "  t3  accuracy 0.8",
-        "3/3 trials ended, 0 running, 1 failed, best accur",
     ]
+    (bar,) = lines[3:]
+    assert "3/3 trials ended, 0 running, 1 failed, best accuracy 0.8 (t3) [" in bar
+    assert len(bar) <= 90
 
 
 def _read_all(master: int, text: list[bytes]) -> None:
@@ -218,15 +226,14 @@ def _read_all(master: int, text: list[bytes]) -> None:
 
 
 def _screen(written: str) -> list[str]:
-    """What a terminal shows in the end: lines, and the one escape that goes up and clears."""
-    lines: list[str] = []
-    for part in re.split(r"(\x1b\[\d+F\x1b\[J)", written):
-        up = re.fullmatch(r"\x1b\[(\d+)F\x1b\[J", part)
-        if up is not None:
-            del lines[len(lines) - int(up[1]) :]
-        else:
-            lines += part.replace("\r", "").splitlines()
-    return lines
+    """What a terminal shows in the end: a carriage return writes over the line."""
+    lines = []
+    for line in written.replace("\r\n", "\n").split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return [line for line in lines if line]
 
 
 def command(config: Path, *arguments: str) -> list[str]:
@@ -286,7 +293,7 @@ def test_inner_runs_that_are_stopped_leave_nothing_reserved(
         assert ray.available_resources().get("CPU") == whole
         assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
     assert result.failure is None
-    ledger = Ledger(str(tmp_path / "nested"))
-    first, second = ledger.names()
-    assert (ledger.status(first), ledger.status(second)) == ("done", "stopped")
-    assert (ledger.stopped(second) or {})["epoch"] < 30
+    folders = TrialFolders(str(tmp_path / "nested"))
+    first, second = folders.names()
+    assert (folders.status(first), folders.status(second)) == ("done", "stopped")
+    assert (folders.stopped(second) or {})["epoch"] < 30

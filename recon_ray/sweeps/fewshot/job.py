@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from recon_ray.config.help import dump_yaml
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.fewshot.config import FewshotConfig
-from recon_ray.sweeps.job import finish_trials
-from recon_ray.sweeps.report import SweepStory, write_report
+from recon_ray.sweeps.report import SweepStory, finish_trials, mean_metrics
 from recon_ray.sweeps.tables import (
     DEVIATION,
     Spread,
     TrialRow,
     is_fraction,
-    mean,
     mean_and_deviation,
     read_rows,
     spreads,
@@ -27,7 +25,7 @@ from recon_ray.sweeps.tables import (
     text_table,
 )
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob
 from recon_ray.tasks.classify.classifier_checks import load_start
 from recon_ray.tasks.classify.config import FinetuneConfig
@@ -62,12 +60,24 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
     if job.dry_run:
         return _dry_run(trials, shared)
     run = open_run("fewshot", config, label=config.train.tune, resume=config.resume)
-    work, trial_job = _trial_job(run, config, base, shared)
-    refuse_stale(run, trial_job.ledger, trials, work.config_of, called={})
+    folders = TrialFolders(run.folder.place)
+    work = TrialWork("finetune", base, folders.storage, "val/accuracy")
+    refuse_stale(run, folders, trials, work.config_of, called={})
     megabytes = shared.nbytes / 1e6
     logger.info("%d episodes share %d clouds (%.1f MB)", len(trials), shared.count, megabytes)
+    trial_job = TrialJob(
+        run=work,
+        folder=folders.uri,
+        section="fewshot",
+        options=config.fewshot,
+        metric=METRIC,
+        mode="max",
+        device=config.runtime.device,
+        shared=shared,
+        shared_bytes=shared.nbytes,
+    )
     run_trials(trial_job, config.cluster, trials, run=run)
-    return _finish(run, config, trial_job.ledger, read_rows(trial_job.ledger, trials))
+    return _finish(run, [with_episode(row) for row in read_rows(folders, trials)])
 
 
 def fold_config(config: FewshotConfig) -> FinetuneConfig:
@@ -102,24 +112,6 @@ def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
     return Trial(f"{way}way_{shot}shot_{fold:02d}", values)
 
 
-def _trial_job(
-    run: Run, config: FewshotConfig, base: FinetuneConfig, shared: SharedClouds
-) -> tuple[TrialWork, TrialJob]:
-    ledger = Ledger(run.folder.place)
-    work = TrialWork("finetune", base, ledger.storage, "val/accuracy")
-    return work, TrialJob(
-        run=work,
-        folder=ledger.uri,
-        section="fewshot",
-        options=config.fewshot,
-        metric=METRIC,
-        mode="max",
-        device=config.runtime.device,
-        shared=shared,
-        shared_bytes=shared.nbytes,
-    )
-
-
 def _dry_run(trials: Sequence[Trial], shared: SharedClouds) -> JobResult:
     lines = [
         f"dry run: {len(trials)} episodes with {shared.count} clouds in all "
@@ -129,11 +121,10 @@ def _dry_run(trials: Sequence[Trial], shared: SharedClouds) -> JobResult:
     return JobResult("\n".join(lines))
 
 
-# --- What came out --------------------------------------------------------------------------------
+# --- Results --------------------------------------------------------------------------------------
 
 
-def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow]) -> JobResult:
-    rows = [with_episode(row) for row in rows]
+def _finish(run: Run, rows: list[TrialRow]) -> JobResult:
     groups = spreads(rows, METRIC, over=("fold", "train.global_batch_size"))
     head, cells = summary_cells(groups, METRIC, percent=is_fraction(METRIC, rows))
     beside = [[*line, _published(group)] for line, group in zip(cells, groups, strict=True)]
@@ -142,22 +133,17 @@ def _finish(run: Run, config: FewshotConfig, ledger: Ledger, rows: list[TrialRow
         title=f"Few-shot {run.config.run.name}",
         job="finetune",
         metric=METRIC,
-        mode="max",
         selection=f"mean over the folds; each fold: {'; '.join(own) or 'none is done'}",
         config=dump_yaml(run.config),
         rows=rows,
         groups=groups,
         summary=([*head, "published (ModelNet40), mean ± std in %"], beside),
     )
-    return finish_trials(
-        run,
-        rows,
-        groups,
-        story,
-        report=write_report(run.folder, ledger, story),
-        table=_table(groups),
-        metrics=_metrics(groups),
-    )
+    named = {f"{METRIC}_{g.values['way']}way_{g.values['shot']}shot": g for g in groups}
+    metrics = mean_metrics(named)
+    means = [metrics[name] for name in named if name in metrics]
+    whole = {METRIC: fmean(means)} if means else {}
+    return finish_trials(run, story, table=_table(groups), metrics=whole | metrics)
 
 
 def with_episode(row: TrialRow) -> TrialRow:
@@ -167,18 +153,6 @@ def with_episode(row: TrialRow) -> TrialRow:
     way, shot, fold = row.values["data.episode"]
     more = {key: value for key, value in row.values.items() if key != "data.episode"}
     return replace(row, values={"way": way, "shot": shot, "fold": fold, **more})
-
-
-def _metrics(groups: Sequence[Spread]) -> dict[str, float]:
-    """Mean and deviation of every setting, and the mean of all of them."""
-    found: dict[str, float] = {}
-    for group in groups:
-        name = f"{METRIC}_{group.values['way']}way_{group.values['shot']}shot"
-        for key, value in ((name, group.mean), (f"{name}_std", group.deviation)):
-            if math.isfinite(value):
-                found[key] = value
-    means = [group.mean for group in groups if group.numbers]
-    return ({METRIC: mean(means)} if means else {}) | found
 
 
 def _table(groups: Sequence[Spread]) -> str:

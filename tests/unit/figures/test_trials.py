@@ -1,21 +1,14 @@
-"""Charts of many runs, and the report that holds them: opened in a browser where there is one."""
+"""Charts of many runs."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from recon_ray.figures.html_report import Report
 from recon_ray.figures.trials import Curve, draw_beside, draw_parameter, draw_trial_curves
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDTH = 1280
 
 
 def curves(count: int) -> list[Curve]:
@@ -61,54 +54,6 @@ def test_results_are_drawn_beside_published_numbers_where_there_are_any(tmp_path
     assert ours > 100
     assert theirs > 100
     assert count([40.0], None)[1] == 0
-
-
-def page(folder: Path) -> str:
-    report = Report("Sweep <b>")
-    report.text("12 trials & more")
-    report.heading("Summary")
-    cells = [[f"{i}e-4", "full", "3", "91.20 % ± 0.40 %", "90 %", "92 %"] for i in range(8)]
-    head = ["optim.lr", "train.tune", "trials", "accuracy, mean ± std", "min", "max"]
-    report.table(head, cells, marked=(0,))
-    report.table(["row", "measured on"], [["a", "stand-in, scaled down"]], texts=(1,))
-    drawn = draw_trial_curves(folder / "c.png", curves(4), "train/loss", shown=["lr 0", "lr 1"])
-    by = draw_parameter(
-        folder / "p.png", "optim.lr", [1e-5, 1e-3, 1e-1], [0.2, 0.9, 0.4], "accuracy"
-    )
-    report.figures([("curves", drawn), ("parameter", by)])
-    report.folded("config.yaml", "job: finetune\n")
-    return report.render()
-
-
-def test_the_report_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
-    text = page(tmp_path)
-    assert "<title>Sweep &lt;b&gt;</title>" in text
-    assert "12 trials &amp; more" in text
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
-    assert "<script" not in text
-    assert '<td class="text">stand-in, scaled down</td>' in text
-    assert text.count("data:image/png;base64,") == 2
-
-
-def test_the_report_is_readable_in_a_browser(tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    source, picture = tmp_path / "report.html", tmp_path / "report.png"
-    source.write_text(page(tmp_path))
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={WIDTH},1400",
-        f"--screenshot={picture}", source.as_uri(),
-    ]  # fmt: skip
-    subprocess.run(command, capture_output=True, timeout=120, check=True)
-    pixels = np.asarray(Image.open(picture).convert("L"))
-    assert pixels.shape[1] == WIDTH
-    # Nothing reaches beyond the page's margins, and both charts stand side by side.
-    assert (pixels[:, -8:] > 235).all()
-    dark = (pixels < 128).sum(axis=0)
-    assert dark[100 : WIDTH // 2].sum() > 1000
-    assert dark[WIDTH // 2 : WIDTH - 100].sum() > 1000
 
 
 def _ink(path: Path) -> int:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from recon_ray.config.loader import load
-from recon_ray.config.sections.common import JobConfig
 from recon_ray.data.fewshot.draw import draw_episodes
 from recon_ray.data.format.files import write_json, write_table
 from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet
@@ -22,15 +21,13 @@ from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError
-from recon_ray.reproduce.budget import Budget, describe
-from recon_ray.reproduce.config import ReproduceConfig, ReproduceSection
+from recon_ray.reproduce.config import ReproduceConfig
 from recon_ray.reproduce.job import reproduce
 from recon_ray.reproduce.paper import ROWS
-from recon_ray.reproduce.plan import plan_table
-from recon_ray.reproduce.plan_checks import set_notes
-from recon_ray.sweeps.trial_folders import Ledger
-from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
-from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.reproduce.plan import TablePlan, plan_table
+from recon_ray.reproduce.table import set_notes
+from recon_ray.sweeps.trial_folders import TrialFolders
+from recon_ray.tasks.classify.config import EvaluateConfig
 from recon_ray.tasks.registry import Job, JobResult
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,7 +71,7 @@ def make(
     }
 
     def made(changes: dict[str, Any] | None = None, **more: Any) -> ReproduceConfig:
-        options = {"seeds": 2, "measure": False, **more.pop("reproduce", {})}
+        options = {"seeds": 2, **more.pop("reproduce", {})}
         return ReproduceConfig(
             run={"name": "t", "storage": str(tmp_path / "runs")},
             cluster={"workers": 0},
@@ -173,28 +170,31 @@ def _read(folder: Path) -> str:
 
 
 def _metric(folder: Path, trial: str, name: str) -> float:
-    result = Ledger(str(folder)).result(trial)
+    result = TrialFolders(str(folder)).result(trial)
     assert result is not None
     return float(result["metrics"][name])
 
 
-def test_the_plan_tells_steps_times_and_what_is_missing(
+def test_the_plan_has_steps_lengths_published_numbers_and_what_is_missing(
     make: Callable[..., ReproduceConfig], tmp_path: Path
 ) -> None:
     sets = make().sets.model_dump() | {"shapenetpart": {"path": None}}
-    text = run(make(sets=sets, reproduce={"measure": True}), dry_run=True).table
+    text = run(make(sets=sets), dry_run=True).table
     assert not (tmp_path / "runs").exists()
-    steps = re.findall(r"^(\w+) +(\d+/\d+) +(\d+ s)", text, flags=re.MULTILINE)
-    assert [(name, done) for name, done, _ in steps] == [
-        ("pretrain", "0/1"), ("obj_bg", "0/2"), ("obj_bg_vote", "0/2"), ("modelnet40_8k", "0/2"),
-        ("modelnet40_8k_vote", "0/2"), ("zeroshot_modelnet10", "0/1"), ("svm", "0/1"),
+    steps = re.findall(r"^(\w+) +(\d+/\d+) +(\d \w+|-)  ", text, flags=re.MULTILINE)
+    assert steps == [
+        ("pretrain", "0/1", "2 epochs"), ("obj_bg", "0/2", "2 epochs"),
+        ("obj_bg_vote", "0/2", "2 rounds"), ("modelnet40_8k", "0/2", "2 epochs"),
+        ("modelnet40_8k_vote", "0/2", "2 rounds"), ("zeroshot_modelnet10", "0/1", "-"),
+        ("svm", "0/1", "-"),
     ]  # fmt: skip
-    assert text.count("8 shapes timed on one CPU core") == 7
+    (voting,) = (line for line in text.splitlines() if line.startswith("obj_bg_vote"))
+    assert "95.35 %" in voting
+    assert "after obj_bg, 2 of 8 seeds, 2 of 299 rounds of voting, 2 of 10 subsets" in voting
     assert "partseg skipped: sets.shapenetpart.path is null" in text
-    assert "11 runs are left, about" in text
+    assert text.endswith("11 runs are left, 10 epochs of training in all")
     chosen = run(make(reproduce={"rows": ["obj_bg"]}), dry_run=True).table
-    assert "2 runs are left; not known for pretrain, obj_bg" not in chosen
-    assert "3 runs are left; not known for pretrain, obj_bg" in chosen
+    assert chosen.endswith("3 runs are left, 6 epochs of training in all")
 
 
 def test_weights_that_are_missing_skip_their_rows(
@@ -244,46 +244,19 @@ def test_few_shot_folds_fill_the_lines_of_their_setting(
     assert "stand-in: synthetic (train 50, test 20)" in result.table
 
 
-# --- The budget -----------------------------------------------------------------------------------
+# --- Length ---------------------------------------------------------------------------------------
 
 
-def published(schema: type[JobConfig], name: str) -> JobConfig:
-    return load(schema, [str(ROOT / "configs" / name)]).config
-
-
-def test_a_fraction_scales_lengths_and_repetitions() -> None:
-    budget = Budget.of(ReproduceSection(budget=0.1))
-    assert (budget.seeds, budget.folds) == (2, 2)
-    config = published(FinetuneConfig, "finetune/modelnet40_8k.yaml")
-    changes = budget.changes(config)
-    assert changes == {"train.epochs": 30, "optim.warmup_epochs": 1.0}
-    assert describe(config, changes) == ["30 of 300 epochs"]
-    votes = budget.changes(published(EvaluateConfig, "evaluate/published.yaml"))
-    assert votes == {"eval.votes": 30}
-    assert Budget.of(ReproduceSection(budget=0.5)).seeds == 4
-    assert Budget.of(ReproduceSection(budget=0.1, seeds=8, folds=10)).folds == 10
-
-
-def test_the_full_budget_changes_nothing() -> None:
-    budget = Budget.of(ReproduceSection())
-    assert (budget.seeds, budget.folds) == (8, 10)
-    assert budget.changes(published(PartsegConfig, "partseg/shapenetpart.yaml")) == {}
-
-
-def test_smoke_takes_what_a_nano_model_can() -> None:
-    budget = Budget.of(ReproduceSection(budget="smoke"))
-    config = published(PartsegConfig, "partseg/shapenetpart.yaml")
-    changes = budget.changes(config)
-    assert changes["data.num_points"] == 1024
-    assert changes["model.feature_blocks"] is None
-    assert describe(config, changes) == [
-        "3 of 300 epochs", "1,024 of 2,048 points", "at most 256 shapes", "nano model",
-    ]  # fmt: skip
+def planned(storage: Path, *arguments: str) -> TablePlan:
+    """The plan of shipped files, with further options."""
+    folder = ROOT / "configs" / "reproduce"
+    given = [str(folder / a) if a.endswith(".yaml") else a for a in arguments]
+    loaded = load(ReproduceConfig, given)
+    return plan_table(loaded.config, loaded.origins, str(storage))
 
 
 def test_the_published_plan_is_the_papers(tmp_path: Path) -> None:
-    loaded = load(ReproduceConfig, [str(ROOT / "configs/reproduce/paper.yaml")])
-    table = plan_table(loaded.config, loaded.origins, str(tmp_path))
+    table = planned(tmp_path, "paper.yaml")
     runs = {plan.row.name: len(plan.trials) for plan in table.rows}
     assert [plan.row for plan in table.rows] == list(ROWS)
     assert runs["pb_t50_rs"] == runs["modelnet40_8k_vote"] == 8
@@ -295,6 +268,43 @@ def test_the_published_plan_is_the_papers(tmp_path: Path) -> None:
     assert by_name["obj_bg_vote"].eval.votes == 299
     assert by_name["svm"].init_from == "recon_svm"
     assert by_name["zeroshot_scanobjectnn"].zeroshot.ratio == 0.15
+
+
+def test_the_smoke_overlay_shortens_every_row_and_the_table_says_so(tmp_path: Path) -> None:
+    full = planned(tmp_path, "stand_ins.yaml")
+    over = planned(tmp_path, "from_pretraining.yaml", "smoke.yaml")
+    for table in (full, over):
+        assert [plan.row for plan in table.rows] == list(ROWS)
+        assert table.pretrain is not None
+        assert table.pretrain.model.preset == "nano"
+        assert sum(len(plan.trials) for plan in table.rows) == 5 * 2 * 2 + 8 + 3 + 1 + 1
+        scaled = {plan.row.name: list(plan.scaled) for plan in table.rows}
+        assert all(scaled.values())
+        assert scaled["partseg"] == [
+            "3 of 300 epochs",
+            "1,024 of 2,048 points",
+            "at most 256 shapes",
+        ]
+        assert scaled["fewshot"] == ["2 of 10 folds", "2 of 150 epochs"]
+        assert scaled["pb_t50_rs_vote"] == [
+            "2 of 8 seeds", "3 of 299 rounds of voting", "2 of 10 subsets a round",
+        ]  # fmt: skip
+
+
+def test_a_run_that_is_shortened_by_hand_is_marked_too(tmp_path: Path) -> None:
+    changed = ("rows.partseg.train.steps=9", "rows.partseg.model.preset=small", "reproduce.seeds=9")
+    table = planned(tmp_path, "paper.yaml", *changed, "rows.pb_t50_rs.train.epochs=400")
+    scaled = {plan.row.name: list(plan.scaled) for plan in table.rows}
+    assert scaled["partseg"] == ["at most 9 steps", "small model"]
+    assert scaled["pb_t50_rs"] == ["9 of 8 seeds"]
+    assert scaled["svm"] == []
+
+
+def test_options_of_the_earlier_budget_are_refused_by_name() -> None:
+    file = str(ROOT / "configs/reproduce/paper.yaml")
+    for option in ("budget=smoke", "measure=false"):
+        with pytest.raises(ConfigError, match=r"^reproduce\.\w+ .*: unknown key; .*reproduce"):
+            load(ReproduceConfig, [file, f"reproduce.{option}"])
 
 
 # --- What is genuine ------------------------------------------------------------------------------

@@ -118,9 +118,9 @@ def test_tensorboard_knows_values_and_results_of_a_trial(
 ) -> None:
     run(make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}}))
     (folder,) = (tmp_path / "s" / "trials").glob("*/tensorboard")
-    board = EventAccumulator(str(folder)).Reload()
-    assert {"train/loss", "result/accuracy"} <= {*board.Tags()["scalars"]}
-    assert "_hparams_/session_start_info" in board.summary_metadata
+    progress = EventAccumulator(str(folder)).Reload()
+    assert {"train/loss", "result/accuracy"} <= {*progress.Tags()["scalars"]}
+    assert "_hparams_/session_start_info" in progress.summary_metadata
 
 
 def test_a_search_selects_on_shapes_held_out_of_the_training_split(

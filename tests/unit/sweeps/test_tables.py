@@ -11,6 +11,7 @@ from recon_ray.sweeps.tables import (
     TrialRow,
     is_fraction,
     mean_and_deviation,
+    numbers_of,
     ranked,
     spreads,
     summary_cells,
@@ -52,11 +53,19 @@ def test_epochs_chosen_in_other_ways_are_labeled() -> None:
     assert first.record()["labeled"]["best on test"]["std"] == pytest.approx(0.1, abs=1e-12)
 
 
+def test_a_number_that_diverged_is_not_left_out_of_the_mean() -> None:
+    rows = [row("a", 1e-3, 0, 0.5), row("b", 1e-3, 1, math.nan)]
+    (group,) = spreads(rows, "accuracy")
+    record = group.record()
+    assert (record["count"], record["mean"], record["std"]) == (2, None, None)
+    assert spreads([], "accuracy") == []
+
+
 def test_the_best_comes_first_by_mode() -> None:
     groups = spreads(ROWS, "accuracy")
     assert [group.mean for group in ranked(groups, "max")] == [0.95, pytest.approx(0.9)]
     assert ranked(groups, "min")[0].values == {"optim.lr": 1e-3}
-    assert ranked([Spread({}, ())], "max") == []
+    assert ranked([Spread({}, numbers_of([], "accuracy"))], "max") == []
 
 
 def test_a_failed_trial_is_a_row_without_numbers() -> None:
@@ -77,6 +86,6 @@ def test_cells_show_percent_and_no_deviation_of_one() -> None:
     assert head[:3] == ["optim.lr", "trials", "accuracy, mean ± std"]
     assert cells[0][:5] == ["0.001", "3", "90.00 % ± 10.00 %", "80.00 %", "100.00 %"]
     assert cells[1][2] == "95.00 %"
-    assert mean_and_deviation((), percent=False) == "-"
+    assert mean_and_deviation(numbers_of([], "accuracy"), percent=False) == "-"
     assert is_fraction("accuracy", ROWS)
     assert not is_fraction("loss_last", ROWS)

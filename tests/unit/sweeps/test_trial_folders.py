@@ -1,4 +1,4 @@
-"""What counts as a finished trial, and how the board tells of it."""
+"""Finished, stopped and failed trials, and the progress that counts them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,53 @@ from pathlib import Path
 
 import pytest
 
-from recon_ray.sweeps.trial_folders import Ledger
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_progress import TrialProgress
 
 
 def test_only_whole_results_count(tmp_path: Path) -> None:
-    ledger = Ledger(str(tmp_path))
-    assert ledger.status("a") == "waiting"
-    ledger.mark_failed("a", "no", "Traceback")
-    assert (ledger.status("a"), ledger.failure("a")) == ("failed", "no")
-    ledger.clear("a")
-    assert ledger.status("a") == "waiting"
+    folders = TrialFolders(str(tmp_path))
+    assert folders.status("a") == "waiting"
+    folders.mark_failed("a", "no", "Traceback")
+    assert (folders.status("a"), folders.failure("a")) == ("failed", "no")
+    folders.clear("a")
+    assert folders.status("a") == "waiting"
     for content in ("{", "[]", json.dumps({"status": "running"})):
-        ledger.folder("a").write("result.json", content)
-        assert ledger.status("a") == "waiting"
-    ledger.folder("a").write("result.json", json.dumps({"status": "done"}))
-    ledger.mark_failed("a", "an earlier attempt")
-    assert ledger.status("a") == "done"
-    ledger.mark_stopped("b", {"epoch": 2})
-    assert (ledger.status("b"), ledger.stopped("b")) == ("stopped", {"epoch": 2})
+        folders.folder("a").write("result.json", content)
+        assert folders.status("a") == "waiting"
+    folders.folder("a").write("result.json", json.dumps({"status": "done"}))
+    folders.mark_failed("a", "an earlier attempt")
+    assert folders.status("a") == "done"
+    folders.mark_stopped("b", {"epoch": 2})
+    assert (folders.status("b"), folders.stopped("b")) == ("stopped", {"epoch": 2})
 
 
 def test_names_are_those_of_trials_that_began(tmp_path: Path) -> None:
-    ledger = Ledger(str(tmp_path))
-    assert ledger.names() == []
-    ledger.folder("b").write("config.yaml", "x: 1\n")
-    ledger.mark_failed("a", "before it began")
-    assert ledger.names() == ["b"]
+    folders = TrialFolders(str(tmp_path))
+    assert folders.names() == []
+    folders.folder("b").write("config.yaml", "x: 1\n")
+    folders.mark_failed("a", "before it began")
+    assert folders.names() == ["b"]
 
 
-def test_the_board_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -> None:
-    for highest, best in ((True, "b"), (False, "a")):
-        board = TrialProgress(4, "accuracy", highest)
+def test_the_progress_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -> None:
+    for mode, best in (("max", "b"), ("min", "a")):
+        progress = TrialProgress(4, "accuracy", mode)
         for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.3)):
-            board.started(name)
-            board.done(name, {"accuracy": value})
-        assert board.best is not None
-        assert board.best[1] == best
-    board.started("d")
-    board.progressed("d", {"epoch": 3, "val/accuracy": 0.25})
-    assert any("d  epoch 3 val/accuracy 0.25" in line for line in board.table())
+            progress.started(name)
+            progress.done(name, {"accuracy": value})
+        assert progress.best is not None
+        assert progress.best[1] == best
+    progress.started("d")
+    progress.progressed("d", {"epoch": 3, "val/accuracy": 0.25})
+    assert str(progress).startswith(
+        "3/4 trials ended, 1 running, best accuracy 0.1 (a), d epoch 3 val/accuracy 0.25 ["
+    )
     with caplog.at_level(logging.WARNING):
-        board.broke("d", "no memory")
+        progress.broke("d", "no memory")
     assert "trial d failed: no memory" in caplog.text
-    assert board.summary().startswith(
-        "4/4 trials ended, 0 running, 1 failed, best accuracy 0.1 (a)"
+    with caplog.at_level(logging.INFO):
+        progress.close()
+    assert caplog.messages[-1].startswith(
+        "4/4 trials ended, 0 running, 1 failed, best accuracy 0.1 (a) ["
     )
