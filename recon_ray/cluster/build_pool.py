@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -16,7 +15,7 @@ import ray.data
 from recon_ray.cluster.session import ray_session
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.data.loading.ray_log import quiet_ray_data
-from recon_ray.errors import DataError, ReconError
+from recon_ray.errors import ReconError, as_record, from_record
 
 if TYPE_CHECKING:
     from recon_ray.data.prepare.runners import Build, Record, Run
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 def run_on_ray(cluster: ClusterSection, at_once: int | None = None) -> Run:
     """Return a runner that builds shards as tasks of Ray Data.
 
-    A task reserves one CPU. Ray repeats the tasks of a node that is lost; a shard is the same
-    whoever builds it, and however often. What a shard cannot be built for ends the job.
+    A task reserves one CPU. Ray repeats the tasks of a node that is lost; a shard is the same on
+    every node, and however often it is built. The first error of a shard ends the job.
 
     Args:
         cluster: The cluster that is joined, or started for the time of the job.
@@ -38,46 +37,51 @@ def run_on_ray(cluster: ClusterSection, at_once: int | None = None) -> Run:
         if not tasks:
             return
         with ray_session(cluster):
-            yield from _records(_dataset(build, tasks, at_once))
+            yield from map_tasks(TaskMapper(build), tasks, num_cpus=1, concurrency=at_once)
 
     return run
 
 
-@dataclass(frozen=True)
-class _BuildShard:
-    """Builds the shards of a block; an error of ours is returned, Ray would only repeat it."""
+class TaskMapper:
+    """A function of a task, JSON out; it returns our errors, as Ray would repeat the task."""
 
-    build: Build
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.table({"record": [self._one(task) for task in table["task"].to_pylist()]})
+        """Return the results of a table of pickled tasks."""
+        return pa.table({"result": [self._one(task) for task in table["task"].to_pylist()]})
 
     def _one(self, task: bytes) -> str:
         try:
-            return json.dumps(self.build(pickle.loads(task)))
+            return json.dumps({"value": self.function(pickle.loads(task))})
         except ReconError as error:
-            return json.dumps({"error": str(error)})
+            return json.dumps(as_record(error))
 
 
-def _dataset(build: Build, tasks: Sequence[ShardTask], at_once: int | None) -> ray.data.Dataset:
+def map_tasks(
+    mapper: TaskMapper | type[TaskMapper],
+    tasks: Sequence[Any],
+    **options: Any,  # noqa: ANN401 - further arguments of Dataset.map_batches
+) -> Iterator[Any]:
+    """Map one or more picklable tasks on the joined cluster; yield results as they are ready.
+
+    Raises:
+        ReconError: The first one of a task.
+    """
     quiet_ray_data()
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False  # a record is given when its shard is built
-    # A list of items is sent to the nodes as one block a shard.
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    # A list of items is sent to the nodes as one block a task.
     items = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    return dataset.map_batches(
-        _BuildShard(build), batch_size=1, batch_format="pyarrow", num_cpus=1, concurrency=at_once
-    )
-
-
-def _records(dataset: ray.data.Dataset) -> Iterator[Record]:
+    dataset = dataset.map_batches(mapper, batch_size=1, batch_format="pyarrow", **options)
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     with closing(iter(batches)) as blocks:  # which ends the threads that read ahead
         for block in blocks:
-            for text in block["record"].to_pylist():
-                record = json.loads(text)
-                if "error" in record:
-                    raise DataError(record["error"])
-                yield record
+            for text in block["result"].to_pylist():
+                result = json.loads(text)
+                if "error" in result:
+                    raise from_record(result)
+                yield result["value"]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from recon_ray.data.loading.batches import Batch, BatchOptions
 from recon_ray.data.loading.prefetch import batches_on
+from recon_ray.errors import DataError
+from recon_ray.models.cloud import CloudModel
 from recon_ray.models.recon import Embedder
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
@@ -182,6 +184,19 @@ def without_last_batch(
     count = len(features["label"])
     kept = np.random.default_rng([seed, count]).permutation(count)[: count - count % batch_size]
     return {name: value[np.sort(kept)] for name, value in features.items()}
+
+
+def check_cloud(name: str, num_points: int, model: CloudModel) -> None:
+    """Refuse a cloud with fewer points than the model cuts its patches from.
+
+    Raises:
+        DataError: Naming the cloud.
+    """
+    if num_points < max(model.num_groups, model.group_size):
+        raise DataError(
+            f"{name}: {num_points} points are too few for the model's {model.num_groups} patches "
+            f"of {model.group_size} points; leave it out"
+        )
 
 
 def load_embedder(

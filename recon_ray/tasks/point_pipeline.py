@@ -12,6 +12,7 @@ from recon_ray.points import random, transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.protocols import REFERENCE_SKIP
 from recon_ray.tasks.feature_extraction import Normalization, PointChoice
+from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
 
 Augmentation = Literal["rotate", "scale_translate", "none"]
 Transform = Literal["rotate", "scale", "none"]
@@ -123,3 +124,15 @@ def pipeline_of(
         transform = "scale" if is_modelnet else "rotate" if by_turning else "none"
     skip = REFERENCE_SKIP if follows_reference else -1.0
     return CloudPipeline(num_points, normalize, augment, transform, skip)
+
+
+def evaluated_clouds(
+    data: EvaluatedSetSection, card: Mapping[str, Any] | None, *, protocol: str
+) -> CloudPipeline:
+    """Return the pipeline of the jobs that evaluate without training; see :func:`pipeline_of`."""
+    return pipeline_of(
+        card,
+        num_points=data.num_points,
+        follows_reference=protocol == "reference",
+        normalize=data.normalize,
+    )

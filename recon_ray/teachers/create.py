@@ -1,4 +1,4 @@
-"""Creates a teacher from its specification."""
+"""Creation of a teacher from its specification."""
 
 from __future__ import annotations
 
@@ -43,10 +43,7 @@ def create_image_teacher(
         sha256: Hash that the weights must have.
         statistics: Normalize with the teacher's own constants, or with ImageNet's for every
             teacher, as the reference did.
-        precision: What the forward pass computes in; features are float32 either way.
-
-    Returns:
-        The teacher.
+        precision: Precision of the forward pass; features are float32 either way.
 
     Raises:
         TeacherError: If the weights are missing, out of reach, of another architecture, or not
@@ -83,7 +80,7 @@ def create_text_teacher(
         spec: ``open_clip:<arch>[:<tag or file>]``, ``descriptor[:<width>]`` or ``table:<file>``
             (features computed elsewhere, see :mod:`recon_ray.teachers.feature_table`).
         sha256: Hash that the weights must have.
-        precision: What the forward pass computes in; features are float32 either way.
+        precision: Precision of the forward pass; features are float32 either way.
 
     Returns:
         The teacher.
@@ -110,7 +107,7 @@ def create_text_teacher(
 
 
 def _width(specification: Specification) -> int:
-    """The feature width of a descriptor; 256 unless stated."""
+    """Return the feature width of a descriptor; 256 unless stated."""
     width = specification.arch or "256"
     if not width.isascii() or not width.isdigit() or int(width) < 8 or specification.source:
         raise TeacherNameError(
@@ -123,15 +120,15 @@ def _width(specification: Specification) -> int:
 def _log(kind: str, teacher: FrozenTeacher) -> None:
     identity = teacher.identity
     if identity["name"] == "descriptor":
-        said = f"{teacher.dim} wide, a weight-free stand-in: not for published numbers"
+        text = f"{teacher.dim} wide, a weight-free stand-in: not for published numbers"
     else:
         count = sum(parameter.numel() for parameter in teacher.parameters())
         weights = f"weights {identity['tag']}, sha256 {identity['sha256'][:12]}"
-        said = f"{weights}, {teacher.dim} wide, {count:,} parameters (frozen)"
-    _log_once(f"{kind} teacher {identity['name']}: {said}")
+        text = f"{weights}, {teacher.dim} wide, {count:,} parameters (frozen)"
+    _log_once(f"{kind} teacher {identity['name']}: {text}")
 
 
 @cache
 def _log_once(line: str) -> None:
-    """Log a line once a process: what is checked before training is made again to train."""
+    """Log a line once a process: a teacher is made for the checks and again to train."""
     logger.info("%s", line)

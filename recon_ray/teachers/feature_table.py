@@ -1,4 +1,4 @@
-"""A text teacher that looks its features up in a file: for those who have no text model at hand."""
+"""A text teacher that reads its features from a file, for use without a text model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import TeacherError, TeacherNameError
 from recon_ray.teachers.prompts import NUM_PROMPTS, prompts
 from recon_ray.teachers.protocol import TextTeacher
 from recon_ray.teachers.specification import Specification
-from recon_ray.teachers.weights_file import check_pin, file_sha256
+from recon_ray.teachers.weights_file import check_pin
 
 SUFFIXES = (".npz", ".parquet")
 
 
 class TableTextTeacher(TextTeacher):
-    """Gives the stored features of the texts that a file holds.
+    """Stored features of the texts of a file.
 
     Args:
-        name: What messages call it.
+        name: Name in its identity.
         path: A ``.npz`` with ``classes`` (C,), ``text`` (C, P, D) and perhaps ``scale``, by which
             the features are multiplied; or a ``.parquet`` with ``text`` and ``feature``, P rows a
             text that follow each other. P is 60, the prompts in their order
@@ -50,7 +51,7 @@ class TableTextTeacher(TextTeacher):
         self.freeze()
 
     def forward(self, texts: list[str]) -> Tensor:
-        """Features (T, dim) of texts.
+        """Return features (T, dim) of texts.
 
         Raises:
             TeacherError: If the file has none of a text.
@@ -88,7 +89,7 @@ def create_table_teacher(
 
 
 def _read(path: Path) -> tuple[list[str], Tensor]:
-    """Texts (C) and their features (C, P, D) float32."""
+    """Read texts (C) and their features (C, P, D) float32."""
     try:
         texts, features = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException) as error:

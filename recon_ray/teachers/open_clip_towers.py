@@ -5,30 +5,26 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from recon_ray.errors import TeacherError, TeacherNameError
+from recon_ray.errors import TeacherNameError
 from recon_ray.teachers.protocol import (
-    ImageTeacher,
     Precision,
     Statistics,
     TextTeacher,
+    TowerImageTeacher,
     Triple,
     choose_statistics,
 )
-from recon_ray.teachers.specification import Source, Specification, parse_source
+from recon_ray.teachers.specification import Specification
 from recon_ray.teachers.weights_file import (
-    WAY_OUT,
     Weights,
     WeightsFile,
-    check_pin,
-    fetching,
-    identify,
+    find_weights_file,
     load_strictly,
     read_weights,
 )
@@ -36,36 +32,6 @@ from recon_ray.teachers.weights_file import (
 logger = logging.getLogger(__name__)
 
 QUICK_SUFFIX = "-quickgelu"
-
-
-class OpenClipImageTeacher(ImageTeacher):
-    """The image tower of a CLIP model; the feature is the projected, un-normalized embedding."""
-
-    def __init__(
-        self,
-        visual: nn.Module,
-        *,
-        identity: Mapping[str, str],
-        dim: int,
-        image_size: int,
-        mean: Triple,
-        std: Triple,
-        precision: Precision = "fp32",
-    ) -> None:
-        super().__init__(
-            identity=identity,
-            dim=dim,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            precision=precision,
-        )
-        self.visual = visual
-        self.freeze()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (B, dim) of normalized images (B, 3, H, W)."""
-        return self.visual(images)
 
 
 class OpenClipTextTeacher(TextTeacher):
@@ -86,33 +52,12 @@ class OpenClipTextTeacher(TextTeacher):
         self.freeze()
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Token numbers (T, context) int64 on the CPU; long texts are cut before the end token."""
+        """Return (T, context) int64 tokens on the CPU; long texts are cut before the end token."""
         return self.tokenizer(texts)
 
     def forward(self, texts: list[str]) -> Tensor:
-        """Features (T, dim) of texts."""
+        """Return features (T, dim) of texts."""
         return self.model.encode_text(self.tokenize(texts).to(self.device))  # type: ignore[operator]
-
-
-@dataclass(frozen=True)
-class ClipWeights:
-    """An architecture with the weights found for it.
-
-    Attributes:
-        arch: Architecture, with the activation that the weights were trained with.
-        config: open_clip's description of the architecture.
-        state: The weights.
-        identity: Name, tag and hash.
-        mean: Channel means of the training images.
-        std: Channel deviations of the training images.
-    """
-
-    arch: str
-    config: dict[str, Any]
-    state: dict[str, Tensor]
-    identity: dict[str, str]
-    mean: Triple
-    std: Triple
 
 
 def create_open_clip_image_teacher(
@@ -121,17 +66,21 @@ def create_open_clip_image_teacher(
     sha256: str | None,
     statistics: Statistics,
     precision: Precision,
-) -> OpenClipImageTeacher:
-    """Load an image tower; see :func:`recon_ray.teachers.create.create_image_teacher`."""
-    weights = find_weights(specification, sha256)
-    visual = build_model(weights).visual
+) -> TowerImageTeacher:
+    """Load an image tower; see :func:`recon_ray.teachers.create.create_image_teacher`.
+
+    The feature is the projected embedding, not normalized.
+    """
+    clip = _load_clip(specification, sha256)
+    visual = clip.model.visual
     assert isinstance(visual, nn.Module)
-    mean, std = choose_statistics(statistics, weights.mean, weights.std)
-    return OpenClipImageTeacher(
+    size: Any = visual.image_size
+    mean, std = choose_statistics(statistics, clip.mean, clip.std)
+    return TowerImageTeacher(
         visual,
-        identity=weights.identity,
-        dim=weights.config["embed_dim"],
-        image_size=_square(visual.image_size),
+        identity=clip.identity,
+        dim=clip.dim,
+        image_size=int(size[0] if isinstance(size, (tuple, list)) else size),
         mean=mean,
         std=std,
         precision=precision,
@@ -144,103 +93,76 @@ def create_open_clip_text_teacher(
     """Load a text tower; see :func:`recon_ray.teachers.create.create_text_teacher`."""
     import open_clip
 
-    weights = find_weights(specification, sha256)
-    model = build_model(weights)
-    del model.visual
+    clip = _load_clip(specification, sha256)
+    del clip.model.visual
+    tokenizer = open_clip.get_tokenizer(clip.arch)
     return OpenClipTextTeacher(
-        model,
-        open_clip.get_tokenizer(weights.arch),
-        identity=weights.identity,
-        dim=weights.config["embed_dim"],
-        precision=precision,
+        clip.model, tokenizer, identity=clip.identity, dim=clip.dim, precision=precision
     )
 
 
-def find_weights(specification: Specification, sha256: str | None) -> ClipWeights:
-    """Find, hash, check and read the weights that a specification names.
+class _Clip(NamedTuple):
+    """A whole CLIP model with its weights, and the constants of its training images."""
+
+    model: nn.Module
+    arch: str
+    identity: dict[str, str]
+    dim: int
+    mean: Triple
+    std: Triple
+
+
+def _load_clip(specification: Specification, sha256: str | None) -> _Clip:
+    """Find, hash, check and load the weights that a specification names, in float32.
 
     Raises:
-        TeacherError: If architecture, tag or file are unknown, the hub cannot be reached, or the
-            hash is not the pinned one.
+        TeacherError: If architecture, tag or file are unknown, the hub cannot be reached, the hash
+            is not the pinned one, or the weights belong to another architecture.
     """
     import open_clip
 
-    config = open_clip.get_model_config(specification.arch)
+    arch = specification.arch
+    config = open_clip.get_model_config(arch)
     if config is None:
         raise TeacherNameError(
-            f"Teacher {specification.text!r}: open_clip has no architecture "
-            f"{specification.arch!r}; see open_clip.list_models() for the names."
+            f"Teacher {specification.text!r}: open_clip has no architecture {arch!r}; see "
+            "open_clip.list_models() for the names."
         )
-    tags = open_clip.list_pretrained_tags_by_model(specification.arch)
-    source = parse_source(specification, tags)
-    file = _find_file(specification, source, tags)
-    check_pin(specification.name, file.sha256, sha256)
-    published = open_clip.get_pretrained_cfg(specification.arch, source.tag or file.tag)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    default = "openai" if "openai" in tags else None
+
+    def download(tag: str) -> Path:
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, tag)))
+
+    file = find_weights_file(specification, tags, default, download, sha256=sha256)
+    published = open_clip.get_pretrained_cfg(arch, file.tag)
     weights = read_weights(file.path)
-    arch = specification.arch
     if not config.get("quick_gelu") and _needs_quick_gelu(published, weights, file):
         arch = _correct_activation(arch, file)
         config["quick_gelu"] = True
-    return ClipWeights(
-        arch=arch,
-        config=config,
-        state=weights.state,
-        identity={"name": f"open_clip:{arch}", "tag": file.tag, "sha256": file.sha256},
-        mean=published.get("mean") or open_clip.OPENAI_DATASET_MEAN,
-        std=published.get("std") or open_clip.OPENAI_DATASET_STD,
+    model, name = _build_random(config), f"open_clip:{arch}"
+    load_strictly(model, _to_open_clip(model, weights.state), name=name, path=f"({file.tag})")
+    return _Clip(
+        model,
+        arch,
+        {"name": name, "tag": file.tag, "sha256": file.sha256},
+        config["embed_dim"],
+        published.get("mean") or open_clip.OPENAI_DATASET_MEAN,
+        published.get("std") or open_clip.OPENAI_DATASET_STD,
     )
 
 
-def build_model(weights: ClipWeights) -> nn.Module:
-    """Build a CLIP model in float32 and load its weights, which must fit exactly.
-
-    Raises:
-        TeacherError: If the weights belong to another architecture.
-    """
-    model = _build_random(weights.config)
-    state = _to_open_clip(model, weights.state)
-    load_strictly(model, state, name=weights.identity["name"], path=f"({weights.identity['tag']})")
-    return model
-
-
-def _find_file(specification: Specification, source: Source, tags: list[str]) -> WeightsFile:
-    """The local file, or the published one from the hub (or its cache on this machine)."""
-    if source.file is not None:
-        return identify(source.file, source.tag or source.file.name)
-    tag = source.tag or ("openai" if "openai" in tags else None)
-    if tag is None:
-        raise TeacherNameError(
-            f"Teacher {specification.text!r} names no weights; add a tag "
-            f"({', '.join(tags) or 'none is published'}) or a file."
-        )
-    return identify(_download(specification, tag), tag)
-
-
-def _download(specification: Specification, tag: str) -> Path:
-    import open_clip
-
-    published = open_clip.get_pretrained_cfg(specification.arch, tag)
-    try:
-        with fetching(specification.text):
-            return Path(open_clip.download_pretrained(published))
-    except Exception as error:  # whatever hub, proxy or disk raise, the way out is one
-        raise TeacherError(
-            f"Teacher {specification.text!r}: the weights {tag!r} could not be fetched "
-            f"({type(error).__name__}); {WAY_OUT}."
-        ) from error
-
-
 def _build_random(config: Mapping[str, Any]) -> nn.Module:
-    """Build the model class that an architecture asks for.
+    """Build the model class of an architecture.
 
-    open_clip's own factory would warn here that nothing was loaded, which is not what happens.
+    open_clip's own factory would warn that nothing was loaded, although it is loaded afterwards.
     """
     from open_clip import CLIP, CoCa, CustomTextCLIP
 
     settings = copy.deepcopy(dict(config))
     text, vision = settings["text_cfg"], settings["vision_cfg"]
     is_custom = settings.pop("custom_text", False) or "hf_model_name" in text
-    # The hub is never asked for weights of single towers: all come from the one pinned file.
+    # No weights of single towers from the hub: all come from the one pinned file.
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
     if "timm_model_name" in vision:
@@ -251,39 +173,30 @@ def _build_random(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _needs_quick_gelu(published: Mapping[str, Any], weights: Weights, file: WeightsFile) -> bool:
-    """Tell whether weights were trained with QuickGELU: by tag, by file format, or by known hash."""
-    by_tag = bool(published.get("quick_gelu"))
-    return by_tag or weights.is_archive or file.sha256 in _openai_hashes()
-
-
-def _openai_hashes() -> set[str]:
-    """Hashes of OpenAI's files; their download addresses contain them."""
+    """Return whether weights were trained with QuickGELU: by tag, by file format, or by hash."""
     import open_clip
 
+    if published.get("quick_gelu") or weights.is_archive:
+        return True
     names = [name for name, tag in open_clip.list_pretrained() if tag == "openai"]
     urls = [open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in names]
-    return {parts[-2] for url in urls if len(parts := url.split("/")) > 1}
+    return any(file.sha256 in url.split("/")[:-1] for url in urls)  # OpenAI's hold the hashes
 
 
 def _correct_activation(arch: str, file: WeightsFile) -> str:
-    """Name the architecture with QuickGELU that belongs to ``arch``, and say so."""
+    """Return the name of an architecture with QuickGELU, and log the change."""
     import open_clip
 
-    logger.warning(
-        "The weights %s were trained with QuickGELU, which %s does not use: %s is built with "
-        "QuickGELU instead; name the architecture %s%s to silence this.",
-        file.tag,
-        arch,
-        arch,
-        arch,
-        QUICK_SUFFIX,
-    )
     corrected = arch + QUICK_SUFFIX
+    logger.warning(
+        "The weights %s were trained with QuickGELU, which %s does not use: it is built with "
+        "QuickGELU instead; name the architecture %s to silence this.", file.tag, arch, corrected,
+    )  # fmt: skip
     return corrected if corrected in open_clip.list_models() else arch
 
 
 def _to_open_clip(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the spellings in which CLIP weights circulate to the model's own."""
+    """Rename the tensors of foreign CLIP weights to the model's own names."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -297,7 +210,3 @@ def _to_open_clip(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
         if isinstance(own, Tensor):
             state[name] = torch.as_tensor(state.get(name, own.detach())).reshape(own.shape)
     return state
-
-
-def _square(size: object) -> int:
-    return int(size[0]) if isinstance(size, (tuple, list)) else int(size)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""What every teacher is: frozen, always in evaluation mode, and named by its weights."""
+"""Classes of teachers: frozen, always in evaluation mode, and named by their weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 T = TypeVar("T", bound="FrozenTeacher")
-#: What a teacher computes in; "step" takes what the autocast around it says.
+#: Precision of a teacher; "step" is that of the autocast around it.
 Precision: TypeAlias = Literal["fp32", "bf16", "step"]
 Statistics: TypeAlias = Literal["teacher", "imagenet"]
 Triple: TypeAlias = tuple[float, float, float]
@@ -24,12 +24,12 @@ class FrozenTeacher(nn.Module):
     """A network that is never trained.
 
     Its parameters need no gradient and it stays in evaluation mode: ``train()`` on it, or on a
-    module that holds it, changes nothing. Weights are float32; ``precision`` says what the forward
-    pass computes in: ``fp32`` or ``bf16`` whatever autocast is in force around it, or ``step`` for
-    what that autocast says.
+    module that holds it, changes nothing. Weights are float32; the forward pass computes in
+    ``precision``: ``fp32`` or ``bf16`` whatever the autocast around it, or ``step`` for that of
+    the autocast.
 
     Attributes:
-        identity: ``name``, ``tag`` and ``sha256`` of what was loaded.
+        identity: ``name``, ``tag`` and ``sha256`` of the weights.
         dim: Width of the features.
     """
 
@@ -56,11 +56,11 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self: T, mode: bool = True) -> T:
-        """Stay in evaluation mode, whatever is asked for."""
+        """Stay in evaluation mode, whatever the argument."""
         return super().train(False)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context that the forward pass runs in."""
+        """Return the context of the forward pass."""
         if self.precision == "step":
             return nullcontext()
         return torch.autocast(
@@ -99,7 +99,7 @@ class ImageTeacher(FrozenTeacher):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, dim) of images (B, 3, H, W) that are normalized already."""
+        """Return features (B, dim) of normalized images (B, 3, H, W)."""
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -129,12 +129,30 @@ class ImageTeacher(FrozenTeacher):
             )
 
 
+class TowerImageTeacher(ImageTeacher):
+    """A network whose output is the feature.
+
+    Args:
+        backbone: The network.
+        constants: Arguments of :class:`ImageTeacher`.
+    """
+
+    def __init__(self, backbone: nn.Module, **constants: Any) -> None:  # noqa: ANN401
+        super().__init__(**constants)
+        self.backbone = backbone
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, dim) of normalized images (B, 3, H, W)."""
+        return self.backbone(images)
+
+
 class TextTeacher(FrozenTeacher):
     """Encodes texts; see :class:`FrozenTeacher`."""
 
     @abstractmethod
     def forward(self, texts: list[str]) -> Tensor:
-        """Features (T, dim) of texts."""
+        """Return features (T, dim) of texts."""
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
@@ -156,13 +174,9 @@ def choose_statistics(statistics: Statistics, mean: Triple, std: Triple) -> tupl
     """Choose the normalization constants of an image teacher.
 
     Args:
-        statistics: ``teacher`` for the constants that the teacher was trained with, ``imagenet``
-            for the ones that the reference used for every teacher.
+        statistics: ``teacher`` for the teacher's own, ``imagenet`` for those of the reference.
         mean: The teacher's own channel means.
         std: The teacher's own channel deviations.
-
-    Returns:
-        Mean and deviation.
 
     Raises:
         ValueError: If ``statistics`` is another word.

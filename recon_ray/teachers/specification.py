@@ -1,4 +1,4 @@
-"""Takes teacher specifications such as ``open_clip:ViT-B-32-quickgelu:openai`` apart."""
+"""Teacher specifications such as ``open_clip:ViT-B-32-quickgelu:openai``."""
 
 from __future__ import annotations
 
@@ -34,24 +34,11 @@ class Specification:
         return f"{self.family}:{self.arch}" if self.arch else self.family
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the weights come from.
-
-    Attributes:
-        tag: A published tag, stated or (with ``file`` unset) to be fetched.
-        file: A local file.
-    """
-
-    tag: str | None = None
-    file: Path | None = None
-
-
 def parse_specification(text: str) -> Specification:
     """Take a specification apart.
 
     Raises:
-        TeacherError: If the family is unknown or the architecture is missing.
+        TeacherNameError: If the family is unknown or the architecture is missing.
     """
     family, _, rest = text.partition(":")
     arch, _, source = rest.partition(":")
@@ -67,8 +54,10 @@ def parse_specification(text: str) -> Specification:
     return Specification(text=text, family=family, arch=arch, source=source)
 
 
-def parse_source(specification: Specification, tags: Collection[str]) -> Source:
-    """Tell a published tag from a local file.
+def parse_source(
+    specification: Specification, tags: Collection[str]
+) -> tuple[str | None, Path | None]:
+    """Distinguish a published tag from a local file.
 
     Args:
         specification: The teacher.
@@ -76,23 +65,21 @@ def parse_source(specification: Specification, tags: Collection[str]) -> Source:
             published under a tag.
 
     Returns:
-        Tag, file, both, or neither where the specification gives no weights.
+        Tag and file, one of them, or neither where the specification gives no weights.
 
     Raises:
-        TeacherError: If it is neither a known tag nor an existing file.
+        TeacherNameError: If it is neither a known tag nor an existing file.
     """
     source = specification.source
-    if not source:
-        return Source()
-    if source in tags:
-        return Source(tag=source)
+    if not source or source in tags:
+        return source or None, None
     if Path(source).is_file():
-        return Source(file=Path(source))
+        return None, Path(source)
     tag, _, file = source.partition(":")
     if tag in tags:
         if not Path(file).is_file():
             raise TeacherNameError(f"Teacher {specification.text!r}: there is no file {file}.")
-        return Source(tag=tag, file=Path(file))
+        return tag, Path(file)
     if Path(source).suffix in WEIGHT_SUFFIXES or "/" in source:
         raise TeacherNameError(
             f"Teacher {specification.text!r}: there is no file {source}; give the path of a file "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,19 @@ from torch import Tensor, nn
 
 from recon_ray.errors import TeacherError, TeacherNameError
 from recon_ray.teachers.protocol import (
-    ImageTeacher,
     Precision,
     Statistics,
+    TowerImageTeacher,
     Triple,
     choose_statistics,
 )
-from recon_ray.teachers.specification import Source, Specification, parse_source
-from recon_ray.teachers.weights_file import (
-    WAY_OUT,
-    WeightsFile,
-    check_pin,
-    fetching,
-    identify,
-    load_strictly,
-    read_weights,
-)
-
-logger = logging.getLogger(__name__)
+from recon_ray.teachers.specification import Specification
+from recon_ray.teachers.weights_file import find_weights_file, load_strictly, read_weights
 
 PRELOGITS_SUFFIX = "_in21k_prelogits"
 # The name under which timm 0.4.5 published it; today's timm reads it as other (AugReg) weights.
 AMBIGUOUS_SUFFIX = "_in21k"
+ORIGINAL_ARCH = "vit_base_patch16_224"
 ORIGINAL_TAG = "original"
 ORIGINAL_FILE = "jx_vit_base_patch16_224_in21k-e5005f0a.pth"
 ORIGINAL_URL = (
@@ -44,36 +35,6 @@ ORIGINAL_URL = (
 )
 ORIGINAL_HASH_PREFIX = "e5005f0a"
 HALF: Triple = (0.5, 0.5, 0.5)  # mean and deviation of the original ViT's training images
-
-
-class TimmImageTeacher(ImageTeacher):
-    """A timm backbone; the feature is its pooled output before the classifier."""
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        identity: Mapping[str, str],
-        dim: int,
-        image_size: int,
-        mean: Triple,
-        std: Triple,
-        precision: Precision = "fp32",
-    ) -> None:
-        super().__init__(
-            identity=identity,
-            dim=dim,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            precision=precision,
-        )
-        self.backbone = backbone
-        self.freeze()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (B, dim) of normalized images (B, 3, H, W)."""
-        return self.backbone(images)
 
 
 class PrelogitsVit(nn.Module):
@@ -89,12 +50,12 @@ class PrelogitsVit(nn.Module):
 
         # LayerNorm eps 1e-6, class token after the final norm: timm's defaults for this family.
         self.backbone = timm.create_model(arch, pretrained=False, num_classes=0)
-        self.dim = int(self.backbone.num_features)
-        layer = nn.Linear(self.dim, self.dim)
+        self.num_features = int(self.backbone.num_features)
+        layer = nn.Linear(self.num_features, self.num_features)
         self.pre_logits = nn.Sequential(OrderedDict([("fc", layer), ("act", nn.Tanh())]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) in (-1, 1) of normalized images (B, 3, H, W)."""
+        """Return features (B, D) in (-1, 1) of normalized images (B, 3, H, W)."""
         return self.pre_logits(self.backbone(images))
 
 
@@ -104,65 +65,42 @@ def create_timm_image_teacher(
     sha256: str | None,
     statistics: Statistics,
     precision: Precision,
-) -> TimmImageTeacher:
-    """Load an image encoder; see :func:`recon_ray.teachers.create.create_image_teacher`."""
+) -> TowerImageTeacher:
+    """Load an image encoder; see :func:`recon_ray.teachers.create.create_image_teacher`.
+
+    The feature is the pooled output before the classifier, or that of the pre-logits layer.
+    """
     import timm
 
     arch = specification.arch.removesuffix(PRELOGITS_SUFFIX)
     is_original = arch != specification.arch
     _check_arch(specification, arch)
-    file = _find_original(specification) if is_original else _find_published(specification)
-    check_pin(specification.name, file.sha256, sha256)
-    settings = _settings(arch, None if is_original else file.tag)
+    tags = [ORIGINAL_TAG] if is_original else _tags(arch)
+    default = None if is_original and arch != ORIGINAL_ARCH else next(iter(tags), None)
+    download = partial(_download_original if is_original else _download, arch)
+    file = find_weights_file(specification, tags, default, download, sha256=sha256)
+    settings = _settings(arch, file.tag if file.tag in tags and not is_original else None)
     state, path = read_weights(file.path).state, str(file.path)
-    backbone: nn.Module
+    backbone: Any
     if is_original:
         backbone = PrelogitsVit(arch)
-        load_prelogits(backbone, state, name=specification.name, path=path)
-        dim, own = backbone.dim, (HALF, HALF)
+        state = _original_state(state, path)
     else:
         backbone = timm.create_model(arch, pretrained=False, num_classes=0)
-        _load(backbone, state, settings, name=specification.name, path=path)
-        dim = _pooled_width(backbone)
-        own = (settings["mean"], settings["std"])
+        state = _published_state(backbone, state, settings, specification, path)
+    load_strictly(backbone, state, name=specification.name, path=path)
+    own = (HALF, HALF) if is_original else (settings["mean"], settings["std"])
     mean, std = choose_statistics(statistics, *own)
-    return TimmImageTeacher(
+    return TowerImageTeacher(
         backbone,
         identity={"name": specification.name, "tag": file.tag, "sha256": file.sha256},
-        dim=dim,
+        # The pooled head of convolutional families may be wider than the last stage.
+        dim=int(getattr(backbone, "head_hidden_size", None) or backbone.num_features),
         image_size=int(settings["input_size"][-1]),
         mean=mean,
         std=std,
         precision=precision,
     )
-
-
-def load_prelogits(
-    module: PrelogitsVit, state: Mapping[str, Tensor], *, name: str, path: str
-) -> None:
-    """Load the original checkpoint into a :class:`PrelogitsVit`, without its classifier.
-
-    Raises:
-        TeacherError: If the file has no pre-logits layer, or does not fit otherwise.
-    """
-    if not any(key.startswith("pre_logits.") for key in state):
-        raise TeacherError(
-            f"Teacher weights {path} have no pre-logits layer, so they are not the original "
-            f"ImageNet-21k ViT; give {ORIGINAL_FILE}, or name the architecture without "
-            f"{PRELOGITS_SUFFIX}."
-        )
-    state = {
-        key if key.startswith("pre_logits.") else f"backbone.{key}": value
-        for key, value in state.items()
-        if not key.startswith("head.")
-    }
-    load_strictly(module, state, name=name, path=path)
-
-
-def _pooled_width(backbone: nn.Module) -> int:
-    """Feature width: the pooled head of convolutional families may be wider than the last stage."""
-    width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    return int(width)
 
 
 def _check_arch(specification: Specification, arch: str) -> None:
@@ -183,48 +121,8 @@ def _check_arch(specification: Specification, arch: str) -> None:
         )
 
 
-def _find_original(specification: Specification) -> WeightsFile:
-    source = parse_source(specification, (ORIGINAL_TAG,))
-    if source.file is not None:
-        return identify(source.file, source.tag or source.file.name)
-    if specification.arch != f"vit_base_patch16_224{PRELOGITS_SUFFIX}":
-        raise TeacherNameError(f"Teacher {specification.text!r} names no weights; add a file.")
-    return identify(_download_original(specification), ORIGINAL_TAG)
-
-
-def _download_original(specification: Specification) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / ORIGINAL_FILE
-    if path.is_file():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fetching(ORIGINAL_FILE):
-            torch.hub.download_url_to_file(
-                ORIGINAL_URL, str(path), hash_prefix=ORIGINAL_HASH_PREFIX, progress=False
-            )
-    except (OSError, RuntimeError) as error:
-        raise TeacherError(
-            f"Teacher {specification.text!r}: {ORIGINAL_FILE} could not be fetched "
-            f"({type(error).__name__}); {WAY_OUT}."
-        ) from error
-    return path
-
-
-def _find_published(specification: Specification) -> WeightsFile:
-    tags = _tags(specification.arch)
-    source = parse_source(specification, tags)
-    if source.file is not None:
-        return identify(source.file, source.tag or source.file.name)
-    tag = source.tag or (tags[0] if tags else None)
-    if tag is None:
-        raise TeacherNameError(
-            f"Teacher {specification.text!r} names no weights and none are published; add a file."
-        )
-    return identify(_download(specification, Source(tag=tag)), tag)
-
-
 def _tags(arch: str) -> list[str]:
-    """Published tags of an architecture, timm's default first."""
+    """Return the published tags of an architecture, timm's default first."""
     import timm
 
     names = timm.list_pretrained(f"{arch}.*")
@@ -234,60 +132,83 @@ def _tags(arch: str) -> list[str]:
     return sorted(tags, key=lambda tag: tag != first)
 
 
-def _download(specification: Specification, source: Source) -> Path:
-    import huggingface_hub
-    import timm
-
-    published = timm.get_pretrained_cfg(f"{specification.arch}.{source.tag}")
-    repository = published.hf_hub_id
-    files = [published.hf_hub_filename] if published.hf_hub_filename else []
-    last: Exception | None = None
-    for file in [*files, "model.safetensors", "pytorch_model.bin"] if repository else []:
-        try:
-            with fetching(specification.text):
-                return Path(huggingface_hub.hf_hub_download(repository, file))
-        except Exception as error:  # the hub's many kinds of failure have one way out
-            last = error
-    raise TeacherError(
-        f"Teacher {specification.text!r}: the weights {source.tag!r} could not be fetched "
-        f"({type(last).__name__ if last else 'not on the hub'}); {WAY_OUT}."
-    ) from last
-
-
 def _settings(arch: str, tag: str | None) -> dict[str, Any]:
-    """Input size and normalization constants of an architecture, by tag where it is published."""
+    """Return input size and normalization constants of an architecture, by its tag if published."""
     import timm
 
-    known = tag is not None and tag in _tags(arch)
-    published = timm.get_pretrained_cfg(f"{arch}.{tag}" if known else arch)
+    published = timm.get_pretrained_cfg(arch if tag is None else f"{arch}.{tag}")
     if published is None:
         raise TeacherError(f"Teacher timm:{arch}: timm has no settings for it; choose another.")
     return published.to_dict()
 
 
-def _load(
+def _download_original(arch: str, tag: str) -> Path:
+    if arch != ORIGINAL_ARCH:
+        raise LookupError(f"{tag} weights of {arch}")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / ORIGINAL_FILE
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            ORIGINAL_URL, str(path), hash_prefix=ORIGINAL_HASH_PREFIX, progress=False
+        )
+    return path
+
+
+def _download(arch: str, tag: str) -> Path:
+    import huggingface_hub
+    import timm
+
+    published = timm.get_pretrained_cfg(f"{arch}.{tag}")
+    names = (published.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+    last: Exception = LookupError("not on the hub")
+    for file in filter(None, names) if published.hf_hub_id else ():
+        try:
+            return Path(huggingface_hub.hf_hub_download(published.hf_hub_id, file))
+        except Exception as error:  # the next file may be there
+            last = error
+    raise last
+
+
+def _original_state(state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Return the original checkpoint for a :class:`PrelogitsVit`, without its classifier.
+
+    Raises:
+        TeacherError: If it has no pre-logits layer.
+    """
+    if not any(key.startswith("pre_logits.") for key in state):
+        raise TeacherError(
+            f"Teacher weights {path} have no pre-logits layer, so they are not the original "
+            f"ImageNet-21k ViT; give {ORIGINAL_FILE}, or name the architecture without "
+            f"{PRELOGITS_SUFFIX}."
+        )
+    return {
+        key if key.startswith("pre_logits.") else f"backbone.{key}": value
+        for key, value in state.items()
+        if not key.startswith("head.")
+    }
+
+
+def _published_state(
     module: nn.Module,
     state: Mapping[str, Tensor],
-    settings: dict[str, Any],
-    *,
-    name: str,
+    settings: Mapping[str, Any],
+    specification: Specification,
     path: str,
-) -> None:
-    """Load published weights without their classifier, which must fit exactly otherwise."""
+) -> dict[str, Tensor]:
+    """Return published weights under the model's own names, without their classifier.
+
+    Raises:
+        TeacherError: If they have a pre-logits layer.
+    """
     if any(key.startswith("pre_logits.") for key in state):
         raise TeacherError(
-            f"Teacher weights {path} have a pre-logits layer that {name} does not have; "
-            f"name the architecture {name.removeprefix('timm:')}{PRELOGITS_SUFFIX}."
+            f"Teacher weights {path} have a pre-logits layer that {specification.name} does not "
+            f"have; name the architecture {specification.arch}{PRELOGITS_SUFFIX}."
         )
     # timm's own renaming of foreign spellings, where the model's family has one.
     rename = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
-    state = rename(dict(state), module) if rename is not None else dict(state)
-    classifiers = settings.get("classifier") or ()
-    prefixes = [classifiers] if isinstance(classifiers, str) else list(classifiers)
+    state = dict(state) if rename is None else rename(dict(state), module)
+    heads = settings.get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     own = module.state_dict().keys()
-    state = {
-        key: value
-        for key, value in state.items()
-        if key in own or not key.startswith(tuple(f"{prefix}." for prefix in prefixes))
-    }
-    load_strictly(module, state, name=name, path=path)
+    return {k: value for k, value in state.items() if k in own or not k.startswith(prefixes)}

@@ -1,4 +1,4 @@
-"""Reads and identifies files of teacher weights."""
+"""Files of teacher weights: found, hashed and read."""
 
 from __future__ import annotations
 
@@ -6,48 +6,32 @@ import hashlib
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from recon_ray.errors import TeacherError
+from recon_ray.data.format.files import file_sha256
+from recon_ray.errors import TeacherError, TeacherNameError
+from recon_ray.teachers.specification import Specification, parse_source
 
 logger = logging.getLogger(__name__)
 
+#: Ways to have a teacher without a connection to a model hub; ends error messages.
 WAY_OUT = "give a local file of the weights in the teacher's name, or use the teacher 'descriptor'"
-"""What a user without a connection to a model hub can do; ends error messages."""
 
-# What OpenAI's published TorchScript archives hold beside the weights.
+#: Entries of OpenAI's published TorchScript archives beside the weights.
 ARCHIVE_EXTRAS = frozenset({"input_resolution", "context_length", "vocab_size"})
-
-
-@contextmanager
-def fetching(weights: str) -> Iterator[None]:
-    """Say that weights are fetched, and keep the hub's warning of every failed attempt to itself.
-
-    Args:
-        weights: What is fetched.
-    """
-    logger.info("fetching %s; without a connection that is given up within a minute", weights)
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hub.setLevel(level)
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights and where its name came from.
+    """A file of weights.
 
     Attributes:
-        path: Where the file lies.
+        path: The file.
         tag: Published tag of the weights, or the file's name.
         sha256: Hash of the file's bytes.
     """
@@ -70,34 +54,55 @@ class Weights:
     is_archive: bool = False
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file's bytes; 64 lower-case hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def find_weights_file(
+    specification: Specification,
+    tags: Collection[str],
+    default: str | None,
+    download: Callable[[str], Path],
+    *,
+    sha256: str | None,
+) -> WeightsFile:
+    """Find the file of weights that a specification names, or fetch the published one.
 
-
-def state_dict_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash a state dict in a canonical order: for each sorted name its name, type, shape, bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def identify(path: Path, tag: str) -> WeightsFile:
-    """Hash a local file of weights.
+    Args:
+        specification: The teacher.
+        tags: Published tags of its architecture.
+        default: Tag where the specification names no weights; None for none.
+        download: Fetches the file of a tag, or finds it in the hub's cache on this machine.
+        sha256: Hash that the file must have.
 
     Raises:
-        TeacherError: If there is no such file.
+        TeacherError: If tag or file are unknown, the hub cannot be reached, or the hash differs.
     """
-    if not path.is_file():
-        raise TeacherError(f"Teacher weights {path}: there is no such file; {WAY_OUT}.")
-    return WeightsFile(path=path, tag=tag, sha256=file_sha256(path))
+    tag, path = parse_source(specification, tags)
+    if path is None:
+        tag = tag or default
+        if tag is None:
+            raise TeacherNameError(
+                f"Teacher {specification.text!r} names no weights; add a tag "
+                f"({', '.join(tags) or 'none is published'}) or a file."
+            )
+        path = _fetch(specification, tag, download)
+    found = file_sha256(path)
+    check_pin(specification.name, found, sha256)
+    return WeightsFile(path, tag or path.name, found)
+
+
+def _fetch(specification: Specification, tag: str, download: Callable[[str], Path]) -> Path:
+    """Download weights, without the hub's warning of every failed attempt."""
+    text, hub = specification.text, logging.getLogger("huggingface_hub")
+    logger.info("fetching %s; without a connection that is given up within a minute", text)
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        return download(tag)
+    except Exception as error:  # hub, proxy or disk: many kinds of failure, one way out
+        raise TeacherError(
+            f"Teacher {text!r}: the weights {tag!r} could not be fetched "
+            f"({type(error).__name__}); {WAY_OUT}."
+        ) from error
+    finally:
+        hub.setLevel(level)
 
 
 def check_pin(name: str, found: str, expected: str | None) -> None:
@@ -111,6 +116,16 @@ def check_pin(name: str, found: str, expected: str | None) -> None:
             f"Teacher {name}: its weights have sha256 {found}, but {expected} is pinned; "
             "give the pinned weights or change the pin."
         )
+
+
+def state_dict_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash a state dict in a canonical order: for each sorted name its name, type, shape, bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> Weights:
@@ -128,18 +143,16 @@ def read_weights(path: Path) -> Weights:
     try:
         loaded, is_archive = _read(path)
     except (*unreadable, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise TeacherError(
             f"Teacher weights {path} cannot be read as a safetensors or torch state dict "
-            f"({_first_line(error)}); give the file as published."
+            f"({reason}); give the file as published."
         ) from error
     state = _unwrap(loaded, path)
     extras = ARCHIVE_EXTRAS & state.keys()
+    floats = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
     return Weights(
-        state={
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in state.items()
-            if name not in extras
-        },
+        {name: tensor for name, tensor in floats.items() if name not in extras},
         is_archive=is_archive or bool(extras),
     )
 
@@ -165,20 +178,17 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, name: str, 
 
 
 def _read(path: Path) -> tuple[object, bool]:
+    """Load the content of a file; also return whether it is a TorchScript archive."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path), False
-    if _is_torchscript(path):
-        return torch.jit.load(str(path), map_location="cpu").state_dict(), True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if is_script:
+            return torch.jit.load(str(path), map_location="cpu").state_dict(), True
     return torch.load(path, map_location="cpu", weights_only=True), False
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
@@ -193,8 +203,3 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

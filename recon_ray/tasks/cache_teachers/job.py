@@ -1,99 +1,78 @@
-"""The driver of ``jobs/cache_teachers.py``."""
+"""Main function of ``jobs/cache_teachers.py``: features of the teachers beside a prepared set."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from recon_ray.cluster.encode_pool import encode_here, encode_on_ray, run_in_worker
-from recon_ray.cluster.placement import WorkerPlan, plan_workers
-from recon_ray.cluster.session import ray_session
-from recon_ray.config.sections.training import TextTeacherSection
+from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.errors import ConfigError, DataError
-from recon_ray.machine import cpu_count
+from recon_ray.errors import ConfigError
+from recon_ray.tasks.cache_teachers.cache_shards import (
+    CachePlan,
+    TeacherWorker,
+    build_cache,
+    make_cache_plan,
+    make_text_task,
+    views_per_sample,
+)
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.cache_teachers.workers import TeacherWorker
 from recon_ray.tasks.config_checks import check_here, check_images, check_texts, find_set, texts_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
+from recon_ray.tasks.shard_encoding import encode_shards, unfinished
 from recon_ray.tasks.teacher_features import (
     image_identity,
     image_transform,
     make_image_teacher,
     make_text_teacher,
 )
-from recon_ray.teachers.bank import text_bank
-from recon_ray.teachers.cache import (
-    CACHES,
-    Identity,
-    TeacherCache,
-    cache_key,
-    find_caches,
-    text_identity,
-)
-from recon_ray.teachers.cache_shards import (
-    CachePlan,
-    EncodeTask,
-    build_bank,
-    build_cache,
-    encode_batch,
-    make_cache_plan,
-    views_per_sample,
-)
-from recon_ray.teachers.protocol import ImageTeacher
-
-logger = logging.getLogger(__name__)
+from recon_ray.teachers.cache import TeacherCache
+from recon_ray.teachers.protocol import FrozenTeacher, ImageTeacher
 
 
 def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
     """Encode the pictures and texts of a prepared set, and write ``result.json``."""
     config = job.config
     prepared = find_set("data.path", Path(config.data.path))
-    _check(config, prepared)
-    texts = texts_of(prepared, config.data.text)
-    if config.teacher.text.name is not None:
+    texts, names = texts_of(prepared, config.data.text), config.teacher
+    if names.image.name is not None:
+        _check_pictures(config, prepared)
+    if names.text.name is None:
+        texts = []
+    else:
         check_texts(prepared, texts)
     if config.data.verify:
         prepared.verify_hashes()
-    image = None if config.teacher.image.name is None else _plan_images(config, prepared)
+    images = None if names.image.name is None else _plan_images(config, prepared)
     if job.dry_run:
-        return _dry_run(config, image, texts)
+        return _dry_run(config, images, len(texts))
     check_here(config)
-    run = start_run("cache_teachers", config, label=_label(config))
-    started = time.monotonic()
-    todo = 0 if image is None else sum(task.images for task in image.plan.unfinished())
-    with _workers(config) as plan:
-        folders = [] if image is None else [_encode_images(config, image, plan)]
-        folders += _encode_texts(config, prepared, texts, plan)
-    rate = todo / max(time.monotonic() - started, 1e-9)
-    images = 0 if image is None else sum(task.images for task in image.plan.all_tasks)
-    metrics = {"images": float(images), "images_encoded": float(todo), "images_per_second": rate}
+    label = (names.image.name or names.text.name or "").partition(":")[0]
+    run = start_run("cache_teachers", config, label=label)
+    started, folders, total, encoded = time.monotonic(), [], 0, 0
+    with EncodePool(config.cluster, config.runtime.device) as pool:
+        if images is not None:
+            total = sum(task.units for task in images[1].tasks)
+            encoded = _encode_images(config, *images, pool)
+            folders.append(images[1].root)
+        if texts:
+            folders.append(_encode_texts(config, prepared, texts, pool))
+    rate = encoded / max(time.monotonic() - started, 1e-9)
     return run.finish(
-        metrics,
+        {"images": float(total), "images_encoded": float(encoded), "images_per_second": rate},
         table=_summary(folders),
         selection="all samples of the splits",
-        counts={"texts": 0 if config.teacher.text.name is None else len(texts), "images": images},
+        counts={"texts": len(texts), "images": total},
         caches=[str(folder) for folder in folders],
     )
 
 
-def _label(config: CacheTeachersConfig) -> str:
-    name = config.teacher.image.name or config.teacher.text.name or ""
-    return name.partition(":")[0]
-
-
-def _check(config: CacheTeachersConfig, prepared: PreparedSet) -> None:
-    if config.teacher.image.name is None:
-        return
+def _check_pictures(config: CacheTeachersConfig, prepared: PreparedSet) -> None:
     check_images(prepared)
     for name in config.cache.splits:
         if name not in prepared.splits:
@@ -103,106 +82,63 @@ def _check(config: CacheTeachersConfig, prepared: PreparedSet) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The image teacher's part of the job; ``make`` makes it anew, in another process."""
-
-    teacher: ImageTeacher
-    make: Callable[[], ImageTeacher]
-    plan: CachePlan
-
-
-def _plan_images(config: CacheTeachersConfig, prepared: PreparedSet) -> _Images:
-    """Make the teacher once, to know its identity, and plan the shards of its cache."""
+def _plan_images(
+    config: CacheTeachersConfig, prepared: PreparedSet
+) -> tuple[ImageTeacher, CachePlan]:
+    """Make the teacher, for its identity, and plan the shards of its cache."""
     options, cache = config.teacher.image, config.cache
     teacher = make_image_teacher(options, precision=cache.precision)
-    clean = options.augment == "none"
-    copies = views_per_sample(prepared.splits[cache.splits[0]]) if clean else cache.copies
+    is_clean = options.augment == "none"
     choices = {
         "seed": config.run.seed,
-        "copies": copies,
+        "copies": views_per_sample(prepared.splits[cache.splits[0]]) if is_clean else cache.copies,
         "precision": cache.precision,
         "batch_size": cache.batch_size,
     }
     identity = {**image_identity(teacher, options, prepared), "choices": choices}
-    plan = make_cache_plan(prepared, identity, cache.splits, image_transform(teacher, options))
-    pinned = partial(
+    transform = image_transform(teacher, options)
+    return teacher, make_cache_plan(prepared, identity, cache.splits, transform)
+
+
+def _encode_images(
+    config: CacheTeachersConfig, teacher: ImageTeacher, plan: CachePlan, pool: EncodePool
+) -> int:
+    """Finish the cache of images and return the number of pictures that were encoded."""
+    again = partial(
         make_image_teacher,
-        options,
-        precision=cache.precision,
+        config.teacher.image,
+        precision=config.cache.precision,
         sha256=teacher.identity["sha256"],  # a node with other weights is refused
     )
-    return _Images(teacher, pinned, plan)
-
-
-@contextmanager
-def _workers(config: CacheTeachersConfig) -> Iterator[WorkerPlan | None]:
-    """The workers of the job; None in this process."""
-    if config.cluster.workers == 0:
-        yield None
-        return
-    with ray_session(config.cluster):
-        yield plan_workers(
-            config.cluster, reads_during_training=False, device=config.runtime.device
-        )
-
-
-def _encode_images(config: CacheTeachersConfig, images: _Images, plan: WorkerPlan | None) -> Path:
-    worker = TeacherWorker(
-        images.make if plan is not None else lambda: images.teacher,
-        threads=config.runtime.threads or 1,
-        decoders=cpu_count() if plan is None else max(1, int(config.cluster.cpus_per_worker)),
-    )
-    run = (
-        encode_here(worker, on_gpu=_uses_gpu(config))
-        if plan is None
-        else encode_on_ray(worker, config.cluster, plan)
-    )
-    build_cache(images.plan, run, dim=images.teacher.dim)
-    return images.plan.root
+    worker = partial(_worker, pool, teacher, again, config.runtime.threads or 1)
+    return sum(task.units for task in build_cache(plan, pool, worker, dim=teacher.dim))
 
 
 def _encode_texts(
-    config: CacheTeachersConfig, prepared: PreparedSet, texts: list[str], plan: WorkerPlan | None
-) -> list[Path]:
-    """Write the text bank, unless it is there already; nothing without a text teacher."""
+    config: CacheTeachersConfig, prepared: PreparedSet, texts: list[str], pool: EncodePool
+) -> Path:
+    """Write the text bank, unless it is there already, and return its folder."""
     options, use_prompts = config.teacher.text, config.data.text == "category"
     teacher = make_text_teacher(options)
-    if teacher is None:
-        return []
-    identity = text_identity(teacher.identity, texts, use_prompts=use_prompts)
-    root = prepared.path / CACHES / cache_key(identity)
-    if _holds_bank(prepared, identity, texts):
-        logger.info("text bank %s: it is there already", root)
-        return [root]
-    if plan is None:
-        teacher = teacher.to("cuda" if _uses_gpu(config) else "cpu")
-        bank = text_bank(teacher, texts, use_prompts=use_prompts)
-    else:
-        pinned = options.model_copy(update={"sha256": teacher.identity["sha256"]})
-        bank = run_in_worker(partial(_bank, pinned, texts, use_prompts), plan)
-    build_bank(root, identity, texts, bank)
-    logger.info("text bank %s: %d texts in %d prompts", root, len(texts), bank.shape[1])
-    return [root]
-
-
-def _bank(options: TextTeacherSection, texts: list[str], use_prompts: bool, device: str) -> Tensor:
-    teacher = make_text_teacher(options)
     assert teacher is not None
-    return text_bank(teacher.to(device), texts, use_prompts=use_prompts)
+    task = make_text_task(prepared.path, teacher.identity, texts, use_prompts=use_prompts)
+    pinned = options.model_copy(update={"sha256": teacher.identity["sha256"]})
+    again, threads = partial(make_text_teacher, pinned), config.runtime.threads
+    worker = partial(_worker, pool, teacher, again, threads)
+    encode_shards("cache_teachers", [task], pool, worker, unit="texts")
+    return Path(task.root)
 
 
-def _holds_bank(prepared: PreparedSet, identity: Identity, texts: list[str]) -> bool:
-    found, _ = find_caches(prepared, identity)
-    try:
-        return bool(found) and found[0].text_bank(texts) is not None
-    except DataError as error:
-        logger.warning("%s: it is written anew", error)
-        return False
-
-
-def _uses_gpu(config: CacheTeachersConfig) -> bool:
-    return config.runtime.device != "cpu" and torch.cuda.is_available()
+def _worker(
+    pool: EncodePool,
+    teacher: FrozenTeacher,
+    again: Callable[[], FrozenTeacher | None],
+    threads: int | None,
+) -> TeacherWorker:
+    """Return the worker of a teacher, which is made again in other processes."""
+    make = (lambda: teacher) if pool.is_local else again
+    threads = threads or pool.plan.threads_per_worker
+    return TeacherWorker(make, threads, max(1, int(pool.plan.cpus_per_worker)))
 
 
 def _summary(folders: list[Path]) -> str:
@@ -216,29 +152,27 @@ def _summary(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def _dry_run(config: CacheTeachersConfig, images: _Images | None, texts: list[str]) -> JobResult:
-    """Encode one batch in a throw-away folder and say how long the whole would take."""
+def _dry_run(
+    config: CacheTeachersConfig, images: tuple[ImageTeacher, CachePlan] | None, texts: int
+) -> JobResult:
+    """Encode one batch of pictures and estimate the time of all."""
     lines = ["dry run: one batch was encoded, nothing is kept"]
-    if config.teacher.text.name is not None:
-        lines.append(f"{'texts':28}{len(texts):>20,}")
-    todo = [] if images is None else images.plan.unfinished()
+    if texts:
+        lines.append(f"{'texts':28}{texts:>20,}")
+    todo = unfinished(images[1].tasks) if images is not None else []
     if images is not None and todo:
-        seconds = _seconds_of_a_batch(config, images, todo[0])
-        count = sum(task.images for task in todo)
-        rate = config.cache.batch_size / seconds
+        torch.set_num_threads(config.runtime.threads or 1)
+        on_gpu = config.runtime.device != "cpu" and torch.cuda.is_available()
+        teacher = images[0].to("cuda" if on_gpu else "cpu")
+        started = time.monotonic()
+        teacher.encode(todo[0].first_batch()).cpu()
+        rate = config.cache.batch_size / (time.monotonic() - started)
+        count = sum(task.units for task in todo)
         lines += [
             f"{'pictures to encode':28}{count:>20,}",
-            f"{'features':28}{f'{todo[0].copies} x {images.teacher.dim}':>20}",
-            f"{'megabytes':28}{count * images.teacher.dim * 2 / 1e6:>20,.1f}",
+            f"{'features':28}{f'{todo[0].copies} x {teacher.dim}':>20}",
+            f"{'megabytes':28}{count * teacher.dim * 2 / 1e6:>20,.1f}",
             f"{'pictures a second, a worker':28}{rate:>20.1f}",
             f"{'minutes with one worker':28}{count / rate / 60:>20.1f}",
         ]
     return JobResult("\n".join(lines))
-
-
-def _seconds_of_a_batch(config: CacheTeachersConfig, images: _Images, task: EncodeTask) -> float:
-    torch.set_num_threads(config.runtime.threads or 1)
-    teacher = images.teacher.to("cuda" if _uses_gpu(config) else "cpu")
-    started = time.monotonic()
-    encode_batch(task, teacher)
-    return time.monotonic() - started

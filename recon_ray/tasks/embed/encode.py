@@ -1,9 +1,11 @@
-"""Features of all shapes of a set, or of single files, as Parquet: one shard in, one part out."""
+"""Features of the shapes of one part, computed by a model and written as Parquet."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,15 +16,17 @@ import torch
 from pyarrow import fs as pafs
 from torch import Tensor, nn
 
+from recon_ray.cluster.worker import use_ops
 from recon_ray.data.format.files import write_file
 from recon_ray.data.loading.prefetch import prefetch
 from recon_ray.errors import CheckpointError, DataError
 from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Embedder
 from recon_ray.models.twotower import TwoTowerClassifier
+from recon_ray.points import ops
 from recon_ray.runs.storage import open_filesystem
-from recon_ray.tasks.embed.parts import KEY, EmbedTask, Rows
-from recon_ray.tasks.feature_extraction import PointChoice, load_embedder
+from recon_ray.tasks.embed.parts import KEY, EmbedTask
+from recon_ray.tasks.feature_extraction import PointChoice, check_cloud, load_embedder
 from recon_ray.train.inference import Function, Inference
 from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import build
@@ -31,7 +35,7 @@ Encoder: TypeAlias = Embedder | TwoTowerClassifier
 
 
 def model_hash(model: nn.Module) -> str:
-    """Name a model by its weights."""
+    """Hash the weights of a model."""
     found = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -40,14 +44,14 @@ def model_hash(model: nn.Module) -> str:
 
 
 def load_encoder(weights: str, sizes: Mapping[str, Any]) -> Encoder:
-    """Make what encodes shapes, in evaluation mode, on the CPU.
+    """Load the encoder of weights, in evaluation mode, on the CPU.
 
     Args:
         weights: Run folder, checkpoint or file.
-        sizes: Constructor arguments that a foreign file does not tell.
+        sizes: Constructor arguments that a foreign file does not hold.
 
     Raises:
-        CheckpointError: If they cannot be read, or are of no model with features.
+        CheckpointError: If they cannot be read, or belong to a model without features.
     """
     found = find_weights(weights, **sizes)
     if found.kind != "twotower_classifier":
@@ -58,7 +62,7 @@ def load_encoder(weights: str, sizes: Mapping[str, Any]) -> Encoder:
 
 
 def feature_widths(model: Encoder) -> dict[str, int]:
-    """Return the columns of features of a model, and how wide each is."""
+    """Return the names and widths of the columns of features of a model."""
     if isinstance(model, TwoTowerClassifier):
         return {"features": (4 if model.stream == "ALL" else 2) * model.embed_dim}
     heads = {"image_embedding": model.image_proj, "text_embedding": model.text_proj}
@@ -66,85 +70,10 @@ def feature_widths(model: Encoder) -> dict[str, int]:
     return {"features": 2 * model.embed_dim, **projected}
 
 
-class ShardEmbedder:
-    """A model on its device, which computes part after part.
-
-    Args:
-        weights: Run, checkpoint or file with an encoder.
-        sizes: Constructor arguments that a foreign file does not tell.
-        expected: Hash of the model.
-        device: Where it runs.
-        inference: How it runs.
-        batch_size: Shapes encoded at once.
-
-    Raises:
-        CheckpointError: If the weights cannot be read, or are others than those expected.
-    """
-
-    def __init__(
-        self,
-        weights: str,
-        sizes: Mapping[str, Any],
-        expected: str,
-        *,
-        device: torch.device,
-        inference: Inference,
-        batch_size: int,
-    ) -> None:
-        model = load_encoder(weights, sizes)
-        if model_hash(model) != expected:
-            raise CheckpointError(
-                f"{weights}: the weights have changed since the job began; run it again, or give "
-                "one checkpoint of a run that goes on"
-            )
-        self._model = inference.place(model, device)
-        self._device, self._inference, self._batch_size = device, inference, batch_size
-        self._encoders: dict[PointChoice, Function] = {}
-
-    def __call__(self, task: EmbedTask) -> dict[str, Any]:
-        """Compute one part and write it.
-
-        Returns:
-            Its ``file``, ``split`` and the number of ``shapes``.
-
-        Raises:
-            DataError: If a shape cannot be read or is too small, or the part cannot be written.
-        """
-        encode = self._encoder(task.choice)
-        tables = []
-        for rows in prefetch(lambda: task.rows.batches(self._batch_size)):
-            self._check(rows)
-            ids = torch.tensor(rows.columns["sample_id"], device=self._device)
-            with torch.inference_mode():
-                found = encode(rows.points.to(self._device), ids)
-            features = {name: value.cpu().numpy() for name, value in found.items()}
-            tables.append(_table(rows.columns, task.split, features))
-        table = pa.concat_tables(tables).replace_schema_metadata({KEY: task.key.encode()})
-        _write(task, table)
-        return {"file": task.file, "split": task.split, "shapes": len(table)}
-
-    def _encoder(self, choice: PointChoice) -> Function:
-        if choice not in self._encoders:
-
-            def encode(points: Tensor, ids: Tensor) -> dict[str, Tensor]:
-                return features_of(self._model, choice(points, ids))
-
-            self._encoders[choice] = self._inference.prepare(encode, self._device)
-        return self._encoders[choice]
-
-    def _check(self, rows: Rows) -> None:
-        model = self._model
-        if rows.points.shape[1] < max(model.num_groups, model.group_size):
-            raise DataError(
-                f"{rows.columns['object_id'][0]}: {rows.points.shape[1]} points are too few for "
-                f"the model's {model.num_groups} patches of {model.group_size} points; leave it out"
-            )
-
-
 def features_of(model: Encoder, points: Tensor) -> dict[str, Tensor]:
     """Encode (B, N, 3) clouds: the columns of :func:`feature_widths`, (B, width) each.
 
-    They are what the linear probes read; of a two-tower classifier, what its head reads.
+    ``features`` are the inputs of the linear probes; of a two-tower classifier, those of its head.
     """
     if isinstance(model, TwoTowerClassifier):
         return {"features": model.forward_features(points)}
@@ -157,10 +86,69 @@ def features_of(model: Encoder, points: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@dataclass(frozen=True)
+class EmbedWorker:
+    """A model that encodes parts, before it is loaded.
+
+    Attributes:
+        weights: Run, checkpoint or file with an encoder.
+        sizes: Constructor arguments that a foreign file does not hold.
+        model: Hash of the model.
+        inference: Precision and compilation.
+        batch_size: Shapes encoded at once.
+        threads: Threads of torch.
+        ops_backend: Implementation of the point operations, as configured.
+        driver_ops: The implementation that the driver uses for that.
+    """
+
+    weights: str
+    sizes: dict[str, Any]
+    model: str
+    inference: Inference
+    batch_size: int
+    threads: int
+    ops_backend: ops.BackendName
+    driver_ops: str
+
+    def start(self, device: str) -> Callable[[EmbedTask], int]:
+        """Load the model on a device; return a function that writes a part and counts its shapes.
+
+        Raises:
+            CheckpointError: If the weights cannot be read, or have another hash.
+        """
+        use_ops(self.ops_backend, self.driver_ops)
+        model = load_encoder(self.weights, self.sizes)
+        if model_hash(model) != self.model:
+            raise CheckpointError(
+                f"{self.weights}: the weights have changed since the job began; run it again, or "
+                "give one checkpoint of a run that goes on"
+            )
+        place = torch.device(device)
+        model = self.inference.place(model, place)
+
+        @cache
+        def encoder(choice: PointChoice) -> Function:
+            return self.inference.prepare(lambda p, ids: features_of(model, choice(p, ids)), place)
+
+        def write(task: EmbedTask) -> int:
+            tables = []
+            for columns, points in prefetch(lambda: task.batches(self.batch_size)):
+                check_cloud(columns["object_id"][0], points.shape[1], model)
+                ids = torch.tensor(columns["sample_id"], device=place)
+                with torch.inference_mode():
+                    features = encoder(task.choice)(points.to(place), ids)
+                tables.append(_table(columns, task.split, features))
+            table = pa.concat_tables(tables).replace_schema_metadata({KEY: task.key.encode()})
+            _write(task, table)
+            return len(table)
+
+        return write
+
+
 def _table(
-    columns: Mapping[str, list[Any]], split: str, features: Mapping[str, np.ndarray]
+    columns: Mapping[str, list[Any]], split: str, features: Mapping[str, Tensor]
 ) -> pa.Table:
-    """Rows with features as lists of one length, which every reader of Parquet knows."""
+    """Return rows with features as lists of one length, which every reader of Parquet knows."""
     count = len(columns["sample_id"])
     arrays = {
         "sample_id": pa.array(columns["sample_id"], pa.int64()),
@@ -170,7 +158,7 @@ def _table(
         "split": pa.array([split] * count, pa.string()),
     }
     for name, values in features.items():
-        flat = pa.array(values.astype(np.float32).reshape(-1))
+        flat = pa.array(values.cpu().numpy().astype(np.float32).reshape(-1))
         arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table(arrays)
 
@@ -186,15 +174,15 @@ def _write(task: EmbedTask, table: pa.Table) -> None:
         use_byte_stream_split=[f"{name}.list.element" for name in floats],
     )
     content = memoryview(sink.getvalue())
-    filesystem, root = open_filesystem(task.folder)
+    filesystem, root = open_filesystem(task.root)
     if isinstance(filesystem, pafs.LocalFileSystem):
         write_file(Path(root) / task.file, content)
         return
-    try:  # an object is there when all of it is
+    try:  # an object store shows an object only when it is complete
         with filesystem.open_output_stream(f"{root}/{task.file}") as output:
             output.write(content)
     except OSError as error:
         raise DataError(
-            f"{task.folder}/{task.file}: it could not be written "
+            f"{task.root}/{task.file}: it could not be written "
             f"({str(error).splitlines()[0]}); choose another run.storage"
         ) from error

@@ -1,15 +1,12 @@
-"""The parts of a table of features: which shapes each is made of, and whether it is there.
-
-A part is written whole or not at all and carries the key of what it was computed from, so that an
-interrupted job, or one whose weights have changed, computes only what is missing.
-"""
+"""The parts of a table of features: the shapes of each, and the key of what it is computed from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +22,9 @@ from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import DataError
 from recon_ray.runs.storage import open_filesystem
 from recon_ray.tasks.feature_extraction import PointChoice
+from recon_ray.tasks.shard_encoding import EncodeTask
 
-#: Where a part says what it was computed from, in the metadata of the file.
+#: Name of the key in the metadata of a part's file.
 KEY = b"recon_ray.key"
 #: Name of the split of single files.
 FILES = "files"
@@ -35,120 +33,91 @@ FILES_A_PART = 256
 #: Columns of a part beside the features, as in the prepared set.
 COLUMNS = ("sample_id", "object_id", "label", "category")
 
-
-class Rows(NamedTuple):
-    """Some shapes.
-
-    Attributes:
-        columns: Values of :data:`COLUMNS`.
-        points: (B, N, 3) float32 stored clouds.
-    """
-
-    columns: dict[str, list[Any]]
-    points: Tensor
+#: Some shapes: values of :data:`COLUMNS`, and (B, N, 3) float32 stored clouds.
+Rows: TypeAlias = tuple[Mapping[str, list[Any]], Tensor]
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """The first rows of a file of a prepared set.
+class EmbedTask(EncodeTask):
+    """One part of the table.
 
     Attributes:
-        path: The file.
-        count: How many.
+        split: Value of the column ``split``.
+        choice: Choice of the points.
     """
 
-    path: str
-    count: int
-
-    def batches(self, batch_size: int) -> Iterator[Rows]:
-        """Read them, up to so many at once.
-
-        Raises:
-            DataError: If the file cannot be read.
-        """
-        left = self.count
-        for part in read_parts(Path(self.path), [*COLUMNS, "points"], batch_size):
-            rows = part.slice(0, left)
-            left -= len(rows)
-            points = points_to_numpy(rows["points"]).astype(np.float32)
-            yield Rows(rows.select(COLUMNS).to_pydict(), torch.from_numpy(points))
-            if not left:
-                return
-
-
-@dataclass(frozen=True)
-class FileRows:
-    """Single files, each a shape without class.
-
-    Attributes:
-        paths: The files.
-        first: Sample id of the first.
-        up_axis: Axis that points up in them.
-        num_points: Points that are sampled on a mesh.
-        seed: Seed of that.
-    """
-
-    paths: tuple[str, ...]
-    first: int
-    up_axis: str
-    num_points: int
-    seed: int
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return len(self.paths)
-
-    def batches(self, batch_size: int) -> Iterator[Rows]:
-        """Read one after the other: their clouds differ in size.
-
-        Raises:
-            DataError: If one cannot be read.
-        """
-        del batch_size
-        for number, path in enumerate(self.paths, start=self.first):
-            cloud = cloud_of_file(
-                Path(path), up_axis=self.up_axis, num_points=self.num_points, seed=self.seed
-            )
-            values = (number, path, -1, "")
-            columns = {name: [value] for name, value in zip(COLUMNS, values, strict=True)}
-            yield Rows(columns, torch.from_numpy(np.array(cloud, dtype=np.float32))[None])
-
-
-@dataclass(frozen=True)
-class EmbedTask:
-    """All that one part needs besides the model; picklable.
-
-    Attributes:
-        folder: Folder or URI of all parts.
-        file: The part below it, ``<split>/part-....parquet``.
-        key: Names weights, shapes and points; a file with another key is not this part.
-        split: What the column ``split`` says.
-        rows: The shapes.
-        choice: Which of their points are read.
-    """
-
-    folder: str
-    file: str
-    key: str
     split: str
-    rows: ShardRows | FileRows
     choice: PointChoice
 
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[Rows]:
+        """Read the shapes in batches.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+
     def is_finished(self) -> bool:
-        """Return whether the part is there already."""
-        filesystem, root = open_filesystem(self.folder)
+        """Return whether the file is there with this key and all rows."""
+        filesystem, root = open_filesystem(self.root)
         try:
             with filesystem.open_input_file(f"{root}/{self.file}") as file:
                 found = pq.read_metadata(file)
         except (OSError, pa.ArrowInvalid):
             return False
         has_key = (found.metadata or {}).get(KEY) == self.key.encode()
-        return has_key and found.num_rows == self.rows.count
+        return has_key and found.num_rows == self.units
 
 
-def set_tasks(
-    folder: str,
+@dataclass(frozen=True)
+class SetPart(EmbedTask):
+    """The first rows of a file of a prepared set, ``path``."""
+
+    path: str
+
+    def batches(self, batch_size: int) -> Iterator[Rows]:
+        """Read the rows in batches; see :meth:`EmbedTask.batches`."""
+        left = self.units
+        for part in read_parts(Path(self.path), [*COLUMNS, "points"], batch_size):
+            rows = part.slice(0, left)
+            left -= len(rows)
+            points = points_to_numpy(rows["points"]).astype(np.float32)
+            yield rows.select(COLUMNS).to_pydict(), torch.from_numpy(points)
+            if not left:
+                return
+
+
+@dataclass(frozen=True)
+class FilesPart(EmbedTask):
+    """Single files, each a shape without class.
+
+    Attributes:
+        paths: The files.
+        first: Sample id of the first.
+        up_axis: Axis that points up in them.
+        seed: Seed of the points that are sampled on a mesh.
+    """
+
+    paths: tuple[str, ...]
+    first: int
+    up_axis: str
+    seed: int
+
+    def batches(self, batch_size: int) -> Iterator[Rows]:
+        """Read one file after the other, as clouds differ in size; see :class:`EmbedTask`."""
+        del batch_size
+        num_points, seed = self.choice.num_points, self.seed
+        for number, path in enumerate(self.paths, start=self.first):
+            cloud = cloud_of_file(
+                Path(path), up_axis=self.up_axis, num_points=num_points, seed=seed
+            )
+            values: tuple[list[Any], ...] = ([number], [path], [-1], [""])
+            points = torch.from_numpy(np.array(cloud, dtype=np.float32))[None]
+            yield dict(zip(COLUMNS, values, strict=True)), points
+
+
+def set_parts(
+    root: str,
     prepared: PreparedSet,
     splits: Sequence[str],
     choice: PointChoice,
@@ -159,14 +128,14 @@ def set_tasks(
     """Assign the shards of a set to parts.
 
     Args:
-        folder: Folder or URI of all parts.
+        root: Folder or URI of all parts.
         prepared: The set.
         splits: Names of its splits.
-        choice: Which points are read.
+        choice: Choice of the points.
         model: Hash of the model, see :func:`recon_ray.tasks.embed.encode.model_hash`.
         limit: Use the first rows of each split only.
     """
-    tasks = []
+    tasks: list[EmbedTask] = []
     for name in dict.fromkeys(splits):
         split = prepared.split(name)
         left = split.rows if limit is None else limit
@@ -177,36 +146,31 @@ def set_tasks(
                 content = [prepared.manifest_hash, name, path.name, count]
                 key = digest([model, asdict(choice), content])
                 file = f"{name}/{path.name}"
-                tasks.append(
-                    EmbedTask(folder, file, key, name, ShardRows(str(path), count), choice)
-                )
+                tasks.append(SetPart(root, file, key, count, name, choice, str(path)))
     return tasks
 
 
-def file_tasks(
-    folder: str,
-    files: Sequence[Path],
-    choice: PointChoice,
-    *,
-    model: str,
-    up_axis: str,
-    seed: int,
+def file_parts(
+    root: str, files: Sequence[Path], choice: PointChoice, *, model: str, up_axis: str, seed: int
 ) -> list[EmbedTask]:
-    """Assign single files to parts; arguments as :func:`set_tasks` and :class:`FileRows`.
+    """Assign single files to parts; arguments as :func:`set_parts` and :class:`FilesPart`.
 
     Raises:
         DataError: If one is not there.
     """
-    tasks = []
-    for number, first in enumerate(range(0, len(files), FILES_A_PART)):
+    tasks: list[EmbedTask] = []
+    for first in range(0, len(files), FILES_A_PART):
         chosen = files[first : first + FILES_A_PART]
-        paths = tuple(str(path.absolute()) for path in chosen)
-        rows = FileRows(paths, first, up_axis, choice.num_points, seed)
-        content = [asdict(rows), [_stamp(path) for path in chosen]]
+        rows: dict[str, Any] = {
+            "paths": tuple(str(path.absolute()) for path in chosen),
+            "first": first,
+            "up_axis": up_axis,
+            "seed": seed,
+        }
+        content = [{**rows, "num_points": choice.num_points}, [_stamp(path) for path in chosen]]
         key = digest([model, asdict(choice), content])
-        tasks.append(
-            EmbedTask(folder, f"{FILES}/part-{number:05d}.parquet", key, FILES, rows, choice)
-        )
+        file = f"{FILES}/part-{first // FILES_A_PART:05d}.parquet"
+        tasks.append(FilesPart(root, file, key, len(chosen), FILES, choice, **rows))
     return tasks
 
 

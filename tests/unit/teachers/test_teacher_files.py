@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import pickle
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from recon_ray.errors import TeacherError
 from recon_ray.teachers.create import create_image_teacher
 from recon_ray.teachers.specification import parse_specification
-from recon_ray.teachers.weights_file import file_sha256, identify, read_weights, state_dict_sha256
+from recon_ray.teachers.weights_file import read_weights, state_dict_sha256
 
 
 def test_specifications_come_apart_at_the_first_two_colons():
@@ -24,17 +23,6 @@ def test_specifications_come_apart_at_the_first_two_colons():
 def test_unknown_specifications_are_refused(text):
     with pytest.raises(TeacherError, match=repr(text)):
         create_image_teacher(text)
-
-
-def test_file_hash_is_that_of_the_bytes(tmp_path):
-    path = tmp_path / "x.bin"
-    path.write_bytes(b"abc" * 3_000_000)  # more than one block
-    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_missing_files_name_the_path(tmp_path):
-    with pytest.raises(TeacherError, match=r"gone\.pt"):
-        identify(tmp_path / "gone.pt", "x")
 
 
 def test_state_dict_hash_does_not_depend_on_order_or_layout():

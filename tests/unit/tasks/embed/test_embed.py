@@ -115,13 +115,13 @@ def test_an_interrupted_job_goes_on_and_other_weights_are_refused(options, weigh
 
 
 def test_weights_that_change_while_the_job_runs_end_it(options, weights, monkeypatch):
-    original = program._encode
+    original = program.encode_shards
 
-    def encode(*arguments: Any) -> None:
+    def encode(*arguments: Any, **options: Any) -> Any:
         save_model(weights, seed=1, **RECON)
-        original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(program, "_encode", encode)
+    monkeypatch.setattr(program, "encode_shards", encode)
     with pytest.raises(CheckpointError, match="the weights have changed since the job began"):
         run(options)
 

@@ -17,6 +17,8 @@ import pytest
 import torch
 from data_samples import OPTIONS, SOURCE
 
+from recon_ray.cluster.encode_pool import EncodePool
+from recon_ray.config.sections.common import ClusterSection
 from recon_ray.data.format.files import write_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
@@ -25,21 +27,20 @@ from recon_ray.data.loading.shard_reader import ShardReader
 from recon_ray.data.loading.stream import decoded_bytes
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.errors import ConfigError, DataError
+from recon_ray.tasks.cache_teachers.cache_shards import (
+    TeacherWorker,
+    build_cache,
+    make_cache_plan,
+    make_text_task,
+    views_per_sample,
+)
 from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.cache import (
     TeacherCache,
     cache_key,
     difference,
     find_caches,
-    text_identity,
     views_identity,
-)
-from recon_ray.teachers.cache_shards import (
-    build_bank,
-    build_cache,
-    encode_shard,
-    make_cache_plan,
-    views_per_sample,
 )
 from recon_ray.teachers.create import create_image_teacher, create_text_teacher
 
@@ -52,7 +53,7 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from test_cache import build
+from test_cache_shards import build
 from recon_ray.data.format.prepared import PreparedSet
 
 def stop_in_write(descriptor):
@@ -79,17 +80,23 @@ def identity(prepared, transform=TRANSFORM, seed=5, **choices):
     }
 
 
+class Backwards(EncodePool):
+    """A pool that takes the shards from the last to the first: the order has no effect."""
+
+    def __init__(self):
+        super().__init__(ClusterSection(workers=0), "cpu")
+
+    def run(self, worker, tasks):
+        return super().run(worker, tasks[::-1])
+
+
 def build(prepared, splits=("train",), transform=TRANSFORM, encoded=None, threads=1, **choices):
     teacher = create_image_teacher("descriptor:16")
     plan = make_cache_plan(prepared, identity(prepared, transform, **choices), splits, transform)
-
-    def run(tasks):
-        for task in tasks[::-1]:  # the order has no effect
-            if encoded is not None:
-                encoded.append(task.file)
-            yield encode_shard(task, teacher, threads=threads)
-
-    build_cache(plan, run, dim=teacher.dim)
+    worker = TeacherWorker(lambda: teacher, torch.get_num_threads(), threads)
+    done = build_cache(plan, Backwards(), lambda: worker, dim=teacher.dim)
+    if encoded is not None:
+        encoded += [task.file for task in done]
     return TeacherCache.open(plan.root)
 
 
@@ -219,7 +226,7 @@ def test_features_beyond_half_precision_are_refused(copy):
 
     plan = make_cache_plan(copy, identity(copy), ["train"], TRANSFORM)
     with pytest.raises(DataError, match="Sample 0: its features are not finite or beyond"):
-        encode_shard(plan.all_tasks[0], Loud())
+        plan.tasks[0].encode(Loud())
 
 
 def test_what_differs_is_named(copy):
@@ -282,12 +289,14 @@ def test_a_text_bank_is_read_back_exactly(tmp_path, use_prompts):
     texts = ["chair", "table lamp", "chair"]
     teacher = create_text_teacher("descriptor:16")
     bank = text_bank(teacher, texts, use_prompts=use_prompts)
-    build_bank(
-        tmp_path, text_identity(teacher.identity, texts, use_prompts=use_prompts), texts, bank
-    )
-    cache = TeacherCache.open(tmp_path)
+    task = make_text_task(tmp_path, teacher.identity, texts, use_prompts=use_prompts)
+    assert not task.is_finished()
+    task.encode(teacher)
+    assert task.is_finished()
+    root = Path(task.root)
+    cache = TeacherCache.open(root)
     assert torch.equal(cache.text_bank(texts), bank)
-    table = pq.read_table(tmp_path / "text_bank.parquet")
+    table = pq.read_table(root / "text_bank.parquet")
     assert table.column_names == ["text", "prompt", "feature"]
     last = "A 3D rendering image of a chair with black context." if use_prompts else "chair"
     assert table["prompt"][-1].as_py() == last
