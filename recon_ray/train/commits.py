@@ -1,7 +1,7 @@
-"""When a run commits, and how a commit gets into the storage without keeping the workers waiting.
+"""Commits: when a run stores a checkpoint, and the upload beside the training.
 
-Rank 0 decides by its clock and by what it is told from outside; all ranks learn the decision at the
-same step, and the next step at which they ask again. Nothing is exchanged in between.
+Rank 0 decides by its clock and by stop requests; all ranks learn the decision at the same step, and
+the next step at which they ask again. Nothing is exchanged in between.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from recon_ray.train.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
 
-#: How often rank 0's clock and the notices are looked at.
+#: Seconds between two looks at rank 0's clock and the stop requests.
 LOOK_SECONDS = 1.0
 MOST_STEPS_BETWEEN_LOOKS = 1000
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A checkpoint on its way to the storage."""
+    """A checkpoint whose upload is in progress."""
 
     name: str
     step: int
@@ -41,16 +41,16 @@ class _Pending:
 
 
 class Commits:
-    """One worker's part in deciding on commits and storing them.
+    """Decides on commits and stores them, on every rank.
 
-    Storing waits where the storage is a folder, and after a notice. Otherwise an object store is
-    written by a thread while the training goes on, one checkpoint at a time; what becomes of it is
-    known at the next commit.
+    Storing waits where the storage is a folder, and after a stop request. Otherwise a thread writes
+    to the object store while the training goes on, one checkpoint at a time; a failure is raised at
+    the next commit.
 
     Args:
-        runtime: The outside.
+        runtime: Storage, ranks and stop requests.
         every_seconds: Seconds between two commits.
-        journal: Where rank 0 notes what happens.
+        journal: Events of the run, written on rank 0.
     """
 
     def __init__(self, runtime: Runtime, *, every_seconds: float, journal: Journal) -> None:
@@ -81,26 +81,26 @@ class Commits:
         kept = every is not None and step % every == 0
         if not (kept or ask or step >= self._next_look):
             return False
-        notice, overdue = self._decide(step)
-        self.stopping = self.stopping or notice is StopRequest.STOP
-        self._is_urgent = self._is_urgent or notice is not StopRequest.NONE
-        return kept or overdue or notice is not StopRequest.NONE
+        request, overdue = self._decide(step)
+        self.stopping = self.stopping or request is StopRequest.STOP
+        self._is_urgent = self._is_urgent or request is not StopRequest.NONE
+        return kept or overdue or request is not StopRequest.NONE
 
     def _decide(self, step: int) -> tuple[StopRequest, bool]:
-        """What rank 0 is told and whether its clock is up; sets the next step, on every rank."""
-        notice, overdue, stride = self._runtime.stop_request(), False, 1
+        """Share rank 0's stop request and clock, and the step of the next look, with every rank."""
+        request, overdue, stride = self._runtime.stop_request(), False, 1
         if self._runtime.rank == 0:
             overdue = time.monotonic() - self._last_commit > self._every_seconds
             stride = self._stride(step)
-            if notice is not StopRequest.NONE:
+            if request is not StopRequest.NONE:
                 self._journal.add("notice", step=step, reason=self._runtime.reason())
         if is_distributed():
-            told = torch.tensor([notice, overdue, stride], device=self._runtime.device)
-            dist.broadcast(told, src=0)
-            values = told.tolist()
-            notice, overdue, stride = StopRequest(values[0]), bool(values[1]), int(values[2])
+            decision = torch.tensor([request, overdue, stride], device=self._runtime.device)
+            dist.broadcast(decision, src=0)
+            values = decision.tolist()
+            request, overdue, stride = StopRequest(values[0]), bool(values[1]), int(values[2])
         self._next_look = step + stride
-        return notice, overdue
+        return request, overdue
 
     def _stride(self, step: int) -> int:
         """Steps that take about :data:`LOOK_SECONDS`, from the time since the last look."""
@@ -112,7 +112,7 @@ class Commits:
         return min(max(int(LOOK_SECONDS / max(seconds, 1e-6)), 1), MOST_STEPS_BETWEEN_LOOKS)
 
     def _trains(self, step: int) -> None:
-        """Note that the training goes, and how it came to that."""
+        """Note that the training has started, and why it was restarted."""
         self._looked = (step, time.monotonic())
         if self._runtime.rank != 0:
             return
@@ -142,8 +142,8 @@ class Commits:
             pack: Makes the checkpoint's files in memory; called on rank 0.
             name: Its folder name.
             step: Optimizer steps behind it.
-            metrics: What is announced with it.
-            failure: What rank 0 could not do before.
+            metrics: Metrics that are announced with it.
+            failure: An earlier failure of rank 0, empty for none.
 
         Raises:
             CheckpointError: On every rank, if this checkpoint or the one before it could not be
@@ -175,12 +175,12 @@ class Commits:
         """Write a checkpoint to an object store, and the records that belong to it before."""
         try:
             self._runtime.folder.publish()
-        except CheckpointError as error:  # they are here still
-            logger.warning("%s; the next commit brings it", error)
+        except CheckpointError as error:  # the local files remain
+            logger.warning("%s; the next commit tries again", error)
         self._runtime.store.write(packed)
 
     def finish(self) -> None:
-        """Wait for a checkpoint that is on its way, and announce it; every rank takes part.
+        """Wait for the upload in progress and announce its checkpoint; every rank takes part.
 
         Raises:
             CheckpointError: On every rank, if it could not be written.
@@ -206,7 +206,7 @@ class Commits:
 
 
 def raise_on_all_ranks(failure: str) -> None:
-    """Raise on every rank what rank 0 failed with."""
+    """Raise a failure of rank 0 on every rank; an empty text is none."""
     if is_distributed():
         box = [failure]
         dist.broadcast_object_list(box, src=0)

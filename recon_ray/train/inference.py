@@ -21,7 +21,7 @@ Function: TypeAlias = Callable[..., Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Inference:
-    """How models are evaluated.
+    """Way in which models are evaluated.
 
     Attributes:
         precision: ``fp32`` or ``bf16`` (autocast of the transformer; geometry stays float32).

@@ -65,11 +65,11 @@ def take_step(step: Step, batch: Batch, epoch: int | Tensor) -> None:
 
 
 class Trainer:
-    """One worker's part of a fit.
+    """Training of one task, on one worker.
 
     Args:
-        task: What is trained.
-        runtime: The outside.
+        task: The task.
+        runtime: Ranks, device, storage, samples.
         settings: The configuration and what the job adds to it.
     """
 

@@ -36,7 +36,7 @@ class Reading:
             self._event.record()
 
     def means(self) -> dict[str, float]:
-        """Wait for the sums and give the means."""
+        """Wait for the sums and return the means."""
         if self._event is not None:
             self._event.synchronize()
         *sums, weight = self._host.tolist()
@@ -99,6 +99,27 @@ def gather_rows(values: Tensor) -> Tensor:
     parts = [torch.zeros_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size].cpu() for part, size in zip(parts, sizes, strict=True)])
+
+
+def reduce_padded(values: Tensor, device: torch.device, op: dist.ReduceOp.RedOpType) -> Tensor:
+    """Reduce vectors of the workers, which may differ in length; shorter ones count as zeros.
+
+    Args:
+        values: (N,) vector of this worker, on the CPU.
+        device: Device on which the workers exchange tensors.
+        op: Reduction.
+
+    Returns:
+        (largest N,) on every worker, on the CPU.
+    """
+    if not is_distributed():
+        return values
+    length = torch.tensor([len(values)], device=device)
+    dist.all_reduce(length, op=dist.ReduceOp.MAX)
+    padded = values.new_zeros(int(length), device=device)
+    padded[: len(values)] = values.to(device)
+    dist.all_reduce(padded, op=op)
+    return padded.cpu()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

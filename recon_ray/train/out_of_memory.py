@@ -10,14 +10,14 @@ import torch
 from recon_ray.config.sections.training import TrainSection
 from recon_ray.errors import OutOfMemoryError
 
-#: What torch says where it has no exception of its own for it.
+#: Words in torch's message where it has no exception of its own for it.
 _WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-#: What to change where finished models are measured.
+#: Advice for an evaluation.
 MEASURING = "lower eval.batch_size (zeroshot.batch_size, probe.batch_size) or cluster.workers"
 
 
 def training_advice(train: TrainSection, *, world_size: int) -> str:
-    """What to change where a model is trained."""
+    """Return advice for a training."""
     most = -(-train.global_batch_size // world_size)
     size = min(train.micro_batch_size or most, most)
     first = (
@@ -35,11 +35,11 @@ def training_advice(train: TrainSection, *, world_size: int) -> str:
 
 @contextmanager
 def translate_oom(device: torch.device, advice: str) -> Iterator[None]:
-    """Turn what is raised for want of memory into one sentence.
+    """Translate every out-of-memory exception into one sentence.
 
     Args:
-        device: Where the model is.
-        advice: What to change.
+        device: Device of the model.
+        advice: Options to change.
 
     Raises:
         OutOfMemoryError: If memory runs out.
@@ -47,21 +47,21 @@ def translate_oom(device: torch.device, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_want_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         on_host = isinstance(error, MemoryError) or "CPUAllocator" in str(error)
         whose = "memory" if on_host or device.type != "cuda" else "the GPU's memory"
         raise OutOfMemoryError(f"{whose} is exhausted ({_reason(error)}); {advice}") from error
 
 
-def _is_want_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(word in str(error) for word in _WORDS)
 
 
 def _reason(error: Exception) -> str:
-    """The sentence of the message that says how much was asked for."""
+    """Return the sentence of the message that has the size of the allocation."""
     first = (str(error).strip().splitlines() or [""])[0]
     sentences = [part for part in first.split(". ") if "allocate" in part]
     return (sentences or [first or type(error).__name__])[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Waiting for what rank 0 does alone, however long it takes."""
+"""Barrier at which all ranks wait for rank 0, however long its work takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from recon_ray.torch_internals import default_store
 from recon_ray.train.metrics import is_distributed
 
-#: How often the others look whether rank 0 is there.
+#: Seconds between two looks of the other ranks.
 LOOK_SECONDS = 0.1
 
 _DONE, _FAILED = "done", "failed"
@@ -21,7 +21,7 @@ _numbers = itertools.count()  # the same on every rank, which all begin with 0
 
 @contextmanager
 def rank_zero_barrier() -> Iterator[None]:
-    """Let no rank leave the block before rank 0; every rank takes part, equally often.
+    """Keep every rank in the block until rank 0 leaves it; every rank takes part, equally often.
 
     Rank 0 fits a support vector machine to a large set for longer than a collective may last. The
     others would wait for it in the next one, whose timeout is made for steps. Here they ask the
@@ -46,4 +46,4 @@ def rank_zero_barrier() -> Iterator[None]:
     while not store.check([key]):
         time.sleep(LOOK_SECONDS)
     if store.get(key).decode() != _DONE:
-        raise RuntimeError("rank 0 has failed in what the others have waited for")
+        raise RuntimeError("rank 0 has failed while the others waited for it")

@@ -1,4 +1,4 @@
-"""What a training loop needs from the outside, and the version of it without Ray.
+"""Runtime interface of the training loop, and its local implementation.
 
 The loop in :mod:`recon_ray.train.loop` talks to a :class:`Runtime` only. ``cluster.worker`` has the
 one of Ray Train; :class:`LocalRuntime` runs in this process and writes the same files.
@@ -20,7 +20,7 @@ from recon_ray.train.stop_request import StopRequest, stop_heard, stop_requested
 
 
 class EvaluationRuntime(Protocol):
-    """What an evaluation needs to know of the world."""
+    """Ranks, device, folder and tables, as an evaluation uses them."""
 
     rank: int
     world_size: int
@@ -34,7 +34,7 @@ class EvaluationRuntime(Protocol):
 
 
 class Runtime(EvaluationRuntime, Protocol):
-    """What the loop needs to know of the world."""
+    """Ranks, device, storage, samples and stop requests, as the loop uses them."""
 
     store: CheckpointStore
     #: Name of this submission of the job; the same for all of its restarts.
@@ -49,7 +49,7 @@ class Runtime(EvaluationRuntime, Protocol):
         ...
 
     def reason(self) -> str:
-        """Why there was a notice."""
+        """Return why there was a request, for messages."""
         ...
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,7 +58,7 @@ class Runtime(EvaluationRuntime, Protocol):
 
 
 class LocalRuntime:
-    """One process, no Ray: same order of samples, same files.
+    """Runtime of one process without Ray: same order of samples, same files.
 
     Args:
         folder: The run's folder.
@@ -103,15 +103,15 @@ class LocalRuntime:
         return self._tables[split]
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Nobody to tell: the store has it."""
+        """Do nothing: the checkpoint is in the store."""
 
     def stop_request(self) -> StopRequest:
-        """Ask to commit and end once this process was told to end."""
+        """Return STOP once this process has received SIGTERM."""
         if not stop_requested().is_set():
             return StopRequest.NONE
         stop_heard().set()
         return StopRequest.STOP
 
     def reason(self) -> str:
-        """The one thing that is noticed here."""
+        """Return the only reason there is."""
         return "by SIGTERM"

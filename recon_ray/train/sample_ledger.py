@@ -1,11 +1,11 @@
-"""Which sample was used how often in which epoch, by the steps that the model has really done.
+"""Ledger of samples: uses of every sample in every epoch, by the steps that the model has taken.
 
-Counts travel in the checkpoint, so that steps which were lost with a worker are lost here too.
+The counts are part of the checkpoint, so that lost steps are lost here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recon_ray.errors import CheckpointError
 from recon_ray.runs.folder import RunFolder
-from recon_ray.train.metrics import is_distributed
+from recon_ray.train.metrics import reduce_padded
 
 FILE = "ledger.parquet"
 
@@ -28,7 +28,7 @@ class SampleLedger:
     """
 
     def __init__(self, epochs: Mapping[int, Tensor] | None = None) -> None:
-        #: What is merged: epoch to (S,) uint8 over sample ids, the same on every rank.
+        #: Merged counts: epoch to (S,) uint8 over sample ids, the same on every rank.
         self.merged = {int(epoch): counts.clone() for epoch, counts in (epochs or {}).items()}
         self._own: dict[int, Tensor] = {}
 
@@ -40,13 +40,13 @@ class SampleLedger:
         self._own[epoch] = counts
 
     def merge(self, device: torch.device) -> None:
-        """Add up what the workers have counted; every rank takes part.
+        """Add up the counts of the workers; every rank takes part.
 
         Args:
             device: Where the workers exchange tensors.
         """
         for epoch, own in sorted(self._own.items()):
-            total = _sum(own, device)
+            total = reduce_padded(own, device, dist.ReduceOp.SUM)
             before = _padded(self.merged.get(epoch), len(total))
             self.merged[epoch] = before + _padded(total, len(before))
         self._own = {}
@@ -59,24 +59,15 @@ def _padded(counts: Tensor | None, length: int) -> Tensor:
     return padded
 
 
-def _sum(counts: Tensor, device: torch.device) -> Tensor:
-    if not is_distributed():
-        return counts
-    length = torch.tensor([len(counts)], device=device)
-    dist.all_reduce(length, op=dist.ReduceOp.MAX)
-    padded = _padded(counts, int(length)).to(device)
-    dist.all_reduce(padded, op=dist.ReduceOp.SUM)
-    return padded.cpu()
-
-
 def ledger_table(epochs: Mapping[int, Tensor]) -> pa.Table:
-    """The counts as rows ``epoch``, ``sample_id``, ``uses``, of the samples that were used."""
-    return pa.Table.from_batches(
-        list(_batches(epochs)),
-        pa.schema(
-            [("epoch", pa.int32()), ("sample_id", pa.int64()), ("uses", pa.uint8())],
-        ),
-    )
+    """Return rows ``epoch``, ``sample_id``, ``uses`` of the samples that were used."""
+    schema = pa.schema([("epoch", pa.int32()), ("sample_id", pa.int64()), ("uses", pa.uint8())])
+    parts = []
+    for epoch, counts in sorted(epochs.items()):
+        ids = torch.nonzero(counts).flatten()
+        columns = [[epoch] * len(ids), ids.numpy(), counts[ids].numpy()]
+        parts.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
 def write_ledger(folder: RunFolder, epochs: Mapping[int, Tensor]) -> None:
@@ -90,16 +81,3 @@ def write_ledger(folder: RunFolder, epochs: Mapping[int, Tensor]) -> None:
         pq.write_table(ledger_table(epochs), path)
     except OSError as error:
         raise CheckpointError(f"{path}: the ledger could not be written ({error})") from error
-
-
-def _batches(epochs: Mapping[int, Tensor]) -> Iterator[pa.RecordBatch]:
-    for epoch, counts in sorted(epochs.items()):
-        ids = torch.nonzero(counts).flatten()
-        yield pa.RecordBatch.from_arrays(
-            [
-                pa.array([epoch] * len(ids), pa.int32()),
-                pa.array(ids.numpy(), pa.int64()),
-                pa.array(counts[ids].numpy(), pa.uint8()),
-            ],
-            names=["epoch", "sample_id", "uses"],
-        )

@@ -14,7 +14,7 @@ from torch import Tensor
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore
 from recon_ray.train.commits import raise_on_all_ranks
-from recon_ray.train.metrics import is_distributed
+from recon_ray.train.metrics import is_distributed, reduce_padded
 
 
 @dataclass
@@ -86,18 +86,8 @@ class Progress:
 
     def share_marks(self, device: torch.device) -> None:
         """Mark what any worker has used; every rank takes part."""
-        if is_distributed() and self.seen is not None:
-            self.seen = _union(self.seen, device)
-
-
-def _union(seen: Tensor, device: torch.device) -> Tensor:
-    """Samples that any worker has used."""
-    length = torch.tensor([len(seen)], device=device)
-    dist.all_reduce(length, op=dist.ReduceOp.MAX)
-    padded = torch.zeros(int(length), dtype=torch.uint8, device=device)
-    padded[: len(seen)] = seen.to(device)
-    dist.all_reduce(padded, op=dist.ReduceOp.MAX)
-    return padded.cpu()
+        if self.seen is not None:
+            self.seen = reduce_padded(self.seen, device, dist.ReduceOp.MAX)
 
 
 def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None:

@@ -1,4 +1,4 @@
-"""Wall time of the steps, and how much of it the device had nothing to do for want of data."""
+"""Step timing and data-wait fraction."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class StepClock:
             self._events.popleft().synchronize()
 
     def lap(self) -> Lap:
-        """What passed since the last lap."""
+        """Return the time and steps since the last lap."""
         now = time.monotonic()
         result = Lap(max(now - self._began, 1e-9), self._waited, self._steps)
         self._began, self._waited, self._steps = now, 0.0, 0

@@ -1,4 +1,4 @@
-"""Word from outside that a run should commit, or commit and end: SIGTERM, or a node that leaves."""
+"""Stop and checkpoint requests: SIGTERM, or a node that is drained."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from recon_ray.errors import StoppedError
 
 logger = logging.getLogger(__name__)
 
-#: How long the training loop may take to hear of the wish to end: between two steps it does, but
-#: not while it waits for workers or evaluates.
+#: Seconds for the training loop to see a stop request: it looks between two steps, but not while it
+#: waits for workers or evaluates.
 ANSWER_SECONDS = 60.0
 
 _stop = threading.Event()
@@ -23,22 +23,22 @@ _heard = threading.Event()
 
 
 class StopRequest(IntEnum):
-    """What the outside asks of a run; the larger one wins."""
+    """Request to a run; the larger one wins."""
 
     NONE = 0
-    #: Commit at once, and go on as long as it lasts.
+    #: Commit at once, and go on.
     COMMIT = 1
     #: Commit at once, and end.
     STOP = 2
 
 
 def stop_requested() -> threading.Event:
-    """Is set once this process has been asked to end."""
+    """Return the event that is set once this process has received SIGTERM."""
     return _stop
 
 
 def stop_heard() -> threading.Event:
-    """Is to be set once the training loop knows of that: it then commits and ends by itself."""
+    """Return the event that the training loop sets once it has seen the request."""
     return _heard
 
 
@@ -46,12 +46,12 @@ def stop_heard() -> threading.Event:
 def sigterm_as_stop_request() -> Iterator[None]:
     """Take the first SIGTERM as a request to commit and end; a second one ends at once.
 
-    Where the training loop does not hear of it in time, what runs here is ended as by Ctrl-C, and
-    the last commit is what the run goes on from. Only the main thread can; elsewhere, as in trials,
+    Where the training loop does not see it in time, the process ends as by Ctrl-C, and the run
+    continues from the last commit. Only the main thread can catch signals; elsewhere, as in trials,
     SIGTERM keeps its meaning.
 
     Raises:
-        StoppedError: If the training loop did not hear of it in time.
+        StoppedError: If the training loop did not see it in time.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

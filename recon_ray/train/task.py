@@ -1,4 +1,4 @@
-"""What a task (pre-training, classification, ...) gives to the one training loop."""
+"""Interface of a task (pre-training, classification, ...) for the training loop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from recon_ray.train.runtime import Runtime
 
 
 class Task(Protocol):
-    """One way to train a model.
+    """A model, its losses and its metrics.
 
-    The module that :meth:`build` gives is called as ``module(batch, source)`` and returns named ()
+    The module of :meth:`build` is called as ``module(batch, source)`` and returns named ()
     losses, of which ``loss`` is the one that is minimized. Everything random in it comes from
     ``source``, which is keyed by sample: workers and micro batches then have no effect.
     """
@@ -29,15 +29,15 @@ class Task(Protocol):
         ...
 
     def stored_model(self, module: nn.Module) -> nn.Module:
-        """The part of the module whose state dict is the checkpoint's ``model.pt``."""
+        """Return the part of the module whose state dict is the checkpoint's ``model.pt``."""
         ...
 
     def architecture(self) -> dict[str, Any]:
-        """Constructor arguments of the stored model."""
+        """Return the constructor arguments of the stored model."""
         ...
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Optimizer groups; the ``lr`` of each is the peak of its schedule."""
+        """Return the optimizer groups; the ``lr`` of each is the peak of its schedule."""
         ...
 
     def on_device(self, device: torch.device) -> None:
@@ -49,13 +49,13 @@ class Task(Protocol):
         ...
 
     def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
-        """Metrics on held-out samples; ``when`` is ``before`` or ``after``. Every rank calls it."""
+        """Return metrics on held-out samples, ``before`` or ``after``; every rank calls it."""
         ...
 
     def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Values that choose the best epoch. Every rank calls it; those of rank 0 count."""
+        """Return values that choose the best epoch. Every rank calls it; those of rank 0 count."""
         ...
 
     def records(self) -> dict[str, Any]:
-        """Plain data that goes with the stored model, such as the names of its classes."""
+        """Return plain data that is stored with the model, such as the names of its classes."""
         ...

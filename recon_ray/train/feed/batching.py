@@ -1,4 +1,4 @@
-"""Which samples form which batch, for any number of workers.
+"""Composition of batches, for any number of workers.
 
 The global batch and the order of samples depend on the seed and the epoch alone; a worker takes its
 slice of each global batch. A changed number of workers therefore changes nothing but the slices.
@@ -16,7 +16,7 @@ from recon_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is split over workers and micro batches.
+    """Split of a global batch over workers and micro batches.
 
     Args:
         global_batch_size: Samples an optimizer step, over all workers.

@@ -12,7 +12,7 @@ from recon_ray.train.feed.batching import BatchPlan, epoch_order, steps_per_epoc
 
 
 class TrainFeed(Protocol):
-    """This worker's shares of the global batches."""
+    """Source of this worker's shares of the global batches."""
 
     #: Samples in an epoch before the last incomplete global batch is dropped.
     rows: int
@@ -24,7 +24,7 @@ class TrainFeed(Protocol):
         ...
 
     def gather_on_device(self, batch: Batch) -> Batch:
-        """Add on the device what :meth:`epoch` has left out; part of the step."""
+        """Complete a batch of :meth:`epoch` on the device; part of the step."""
         ...
 
 
@@ -59,7 +59,7 @@ class IndexedFeed:
             yield make_batch(taken, self.options, epoch=epoch)
 
     def gather_on_device(self, batch: Batch) -> Batch:
-        """Nothing was left out."""
+        """Return the batch, which is complete."""
         return batch
 
 

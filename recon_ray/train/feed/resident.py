@@ -1,4 +1,4 @@
-"""Training rows that stay on the device: a step is given row numbers and gathers there."""
+"""Training rows that stay on the device: a batch is made of row numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def indexed_feed(
 ) -> TrainFeed:
     """Return batches of rows in memory, from the device where the rows are to lie there.
 
-    The same samples in the same order come either way.
+    Samples and their order are the same either way.
 
     Args:
         table: The training rows.
@@ -81,8 +81,7 @@ class ResidentFeed:
     """All rows on the device, in the stored precision; a batch is made of row numbers.
 
     The order is that of :class:`~recon_ray.train.feed.indexed.IndexedFeed`: every worker holds all
-    rows
-    and takes its share of each global batch, so that the shuffling is exact in every epoch.
+    rows and takes its share of each global batch, so that the shuffling is exact in every epoch.
 
     Args:
         table: The training rows.

@@ -1,4 +1,4 @@
-"""What ``torch.compile`` is asked for."""
+"""Arguments of ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 def compile_arguments(how: Literal["default", "max"]) -> dict[str, Any]:
     """Return the arguments of ``torch.compile`` and ``Module.compile`` for functions of one shape.
 
-    What was compiled is found again by later processes, in torch's folder of compiled code.
+    Later processes find the compiled code in torch's cache folder.
 
     Args:
         how: ``max`` also times several kernels for each product.

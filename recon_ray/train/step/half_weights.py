@@ -1,4 +1,4 @@
-"""Half-precision copies of all weights of products, cast at once instead of one by one."""
+"""Half-precision copies of all weights of matrix products, cast at once."""
 
 from __future__ import annotations
 

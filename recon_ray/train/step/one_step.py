@@ -35,7 +35,7 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
-#: Which independent random numbers of a step: see ``SampleGenerator(stream=...)``.
+#: Independent streams of random numbers in a step: see ``SampleGenerator(stream=...)``.
 AUGMENT_STREAM, MODEL_STREAM = 0, 1
 
 
@@ -44,11 +44,11 @@ class Step:
 
     Args:
         take: The order of the parts: takes this object, a batch and the epoch.
-        task: What is trained.
+        task: The task.
         module: Its module, on the device.
         optimizer: Of the module's parameters.
         settings: The configuration and what the job adds to it.
-        plan: How a worker's share is cut into micro batches.
+        plan: Cut of a worker's share into micro batches.
         feed: Source of the batches, which may gather rows on the device.
         device: Where the module is.
         rank: This worker.
@@ -109,7 +109,7 @@ class Step:
                 group["lr"] = lr  # read from the device by each replay
 
     def __call__(self, batch: Batch, *, epoch: int, step: int, lr: list[float]) -> None:
-        """Take the step.
+        """Take one step.
 
         Args:
             batch: This worker's share, on the CPU.
@@ -203,7 +203,7 @@ class Step:
 
 
 def wants_graph(settings: FitSettings, device: torch.device) -> bool:
-    """Tell whether steps are to be replayed as one CUDA graph: by default with one worker on a GPU.
+    """Return whether steps are replayed as one CUDA graph: by default with one worker on a GPU.
 
     With several, hooks in the backward pass exchange the gradients, which is not captured; a flat
     exchange by NCCL is, with the collectives of synchronized batch norms.
