@@ -30,6 +30,7 @@ class ProtocolFlags:
         resamples_zeroshot: Zero-shot reads the farthest candidates, then random ones of them.
         drops_last_batch: Training shapes that fill no last batch are left out.
         dual_svm: The linear SVM solves the dual problem.
+        validates_all_splits: Zero-shot validation in pre-training reads the training split too.
         published_texts: Class texts as published (``toile`` of ScanObjectNN).
         full_fewshot_head: A few-shot head has one output for each class of the whole set.
         repeats_points: Part segmentation scores points drawn with replacement.
@@ -50,6 +51,7 @@ class ProtocolFlags:
     resamples_zeroshot: bool
     drops_last_batch: bool
     dual_svm: bool
+    validates_all_splits: bool
     published_texts: bool
     full_fewshot_head: bool
     repeats_points: bool

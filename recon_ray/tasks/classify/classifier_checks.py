@@ -1,8 +1,7 @@
-"""What the jobs on classifiers refuse before anything starts, and what they show at the end."""
+"""Checks of weights, points and labels that several tasks share, before anything starts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from recon_ray.errors import ConfigError
 from recon_ray.models.cloud import CloudModel
 from recon_ray.points.transforms import CANDIDATE_POINTS
 from recon_ray.runs.storage import absolute
-from recon_ray.tasks.classify.confusion import class_accuracy, overall_accuracy, per_class
 from recon_ray.tasks.classify.task import CLASSIFIERS
 from recon_ray.tasks.config_checks import texts_of
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH
@@ -100,11 +98,11 @@ def check_batch(prepared: PreparedSet, split: str, labeled: int) -> int:
 
 
 def class_texts(prepared: PreparedSet, *, follows_reference: bool) -> dict[str, str]:
-    """What zero-shot prompts say of each class: the set's card, misspelt where that is published.
+    """Return the text of each class for zero-shot prompts: the card's, misspelt as published.
 
     Args:
         prepared: The set.
-        follows_reference: Whether to repeat what was published.
+        follows_reference: Repeat the published misspellings.
     """
     texts = dict(zip(prepared.classes, texts_of(prepared, "category"), strict=True))
     name = str((prepared.manifest.get("card") or {}).get("name", ""))
@@ -191,31 +189,13 @@ def check_names(weights: LoadedWeights, prepared: PreparedSet) -> None:
 
 
 def describe_set(prepared: PreparedSet, split: str) -> str:
-    """One line on the set and its card, for the log."""
+    """Return one line on the set and its card, for the log."""
     card = prepared.manifest.get("card")
     rows, name = prepared.splits[split].rows, "a set of your own"
     if card is not None:
         published = card.get("counts", {}).get(split)
         name = f"{card['title']}" + (f", {published:,} published" if published else "")
     return f"{prepared.path}: {rows:,} shapes in {split!r} ({name})"
-
-
-def confusion_records(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """What ``result.json`` says of the classes."""
-    return {
-        "per_class": per_class(matrix, classes),
-        "class_accuracy": class_accuracy(matrix),
-        "confusion": matrix.tolist(),
-    }
-
-
-def class_lines(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """The accuracy of every class as lines of a table; ``-`` for a class that does not occur."""
-    lines = [f"{'overall':28}{overall_accuracy(matrix):>12.1%}{int(matrix.sum()):>8}"]
-    for name, row in per_class(matrix, classes).items():
-        shown = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-        lines.append(f"{name:28}{shown:>12}{row['count']:>8}")
-    return lines
 
 
 def _given(sizes: dict[str, Any]) -> dict[str, Any]:

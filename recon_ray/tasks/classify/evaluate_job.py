@@ -14,13 +14,11 @@ from recon_ray.tasks.classify.classifier_checks import (
     check_labels,
     check_names,
     check_points,
-    class_lines,
-    confusion_records,
     describe_set,
     load_start,
 )
 from recon_ray.tasks.classify.config import EvaluateConfig
-from recon_ray.tasks.classify.confusion import overall_accuracy
+from recon_ray.tasks.classify.confusion import class_lines, confusion_records, overall_accuracy
 from recon_ray.tasks.classify.voting import VotingEvaluation, vote_summary
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.driver import run_evaluation

@@ -22,13 +22,11 @@ from recon_ray.tasks.classify.classifier_checks import (
     check_classes,
     check_labels,
     check_points,
-    class_lines,
-    confusion_records,
     describe_set,
     load_start,
 )
 from recon_ray.tasks.classify.config import FinetuneConfig
-from recon_ray.tasks.classify.confusion import overall_accuracy
+from recon_ray.tasks.classify.confusion import class_lines, confusion_records, overall_accuracy
 from recon_ray.tasks.classify.episodes import open_episode
 from recon_ray.tasks.classify.task import (
     AccuracyEvaluation,

@@ -26,7 +26,7 @@ from recon_ray.tasks.config_checks import (
 from recon_ray.tasks.driver import Training, run_training, training_counts
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.task import PretrainTask
-from recon_ray.tasks.pretrain.validation_checks import (
+from recon_ray.tasks.pretrain.validation import (
     best_kept,
     validated_set,
     validation_plan,
@@ -166,7 +166,7 @@ def training_job(
         folder=run.folder,
         evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
         features=task.stored.features,
-        other_tables=validation_tables(task, validated_set(config, prepared)),
+        other_tables=validation_tables(validation, validated_set(config, prepared)),
     )
 
 

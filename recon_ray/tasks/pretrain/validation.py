@@ -1,23 +1,30 @@
-"""Validation while pre-training: how well frozen features do on a labeled set after each epoch.
+"""Validation while pre-training: accuracy of frozen features on a labeled set after each epoch.
 
-The value is what the linear-probe or the zero-shot job measures on the checkpoint of that epoch.
+The value is that of the linear-probe or the zero-shot job on the checkpoint of that epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Recon
+from recon_ray.protocols import ProtocolFlags, protocol_flags
+from recon_ray.tasks.classify.classifier_checks import check_batch, check_points, class_texts
+from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.feature_extraction import PointChoice, extract_features, without_last_batch
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH, svm_accuracy
-from recon_ray.tasks.pretrain.config import ValidationSection
+from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.pretrain.config import PretrainConfig, ValidationSection
+from recon_ray.tasks.teacher_features import SOURCE
 from recon_ray.tasks.zeroshot.evaluation import (
     accuracy,
     class_vectors,
@@ -27,21 +34,20 @@ from recon_ray.tasks.zeroshot.evaluation import (
 from recon_ray.teachers.protocol import TextTeacher
 from recon_ray.train.runtime import EvaluationRuntime
 
-#: Prefix of the tables that a validation asks the runtime for.
+#: Prefix of the names of a validation's tables in the runtime.
 TABLE = "validation/"
 
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """What is validated on; picklable.
+    """Set, splits and points of a validation; picklable.
 
     Attributes:
         options: Its section of the configuration.
-        texts: What a text teacher reads of each class of that set.
-        choice: Which points are read.
+        texts: Text of each class of that set.
+        choice: Choice of the points.
         svm_c: Inverse regularization of the SVM.
-        follows_reference: Whether zero-shot reads the training split too, training shapes that fill
-            no last batch are left out, and the SVM is solved as published.
+        flags: Published habits that are repeated.
         seed: Seed of the shapes that are left out.
     """
 
@@ -49,7 +55,7 @@ class ValidationPlan:
     texts: Sequence[str]
     choice: PointChoice
     svm_c: float
-    follows_reference: bool = False
+    flags: ProtocolFlags = protocol_flags("sound")  # noqa: RUF009 - frozen
     seed: int = 0
 
     @property
@@ -61,14 +67,14 @@ class ValidationPlan:
     def splits(self) -> tuple[str, ...]:
         """Splits of the set that are read."""
         both = self.options.train_split, self.options.test_split
-        if self.options.kind == "svm" or self.follows_reference:
+        if self.options.kind == "svm" or self.flags.validates_all_splits:
             return both
         return both[1:]
 
     @property
     def training_batch(self) -> int | None:
         """Shapes of the batches that training shapes must fill; None where all are used."""
-        if not self.follows_reference:
+        if not self.flags.drops_last_batch:
             return None
         return REFERENCE_BATCH if self.options.kind == "svm" else self.options.batch_size
 
@@ -77,7 +83,7 @@ class Validation:
     """Computes the value after an epoch.
 
     Args:
-        plan: What is validated on.
+        plan: Set, splits and points.
     """
 
     def __init__(self, plan: ValidationPlan) -> None:
@@ -104,8 +110,8 @@ class Validation:
         if plan.options.kind == "svm":
             train, test = found
             data = (train["features"], train["label"], test["features"], test["label"])
-            follows = plan.follows_reference
-            return {plan.metric: svm_accuracy(*data, c=plan.svm_c, follows_reference=follows)}
+            dual = plan.flags.dual_svm
+            return {plan.metric: svm_accuracy(*data, c=plan.svm_c, follows_reference=dual)}
         assert self._vectors is not None
         features, labels = (
             torch.from_numpy(np.concatenate([one[name] for one in found]))
@@ -143,8 +149,123 @@ class Validation:
 
 
 def zeroshot_kind(model: Recon) -> str:
-    """Both tokens where their teachers share a space, else the text token."""
+    """Return ``full`` (both tokens) where their teachers share a space, else ``text``."""
     image, text = model.image_proj, model.text_proj
     if image is None or text is None:
         return "text"
     return "full" if image.out_features == text.out_features else "text"
+
+
+# -- In the driver -------------------------------------------------------------------------------
+
+
+def validated_set(config: PretrainConfig, prepared: PreparedSet) -> PreparedSet | None:
+    """Open the set that is validated on; None without a validation.
+
+    Raises:
+        ConfigError: If there is no such folder.
+        DataError: If it is damaged.
+    """
+    options = config.validation
+    if options.every_epochs is None:
+        return None
+    return prepared if options.path is None else find_set("validation.path", Path(options.path))
+
+
+def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> ValidationPlan | None:
+    """Plan the validation, and refuse a set that does not fit.
+
+    Args:
+        config: The job's configuration.
+        prepared: From :func:`validated_set`.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    if prepared is None:
+        return None
+    options = config.validation
+    if options.kind == "zeroshot" and config.teacher.text.name in (None, SOURCE):
+        raise ConfigError(
+            f"validation.kind=zeroshot: it needs a text teacher to encode the classes, found "
+            f"teacher.text.name={config.teacher.text.name or 'null'}; name one, or "
+            "validation.kind=svm"
+        )
+    flags = config.flags
+    plan = ValidationPlan(
+        options,
+        texts=list(class_texts(prepared, follows_reference=flags.published_texts).values()),
+        choice=_choice(config, prepared),
+        svm_c=config.eval.svm_c,
+        flags=flags,
+        seed=config.run.seed,
+    )
+    if options.path is None and options.test_split in config.data.train_splits:
+        raise ConfigError(
+            f"validation.test_split={options.test_split}: it is trained on; choose a held-out "
+            "split, or another set (validation.path)"
+        )
+    for split in plan.splits:
+        _check_split(config, prepared, split)
+    if flags.drops_last_batch and options.kind == "svm":
+        rows = prepared.read(options.train_split, columns=["label"])["label"].to_numpy()
+        check_batch(prepared, options.train_split, int((rows[: options.limit] >= 0).sum()))
+    return plan
+
+
+def _choice(config: PretrainConfig, prepared: PreparedSet) -> PointChoice:
+    """Return the points that the job of that kind reads, by the set's card.
+
+    A training set that is not normalized is not normalized for its validation either.
+    """
+    flags, is_svm = config.flags, config.validation.kind == "svm"
+    num_points = config.data.num_points
+    published = flags.published_num_points and not is_svm
+    check_points(prepared, num_points, follows_reference=published)
+    is_raw = config.validation.path is None and not config.data.normalize
+    pipeline = pipeline_of(
+        prepared.manifest.get("card"),
+        num_points=num_points,
+        follows_reference=flags.skips_origin,
+        normalize="none" if is_raw else "auto",
+    )
+    if is_svm:
+        return pipeline.test()
+    return pipeline.zeroshot(follows_reference=flags.resamples_zeroshot, seed=config.run.seed)
+
+
+def _check_split(config: PretrainConfig, prepared: PreparedSet, split: str) -> None:
+    options, path = config.validation, prepared.path
+    key = "train_split" if split == options.train_split else "test_split"
+    if split not in prepared.splits or prepared.splits[split].rows == 0:
+        filled = [name for name, found in prepared.splits.items() if found.rows]
+        raise ConfigError(
+            f"validation.{key}={split}: {path} has no shapes in it, only in {', '.join(filled)}; "
+            "choose another split"
+        )
+    if len(prepared.classes) < 2:
+        raise ConfigError(
+            f"validation.path={path}: it has {len(prepared.classes)} classes, two or more are "
+            "needed; give a set with classes"
+        )
+
+
+def validation_tables(
+    plan: ValidationPlan | None, prepared: PreparedSet | None
+) -> Mapping[str, tuple[PreparedSet, str]]:
+    """Return the splits that the workers read for it, by name of the table."""
+    if plan is None or prepared is None:
+        return {}
+    return {TABLE + split: (prepared, split) for split in plan.splits}
+
+
+def best_kept(config: PretrainConfig, metrics: Mapping[str, float]) -> str:
+    """Return the addition to ``selection`` on the checkpoint that the validation chose."""
+    if "best_epoch" not in metrics:
+        return ""
+    options = config.validation
+    where = options.path or config.data.path
+    return (
+        f"; checkpoints/best.json names epoch {int(metrics['best_epoch'])}, the best by "
+        f"{options.kind} on {options.test_split!r} of {where}"
+    )

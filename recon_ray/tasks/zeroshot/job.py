@@ -19,12 +19,15 @@ from recon_ray.tasks.classify.classifier_checks import (
     check_classes,
     check_labels,
     check_points,
-    class_lines,
     class_texts,
-    confusion_records,
     load_start,
 )
-from recon_ray.tasks.classify.confusion import class_accuracy, overall_accuracy
+from recon_ray.tasks.classify.confusion import (
+    class_accuracy,
+    class_lines,
+    confusion_records,
+    overall_accuracy,
+)
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.point_pipeline import pipeline_of
