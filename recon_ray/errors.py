@@ -17,7 +17,7 @@ class ReconError(Exception):
 
 
 class ConfigError(ReconError):
-    """The configuration or the command line is wrong, or asks for what cannot be had."""
+    """The configuration or the command line is wrong or cannot be fulfilled."""
 
     exit_code = 2
 
@@ -31,7 +31,7 @@ class CheckpointError(ReconError):
 
 
 class StoppedError(ReconError):
-    """The run was asked to end (SIGTERM), and can be continued."""
+    """The run was stopped (SIGTERM) and can be continued."""
 
     exit_code = 143
 
@@ -49,16 +49,16 @@ class TeacherError(ReconError):
 
 
 class TeacherNameError(TeacherError, ConfigError):
-    """What a teacher's name asks for does not exist, so that the configuration has to change."""
+    """A teacher's name has no model or weights behind it."""
 
 
 def as_record(error: ReconError) -> dict[str, str]:
-    """The error as plain data: raised in a process of Ray, it would come wrapped, or be retried."""
+    """Return the error as plain data; raised in a process of Ray it would be wrapped."""
     return {"error": type(error).__name__, "message": str(error)}
 
 
 def from_record(record: Mapping[str, Any]) -> ReconError:
-    """The error that :func:`as_record` was given."""
+    """Return the error of a record of :func:`as_record`."""
     kind: type[ReconError] = globals().get(str(record["error"]), ReconError)
     return kind(record["message"])
 

@@ -142,7 +142,7 @@ def check_labels(config: PretrainConfig, prepared: PreparedSet) -> None:
 
 
 def texts_of(prepared: PreparedSet, kind: Literal["category", "caption"]) -> list[str]:
-    """What a text teacher reads of a set: one text a class, or every caption that occurs.
+    """Return the texts of a set for a text teacher: one a class, or every caption that occurs.
 
     A class is read as its dataset card spells it out, else by its name.
     """
@@ -188,10 +188,10 @@ def check_start(run: Run, make_model: Callable[[], nn.Module]) -> None:
 
 
 def use_ops(config: JobConfig) -> None:
-    """Take the configured point operations in this process, and say which they are.
+    """Set the configured point operations in this process, and log which they are.
 
     Raises:
-        OpsError: If those that are asked for are not installed.
+        OpsError: If the configured ones are not installed.
     """
     ops.set_backend(config.runtime.ops_backend)
     ops.announce()

@@ -94,7 +94,7 @@ def train(
 
     Raises:
         ConfigError: If the job does not fit the data, the machine or the cluster.
-        StoppedError: If the process was told to end, after a commit where the run got to one.
+        StoppedError: If the process received SIGTERM, after a commit where there was time for one.
         ReconError: A fault in a worker that the user can act on.
     """
     config = job.config

@@ -213,7 +213,7 @@ def load_embedder(
         trained: Load the weights; otherwise only their architecture is used, freshly drawn from
             torch's default generator.
         follows_reference: Draw them as the published networks of the downstream tasks are drawn.
-        sizes: Constructor arguments that a foreign file does not tell.
+        sizes: Constructor arguments that the shapes in a foreign file do not show.
 
     Raises:
         CheckpointError: If they cannot be read, or lack a part.

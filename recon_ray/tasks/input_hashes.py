@@ -1,7 +1,7 @@
-"""What a run reads, by content: ``inputs.json`` holds the hashes of its sets and its weights.
+"""Inputs of a run by content: ``inputs.json`` holds the hashes of its sets and its weights.
 
-Options only name places. A set that was prepared again or weights that were trained again lie where
-the old ones did, and what a run has computed from those does not belong to them.
+Options only name places: a set that was prepared again lies where the old one did, and results of
+the old one do not belong to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.weights.find import hash_of_weights
 
 INPUTS = "inputs.json"
-#: Options that name a folder, and the files that say what is in it.
+#: Options that name a folder, and the files that describe its content.
 SETS = {
     "data.path": (MANIFEST,),
     "data.episodes": (EPISODES_RECORD, MANIFEST),
@@ -34,7 +34,7 @@ def inputs_of(config: JobConfig) -> dict[str, str]:
     A set counts by its manifest, which has the hashes of its files.
 
     Returns:
-        Option to hash; what is not there is left out, as whoever reads it says so.
+        Option to hash; a missing set is left out, as its reader refuses it.
     """
     found: dict[str, str] = {}
     for option, files in SETS.items():
@@ -58,13 +58,13 @@ def refuse_other_inputs(
     *,
     called: Mapping[str, str] | None = None,
 ) -> None:
-    """Refuse to go on with, or to count, a run whose sets or weights were others.
+    """Refuse to continue, or to count, a run of other sets or weights.
 
     Args:
         folder: The run's folder; without an ``inputs.json`` nothing is refused.
         config: Its configuration.
-        inputs: What :func:`inputs_of` gives for that now.
-        called: Names of options in the message, where the user knows them by others.
+        inputs: The hashes now, from :func:`inputs_of`.
+        called: Names of options in the message, where they differ from those of the configuration.
 
     Raises:
         ConfigError: Naming what has changed.

@@ -58,7 +58,7 @@ class Flag:
 
     Attributes:
         meaning: What it prints, for ``--help``.
-        show: ``module:function`` of the text; gets the word after the flag, None if there is none.
+        show: ``module:function`` of the text; takes the word after the flag, or None.
     """
 
     meaning: str
@@ -67,7 +67,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job of the table.
+    """Entry of the table.
 
     Attributes:
         config: ``module:class`` of its configuration; the docstring is its summary.
@@ -173,7 +173,7 @@ def find_job(name: str) -> JobSpec:
     """Look a job up.
 
     Raises:
-        ConfigError: If there is none of this name.
+        ConfigError: If there is no such job.
     """
     if name not in JOBS:
         raise ConfigError(f"unknown job {name!r}; choose one of {', '.join(JOBS)}")

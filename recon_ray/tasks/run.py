@@ -1,4 +1,4 @@
-"""The folder and the records of a run."""
+"""Life of a run: opened, begun, continued or refused, finished with ``result.json``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 logger = logging.getLogger(__name__)
 
-#: File of a run that says what made it.
+#: File of a run with versions and machine.
 ENVIRONMENT = "environment.json"
 #: Packages whose versions explain a run.
 PACKAGES = (
@@ -69,7 +69,7 @@ MAY_CHANGE = (
 
 @dataclass
 class Run:
-    """One run of a job: its folder, and its ``result.json`` at the end.
+    """A run of a job: its folder, and its ``result.json`` at the end.
 
     Args:
         job: Name of the job.
@@ -134,14 +134,14 @@ class Run:
         draw: Callable[[], None] | None = None,
         **more: Any,  # noqa: ANN401 - further records of the job
     ) -> JobResult:
-        """Write ``result.json``, draw, and give what the job prints.
+        """Write ``result.json``, draw, and return the output of the job.
 
         Args:
             metrics: Name to number.
             table: Short table for the terminal.
             selection: How the numbers were chosen.
-            counts: What was counted.
-            draw: Draws the run's figures; what it cannot write does not cost the result.
+            counts: Samples, classes, steps, workers.
+            draw: Draws the run's figures; a figure that cannot be written is a failure of its own.
             more: Further records.
         """
         result = {
@@ -175,16 +175,16 @@ def start_run(job: str, config: JobConfig, *, label: str, resume: str = "never")
 
 
 def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
-    """Find the folder of a run and refuse what cannot be done there; writes nothing.
+    """Find the folder of a run and check that it can be begun or continued; write nothing.
 
     Args:
         job: Name of the job.
         config: The resolved configuration.
-        label: What a generated name ends with besides the time.
+        label: Part of a generated name.
         resume: As :class:`Run` has it.
 
     Raises:
-        ConfigError: If the storage cannot be had, the run exists with a configuration that computes
+        ConfigError: If the storage cannot be reached, the run exists with a configuration that computes
             something else, or with other sets or weights, or ``resume`` names no checkpoint.
         CheckpointError: If that checkpoint, or a file of the existing run, is damaged.
     """
@@ -313,8 +313,8 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
         before = _flat(yaml.safe_load(text))
     except (yaml.YAMLError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder.uri}/config.yaml: it is damaged, so that nothing says whether the run can be "
-            f"continued; {START_FRESH_HINT}"
+            f"{folder.uri}/config.yaml: it is damaged, so that the run cannot be compared with this "
+            f"configuration and continued; {START_FRESH_HINT}"
         ) from error
     now = _flat(config.model_dump(mode="json"))
     added = _flat(_defaults(type(config)).model_dump(mode="json"))
@@ -332,7 +332,7 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
 
 
 def _defaults(model: type[JobConfig]) -> JobConfig:
-    """All defaults, those of a section too without which there is no configuration."""
+    """Return all defaults, those of required sections too."""
     sections: dict[str, Any] = {
         name: section.model_construct()
         for name, info in model.model_fields.items()
@@ -342,7 +342,7 @@ def _defaults(model: type[JobConfig]) -> JobConfig:
 
 
 def _is_new(key: str, before: Mapping[str, Any]) -> bool:
-    """Return whether a run's configuration knows neither an option nor what it is a part of."""
+    """Return whether a run's configuration has neither an option nor any section around it."""
     parts = key.split(".")
     return not any(".".join(parts[: end + 1]) in before for end in range(len(parts)))
 

@@ -29,7 +29,7 @@ def find_weights(
         spec: A run folder, its ``checkpoints`` or one ``step-<number>`` in it (folder or URI), a
             file of weights, or a name of :data:`recon_ray.weights.catalog.CATALOG`.
         folder: Where published weights lie; by default what ``RECON_WEIGHTS`` says.
-        sizes: Constructor arguments that a file does not tell; None leaves what it tells.
+        sizes: Constructor arguments that its shapes do not show; None leaves what it tells.
 
     Raises:
         CheckpointError: If there is nothing of that name, or it cannot be read.

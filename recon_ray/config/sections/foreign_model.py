@@ -10,7 +10,7 @@ from recon_ray.config.sections.common import Count, Section
 
 
 class ForeignModelSection(Section):
-    """What the shapes in a foreign file do not tell. An empty value keeps what is published."""
+    """Sizes that a foreign file's shapes do not show. An empty value keeps the published one."""
 
     num_heads: Count | None = Field(
         None, description="Attention heads; by default one for 64 channels."

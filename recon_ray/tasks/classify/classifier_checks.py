@@ -28,10 +28,10 @@ def load_start(spec: str | None, **sizes: Any) -> tuple[str | None, LoadedWeight
 
     Args:
         spec: The option; None for none.
-        sizes: Constructor arguments that a file does not tell.
+        sizes: Constructor arguments that the shapes in a file do not show.
 
     Returns:
-        The place of the weights as every worker finds it, and the weights.
+        The absolute place of the weights, and the weights.
 
     Raises:
         CheckpointError: If there are none, or they cannot be read.
@@ -170,14 +170,14 @@ def check_names(weights: LoadedWeights, prepared: PreparedSet) -> None:
     """
     if weights.kind not in CLASSIFIERS:
         raise ConfigError(
-            f"init_from: {weights.source} holds the weights of a {weights.kind} model, which gives "
+            f"init_from: {weights.source} holds the weights of a {weights.kind} model, which has "
             "no classes; give a classifier, which jobs/finetune.py makes of it"
         )
     theirs, ours = weights.extra.get("classes"), prepared.classes
     outputs = int(weights.architecture["num_classes"])
     if outputs != len(ours):
         raise ConfigError(
-            f"init_from: {weights.source} tells {outputs} classes apart, {prepared.path} has "
+            f"init_from: {weights.source} has {outputs} classes, {prepared.path} has "
             f"{len(ours)}; give the classifier of this set"
         )
     if isinstance(theirs, list) and theirs != ours:

@@ -25,7 +25,7 @@ Normalization = Literal["auto", "whole", "subset", "none"]
 
 _NORMALIZE = (
     "Center and scale to the unit sphere the whole stored cloud, the drawn subset of its points, "
-    "or neither; auto is what the set's card says, else whole."
+    "or neither; auto is that of the set's card, else whole."
 )
 
 
@@ -50,13 +50,13 @@ class ClassifierSection(Section):
     )
 
     def overrides(self) -> dict[str, int | float | str]:
-        """The architecture options that are given."""
+        """Return the architecture options that are given."""
         given = self.model_dump(exclude={"kind", "preset"})
         return {name: value for name, value in given.items() if value is not None}
 
 
 class ClassificationDataSection(SetSection):
-    """Which prepared set is learned, and how its clouds are brought to the model."""
+    """The training set, and the pipeline of its clouds."""
 
     validation_split: str | None = Field(
         None,
@@ -87,7 +87,7 @@ class ClassificationDataSection(SetSection):
 
 
 class ClassificationTrainSection(TrainSection):
-    """What is trained, length, batch, logging and commits."""
+    """Trained parameters, length, batch, logging and commits."""
 
     tune: Literal["full", "linear", "mlp3", "probe"] = Field(
         "full",
@@ -181,7 +181,7 @@ class FinetuneConfig(TrainingConfig):
 
 
 class EvaluatedDataSection(Section):
-    """What is classified."""
+    """The evaluated set."""
 
     path: LocalPath = Field(
         Path("datasets/synthetic"), description="Folder of a prepared set (jobs/prepare.py)."
@@ -232,6 +232,6 @@ class EvaluateConfig(ProtocolConfig):
     )
     data: EvaluatedDataSection = Field(EvaluatedDataSection(), description="What is classified.")
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
     )
     eval: VotingSection = Field(VotingSection(), description="Plain accuracy and voting.")

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/evaluate.py``."""
+"""Parts of ``jobs/evaluate.py``: set, task, measurement, result."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ _TOLD = ("num_heads", "num_groups", "group_size", "stream")
 def _pipeline(
     config: EvaluateConfig, prepared: PreparedSet, weights: LoadedWeights
 ) -> CloudPipeline:
-    """How clouds are brought to the classifier: as in its fine-tuning, where that is recorded."""
+    """Return the pipeline of the clouds: that of the fine-tuning, where it is recorded."""
     data, flags = config.data, config.flags
     count = data.num_points or weights.extra.get("num_points")
     if count is None:
         raise ConfigError(
-            f"data.num_points: {weights.source} does not tell how many points it was trained on; "
+            f"data.num_points: {weights.source} does not record the number of points of its training; "
             "give data.num_points=1024 (ModelNet as published) or 2048 (ScanObjectNN)"
         )
     recorded = weights.extra.get("normalize", "auto")

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/finetune.py``."""
+"""Parts of ``jobs/finetune.py``: set, task, measurement, result."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def make_task(
 
 
 def _foreign_sizes(config: FinetuneConfig) -> dict[str, Any]:
-    """What a file's shapes do not tell, as far as the configuration gives it."""
+    """Return the configured sizes that the shapes in a file do not show."""
     section = config.model
     return {"num_heads": section.num_heads, "num_groups": section.num_groups}
 
@@ -203,7 +203,7 @@ def training_job(
 
 
 def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Callable[[], JobResult]:
-    """Accuracy on the test split of the last checkpoint, and of the best one if one was chosen."""
+    """Measure the last checkpoint on the test split, and the best one if one was chosen."""
     config, task = training.config, training.make_task()
     assert isinstance(config, FinetuneConfig)
     assert isinstance(task, ClassificationTask)
@@ -231,7 +231,7 @@ def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Calla
 
 
 def selection(config: FinetuneConfig, best: dict[str, Any] | None) -> str:
-    """How the accuracy was chosen, for ``result.json``."""
+    """Return how the accuracy was chosen, for ``result.json``."""
     test = config.data.test_split
     if best is None:
         return f"last step; nothing chosen on {test!r}"

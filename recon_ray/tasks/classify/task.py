@@ -31,7 +31,7 @@ CLASSIFIERS = ("classifier", "twotower_classifier")
 
 
 class ClassificationModule(nn.Module):
-    """A classifier with its loss, as the training loop calls it.
+    """A classifier with its loss; the training loop calls it.
 
     Args:
         model: The classifier.
@@ -81,7 +81,7 @@ class ClassificationTask:
         return dict(self._architecture)
 
     def records(self) -> dict[str, Any]:
-        """What an evaluation of the classifier has to know."""
+        """Return the records that an evaluation of the classifier uses."""
         pipeline = self.pipeline
         return {
             "classes": self.classes,
@@ -103,7 +103,7 @@ class ClassificationTask:
         return ClassificationModule(model)
 
     def stored_model(self, module: nn.Module) -> nn.Module:
-        """The classifier without its loss."""
+        """Return the classifier without its loss."""
         assert isinstance(module, ClassificationModule)
         return module.model
 
@@ -123,18 +123,18 @@ class ClassificationTask:
         )
 
     def batch_options(self) -> BatchOptions:
-        """What the batches of this task hold."""
+        """Return the content of a batch."""
         return BatchOptions(seed=self.config.run.seed)
 
     def on_device(self, device: torch.device) -> None:
-        """Nothing lies beside the model."""
+        """Do nothing: there is only the model."""
 
     def prepare_on_device(self, batch: Batch, source: SampleGenerator) -> Batch:
         """Draw points and augment them."""
         return {"points": self.pipeline.train(batch["points"], source), "label": batch["label"]}
 
     def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
-        """Nothing: what training leaves is measured from its checkpoints."""
+        """Return nothing: the checkpoints are measured after the training."""
         return {}
 
     def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
@@ -153,7 +153,7 @@ class ClassificationTask:
 
 
 def validation_split(config: FinetuneConfig) -> str | None:
-    """The split that chooses the best epoch: the test split in the published runs."""
+    """Return the split that chooses the best epoch: the test split in the published runs."""
     data = config.data
     return data.test_split if config.flags.selects_on_test else data.validation_split
 
@@ -224,7 +224,7 @@ def classifier_of(
 ) -> tuple[str, dict[str, Any]]:
     """Decide the kind of classifier and its constructor arguments.
 
-    What is given explicitly wins over the preset, the preset over what the weights tell.
+    Explicit options win over the preset, the preset over the sizes of the weights.
 
     Raises:
         CheckpointError: If the weights are of a family that no classifier can start from.

@@ -67,7 +67,7 @@ class VotingEvaluation:
 
     Attributes:
         weights: The classifier, as :func:`recon_ray.weights.find.find_weights` has it.
-        sizes: Constructor arguments that the file does not tell.
+        sizes: Constructor arguments that the shapes in the file do not show.
         split: The split.
         pipeline: How clouds are brought to the classifier.
         num_classes: Classes of the set.
@@ -162,7 +162,7 @@ class VotingEvaluation:
     def _thin(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Points of the plain accuracy, and those that voting picks from.
 
-        Sampling is incremental: the first n of the candidates are what sampling n gives.
+        Sampling is incremental: the first n candidates are those of sampling n.
         """
         pipeline, count = self.pipeline, self.pipeline.num_points
         candidates = pipeline.candidates(points)
@@ -216,7 +216,7 @@ class VotingEvaluation:
         return rounds
 
     def _origin(self, source: str) -> dict[str, Any]:
-        """What recorded rounds are of."""
+        """Return the identity of recorded rounds."""
         return {"weights": source, "inputs": dict(self.inputs)}
 
     def _vote(
@@ -232,7 +232,7 @@ class VotingEvaluation:
         return {"class": logits.mean(dim=0).argmax(dim=-1)}
 
     def _recorded(self, runtime: EvaluationRuntime, source: str) -> list[float]:
-        """The rounds that rank 0 finds in the run's folder, on every rank."""
+        """Return the rounds recorded in the run's folder, on every rank."""
         text = runtime.folder.read(ROUNDS) if runtime.rank == 0 and self.votes else None
         try:
             record = {"weights": None, "rounds": []} if text is None else json.loads(text)

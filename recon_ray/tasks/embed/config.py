@@ -49,7 +49,7 @@ class EmbedConfig(ProtocolConfig):
         "y", description="Axis that points up in the files; they are turned to y up."
     )
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
     )
     embed: EmbedSection = Field(EmbedSection(), description="What is encoded.")
 

@@ -38,7 +38,7 @@ class ImportWeightsConfig(JobConfig):
         description="safetensors with the architecture inside, or the reference's .pth layout.",
     )
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
     )
 
     @model_validator(mode="after")

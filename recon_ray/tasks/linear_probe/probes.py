@@ -242,7 +242,7 @@ class ProbeEvaluation:
 
     Args:
         weights: Run, checkpoint or file with an encoder.
-        sizes: Constructor arguments that a foreign file does not tell.
+        sizes: Constructor arguments that the shapes in a foreign file do not show.
         options: Which probes, on which splits.
         choice: Which points are read.
         num_classes: Classes of the set.

@@ -27,7 +27,7 @@ class PartsegDataSection(SetSection):
 
 
 class PartsegModelSection(Section):
-    """A preset and what differs from it; what the weights of init_from decide comes from them."""
+    """A preset and its overrides; sizes that the weights of init_from fix come from them."""
 
     preset: Literal["nano", "tiny", "small", "base"] | None = Field(
         None, description="Named sizes; by default those of init_from, else base."
@@ -50,7 +50,7 @@ class PartsegModelSection(Section):
     )
 
     def overrides(self) -> dict[str, Any]:
-        """The architecture options that are given."""
+        """Return the architecture options that are given."""
         given = self.model_dump(exclude={"preset"})
         return {name: value for name, value in given.items() if value is not None}
 

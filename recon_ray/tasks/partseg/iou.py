@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PartTable:
-    """Which parts every category has.
+    """Parts of every category.
 
     Attributes:
         categories: Names in label order.
@@ -84,7 +84,7 @@ def shape_ious(counts: Tensor, allowed: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PartScores:
-    """How well the parts of a split were found.
+    """Scores of the parts of a split.
 
     Attributes:
         instance_miou: Mean of the shapes' IoU.
@@ -101,7 +101,7 @@ class PartScores:
     categories: Mapping[str, tuple[int, float | None]]
 
     def metrics(self) -> dict[str, float]:
-        """The four numbers under the names that results have."""
+        """Return the four metrics by name."""
         return {
             "instance_miou": self.instance_miou,
             "class_miou": self.class_miou,
@@ -110,7 +110,7 @@ class PartScores:
         }
 
     def record(self) -> dict[str, dict[str, float | int | None]]:
-        """The categories as plain values; an absent one has the IoU null."""
+        """Return the categories as plain values; an absent one has the IoU null."""
         return {
             name: {"shapes": shapes, "miou": miou}
             for name, (shapes, miou) in self.categories.items()
@@ -147,7 +147,7 @@ def summarize(
 
 
 def category_lines(record: Mapping[str, Mapping[str, float | int | None]]) -> list[str]:
-    """A line for every category; "-" where no shape of it occurs.
+    """Return a line for every category; "-" where no shape of it occurs.
 
     Args:
         record: Of :meth:`PartScores.record`.

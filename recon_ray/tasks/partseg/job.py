@@ -1,4 +1,4 @@
-"""The driver of ``jobs/partseg.py``."""
+"""Parts of ``jobs/partseg.py``: set, task, measurement, result."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def partseg(job: Job[PartsegConfig]) -> JobResult:
 
 
 def open_set(config: PartsegConfig) -> PreparedSet:
-    """Open the prepared set and check that it has what is asked for.
+    """Open the prepared set and check its splits and part labels.
 
     Raises:
         ConfigError: If there is no such folder, or no such splits or part labels in it.
@@ -134,7 +134,7 @@ def _sizes_of(weights: LoadedWeights) -> dict[str, Any]:
 
 
 def _foreign(config: PartsegConfig) -> dict[str, Any]:
-    """Sizes that a foreign file does not tell."""
+    """Sizes that the shapes in a foreign file do not show."""
     names = ("num_heads", "num_groups", "group_size")
     return {name: value for name, value in config.model.overrides().items() if name in names}
 
@@ -148,7 +148,7 @@ def _meta_model(sizes: dict[str, Any]) -> PartSegmenter:
 
 
 def scoring_of(config: PartsegConfig, prepared: PreparedSet, table: PartTable) -> Scoring:
-    """How splits are scored, by protocol."""
+    """Return the scoring of the splits, by protocol."""
     return Scoring(
         table,
         num_points=config.data.num_points,

@@ -1,4 +1,4 @@
-"""Which parts the categories of a prepared set have, compared with its labels."""
+"""Parts of the categories of a prepared set, compared with its labels."""
 
 from __future__ import annotations
 

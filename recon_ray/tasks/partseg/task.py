@@ -83,7 +83,7 @@ def _is_own(points: Tensor, valid: Tensor) -> Tensor:
 
 
 def _valid(batch: Batch) -> Tensor:
-    """How many points of a cloud are its own; all of them in sets of clouds of one size."""
+    """Return how many points of a cloud are its own: all in sets of clouds of one size."""
     if "valid_points" in batch:
         return batch["valid_points"].long()
     points = batch["points"]
@@ -95,7 +95,7 @@ def _valid(batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a split is scored.
+    """Scoring of a split.
 
     Attributes:
         table: Parts of every category.
@@ -105,7 +105,7 @@ class Scoring:
             ``own`` encodes different points and scores every point of a shape once.
         seed: Seed of the draws.
         limit: Use the first shapes only.
-        has_valid_points: Whether the set says which points are a cloud's own.
+        has_valid_points: Whether the set marks the points that are a cloud's own.
     """
 
     table: PartTable
@@ -118,7 +118,7 @@ class Scoring:
 
     @property
     def options(self) -> BatchOptions:
-        """What a batch holds."""
+        """Return the content of a batch."""
         return part_options(self.has_valid_points)
 
     def predict(
@@ -147,7 +147,7 @@ class Scoring:
 
 
 def part_options(has_valid_points: bool) -> BatchOptions:
-    """What a batch of part segmentation holds."""
+    """Return the content of a batch of part segmentation."""
     counts = ("valid_points",) if has_valid_points else ()
     return BatchOptions(beside=("part_labels", *counts))
 
@@ -208,7 +208,7 @@ class PartEvaluation:
 
     Args:
         weights: Run, checkpoint or file of a part segmentation model.
-        sizes: Constructor arguments that a foreign file does not tell.
+        sizes: Constructor arguments that the shapes in a foreign file do not show.
         split: Name of the split.
         scoring: How.
     """
@@ -232,7 +232,7 @@ class PartEvaluation:
 
 
 class PartSegModule(nn.Module):
-    """The model with its loss, as the training loop calls it.
+    """The model with its loss; the training loop calls it.
 
     Args:
         model: The model.
@@ -255,7 +255,7 @@ class PartSegmentationTask:
         config: The job's configuration.
         sizes: Constructor arguments of the model.
         scoring: How splits are scored.
-        weights: Where training starts from, as every worker finds it; None is from scratch.
+        weights: Absolute place of the weights to start from; None is from scratch.
     """
 
     name = "partseg"
@@ -286,7 +286,7 @@ class PartSegmentationTask:
         return PartSegModule(model)
 
     def stored_model(self, module: nn.Module) -> PartSegmenter:
-        """The model without its loss."""
+        """Return the model without its loss."""
         assert isinstance(module, PartSegModule)
         return module.model
 

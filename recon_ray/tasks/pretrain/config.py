@@ -17,7 +17,7 @@ _NOT_PROBED = (
 
 
 class LossSection(Section):
-    """Which losses are summed."""
+    """Losses that are summed."""
 
     chamfer: Literal["l1", "l2"] = Field(
         "l2", description="Chamfer distance: squared (l2) or plain (l1)."

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/pretrain.py``."""
+"""Parts of ``jobs/pretrain.py``: set, task, measurement, result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
 
-#: File of a run that says which teachers it was started with.
+#: File of a run with the identities of the teachers it was started with.
 TEACHERS = "teachers.json"
 SELECTION = "last step; probes and zero-shot accuracy on held-out shapes, nothing chosen on them"
 
@@ -63,7 +63,7 @@ def pretrain(job: Job[PretrainConfig]) -> JobResult:
 def _creates(job: Job[PretrainConfig]) -> bool:
     """Tell whether a missing set may be made: only where data.create was meant for that data.path.
 
-    The quickstart's file asks for its own set; a path that is mistyped on the command line must not
+    The quickstart's file creates its own set; a path that is mistyped on the command line must not
     become a folder of procedural shapes.
     """
     if job.config.data.create == "never":
@@ -74,14 +74,14 @@ def _creates(job: Job[PretrainConfig]) -> bool:
 
 
 def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
-    """Open the prepared set, making the synthetic one first where that is asked for.
+    """Open the prepared set, after preparing the synthetic one if configured.
 
     Args:
         config: The configuration.
         creates: False where data.create was not meant for this path.
 
     Raises:
-        ConfigError: If there is no such folder, or the configuration asks for what is not in it.
+        ConfigError: If there is no such folder, or it lacks a configured split or its pictures.
         DataError: If it is damaged.
     """
     path = Path(config.data.path)
@@ -115,7 +115,7 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
     """Make the task with the texts of the set.
 
     Raises:
-        ConfigError: If the set has not the classes or texts that are asked for.
+        ConfigError: If the set lacks the configured classes or texts.
         TeacherError: If a teacher cannot be made.
     """
     texts = texts_of(prepared, config.data.text)

@@ -41,7 +41,7 @@ Student: TypeAlias = Recon | TwoTower
 
 
 class PretrainModule(nn.Module):
-    """The student with its losses, as the training loop calls it.
+    """The student with its losses; the training loop calls it.
 
     Args:
         model: The student.
@@ -154,7 +154,7 @@ class PretrainTask:
 
     @property
     def teachers(self) -> dict[str, dict[str, str] | None]:
-        """Names, tags and hashes of the teachers, for the run's records."""
+        """Return names, tags and hashes of the teachers, for the run's records."""
         image, text = self._image_source(), self._text_source()
         return {
             "image": None if image is None else dict(image.identity),
@@ -162,7 +162,7 @@ class PretrainTask:
         }
 
     def architecture(self) -> dict[str, Any]:
-        """Constructor arguments of the student."""
+        """Return the constructor arguments of the student."""
         config = self.config
         kind, preset = config.model.kind, config.model.preset
         arguments = {**preset_sizes(preset, kind), **config.model.overrides()}
@@ -180,18 +180,18 @@ class PretrainTask:
         return PretrainModule(model, chamfer=self.config.loss.chamfer)
 
     def stored_model(self, module: nn.Module) -> Student:
-        """The student without its losses."""
+        """Return the student without its losses."""
         assert isinstance(module, PretrainModule)
         return module.model
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Groups with and without weight decay (published rule, no head)."""
+        """Return groups with and without weight decay (published rule, no head)."""
         optim = self.config.optim
         model = self.stored_model(module)
         return parameter_groups(model, lr=optim.lr, weight_decay=optim.weight_decay)
 
     def batch_options(self) -> BatchOptions:
-        """What the batches of this task hold."""
+        """Return the content of a batch."""
         config, teacher = self.config, self.image_teacher
         by_caption = config.data.text == "caption"
         return BatchOptions(
@@ -249,11 +249,11 @@ class PretrainTask:
         return self.validation.run(self._probed(module), runtime)
 
     def _probed(self, module: nn.Module) -> Recon:
-        """The student as the probes read it; the configuration refuses them for two towers."""
+        """Return the student for the probes; the configuration refuses them for two towers."""
         model = self.stored_model(module)
         assert isinstance(model, Recon)
         return model
 
     def records(self) -> dict[str, Any]:
-        """Nothing goes with the model beyond its architecture."""
+        """Return nothing: the architecture is enough."""
         return {}

@@ -68,7 +68,7 @@ class RetrieveConfig(ProtocolConfig):
     )
     data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is searched.")
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
     )
     teacher: RetrievalTeachersSection = Field(
         RetrievalTeachersSection(), description="The teachers of the pre-training."

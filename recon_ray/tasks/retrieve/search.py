@@ -154,7 +154,7 @@ class RetrievalEvaluation:
 
     Args:
         weights: Run, checkpoint or file of a pre-training.
-        sizes: Constructor arguments that a foreign file does not tell.
+        sizes: Constructor arguments that the shapes in a foreign file do not show.
         options: Which splits, how many answers.
         choice: Which points are read.
         texts: The texts, None to leave them out.

@@ -73,7 +73,7 @@ class VisualizeConfig(JobConfig):
         "y", description="Axis that points up in the files; they are turned to y up."
     )
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
     )
     visualize: VisualizeSection = Field(VisualizeSection(), description="What is drawn.")
     cluster: ClusterSection = Field(

@@ -66,7 +66,7 @@ class ZeroshotConfig(ProtocolConfig):
     )
     data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is classified.")
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="What the shapes in a foreign file do not tell."
+        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
     )
     teacher: TextOnlySection = Field(
         TextOnlySection(), description="The text teacher of the pre-training."

@@ -108,7 +108,7 @@ class ZeroshotEvaluation:
 
     Args:
         weights: Run, checkpoint or file of a pre-training.
-        sizes: Constructor arguments that a foreign file does not tell.
+        sizes: Constructor arguments that the shapes in a foreign file do not show.
         candidates: What is chosen from.
         options: Which token, which splits.
         choice: Which points are read.

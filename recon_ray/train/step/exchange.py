@@ -1,4 +1,4 @@
-"""The mean of all workers' gradients in one message, which a CUDA graph can hold."""
+"""Exchange of all gradients in one message, which a CUDA graph can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: the host launches it once, not kernel by kernel."""
+"""Training step as one CUDA graph, launched once by the host."""
 
 from __future__ import annotations
 
