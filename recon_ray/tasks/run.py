@@ -184,8 +184,8 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
         resume: As :class:`Run` has it.
 
     Raises:
-        ConfigError: If the storage cannot be reached, the run exists with a configuration that computes
-            something else, or with other sets or weights, or ``resume`` names no checkpoint.
+        ConfigError: If the storage cannot be reached, the run has another configuration, or other
+            sets or weights, or ``resume`` names no checkpoint.
         CheckpointError: If that checkpoint, or a file of the existing run, is damaged.
     """
     config = with_name(job, config, label=label)
@@ -313,8 +313,8 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
         before = _flat(yaml.safe_load(text))
     except (yaml.YAMLError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder.uri}/config.yaml: it is damaged, so that the run cannot be compared with this "
-            f"configuration and continued; {START_FRESH_HINT}"
+            f"{folder.uri}/config.yaml: it is damaged, so that the run cannot be compared with "
+            f"this configuration; {START_FRESH_HINT}"
         ) from error
     now = _flat(config.model_dump(mode="json"))
     added = _flat(_defaults(type(config)).model_dump(mode="json"))

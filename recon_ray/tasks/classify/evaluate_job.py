@@ -114,8 +114,8 @@ def _pipeline(
     count = data.num_points or weights.extra.get("num_points")
     if count is None:
         raise ConfigError(
-            f"data.num_points: {weights.source} does not record the number of points of its training; "
-            "give data.num_points=1024 (ModelNet as published) or 2048 (ScanObjectNN)"
+            f"data.num_points: {weights.source} does not record the points of its training; give "
+            "data.num_points=1024 (ModelNet as published) or 2048 (ScanObjectNN)"
         )
     recorded = weights.extra.get("normalize", "auto")
     pipeline = pipeline_of(
