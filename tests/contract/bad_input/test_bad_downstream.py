@@ -22,11 +22,7 @@ WIDER = "its features are 16 wide, the"
 
 REFUSED: list[tuple[str, int, str]] = [
     ("zeroshot", 1, r"zeroshot\.kind=full: .*text\.\S+ has no image proj.*zeroshot\.kind=text"),
-    (
-        f"{TEXT} zeroshot.classes.mugg=cup",
-        2,
-        r"\.mugg: .* no such class, did you mean 'mug'\?",
-    ),
+    (f"{TEXT} zeroshot.classes.mugg=cup", 2, r"\.mugg: .* no such class, did you mean 'mug'\?"),
     (f"{TEXT} zeroshot.classes=[chair,lamp,cup]", 2, r"1 classes of .* not in the list \('mug'"),
     (f"{TEXT} zeroshot.splits=[val]", 2, r"zeroshot\.splits=val: .* has the splits train, test"),
     (f"{TEXT} teacher.text.name=table:none.npz", 2, r"'table:none\.npz': there is no file"),
