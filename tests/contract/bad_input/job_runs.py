@@ -16,7 +16,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import data_samples
 import pytest
 
 from recon_ray.cli import run_job
@@ -147,16 +147,10 @@ def prepare_again(root: Path) -> None:
     change_manifest(root, lambda manifest: manifest.update(seed=manifest["seed"] + 1))
 
 
-def random_cloud(seed: int, count: int = 80) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
-
-
 def write_clouds(folder: Path, count: int = 12) -> Path:
     """Write a folder of clouds in two classes."""
-    for seed in range(count):
-        path = folder / "clouds" / "ab"[seed % 2] / f"{seed:02d}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, random_cloud(seed))
+    names = [f"{'ab'[seed % 2]}/{seed:02d}" for seed in range(count)]
+    data_samples.write_clouds(folder / "clouds", names)
     return folder / "clouds"
 
 

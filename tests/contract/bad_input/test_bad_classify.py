@@ -42,10 +42,7 @@ HELD_OUT = "data.validation_fraction=0.1 data.validation_split"
         ("data.train_splits=[train,test]", r"data\.test_split=test is one of data\.train"),
         ("data.validation_fraction=1", r"data\.validation_fraction .* found 1"),
         ("data.validation_fraction=0.1", r"needs a name for what is held out"),
-        (
-            f"{HELD_OUT}=val cluster.workers=1",
-            r"is held out in one process; set cluster\.workers=0",
-        ),
+        (f"{HELD_OUT}=val cluster.workers=1", r"is held out in one process; set cluster.workers=0"),
         (f"{HELD_OUT}=v data.train_splits=[a,b]", r"divides one training split"),
         (
             f"{HELD_OUT}=test data.test_split=val",

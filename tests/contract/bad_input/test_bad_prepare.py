@@ -13,14 +13,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from job_runs import ROOT, Jobs, file_tree, quarantined, random_cloud, write_clouds
+from data_samples import cloud
+from job_runs import ROOT, Jobs, file_tree, quarantined, write_clouds
 from PIL import Image
 
 from recon_ray.data.format.prepared import PreparedSet
 
 
 def _with_nan() -> np.ndarray:
-    points = random_cloud(0)
+    points = cloud(0)
     points[3] = np.nan
     return points
 
@@ -28,7 +29,7 @@ def _with_nan() -> np.ndarray:
 def _half_an_hdf5() -> bytes:
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        file["data"] = np.stack([random_cloud(i) for i in range(9)])
+        file["data"] = np.stack([cloud(i) for i in range(9)])
         file["label"] = np.zeros((9, 1), np.int64)
     return content.getvalue()[: len(content.getvalue()) // 2]
 
@@ -48,8 +49,8 @@ PLY = (
 )
 BAD_SHAPES: list[tuple[str, np.ndarray | bytes, str]] = [
     ("nan.npy", _with_nan(), r"nan\.npy: 1 of 80 points are not finite \(NaN or infinite\)"),
-    ("one.npy", random_cloud(0, 1), r"one\.npy: holds one point only"),
-    ("few.npy", random_cloud(0, 9), r"few\.npy: holds 9 points, fewer than"),
+    ("one.npy", cloud(0, 1), r"one\.npy: holds one point only"),
+    ("few.npy", cloud(0, 9), r"few\.npy: holds 9 points, fewer than"),
     ("none.npy", b"", r"none\.npy: the file is empty"),
     ("junk.npy", b"junk", r"junk\.npy: cannot be read as an array of"),
     ("junk.npz", b"PK junk", r"junk\.npz: cannot be read"),
@@ -227,8 +228,8 @@ def test_names_that_are_no_utf8_are_refused_with_the_way_out(jobs: Jobs) -> None
 def test_a_mesh_without_area_and_clouds_of_other_sizes_are_left_out(jobs: Jobs) -> None:
     clouds = write_clouds(jobs.folder, 40)
     (clouds / "a" / "line.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n")
-    np.save(clouds / "b" / "few.npy", random_cloud(0, 50))
-    np.save(clouds / "b" / "more.npy", random_cloud(0, 500))
+    np.save(clouds / "b" / "few.npy", cloud(0, 50))
+    np.save(clouds / "b" / "more.npy", cloud(0, 500))
     jobs.custom(clouds).done()
     reasons = {entry["file"]: entry["reason"] for entry in quarantined(jobs.folder / "set")}
     assert re.search(r"line\.off: the mesh has no area", reasons.pop("a/line.off"))

@@ -26,14 +26,8 @@ def cache(jobs: Jobs, copy: Path) -> Path:
     ("options", "message"),
     [
         ("cache.copies=0", "cache.copies .*: expected an integer >= 1"),
-        (
-            "cache.splits=[train,val]",
-            "cache.splits: .* has no split 'val'; choose of train, test",
-        ),
-        (
-            "teacher.image.name=source",
-            "teacher.image.name=source: .* are in the data set already",
-        ),
+        ("cache.splits=[train,val]", "cache.splits: .* has no split 'val'; choose of train, test"),
+        ("teacher.image.name=source", "teacher.image.name=source: .* are in the data set already"),
         ("teacher.image.name=null", "teacher.image.name and teacher.text.name are both null"),
         ("teacher.image.name=descriptor:x", "teacher.image: Teacher 'descriptor:x'"),
         ("data.path=nowhere", "data.path=nowhere: no such folder"),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from job_runs import Jobs
+from job_samples import save_model
+
+from recon_ray.weights.find import find_weights
+from recon_ray.weights.weight_files import save_reference
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,26 @@ def test_weights_that_cannot_be_used_are_refused(jobs: Jobs, content: object, me
     )
     assert jobs.left_behind() == []
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        ("output=x.safetensors", 2, "input=<file> must be given"),
+        ("input=a.pth output=x.bin", 2, r"output=x\.bin must end in \.safetensors"),
+        ("input=a.pth output=x.pth", 2, r"output=x\.pth must end in \.safetensors"),
+        ("input=/absent/a.pth output=x.safetensors", 1, "there is no such file or folder"),
+        ("input=r.pth output=x.safetensors kind=classifier", 1, "kind=classifier was asked"),
+        ("input=r.pth output=x.safetensors model.num_heads=5", 1, "num_heads=5 does not"),
+        ("input=r.pth output=x.safetensors kind=bert", 2, "kind"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, options: str, status: int, message: str
+) -> None:
+    monkeypatch.chdir(jobs.folder)
+    own = find_weights(save_model(Path("r.safetensors"), decoder_depth=1, image_dim=3, text_dim=3))
+    save_reference(Path("r.pth"), own)
+    before = sorted(Path().rglob("*"))
+    jobs.run("import_weights", *options.split()).refused(status, message)
+    assert sorted(Path().rglob("*")) == before

@@ -334,11 +334,6 @@ def test_the_reference_chooses_on_the_test_split_and_trains_one_more_epoch(
     assert "on which it is measured too (published habit)" in result["selection"]
 
 
-def test_a_held_out_split_that_is_trained_on_is_refused(config):
-    with pytest.raises(ValueError, match=r"test_split=test is one of data\.train_splits"):
-        changed(config, data={"train_splits": ("train", "test")})
-
-
 @pytest.mark.parametrize("tune", ["linear", "mlp3", "probe"])
 def test_a_frozen_encoder_stays_as_it_was(config, tiny_prepared, tmp_path, tune):
     path = pretrained(tmp_path)

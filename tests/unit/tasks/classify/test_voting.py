@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from job_samples import save_model
 
 from recon_ray.cluster.evaluate import WorkerRuntime
 from recon_ray.data.format.prepared import PreparedSet
@@ -20,7 +21,6 @@ from recon_ray.tasks.classify.voting import ROUNDS, VotingEvaluation, vote_summa
 from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.inference import Inference
 from recon_ray.weights.find import find_weights
-from recon_ray.weights.weight_files import save_weights
 
 SIZES = {
     "num_classes": 3, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_groups": 8,
@@ -30,10 +30,7 @@ SIZES = {
 
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
-    torch.manual_seed(1)
-    path = tmp_path / "classifier.safetensors"
-    save_weights(path, Classifier(**SIZES).state_dict(), kind="classifier", architecture=SIZES)
-    return str(path)
+    return str(save_model(tmp_path / "classifier.safetensors", "classifier", seed=1, **SIZES))
 
 
 def evaluation(weights: str, **options) -> VotingEvaluation:

@@ -92,36 +92,3 @@ def test_a_fine_tuned_file_keeps_its_classes(tmp_path: Path) -> None:
     output = tmp_path / "ft.safetensors"
     assert run(tmp_path, f"input={tmp_path / 'ft.pth'}", f"output={output}") == 0
     assert recon_ray.load_model(output).num_classes == 7
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (("output=x.safetensors",), 2, "input=<file> must be given"),
-        (("input=a.pth", "output=x.bin"), 2, r"output=x.bin must end in .safetensors"),
-        (("input=a.pth", "output=x.pth"), 2, "output=x.pth must end in .safetensors"),
-        (("input=/absent/a.pth", "output=x.safetensors"), 1, "there is no such file or folder"),
-        (
-            ("input={file}", "output=x.safetensors", "kind=classifier"),
-            1,
-            "kind=classifier was asked",
-        ),
-        (("input={file}", "output=x.safetensors", "model.num_heads=3"), 1, "num_heads=3 does not"),
-        (("input={file}", "output=x.safetensors", "kind=bert"), 2, "kind"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence(
-    arguments: tuple[str, ...],
-    status: int,
-    message: str,
-    file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(tmp_path, *(argument.format(file=file) for argument in arguments)) == status
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]

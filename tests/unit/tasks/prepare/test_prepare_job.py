@@ -7,8 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+from data_samples import write_clouds
 
 from recon_ray.cli import run_job
 from recon_ray.config.sections.common import ClusterSection
@@ -31,12 +31,8 @@ def _job(folder: Path, **options: object) -> Job[PrepareConfig]:
     return Job("prepare", config, {}, ())
 
 
-def _clouds(folder: Path, count: int = 6) -> Path:
-    for index in range(count):
-        path = folder / f"c{index % 2}" / f"{index}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        points = np.random.default_rng(index).normal(size=(40, 3))
-        np.save(path, points.astype(np.float32))
+def _clouds(folder: Path) -> Path:
+    write_clouds(folder, [f"c{index % 2}/{index}" for index in range(6)], count=40)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
@@ -139,46 +138,6 @@ def test_chosen_shapes_are_of_every_class_and_read_from_their_file(
         np.testing.assert_array_equal(shape.points, points[ids.index(shape.object_id)])
     named = shapes_of_set(tiny_prepared, data, [ids[9], ids[2]], seed=0)
     assert [shape.object_id for shape in named] == [ids[9], ids[2]]
-
-
-BAD = [
-    (("data.split=val",), 2, r"data\.split=val: .* has the splits train, test; choose one of"),
-    (("shapes=[chair]",), 2, r"shapes: .* has no shape chair in this split; "),
-    (("visualize.blocks=[4]",), 2, r"blocks 1 to 3, found 4"),
-    (("data.num_points=7",), 2, r": 7 points are too few for the model's 8 patches of 8 points"),
-    (("files=[absent.ply]",), 1, r"absent\.ply: file not found"),
-    (("data.path=/absent",), 2, r"data\.path=/absent: no such folder; give the folder of a pre"),
-    (("cluster.workers=2",), 2, r"cluster\.workers must be 0: this job runs in one process"),
-    (("visualize.mask_ratio=0.01",), 1, r"mask_ratio must hide 1\.\.7 of num_groups=8 patches"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "status", "message"), BAD)
-def test_bad_input_is_one_sentence_and_leaves_nothing(
-    tiny_prepared: PreparedSet,
-    recon: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    status: int,
-    message: str,
-) -> None:
-    given = f"init_from={recon}", f"data.path={tiny_prepared.path}"
-    given = tuple(word for word in given if word.split("=")[0] != arguments[0].split("=")[0])
-    assert run(tmp_path, *given, *arguments) == status
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert re.search(message, lines[0]), lines[0]
-    assert not (tmp_path / "runs").exists()
-
-
-def test_reconstruction_without_a_decoder_is_refused(
-    tiny_prepared: PreparedSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = weights(tmp_path, "embedder")
-    given = f"init_from={model}", f"data.path={tiny_prepared.path}"
-    assert run(tmp_path, *given, "visualize.kinds=[reconstruction]") == 2
-    assert "has no decoder and reconstructs nothing; give the weights" in capsys.readouterr().err
 
 
 def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
