@@ -45,11 +45,6 @@ class SchemaIndex:
                 return (*parts[:i], ".".join(parts[i:]))
         return tuple(parts)
 
-    def has_keys(self, key: str) -> bool:
-        """Return whether what is below a key are options or keys of a free mapping."""
-        is_inner = ".".join(self.split(key)[:-1]) in self.mappings
-        return key in self.mappings or not (is_inner or key in self.options)
-
 
 @cache
 def index(schema: type[BaseModel]) -> SchemaIndex:
@@ -68,39 +63,38 @@ def _collect(model: type[BaseModel], prefix: str, found: SchemaIndex, default: o
         section = section_model(info.annotation)
         if section is None:
             found.options[key] = info
-            for kind, _ in branches(info.annotation):
-                if type_origin(kind) is dict:
-                    found.mappings[key] = get_args(kind)[1]
+            if dict in kinds(info.annotation):
+                found.mappings[key] = kinds(info.annotation)[dict][1]
         elif name in is_set:
             _collect(section, key, found, getattr(default, name))
         else:
             _collect(section, key, found, info.get_default(call_default_factory=True))
 
 
-def branches(
-    annotation: TypeForm, metadata: tuple[Any, ...] = ()
-) -> list[tuple[TypeForm, tuple[Any, ...]]]:
-    """Flatten a union into its types with their limits; another type is the only one."""
-    if type_origin(annotation) is Annotated:
-        inner, *more = get_args(annotation)
-        limits = [limit for item in more for limit in getattr(item, "metadata", [item])]
-        return branches(inner, (*metadata, *limits))
-    if type_origin(annotation) in (Union, UnionType):
-        return [found for part in get_args(annotation) for found in branches(part, metadata)]
-    return [(annotation, metadata)]
-
-
-def type_origin(annotation: TypeForm) -> TypeForm:
-    """Return the class of a type without its arguments (``tuple`` of ``tuple[int, int]``)."""
-    return get_origin(annotation) or annotation
+def kinds(annotation: TypeForm) -> dict[Any, tuple[Any, ...]]:
+    """Return the types of a union with their arguments (``tuple``: (int, int)), or the only one."""
+    return {_origin(kind): get_args(kind) for kind, _ in _branches(annotation)}
 
 
 def section_model(annotation: TypeForm) -> type[BaseModel] | None:
     """Return the model of a section's type, or None if the type is no section."""
-    for kind, _ in branches(annotation):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+    models = (kind for kind in kinds(annotation) if isinstance(kind, type))
+    return next((kind for kind in models if issubclass(kind, BaseModel)), None)
+
+
+def _branches(annotation: TypeForm, limits: tuple[Any, ...] = ()) -> list[tuple[TypeForm, Any]]:
+    """Return the types of a union, or the only one, with the limits on them."""
+    if _origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        found = [limit for item in more for limit in getattr(item, "metadata", [item])]
+        return _branches(inner, (*limits, *found))
+    if _origin(annotation) in (Union, UnionType):
+        return [branch for part in get_args(annotation) for branch in _branches(part, limits)]
+    return [(annotation, limits)]
+
+
+def _origin(annotation: TypeForm) -> TypeForm:
+    return get_origin(annotation) or annotation
 
 
 # --- Types in words ---------------------------------------------------------------------------
@@ -112,47 +106,43 @@ _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "of lengt
 
 def type_label(info: FieldInfo) -> str:
     """Return the type of an option for a table: "number > 0", "tiny | small"."""
-    return " | ".join(_labels(info.annotation, tuple(info.metadata)))
+    return " | ".join(_labels(info.annotation, info.metadata))
 
 
 def expectation(info: FieldInfo) -> str:
     """Return the type of an option for an error: "a number > 0", "one of tiny, small"."""
-    kinds = {type_origin(kind) for kind, _ in branches(info.annotation) if kind is not NoneType}
-    labels = _labels(info.annotation, tuple(info.metadata))
-    if kinds == {Literal}:
+    labels = _labels(info.annotation, info.metadata)
+    if kinds(info.annotation).keys() - {NoneType} == {Literal}:
         return f"one of {', '.join(labels)}"
     *words, last = [_ARTICLES.get(label.split()[0], "") + label for label in labels]
     return f"{', '.join(words)} or {last}" if words else last
 
 
-def _labels(annotation: TypeForm, metadata: tuple[Any, ...] = ()) -> list[str]:
+def _labels(annotation: TypeForm, metadata: Iterable[Any] = ()) -> list[str]:
     labels = []
-    for kind, limits in branches(annotation, metadata):
-        base = type_origin(kind)
+    for kind, limits in _branches(annotation, tuple(metadata)):
+        base = _origin(kind)
         if base is Literal:
             labels += [scalar_text(value) for value in get_args(kind)]
         elif base in (bool, NoneType):
             labels += ["true", "false"] if kind is bool else ["null"]
         else:
-            name = _list_label(kind) if base in (tuple, list) else _NAMES.get(base, "any value")
-            found = [
+            name = _list_label(kind) if base is tuple else _NAMES.get(base, "any value")
+            bounds = [
                 f"{sign} {scalar_text(getattr(limit, attribute))}"
                 for attribute, sign in _LIMITS.items()
                 for limit in limits
                 if hasattr(limit, attribute)
             ]
-            labels.append(f"{name} {' and '.join(found)}".strip())
+            labels.append(f"{name} {' and '.join(bounds)}".strip())
     return labels
 
 
 def _list_label(kind: TypeForm) -> str:
-    items = get_args(kind)
-    labels = [_labels(item) for item in items if item is not Ellipsis]
-    words = [found[0] if len(found) == 1 else f"values from {', '.join(found)}" for found in labels]
-    if len(set(words)) != 1:
-        return f"list [{', '.join(words)}]" if words else "list"
-    count = "" if Ellipsis in items or type_origin(kind) is list else f"{len(items)} "
-    return f"list of {count}" + re.sub(r"^(integer|number|text|path)", r"\1s", words[0])
+    items = [", ".join(_labels(item)) for item in get_args(kind) if item is not Ellipsis]
+    if Ellipsis not in get_args(kind):
+        return f"list [{', '.join(items)}]"
+    return "list of " + re.sub("^(integer|number|text|path)", r"\1s", items[0])
 
 
 def scalar_text(value: object) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from recon_ray.config.fields import SchemaIndex, index, nearest, scalar_text, type_label
@@ -32,7 +33,7 @@ def format_help(schema: type[BaseModel], section: str | None = None, *, width: i
     """
     keys = index(schema)
     if section in keys.options:
-        return _table([section], keys, width)
+        return _table({section: keys.options[section]}, keys, width)
     if section is not None and section not in keys.sections:
         suggested = nearest(section, keys.keys)
         names = ", ".join(name for name in keys.sections if name)
@@ -40,7 +41,7 @@ def format_help(schema: type[BaseModel], section: str | None = None, *, width: i
         raise ConfigError(f"{section}: unknown section; {hint}")
     blocks = []
     for name, model in keys.sections.items():
-        options = [key for key in keys.options if key.rpartition(".")[0] == name]
+        options = {k: info for k, info in keys.options.items() if k.rpartition(".")[0] == name}
         if options and (not section or f"{name}.".startswith(f"{section}.")):
             summary = (model.__doc__ or "").strip().partition("\n")[0]
             title = f"{name}: {summary}\n" if name else ""
@@ -48,15 +49,10 @@ def format_help(schema: type[BaseModel], section: str | None = None, *, width: i
     return "\n\n".join(blocks)
 
 
-def _table(options: Sequence[str], keys: SchemaIndex, width: int) -> str:
+def _table(options: Mapping[str, FieldInfo], keys: SchemaIndex, width: int) -> str:
     rows = [
-        (
-            key,
-            type_label(keys.options[key]),
-            _default(key, keys),
-            keys.options[key].description or "",
-        )
-        for key in options
+        (key, type_label(info), _default(key, keys), info.description or "")
+        for key, info in options.items()
     ]
     sizes = [max(len(row[column]) for row in rows) for column in range(3)]
     sizes[1:] = min(sizes[1], _TYPE_WIDTH), min(sizes[2], _DEFAULT_WIDTH)
@@ -77,9 +73,7 @@ def _default(key: str, keys: SchemaIndex) -> str:
         return "required"
     own = info.get_default(call_default_factory=True)
     value = to_jsonable_python(keys.defaults[section].get(name, own))
-    if isinstance(value, list | dict):
-        return _dump(value, flow=True).strip()
-    return scalar_text(value)
+    return _dump(value, flow=True).strip() if isinstance(value, list | dict) else scalar_text(value)
 
 
 # --- YAML ---------------------------------------------------------------------------------------

@@ -7,32 +7,26 @@ one line with its dotted key and its place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from recon_ray.config.fields import (
-    SchemaIndex,
-    TypeForm,
-    branches,
-    expectation,
-    index,
-    nearest,
-    type_origin,
-)
+from recon_ray.config.fields import SchemaIndex, TypeForm, expectation, index, kinds, nearest
 from recon_ray.config.help import as_mapping
-from recon_ray.config.yaml_tree import ASSIGNMENT, COMMAND_LINE, Reader, scalar
+from recon_ray.config.yaml_tree import COMMAND_LINE, Reader, scalar
 from recon_ray.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _FOUND_LENGTH = 60
+_YAML_FILE = re.compile(r"(?![A-Za-z_][\w.]*=).*\.ya?ml", re.DOTALL)  # not storage=x.yaml
 _BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 
@@ -40,10 +34,8 @@ _BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "
 class Loaded(Generic[ConfigT]):
     """A configuration and where it comes from.
 
-    Attributes:
-        config: The validated configuration.
-        origins: Place of every option that was set: "file:line" or "command line", by dotted key.
-        files: YAML files read, includes too, in the order in which they take effect.
+    ``origins`` has the place of every option that was set ("file:line" or "command line") by dotted
+    key, ``files`` the YAML files read, includes too, in the order in which they take effect.
     """
 
     config: ConfigT
@@ -56,22 +48,14 @@ def load(
 ) -> Loaded[ConfigT]:
     """Build the configuration that a command line describes.
 
-    Args:
-        schema: Root model of the job.
-        arguments: YAML files (ending in .yaml or .yml) and ``key=value`` with YAML values.
-        default: YAML file to read if the arguments name none.
+    The arguments are YAML files (ending in .yaml or .yml; the default file if there is none) and
+    ``key=value`` with YAML values.
 
     Raises:
         ConfigError: Everything that is wrong, one line each.
     """
     reader = Reader(index(schema))
-    files = [
-        text
-        for text in arguments
-        if text.endswith((".yaml", ".yml"))
-        and not ASSIGNMENT.fullmatch(text)
-        and not text.startswith("-")
-    ]
+    files = [text for text in arguments if _YAML_FILE.fullmatch(text)]
     for path in map(Path, files) if files else [default] if default else []:
         reader.file(path)
     for text in arguments:
@@ -101,11 +85,8 @@ def assemble(
 ) -> Loaded[ConfigT]:
     """Build the configuration of one job that another job's configuration holds.
 
-    Args:
-        schema: Root model of the inner job.
-        files: YAML files of that job, read in order before the values.
-        values: Options by dotted key, sections as mappings; later ones win.
-        origins: Place of each of the values, for messages; "command line" where there is none.
+    The files are read before the values, which are options by dotted key and sections as mappings;
+    later ones win. ``origins`` has the places of the values for messages, if not the command line.
 
     Raises:
         ConfigError: Everything that is wrong, one line each.
@@ -164,24 +145,24 @@ def _decode(node: yaml.Node, annotation: TypeForm) -> object:
 
     pydantic's strict mode takes neither true for 1 nor '3' for 3, nor a list for a tuple.
     """
-    kinds = [kind for kind, _ in branches(annotation)]
+    types = kinds(annotation)
     if isinstance(node, yaml.MappingNode):
         return {key.value: _decode(item, Any) for key, item in node.value}
     if isinstance(node, yaml.SequenceNode):
-        kind = next((kind for kind in kinds if type_origin(kind) is tuple), list)
-        types = [item for item in get_args(kind) if item is not Ellipsis] or [Any]
-        pairs = zip(node.value, chain(types, repeat(types[-1])), strict=False)
-        return type_origin(kind)(_decode(item, kind) for item, kind in pairs)
-    value, text, style = scalar(node), str(node.value), getattr(node, "style", None)
-    if any(text in get_args(kind) for kind in kinds if type_origin(kind) is Literal):
+        items = [item for item in types.get(tuple, ()) if item is not Ellipsis] or [Any]
+        pairs = zip(node.value, chain(items, repeat(items[-1])), strict=False)
+        values = [_decode(item, kind) for item, kind in pairs]
+        return tuple(values) if tuple in types else values
+    value, text = scalar(node), str(node.value)
+    if text in types.get(Literal, ()):
         return text
-    if bool in kinds and style is None and text.lower() in _BOOLEANS:
+    if bool in types and not getattr(node, "style", None) and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
-    if int in kinds and isinstance(value, float) and value.is_integer():
+    if int in types and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e5
-    if value is None or type(value) in kinds or (type(value) is int and float in kinds):
+    if value is None or type(value) in types or (type(value) is int and float in types):
         return value
-    return Path(text) if Path in kinds else text if str in kinds else value
+    return Path(text) if Path in types else text if str in types else value
 
 
 # --- Errors -------------------------------------------------------------------------------------
@@ -218,12 +199,10 @@ def _line(key: str, details: ErrorDetails, reader: Reader) -> str:
 
 
 def _unknown(key: str, origin: str, keys: SchemaIndex, *, is_section: bool) -> str:
-    suggested = nearest(key, [k for k in keys.sections if k] if is_section else keys.options)
+    near = nearest(key, [k for k in keys.sections if k] if is_section else keys.options)
     above = key.rpartition(".")[0]
-    hint = "see --help"
-    if suggested:
-        hint = f"did you mean {' or '.join(suggested)}?"
-    elif above in keys.sections and above:
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+    if above in keys.sections and above and not near:
         hint = f"keys of {above} are {', '.join(keys.sections[above].model_fields)}"
     return f"{key} ({origin}): unknown key; {hint}"
 

@@ -20,7 +20,7 @@ from recon_ray.config.fields import Parts, SchemaIndex, scalar_text
 from recon_ray.errors import ConfigError
 
 COMMAND_LINE = "command line"
-ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+_ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 _TAG = "tag:yaml.org,2002:"
 _STR, _SEQ, _MAP = f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map"
 _NULL = yaml.ScalarNode(f"{_TAG}null", "null")
@@ -56,18 +56,7 @@ class _Loader(yaml.SafeLoader):
     """Reads scalars by YAML 1.2, where yes, 2026-01-01 and 1:30 are text."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
-
-    def __init__(self, text: str, label: str, problems: list[str]) -> None:
-        super().__init__(text)
-        self.name = label
-        self._problems = problems
-
-    def checked(self) -> yaml.Node | None:
-        """Return the root; raise a YAMLError for unknown tags and an alias inside its own value."""
-        root = self.get_single_node()
-        if root is not None:
-            self.construct_object(root, deep=True)
-        return root
+    problems: list[str]
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Note keys that are set twice, refuse merge keys; PyYAML calls this for every mapping."""
@@ -78,7 +67,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
             old, _ = found.setdefault(str(key.value), (key, value))
             if old is not key:
-                self._problems.append(_set_twice(key.value, _place(key), _place(old)))
+                self.problems.append(_set_twice(key.value, _place(key), _place(old)))
         node.value = list(found.values())
 
 
@@ -87,6 +76,16 @@ _SCALARS = dict.fromkeys(("null", "bool", "int", "float", "str"), lambda _, node
 _Loader.yaml_constructors = {
     tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_SEQ, _MAP, None)
 } | {_TAG + kind: construct for kind, construct in _SCALARS.items()}
+
+
+def _compose(text: str, label: str, problems: list[str]) -> yaml.Node | None:
+    """Return the root; raise a YAMLError for unknown tags and an alias inside its own value."""
+    loader = _Loader(text)
+    loader.name, loader.problems = label, problems
+    root = loader.get_single_node()
+    if root is not None:
+        loader.construct_object(root, deep=True)
+    return root
 
 
 class Given(NamedTuple):
@@ -114,13 +113,7 @@ class Reader:
     files: list[Path] = field(default_factory=list)
 
     def file(self, path: Path, chain: tuple[Path, ...] = (), included_at: str = "") -> None:
-        """Read a YAML file after the files that it includes.
-
-        Args:
-            path: File, relative to the working directory.
-            chain: Files that are being read and led to this one by their includes.
-            included_at: Place of the include, empty if the user named the file.
-        """
+        """Read a YAML file after the files that it includes; those in ``chain`` include it."""
         try:
             if path.resolve() in [known.resolve() for known in chain]:
                 names = " -> ".join(map(_display, (*chain, path)))
@@ -152,16 +145,14 @@ class Reader:
 
     def argument(self, text: str) -> None:
         """Read one ``key=value`` argument; the value is YAML, or else text."""
-        match = ASSIGNMENT.fullmatch(text)
+        match = _ASSIGNMENT.fullmatch(text)
         if match is None:
-            bare = text.lstrip("-")
-            hint = f"; did you mean {bare}?" if bare != text and ASSIGNMENT.fullmatch(bare) else ""
-            self.problems.append(f"{text}: expected a YAML file or key=value{hint}")
+            self.problems.append(f"{text}: expected a YAML file or key=value")
             return
         key, written = match.groups()
         node: yaml.Node = yaml.ScalarNode(_STR, written)
         with suppress(yaml.YAMLError):
-            found = _Loader(written, COMMAND_LINE, self.problems).checked() or _NULL
+            found = _compose(written, COMMAND_LINE, self.problems) or _NULL
             if getattr(found, "style", True) or scalar(found) != found.value:
                 node = found  # plain text is kept with what YAML would drop as a comment
         self._add(_mapping({key: node}), COMMAND_LINE)
@@ -182,20 +173,21 @@ class Reader:
     def _options(self, node: yaml.Node, prefix: str, origin: str) -> Iterator[tuple[Parts, Given]]:
         for name, child in node.value:
             key = f"{prefix}{name.value}"
-            given = Given(child, origin or _place(name))
+            parts = self.keys.split(key)
+            is_option = key in self.keys.options and key not in self.keys.mappings
+            is_value = is_option or ".".join(parts[:-1]) in self.keys.mappings
             if key in self.keys.sections and child.value == "" and child.style is None:
-                given = Given(_mapping({}), given.origin)  # a heading with nothing below it
-            is_mapping = isinstance(child, yaml.MappingNode) and child.value
-            if is_mapping and self.keys.has_keys(key):
+                child = _mapping({})  # a heading with nothing below it
+            if isinstance(child, yaml.MappingNode) and child.value and not is_value:
                 yield from self._options(child, f"{key}.", origin)
             else:
-                yield self.keys.split(key), given
+                yield parts, Given(child, origin or _place(name))
 
 
 def _load(path: Path, problems: list[str]) -> yaml.MappingNode:
     label = _display(path)
     try:
-        root = _Loader(path.read_text(encoding="utf-8-sig"), label, problems).checked()
+        root = _compose(path.read_text(encoding="utf-8-sig"), label, problems)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{label}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:

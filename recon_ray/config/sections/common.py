@@ -80,9 +80,7 @@ class RuntimeSection(Section):
         "auto", description="Implementation of the point operations; auto is the fastest available."
     )
     compile: Literal["off", "default", "max"] = Field(
-        "off",
-        description="Compile the training step (minutes at the first start, cached after that); "
-        "max also times several kernels for each product.",
+        "off", description="Compile the step (minutes, then cached); max also tunes its kernels."
     )
     cuda_graph: Literal["auto", "off"] = Field(
         "auto",
@@ -90,9 +88,7 @@ class RuntimeSection(Section):
         "several workers only for train.gradient_exchange=flat.",
     )
     threads: Count | None = Field(
-        None,
-        description="Threads of torch in a worker; by default the job's CPUs (on a cluster: those "
-        "of its nodes) divided by the workers.",
+        None, description="Torch threads of a worker; by default the job's CPUs, shared evenly."
     )
 
 

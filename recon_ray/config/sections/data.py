@@ -68,9 +68,7 @@ class PrepareSection(Section):
         "bytes; auto is Ray if the job joins a cluster (cluster.address or RAY_ADDRESS).",
     )
     processes: Annotated[int, Field(ge=0)] | None = Field(
-        None,
-        description="Shards built at once; by default one for each CPU of the job, fewer if each "
-        "process holds a large file of the source (the .dat of ModelNet) and memory is short.",
+        None, description="Shards built at once; by default one a CPU, fewer if memory is short."
     )
 
 
@@ -95,9 +93,7 @@ class SetSection(Section):
     limit: Count | None = Field(None, description="Use at most this many training shapes.")
     shuffle_buffer: Count = Field(2048, description="Rows shuffled in memory (stream, cached).")
     verify: bool = Field(
-        True,
-        description="Compare the SHA-256 of every shard with the manifest before training (about a "
-        "second for each GB).",
+        True, description="Check the shards' SHA-256 before training (a second for each GB)."
     )
 
 
@@ -105,8 +101,7 @@ class DataSection(SetSection):
     """Prepared set to read, and how."""
 
     text: Literal["category", "caption"] = Field(
-        "category",
-        description="Input of the text teacher: class texts in 60 prompts, or captions.",
+        "category", description="Text teacher's input: class names in 60 prompts, or captions."
     )
     normalize: bool = Field(True, description="Center each cloud and scale it to the unit sphere.")
     create: Literal["never", "synthetic"] = Field(

@@ -23,9 +23,7 @@ class ModelSection(Section):
     """A preset and changes to it. null is the preset's value."""
 
     kind: Literal["recon", "twotower"] = Field(
-        "recon",
-        description="recon, or the paper's ablation twotower, which reconstructs and distills in "
-        "separate encoders.",
+        "recon", description="recon, or the paper's ablation twotower with separate encoders."
     )
     preset: Literal["nano", "tiny", "small", "base"] = Field(
         "base", description="Named architecture (paper: tiny, small, base; nano is for CPUs)."
@@ -59,12 +57,10 @@ class ImageEncoderSection(Section):
     )
     sha256: str | None = Field(None, description="SHA-256 of the weights; another is refused.")
     augment: Literal["reference", "none"] = Field(
-        "reference",
-        description="Image augmentation: the paper's (flip, crop, RandAugment) or none.",
+        "reference", description="The paper's image augmentation (flip, crop, RandAugment) or none."
     )
     statistics: Literal["teacher", "imagenet"] = Field(
-        "teacher",
-        description="Normalization constants: the teacher's own, or ImageNet's as in the paper.",
+        "teacher", description="Normalization constants of the teacher, or of ImageNet (paper)."
     )
     bgr: bool = Field(False, description="Swap the color channels, as the paper's reader does.")
 
@@ -73,9 +69,7 @@ class ImageTeacherSection(ImageEncoderSection):
     """The frozen image encoder whose features the image token learns."""
 
     mode: Literal["online", "cached"] = Field(
-        "online",
-        description="Run the teacher in the training step, or read its features from the cache "
-        "that jobs/cache_teachers.py has written.",
+        "online", description="Run the teacher in the step, or read its cache (cache_teachers.py)."
     )
     cache: Location | None = Field(None, description="Cache folder; by default the data set's.")
     augment_on: Literal["auto", "host", "device"] = Field(
@@ -102,9 +96,8 @@ class TextTeacherSection(Section):
 
     name: TeacherName | None = Field(
         "descriptor",
-        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz or .parquet) "
-        "of features computed elsewhere, source for features that the data set came with, or null "
-        "for none.",
+        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz, .parquet), "
+        "source for features that the data set came with, or null for none.",
     )
     sha256: str | None = Field(None, description="SHA-256 of the weights; another is refused.")
 
@@ -128,18 +121,14 @@ class TrainSection(Section):
         None, description="Most shapes that a worker holds at once; gradients are accumulated."
     )
     activation_checkpointing: bool = Field(
-        False,
-        description="Keep the inputs of the transformer blocks only and compute their activations "
-        "again in the backward pass: the same training in less memory, and slower.",
+        False, description="Recompute the blocks' activations in backward: less memory, slower."
     )
     clip_norm: Positive | None = Field(None, description="Clip the gradient's norm; null for none.")
     sync_batch_norm: bool = Field(
-        True,
-        description="Batch-norm statistics over all workers, so that their number has no effect.",
+        True, description="Batch-norm statistics over all workers, whatever their number."
     )
     gradient_precision: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="Precision in which workers sum their gradients; bf16 halves the messages.",
+        "fp32", description="Precision in which workers sum gradients; bf16 halves the messages."
     )
     gradient_exchange: Literal["bucketed", "flat"] = Field(
         "bucketed",
@@ -152,9 +141,7 @@ class TrainSection(Section):
     keep_checkpoints: Count = Field(3, description="Newest checkpoints kept, besides the best.")
     keep_every_steps: Count | None = Field(None, description="Steps between permanent checkpoints.")
     ledger: bool = Field(
-        False,
-        description="Count how often each sample is used in each epoch, through all restarts, and "
-        "write ledger.parquet.",
+        False, description="Count how often an epoch uses each sample; write ledger.parquet."
     )
 
 

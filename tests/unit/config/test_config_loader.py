@@ -304,8 +304,8 @@ def test_a_section_may_be_given_as_one_argument() -> None:
         ("optim.lr=true", "expected a number > 0, found true"),
         ("optim.lr=", "expected a number > 0, found null"),
         ("optim.lr={a: 1, b: 2}", "expected a number > 0, found a section with keys a, b"),
-        ("optim.betas=[1]", "expected a list of 2 numbers, found [1]"),
-        ("optim.betas=1,2", "expected a list of 2 numbers, found '1,2'"),
+        ("optim.betas=[1]", "expected a list [number, number], found [1]"),
+        ("optim.betas=1,2", "expected a list [number, number], found '1,2'"),
         ("train.epochs=1.5", "expected an integer >= 1, found 1.5"),
         ("train.epochs=yes", "expected an integer >= 1, found 'yes'"),
         ("train.steps=0", "expected an integer >= 1 or null, found 0"),
@@ -316,7 +316,7 @@ def test_a_section_may_be_given_as_one_argument() -> None:
         ("model.mask_type=x", "expected one of random, block, null, found 'x'"),
         (
             "cluster.workers=[1, 2, 3]",
-            "expected an integer or a list of 2 integers, found [1, 2, 3]",
+            "expected an integer or a list [integer, integer], found [1, 2, 3]",
         ),
         ("run.storage=[a]", "expected a path, found ['a']"),
         ("run.name={a: 1}", "expected text or null, found a section with keys a"),
@@ -431,7 +431,7 @@ def test_a_file_that_is_not_text_is_named(folder: Path) -> None:
 def test_an_argument_of_no_known_form_is_refused() -> None:
     assert errors("tiny", "--optim.lr=3") == [
         "tiny: expected a YAML file or key=value",
-        "--optim.lr=3: expected a YAML file or key=value; did you mean optim.lr=3?",
+        "--optim.lr=3: expected a YAML file or key=value",
     ]
 
 
@@ -465,12 +465,11 @@ def test_override_checks_like_the_command_line() -> None:
         (int, {"ge": 1, "le": 5}, "an integer >= 1 and <= 5"),
         (float | None, {"gt": 0}, "a number > 0 or null"),
         (Literal["auto", "never"] | Path, {}, "auto, never or a path"),
-        (list[Path], {}, "a list of paths"),
+        (tuple[Path, ...], {}, "a list of paths"),
         (tuple[int, str], {}, "a list [integer, text]"),
-        (tuple[Literal["a", "b"], ...], {}, "a list of values from a, b"),
-        (list[int], {"min_length": 2}, "a list of integers of length >= 2"),
+        (tuple[Literal["a", "b"], ...], {}, "a list of a, b"),
+        (tuple[int, ...], {"min_length": 2}, "a list of integers of length >= 2"),
         (Any, {}, "any value"),
-        (list, {}, "a list"),
     ],
 )
 def test_types_are_described_in_words(
