@@ -1,435 +1,244 @@
-"""YAML files and ``key=value`` arguments as one tree whose values know where they come from."""
+"""YAML files and ``key=value`` arguments as YAML nodes by key, each with its place.
+
+PyYAML reads the text; its nodes keep the lines and the spelling, which its Python values lose.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
 
 import yaml
 
-from recon_ray.config.fields import SchemaIndex, scalar_text
+from recon_ray.config.fields import Parts, SchemaIndex, scalar_text
+from recon_ray.errors import ConfigError
 
 COMMAND_LINE = "command line"
-_YAML_SUFFIXES = (".yaml", ".yml")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class ScalarNode:
-    """A value as written (`text`) and as YAML 1.2 reads it (`value`); `plain` if without quotes."""
-
-    text: str
-    value: bool | int | float | str | None
-    origin: str
-    plain: bool = True
-
-
-@dataclass(frozen=True)
-class ListNode:
-    """A YAML sequence."""
-
-    items: list[Tree]
-    origin: str
-
-
-@dataclass(frozen=True)
-class MappingNode:
-    """A YAML mapping: a section, or the value of an option that is a free mapping."""
-
-    items: dict[str, Tree] = field(default_factory=dict)
-    origin: str = COMMAND_LINE
-
-
-Tree = ScalarNode | ListNode | MappingNode
-
-
-# --- Scalars ----------------------------------------------------------------------------------
-
 _TAG = "tag:yaml.org,2002:"
-_KNOWN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
-_NUMBER_STARTS = list("-+.0123456789")
-_RESOLVERS = (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|[0-9][0-9_]*)", _NUMBER_STARTS),
-    (
-        "float",
-        r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        _NUMBER_STARTS,
-    ),
-    ("merge", r"<<", ["<"]),
-)
+_STR, _SEQ, _MAP = f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map"
+_NULL = yaml.ScalarNode(f"{_TAG}null", "null")
+_RESOLVERS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|[0-9][0-9_]*)",
+    "float": r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "merge": "<<",
+}
 
 
 def add_resolvers(target: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
     """Make a PyYAML class read plain scalars as YAML 1.2 does, where ``5e-4`` is a number."""
-    for name, pattern, first in _RESOLVERS:
-        target.add_implicit_resolver(_TAG + name, re.compile(rf"^(?:{pattern})$"), first)
+    for name, pattern in _RESOLVERS.items():
+        target.add_implicit_resolver(_TAG + name, re.compile(f"^(?:{pattern})$"), None)
+
+
+def scalar(node: yaml.Node) -> bool | int | float | str | None:
+    """Return the value of a scalar by its tag; text where an explicit tag does not fit."""
+    text, kind = str(node.value), node.tag.removeprefix(_TAG)
+    digits = text.lower().replace("_", "")
+    with suppress(ValueError):
+        if kind == "int":
+            return int(digits, {"0x": 16, "0o": 8}.get(digits.lstrip("+-")[:2], 10))
+        if kind == "float":
+            return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+    return {"null": None, "bool": digits == "true"}.get(kind, text)
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes only; reads scalars by YAML 1.2, where yes, 2026-01-01 and 1:30 are text."""
+    """Reads scalars by YAML 1.2, where yes, 2026-01-01 and 1:30 are text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+    problems: list[str]
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Note keys that are set twice, refuse merge keys; PyYAML calls this for every mapping."""
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if key.tag == f"{_TAG}merge":
+                reason = "merge keys (<<) are not supported; use include"
+                raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
+            old, _ = found.setdefault(str(key.value), (key, value))
+            if old is not key:
+                self.problems.append(_set_twice(key.value, _place(key), _place(old)))
+        node.value = list(found.values())
 
 
 add_resolvers(_Loader)
+_SCALARS = dict.fromkeys(("null", "bool", "int", "float", "str"), lambda _, node: scalar(node))
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_SEQ, _MAP, None)
+} | {_TAG + kind: construct for kind, construct in _SCALARS.items()}
 
 
-def _scalar(node: yaml.ScalarNode, origin: str) -> ScalarNode:
-    text, kind = node.value, node.tag.removeprefix(_TAG)
-    value: bool | int | float | str | None = text
-    if kind == "null":
-        value = None
-    elif kind == "bool":
-        value = text.lower() == "true"
-    elif kind == "int":
-        value = _integer(text)
-    elif kind == "float":
-        value = _number(text)
-    return ScalarNode(text, value, origin, plain=node.style is None)
+def _compose(text: str, label: str, problems: list[str]) -> yaml.Node | None:
+    """Return the root; raise a YAMLError for unknown tags and an alias inside its own value."""
+    loader = _Loader(text)
+    loader.name, loader.problems = label, problems
+    root = loader.get_single_node()
+    if root is not None:
+        loader.construct_object(root, deep=True)
+    return root
 
 
-def _integer(text: str) -> int | str:
-    digits = text.replace("_", "")
-    prefix = digits.lstrip("+-")[:2]
-    try:
-        return int(digits, {"0x": 16, "0o": 8}.get(prefix, 10))
-    except ValueError:  # an explicit tag on something else: refused later as the text that it is
-        return text
+class Given(NamedTuple):
+    """A value as it was written, and its place."""
 
+    node: yaml.Node
+    origin: str
 
-def _number(text: str) -> float | str:
-    special = re.fullmatch(r"([-+]?)\.(inf|nan)", text.lower())
-    try:
-        return float("".join(special.groups()) if special else text.replace("_", ""))
-    except ValueError:
-        return text
-
-
-# --- One YAML text ----------------------------------------------------------------------------
-
-
-class _MalformedError(Exception):
-    """A YAML text that cannot be read; the message names the place."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a section with no keys."""
+        return isinstance(self.node, yaml.MappingNode) and not self.node.value
 
 
 @dataclass
 class Reader:
-    """Reads files and arguments for one schema and collects everything that is wrong with them.
+    """Values from files and arguments for one schema, with the problems found in them.
 
-    Attributes:
-        keys: Keys of the schema; dotted keys are taken apart by it.
-        problems: One line for each problem found so far.
-        files: Files read, in the order in which they take effect.
+    A value replaces an earlier one; `files` are in the order in which they take effect.
     """
 
     keys: SchemaIndex
+    values: dict[Parts, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
-    def file(self, path: Path, chain: tuple[Path, ...] = (), asked_by: str = "") -> MappingNode:
-        """Read a YAML file after the files that it includes.
-
-        Args:
-            path: File, relative to the working directory.
-            chain: Files that are being read and led to this one by their includes.
-            asked_by: Place of the include, empty if the user named the file.
-
-        Returns:
-            The merged mapping; empty where a problem was noted.
-        """
-        label = display(path)
-        at = f" (included at {asked_by})" if asked_by else ""
-        resolved = path.resolve()
-        if resolved in [known.resolve() for known in chain]:
-            names = " -> ".join(display(known) for known in (*chain, path))
-            self.problems.append(f"{asked_by}: include cycle {names}")
-            return MappingNode()
-        if not path.is_file():
-            self.problems.append(f"{label}: no such file{at}")
-            return MappingNode()
+    def file(self, path: Path, chain: tuple[Path, ...] = (), included_at: str = "") -> None:
+        """Read a YAML file after the files that it includes; those in ``chain`` include it."""
         try:
-            tree = self._root(_compose(_text(path, label), label), label)
-        except _MalformedError as error:
+            if path.resolve() in [known.resolve() for known in chain]:
+                names = " -> ".join(map(_display, (*chain, path)))
+                raise ConfigError(f"{included_at}: include cycle {names}")
+            if not path.is_file():
+                at = f" (included at {included_at})" if included_at else ""
+                raise ConfigError(f"{_display(path)}: no such file{at}")
+            root = _load(path, self.problems)
+        except ConfigError as error:
             self.problems.append(str(error))
-            return MappingNode()
-        merged = MappingNode(origin=label)
-        for name, origin in self._includes(tree):
+            return
+        for name, place in self._includes(root):
             included = Path(os.path.normpath(path.parent / os.path.expanduser(name)))  # noqa: PTH111
-            merged = merge(merged, self.file(included, (*chain, path), origin), self.keys)
+            self.file(included, (*chain, path), place)
         if path not in self.files:
             self.files.append(path)
-        return merge(merged, tree, self.keys)
+        self._add(root)
 
-    def _root(self, root: yaml.Node | None, label: str) -> MappingNode:
-        if root is None:
-            return MappingNode(origin=label)
-        if not isinstance(root, yaml.MappingNode):
-            raise _MalformedError(
-                f"{_place(root, label)}: expected `key: value` lines at the top level"
-            )
-        return self._mapping(root, label, (), ())
-
-    def _includes(self, tree: MappingNode) -> list[tuple[str, str]]:
-        node = tree.items.pop("include", None)
-        entries = node.items if isinstance(node, ListNode) else [] if node is None else [node]
-        found = []
-        for entry in entries:
-            if isinstance(entry, ScalarNode) and entry.value is not None:
-                found.append((entry.text, entry.origin))
+    def _includes(self, root: yaml.Node) -> Iterator[tuple[str, str]]:
+        nodes = [node for key, node in root.value if key.value == "include"]
+        root.value = [pair for pair in root.value if pair[0].value != "include"]
+        if nodes and isinstance(nodes[0], yaml.SequenceNode):
+            nodes = nodes[0].value
+        for node in nodes:
+            if isinstance(node, yaml.ScalarNode) and scalar(node) is not None:
+                yield node.value, _place(node)
             else:
-                self.problems.append(f"include ({entry.origin}): expected a list of YAML files")
-        return found
+                self.problems.append(f"include ({_place(node)}): expected a list of YAML files")
 
-    def argument(self, text: str) -> MappingNode:
-        """Read one ``key=value`` argument; the value is YAML.
-
-        Args:
-            text: The argument.
-
-        Returns:
-            A tree with this one value; empty where a problem was noted.
-        """
+    def argument(self, text: str) -> None:
+        """Read one ``key=value`` argument; the value is YAML, or else text."""
         match = _ASSIGNMENT.fullmatch(text)
         if match is None:
-            self.problems.append(f"{text}: expected a YAML file or key=value{_flag_hint(text)}")
-            return MappingNode()
-        parts = self._split((), match[1])
-        tree = MappingNode()
-        self._put(tree, parts, self._argument_value(match[2], parts))
-        return tree
+            self.problems.append(f"{text}: expected a YAML file or key=value")
+            return
+        key, written = match.groups()
+        node: yaml.Node = yaml.ScalarNode(_STR, written)
+        with suppress(yaml.YAMLError):
+            found = _compose(written, COMMAND_LINE, self.problems) or _NULL
+            if getattr(found, "style", True) or scalar(found) != found.value:
+                node = found  # plain text is kept with what YAML would drop as a comment
+        self._add(_mapping({key: node}), COMMAND_LINE)
 
-    def _argument_value(self, text: str, parts: tuple[str, ...]) -> Tree:
-        as_text = ScalarNode(text, text, COMMAND_LINE)
-        try:
-            node = _compose(text, COMMAND_LINE)
-            value = self._tree(node, COMMAND_LINE, parts, ()) if node else None
-        except _MalformedError:  # then it is text, and the option says whether that will do
-            return as_text
-        if value is None:
-            return ScalarNode("", None, COMMAND_LINE)
-        is_text = isinstance(value, ScalarNode) and value.plain and value.value == value.text
-        return as_text if is_text else value  # with what YAML would drop as a comment
+    def data(self, key: str, value: object, origin: str) -> None:
+        """Read a value of a program, in plain Python types, as if it were an argument."""
+        self._add(_mapping({key: _from_data(value)}), origin)
 
-    def value(self, key: str, data: object, origin: str) -> MappingNode:
-        """Convert one value of a program to the form of an argument.
+    def _add(self, root: yaml.Node, origin: str = "") -> None:
+        found: dict[Parts, Given] = {}
+        for parts, given in self._options(root, "", origin):
+            old = _put(found, parts, given)
+            if old:
+                self.problems.append(_set_twice(".".join(parts), given.origin, old.origin))
+        for parts, given in found.items():
+            _put(self.values, parts, given)
 
-        Args:
-            key: Dotted key.
-            data: Value in plain Python types.
-            origin: Place that error messages name.
-
-        Returns:
-            A tree with this one value.
-        """
-        tree = MappingNode(origin=origin)
-        self._put(tree, self._split((), key), from_data(data, origin))
-        return tree
-
-    # -- conversion of composed nodes --
-
-    def _tree(
-        self, node: yaml.Node, label: str, path: tuple[str, ...], active: tuple[int, ...]
-    ) -> Tree:
-        if id(node) in active:
-            raise _MalformedError(f"{_place(node, label)}: an alias that contains itself")
-        origin = _place(node, label)
-        if node.tag.removeprefix(_TAG) not in _KNOWN_TAGS:
-            raise _MalformedError(f"{origin}: the tag {node.tag} is not supported")
-        if isinstance(node, yaml.ScalarNode):
-            if node.value == "" and node.style is None and ".".join(path) in self.keys.sections:
-                return MappingNode(origin=origin)  # a heading with nothing below it
-            return _scalar(node, origin)
-        if isinstance(node, yaml.SequenceNode):
-            inner = (*active, id(node))
-            return ListNode([self._tree(item, label, path, inner) for item in node.value], origin)
-        return self._mapping(node, label, path, active)
-
-    def _mapping(
-        self, node: yaml.Node, label: str, path: tuple[str, ...], active: tuple[int, ...]
-    ) -> MappingNode:
-        result = MappingNode(origin=_place(node, label))
-        seen: dict[str, str] = {}
-        for key_node, value_node in node.value:
-            place = _place(key_node, label)
-            key = self._key(key_node, place)
-            if key in seen:
-                self._twice(".".join((*path, key)), place, seen[key])
-                continue
-            seen[key] = place
-            parts = self._split(path, key)
-            value = self._tree(value_node, label, (*path, *parts), (*active, id(node)))
-            self._put(result, parts, _moved(value, place), path)
-        return result
-
-    def _key(self, node: yaml.Node, place: str) -> str:
-        if not isinstance(node, yaml.ScalarNode):
-            raise _MalformedError(f"{place}: a key must be text")
-        if node.tag == _TAG + "merge":
-            raise _MalformedError(f"{place}: merge keys (<<) are not supported; use include")
-        return str(node.value)
-
-    def _split(self, path: tuple[str, ...], key: str) -> tuple[str, ...]:
-        """Take a dotted key apart down to its option; below an option, keys stay as they are."""
-        if any(".".join(path[: i + 1]) in self.keys.options for i in range(len(path))):
-            return (key,)
-        parts: tuple[str, ...] = ()
-        rest = key.split(".")
-        while rest:
-            if ".".join((*path, *parts)) in self.keys.mappings:
-                return (*parts, ".".join(rest))
-            parts = (*parts, rest.pop(0))
-        return parts
-
-    def _put(
-        self, root: MappingNode, parts: tuple[str, ...], value: Tree, path: tuple[str, ...] = ()
-    ) -> None:
-        """Store a value below `root`, making the sections on the way; note a second value."""
-        *above, name = parts
-        target = root
-        for part in above:
-            path = (*path, part)
-            inner = target.items.setdefault(part, MappingNode(origin=value.origin))
-            if not isinstance(inner, MappingNode):
-                self._twice(".".join(path), value.origin, inner.origin)
-                return
-            target = inner
-        old = target.items.get(name)
-        if old is None:
-            target.items[name] = value
-        elif isinstance(old, MappingNode) and isinstance(value, MappingNode):
-            for key, item in value.items.items():
-                self._put(old, (key,), item, (*path, name))
-        else:
-            self._twice(".".join((*path, name)), value.origin, old.origin)
-
-    def _twice(self, key: str, place: str, first: str) -> None:
-        self.problems.append(f"{key} ({place}): set twice, first at {first}")
+    def _options(self, node: yaml.Node, prefix: str, origin: str) -> Iterator[tuple[Parts, Given]]:
+        for name, child in node.value:
+            key = f"{prefix}{name.value}"
+            parts = self.keys.split(key)
+            is_option = key in self.keys.options and key not in self.keys.mappings
+            is_value = is_option or ".".join(parts[:-1]) in self.keys.mappings
+            if key in self.keys.sections and child.value == "" and child.style is None:
+                child = _mapping({})  # a heading with nothing below it
+            if isinstance(child, yaml.MappingNode) and child.value and not is_value:
+                yield from self._options(child, f"{key}.", origin)
+            else:
+                yield parts, Given(child, origin or _place(name))
 
 
-def _text(path: Path, label: str) -> str:
+def _load(path: Path, problems: list[str]) -> yaml.MappingNode:
+    label = _display(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        root = _compose(path.read_text(encoding="utf-8-sig"), label, problems)
     except UnicodeDecodeError as error:
-        raise _MalformedError(f"{label}: not UTF-8 text (byte {error.start})") from error
+        raise ConfigError(f"{label}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
-        raise _MalformedError(f"{label}: cannot be read: {error.strerror}") from error
-
-
-def _compose(text: str, label: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise _MalformedError(
-            f"{label}{line}: not valid YAML: {error.problem or error.context}"
-        ) from error
+        raise ConfigError(f"{label}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise _MalformedError(f"{label}: not valid YAML: {reason}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{label}{line}: not valid YAML: {reason}") from error
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{_place(root)}: expected `key: value` lines at the top level")
+    return root or _mapping({})
 
 
-def _place(node: yaml.Node, label: str) -> str:
-    return label if label == COMMAND_LINE else f"{label}:{node.start_mark.line + 1}"
+def _put(values: dict[Parts, Given], parts: Parts, given: Given) -> Given | None:
+    """Set a value in place of those above and below it, and return one that was replaced.
+
+    An empty section changes nothing below it, and is dropped when something below it is set.
+    """
+    size = len(parts)
+    below = [key for key in values if key[:size] == parts and len(key) > size]
+    if below and given.is_empty:
+        return None
+    above = [parts[:i] for i in range(1, size) if parts[:i] in values]
+    replaced = [values.pop(key) for key in (*above, *below)]
+    replaced += [values[parts]] if parts in values else []
+    values[parts] = given
+    return next((old for old in replaced if not old.is_empty), None)
 
 
-def _moved(value: Tree, origin: str) -> Tree:
-    """Return a value the place of its key, which is where a user looks for it."""
-    if isinstance(value, ScalarNode):
-        return ScalarNode(value.text, value.value, origin, value.plain)
-    return (
-        ListNode(value.items, origin)
-        if isinstance(value, ListNode)
-        else MappingNode(value.items, origin)
-    )
+def _mapping(items: Mapping[str, yaml.Node]) -> yaml.MappingNode:
+    return yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, key), items[key]) for key in items])
 
 
-def display(path: Path) -> str:
-    """Write a path relative to the working directory if it lies below it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd())) if path.is_absolute() else str(path)
-    except ValueError:
-        return str(path)
-
-
-def _flag_hint(text: str) -> str:
-    bare = text.lstrip("-")
-    return f"; did you mean {bare}?" if text.startswith("-") and _ASSIGNMENT.fullmatch(bare) else ""
-
-
-def from_data(data: object, origin: str) -> Tree:
-    """Turn plain Python data (None, numbers, text, lists, dictionaries) into a tree."""
+def _from_data(data: object) -> yaml.Node:
     if isinstance(data, Mapping):
-        return MappingNode(
-            {str(key): from_data(item, origin) for key, item in data.items()}, origin
-        )
-    if isinstance(data, list | tuple):
-        return ListNode([from_data(item, origin) for item in data], origin)
-    value = data.item() if hasattr(data, "item") else data  # numbers of numpy and torch
-    known = value if isinstance(value, bool | int | float | str | None) else str(value)
-    return ScalarNode(scalar_text(value), known, origin, plain=False)
+        return _mapping({str(key): _from_data(item) for key, item in data.items()})
+    if isinstance(data, list):
+        return yaml.SequenceNode(_SEQ, [_from_data(item) for item in data])
+    kind = {NoneType: "null", bool: "bool", int: "int", float: "float"}.get(type(data), "str")
+    return yaml.ScalarNode(_TAG + kind, scalar_text(data), style='"')
 
 
-# --- Merging ----------------------------------------------------------------------------------
+def _place(node: yaml.Node) -> str:
+    mark = node.start_mark
+    return COMMAND_LINE if mark.name == COMMAND_LINE else f"{mark.name}:{mark.line + 1}"
 
 
-def merge(base: MappingNode, over: MappingNode, keys: SchemaIndex, path: str = "") -> MappingNode:
-    """Lay one tree over another: sections merge, everything else is replaced.
-
-    Args:
-        base: Earlier source.
-        over: Later source, which wins.
-        keys: Keys of the schema. An option that is a free mapping merges by its own keys only.
-        path: Dotted key of both trees.
-
-    Returns:
-        A new tree.
-    """
-    items = dict(base.items)
-    for name, node in over.items.items():
-        old = items.get(name)
-        if (
-            isinstance(old, MappingNode)
-            and isinstance(node, MappingNode)
-            and path not in keys.mappings
-        ):
-            items[name] = merge(old, node, keys, f"{path}.{name}" if path else name)
-        else:
-            items[name] = node
-    return MappingNode(items, over.origin)
+def _set_twice(key: str, place: str, first: str) -> str:
+    return f"{key} ({place}): set twice, first at {first}"
 
 
-def is_yaml_path(argument: str) -> bool:
-    """Tell a YAML file from ``key=value`` (which may itself end in .yaml) and from flags."""
-    is_file = argument.endswith(_YAML_SUFFIXES) and not argument.startswith("-")
-    return is_file and _ASSIGNMENT.fullmatch(argument) is None
-
-
-def read(
-    keys: SchemaIndex, arguments: Sequence[str], default: Path | None
-) -> tuple[Reader, MappingNode]:
-    """Read the YAML files among the arguments in order, then the ``key=value`` ones.
-
-    Args:
-        keys: Keys of the schema.
-        arguments: Command line.
-        default: File to read if the command line names none.
-
-    Returns:
-        The reader, with the problems found, and the merged tree.
-    """
-    reader = Reader(keys)
-    paths = [Path(argument) for argument in arguments if is_yaml_path(argument)]
-    tree = MappingNode()
-    for path in paths or ([default] if default else []):
-        tree = merge(tree, reader.file(path), keys)
-    for argument in arguments:
-        if not is_yaml_path(argument):
-            tree = merge(tree, reader.argument(argument), keys)
-    return reader, tree
+def _display(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,4 +1,4 @@
-"""What every job has: identity of the run, precision, workers."""
+"""Options of every job: identity of the run, precision, workers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _expand_file(name: str) -> str:
 
 #: A folder, a file or a URI, perhaps also a name: a leading ``~`` is the user's home folder.
 Location = Annotated[str, AfterValidator(os.path.expanduser)]
-#: The same of what is always a path on a disk.
+#: The same for what is always a path on a disk.
 LocalPath = Annotated[Path, AfterValidator(_expand)]
-#: A teacher such as ``timm:<arch>:<file>``, where the file may begin so.
+#: A teacher such as ``timm:<arch>:<file>``, where the file may begin with ``~``.
 TeacherName = Annotated[str, AfterValidator(_expand_file)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,40 +42,35 @@ class Section(BaseModel):
 class RunSection(Section):
     """Identity of a run. The same name and storage continue the same run."""
 
-    name: str | None = Field(
-        None, description="Run name; by default made from the job, the preset and the time."
-    )
-    storage: Location = Field(
-        "runs",
-        description="Folder or URI in which the run's own folder is made; seen by all nodes.",
-    )
+    name: str | None = Field(None, description="Run name; by default from job, preset and time.")
+    storage: Location = Field("runs", description="Folder or URI for runs, seen by all nodes.")
     seed: int = Field(0, ge=0, description="Seed of weights, order, augmentation and masks.")
 
     @field_validator("storage")
     @classmethod
     def _has_no_password(cls, storage: str) -> str:
-        """The configuration of a run is written down where the run is."""
+        """Refuse a password: the configuration is written to the run's folder."""
         if "://" in storage and urlsplit(storage).password is not None:
             raise ValueError(
                 "the URI has a password in it, which would be written to config.yaml; leave it out "
-                "and give it as its store asks for it (AWS_SECRET_ACCESS_KEY for example)"
+                "and give it in the variables of its store (AWS_SECRET_ACCESS_KEY for example)"
             )
         return storage
 
     @field_validator("name")
     @classmethod
     def _is_one_folder(cls, name: str | None) -> str | None:
-        """The name becomes a folder in the storage: nothing that leads elsewhere, or is hidden."""
+        """Refuse a name that leads out of the storage, or to a hidden folder in it."""
         if name and (name.startswith(".") or not name.isprintable() or {*"/\\"} & {*name}):
             raise ValueError(
                 f"expected the name of one folder, found {name!r}; leave out slashes and a leading "
-                "dot, run.storage says where the folder is made"
+                "dot, run.storage is the folder in which it is made"
             )
         return name
 
 
 class RuntimeSection(Section):
-    """How the numbers are computed."""
+    """Device, precision and compilation."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the workers; auto takes the GPU that Ray assigned, if any."
@@ -84,32 +79,26 @@ class RuntimeSection(Section):
         "auto", description="Precision of the transformer; auto is bf16 on GPUs and fp32 on CPUs."
     )
     ops_backend: Literal["auto", "compiled", "pointnet2_ops", "reference"] = Field(
-        "auto",
-        description="Implementation of the point operations; auto takes the fastest there is.",
+        "auto", description="Implementation of the point operations; auto is the fastest available."
     )
     compile: Literal["off", "default", "max"] = Field(
-        "off",
-        description="Compile the training step (minutes at the first start, cached after that); "
-        "max also times several kernels for each product.",
+        "off", description="Compile the step (minutes, then cached); max also tunes its kernels."
     )
     cuda_graph: Literal["auto", "off"] = Field(
         "auto",
         description="Replay the training step as one CUDA graph; auto does so on a GPU, with "
-        "several workers where train.gradient_exchange=flat.",
+        "several workers only for train.gradient_exchange=flat.",
     )
     threads: Count | None = Field(
-        None,
-        description="Threads of torch in a worker; by default the CPUs that the job may use (on a "
-        "cluster: those that its nodes report) divided by the workers.",
+        None, description="Torch threads of a worker; by default the job's CPUs, shared evenly."
     )
 
 
 class ClusterSection(Section):
-    """Where and on how many workers the job runs."""
+    """Ray cluster and number of workers."""
 
     address: str | None = Field(
-        None,
-        description="Ray address to join; by default the job's own, else a local one.",
+        None, description="Ray address to join; by default the job's own, else a local one."
     )
     workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = Field(
         1, description="Data-parallel workers, or [min, max]; 0 runs in this process, without Ray."
@@ -118,16 +107,14 @@ class ClusterSection(Section):
     gpus_per_worker: NonNegative | None = Field(
         None, description="GPUs that a worker reserves; by default 1 if the cluster has enough."
     )
-    max_failures: int = Field(
-        10, ge=-1, description="Worker failures that are survived by restarting; -1 is no limit."
-    )
+    max_failures: int = Field(10, ge=-1, description="Worker failures allowed; -1 is no limit.")
     resize_interval_seconds: Positive = Field(
-        300.0, description="How often an elastic run looks for added or lost resources."
+        300.0, description="Seconds between two checks of an elastic run for other resources."
     )
     start_timeout_seconds: Positive = Field(
         10.0,
-        description="How long to wait for the workers' resources before trying again with what the "
-        "cluster then has.",
+        description="Seconds to wait for the workers' resources before trying again with those "
+        "that the cluster then has.",
     )
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = Field(
         500_000_000, description="Object store of a Ray that the job starts itself."
@@ -141,9 +128,8 @@ class ClusterSection(Section):
     @property
     def allowed_workers(self) -> range:
         """Every number of workers that may occur (1 when running without Ray)."""
-        if isinstance(self.workers, int):
-            return range(max(self.workers, 1), max(self.workers, 1) + 1)
-        return range(self.workers[0], self.workers[1] + 1)
+        low, high = (self.workers,) * 2 if isinstance(self.workers, int) else self.workers
+        return range(max(low, 1), max(high, 1) + 1)
 
     @model_validator(mode="after")
     def _ordered(self) -> ClusterSection:
@@ -154,18 +140,18 @@ class ClusterSection(Section):
 
 
 class JobConfig(Section):
-    """What every job has."""
+    """Options of every job."""
 
     run: RunSection = Field(RunSection(), description="Identity of the run.")
-    runtime: RuntimeSection = Field(RuntimeSection(), description="How the numbers are computed.")
-    cluster: ClusterSection = Field(ClusterSection(), description="Where and on how many workers.")
+    runtime: RuntimeSection = Field(RuntimeSection(), description="Device and precision.")
+    cluster: ClusterSection = Field(ClusterSection(), description="Ray cluster and workers.")
 
 
 class ProtocolConfig(JobConfig):
-    """A job that can repeat the published code's habits."""
+    """Options of a job that can follow the published code's protocol."""
 
     protocol: ProtocolName = Field(
-        "sound", description="reference repeats the published code's habits, see the README."
+        "sound", description="reference follows the published code's protocol, see the README."
     )
 
     @property

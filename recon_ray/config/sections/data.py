@@ -1,4 +1,4 @@
-"""Options of preparing a data set, and of reading a prepared one."""
+"""Options of preparing a data set and of reading a prepared one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recon_ray.config.sections.common import (
-    Count,
-    Fraction,
-    Location,
-    Section,
-)
+from recon_ray.config.sections.common import Count, Fraction, Location, Section
 
 SourceName = Literal[
     "synthetic", "custom", "shapenet55", "modelnet40", "modelnet10", "scanobjectnn_obj_bg",
@@ -21,14 +16,14 @@ SourceName = Literal[
 
 
 class PrepareSection(Section):
-    """How a source becomes a prepared set."""
+    """Conversion of a source to a prepared set."""
 
     num_points: Count | None = Field(
-        None, description="Points kept a shape; by default the source's number, else 2048."
+        None, description="Points kept of each shape; by default the source's number, else 2048."
     )
     up_axis: Literal["y", "z", "x"] | None = Field(
         None,
-        description="Axis that points up in the source, by default what its card says, else y; "
+        description="Axis that points up in the source, by default that of its card, else y; "
         "shapes are turned to y up.",
     )
     sampling: Literal["auto", "random", "fps"] = Field(
@@ -40,63 +35,50 @@ class PrepareSection(Section):
     colors: bool = Field(False, description="Keep a color for every point.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="Images a shape: rendered where the source gives none, 0 for none; by default "
-        "4 for synthetic and custom, the source's own for shapenet55, none for the others.",
+        description="Images of each shape, rendered if the source has none; by default 4 for "
+        "synthetic and custom, the source's own for shapenet55, 0 for the others.",
     )
     view_style: Literal["auto", "shaded", "splat", "depth"] = Field(
         "auto",
         description="How images are rendered: shaded (meshes), splat (points as discs), depth "
         "(gray by distance, near is bright); auto shades meshes and splats clouds.",
     )
-    image_size: Annotated[int, Field(ge=16)] = Field(
-        224, description="Height and width of the stored images in pixels."
-    )
-    image_format: Literal["png", "jpeg"] = Field(
-        "png", description="Encoding of the stored images."
-    )
+    image_size: Annotated[int, Field(ge=16)] = Field(224, description="Image side in pixels.")
+    image_format: Literal["png", "jpeg"] = Field("png", description="Format of the stored images.")
     samples_per_shard: Count = Field(512, description="Shapes in one Parquet file.")
-    limit: Count | None = Field(
-        None, description="Prepare at most this many shapes, shared by the splits in proportion."
-    )
+    limit: Count | None = Field(None, description="Most shapes, over all splits in proportion.")
     points_dtype: Literal["float32", "float16"] = Field(
-        "float32",
-        description="Stored type of the coordinates; float16 stores unit-sphere clouds.",
+        "float32", description="Stored type of coordinates; float16 stores unit-sphere clouds."
     )
     seed: int = Field(0, ge=0, description="Seed of shuffling into shards and of surface sampling.")
     max_quarantine_fraction: Fraction = Field(
-        0.01, description="Fail when more than this part of the shapes cannot be read."
+        0.01, description="Fail if more than this fraction of the shapes cannot be read."
     )
     test_fraction: Fraction = Field(
-        0.1, description="Held out a class where the source has no split of its own (custom)."
+        0.1, description="Fraction of each class held out if the source has no split (custom)."
     )
     table: Location | None = Field(
-        None,
-        description="CSV or Parquet table (file, caption, label, split, image) (custom).",
+        None, description="CSV or Parquet table (file, caption, label, split, image) (custom)."
     )
-    train_per_class: Count = Field(40, description="Training shapes a category (synthetic).")
-    test_per_class: Count = Field(15, description="Held-out shapes a category (synthetic).")
+    train_per_class: Count = Field(40, description="Training shapes of each class (synthetic).")
+    test_per_class: Count = Field(15, description="Held-out shapes of each class (synthetic).")
     parallel: Literal["auto", "ray", "local"] = Field(
         "auto",
-        description="Where shards are built: tasks of Ray, or processes of this machine; auto is "
-        "Ray where the job joins a cluster (cluster.address or RAY_ADDRESS). Either gives the same "
-        "bytes.",
+        description="Build shards in tasks of Ray or in processes of this machine, with the same "
+        "bytes; auto is Ray if the job joins a cluster (cluster.address or RAY_ADDRESS).",
     )
     processes: Annotated[int, Field(ge=0)] | None = Field(
-        None,
-        description="Shards built at once; by default one a CPU that the job may use, fewer where "
-        "each process holds a large file of the source (the .dat of ModelNet) and memory is short.",
+        None, description="Shards built at once; by default one a CPU, fewer if memory is short."
     )
 
 
 class SetSection(Section):
-    """Which prepared set is trained on, and how it is read."""
+    """Prepared set to train on, and how it is read."""
 
-    path: Location = Field(
-        "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
-    )
+    path: Location = Field("datasets/synthetic", description="Prepared set (see jobs/prepare.py).")
     num_points: Count = Field(1024, description="Points drawn from each stored cloud.")
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("train",), description="Splits that are trained on, together."
+        ("train",), description="Splits to train on, together."
     )
     mode: Literal["auto", "stream", "cached", "shared"] = Field(
         "auto",
@@ -105,30 +87,25 @@ class SetSection(Section):
     )
     residency: Literal["auto", "stream", "object_store", "device"] = Field(
         "auto",
-        description="Where the training rows lie: device (on the worker's GPU; the fastest, images "
-        "are not kept there), object_store, or stream; auto is the device where they fit.",
+        description="Place of the training rows: device (the worker's GPU; the fastest, but not "
+        "for images), object_store, or stream; auto takes the device if they fit.",
     )
     limit: Count | None = Field(None, description="Use at most this many training shapes.")
-    shuffle_buffer: Count = Field(
-        2048, description="Rows mixed in memory a worker in the modes stream and cached."
-    )
+    shuffle_buffer: Count = Field(2048, description="Rows shuffled in memory (stream, cached).")
     verify: bool = Field(
-        True,
-        description="Compare the SHA-256 of every shard with the manifest before training (about a "
-        "second a GB).",
+        True, description="Check the shards' SHA-256 before training (a second for each GB)."
     )
 
 
 class DataSection(SetSection):
-    """Which prepared set is read, and how."""
+    """Prepared set to read, and how."""
 
     text: Literal["category", "caption"] = Field(
-        "category",
-        description="What the text teacher reads: class texts in 60 prompts, or captions.",
+        "category", description="Text teacher's input: class names in 60 prompts, or captions."
     )
     normalize: bool = Field(True, description="Center each cloud and scale it to the unit sphere.")
     create: Literal["never", "synthetic"] = Field(
         "never",
-        description="Prepare the synthetic set at data.path when there is none; a file's choice is "
-        "for the path in that file only.",
+        description="Prepare the synthetic set if data.path does not exist; given in a file, it "
+        "holds for the path in that file only.",
     )

@@ -1,4 +1,4 @@
-"""Sizes that the shapes in a foreign weights file do not tell."""
+"""Sizes of a foreign model that its weights do not determine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from recon_ray.config.sections.common import Count, Section
 
 
 class ForeignModelSection(Section):
-    """Sizes that a foreign file's shapes do not show. An empty value keeps the published one."""
+    """Sizes that foreign weights do not determine. null is the published value."""
 
-    num_heads: Count | None = Field(
-        None, description="Attention heads; by default one for 64 channels."
-    )
-    num_groups: Count | None = Field(
-        None, description="Point patches a cloud; by default that of the published model."
-    )
+    num_heads: Count | None = Field(None, description="Attention heads; by default width / 64.")
+    num_groups: Count | None = Field(None, description="Patches; by default as published.")
     group_size: Count | None = Field(
         None, description="Points in a patch; by default that of the decoder, or 32."
     )
     stream: Literal["ALL", "MDM", "CMC"] | None = Field(
-        None, description="Towers that a two-tower classifier reads, where its width does not tell."
+        None, description="Towers that a two-tower classifier reads; by default found by its width."
     )

@@ -1,4 +1,4 @@
-"""Model, teachers, length of training, optimizer: shared by the jobs that train."""
+"""Options of jobs that train: model, teachers, length of training, optimizer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from recon_ray.config.sections.data import SetSection
 
 
 class ModelSection(Section):
-    """A preset and what differs from it. An empty value keeps the preset's."""
+    """A preset and changes to it. null is the preset's value."""
 
     kind: Literal["recon", "twotower"] = Field(
-        "recon",
-        description="recon, or the paper's ablation twotower, which reconstructs and distills in "
-        "separate encoders.",
+        "recon", description="recon, or the paper's ablation twotower with separate encoders."
     )
     preset: Literal["nano", "tiny", "small", "base"] = Field(
         "base", description="Named architecture (paper: tiny, small, base; nano is for CPUs)."
@@ -34,40 +32,35 @@ class ModelSection(Section):
     depth: Count | None = Field(None, description="Encoder blocks.")
     num_heads: Count | None = Field(None, description="Attention heads; must divide embed_dim.")
     decoder_depth: Count | None = Field(None, description="Decoder blocks.")
-    num_groups: Count | None = Field(None, description="Point patches a cloud.")
+    num_groups: Count | None = Field(None, description="Point patches of a cloud.")
     group_size: Count | None = Field(None, description="Points in a patch.")
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Part of the patches that is hidden."
+        None, description="Fraction of the patches that is masked."
     )
     mask_type: Literal["random", "block"] | None = Field(
-        None, description="Hide random patches, or the ones nearest to a random center."
+        None, description="Mask random patches, or the ones nearest to a random center."
     )
     drop_path: Fraction | None = Field(None, description="Stochastic depth of the last block.")
 
     def overrides(self) -> dict[str, int | float | str]:
-        """The architecture options that differ from the preset."""
-        given = self.model_dump(exclude={"kind", "preset"})
-        return {name: value for name, value in given.items() if value is not None}
+        """Return the architecture options that differ from the preset."""
+        return self.model_dump(exclude={"kind", "preset"}, exclude_none=True)
 
 
 class ImageEncoderSection(Section):
-    """A frozen image encoder, and how pictures are brought to it."""
+    """A frozen image encoder and its preprocessing."""
 
     name: TeacherName | None = Field(
         "descriptor",
         description="open_clip:<arch>[:<tag or file>], timm:<arch>[:<tag or file>], descriptor, "
         "source for features that the data set came with, or null for none.",
     )
-    sha256: str | None = Field(
-        None, description="Expected SHA-256 of the weights; another one is refused."
-    )
+    sha256: str | None = Field(None, description="SHA-256 of the weights; another is refused.")
     augment: Literal["reference", "none"] = Field(
-        "reference",
-        description="Image augmentation: the paper's (flip, crop, RandAugment) or none.",
+        "reference", description="The paper's image augmentation (flip, crop, RandAugment) or none."
     )
     statistics: Literal["teacher", "imagenet"] = Field(
-        "teacher",
-        description="Normalization constants: the teacher's own, or ImageNet's as the paper.",
+        "teacher", description="Normalization constants of the teacher, or of ImageNet (paper)."
     )
     bgr: bool = Field(False, description="Swap the color channels, as the paper's reader does.")
 
@@ -76,32 +69,20 @@ class ImageTeacherSection(ImageEncoderSection):
     """The frozen image encoder whose features the image token learns."""
 
     mode: Literal["online", "cached"] = Field(
-        "online",
-        description="Run the teacher in the training step, or read what jobs/cache_teachers.py "
-        "has computed.",
+        "online", description="Run the teacher in the step, or read its cache (cache_teachers.py)."
     )
-    cache: Location | None = Field(
-        None,
-        description="Folder of the cache to read; by default the one in the data set that fits.",
-    )
-
+    cache: Location | None = Field(None, description="Cache folder; by default the data set's.")
     augment_on: Literal["auto", "host", "device"] = Field(
-        "auto",
-        description="Where an online teacher's pictures are augmented; auto takes a GPU where "
-        "there is one.",
+        "auto", description="Where an online teacher's images are augmented; auto is a GPU if any."
     )
 
     @model_validator(mode="after")
-    def _augments(self) -> ImageTeacherSection:
+    def _fits_together(self) -> ImageTeacherSection:
         if self.augment_on == "device" and self.augment != "reference":
             raise ValueError(
                 "teacher.image.augment_on=device needs teacher.image.augment=reference, found "
                 f"teacher.image.augment={self.augment}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _reads_a_cache(self) -> ImageTeacherSection:
         if self.cache is not None and self.mode != "cached":
             raise ValueError(
                 f"teacher.image.cache={self.cache} needs teacher.image.mode=cached, found "
@@ -115,13 +96,10 @@ class TextTeacherSection(Section):
 
     name: TeacherName | None = Field(
         "descriptor",
-        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz or .parquet) "
-        "of features computed elsewhere, source for features that the data set came with, or null "
-        "for none.",
+        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz, .parquet), "
+        "source for features that the data set came with, or null for none.",
     )
-    sha256: str | None = Field(
-        None, description="Expected SHA-256 of the weights; another one is refused."
-    )
+    sha256: str | None = Field(None, description="SHA-256 of the weights; another is refused.")
 
 
 class TeacherSection(Section):
@@ -132,36 +110,25 @@ class TeacherSection(Section):
 
 
 class TrainSection(Section):
-    """Length of training, batch, logging and commits."""
+    """Length of training, batch, logging and checkpoints."""
 
     epochs: Count = Field(300, description="Passes over the training split.")
-    steps: Count | None = Field(
-        None, description="Stop after this many optimizer steps; the schedule does not change."
-    )
+    steps: Count | None = Field(None, description="Stop at this step; the schedule stays the same.")
     global_batch_size: Count = Field(
-        128,
-        description="Shapes an optimizer step, over all workers; never depends on their number.",
+        128, description="Shapes in an optimizer step over all workers."
     )
     micro_batch_size: Count | None = Field(
-        None,
-        description="Largest number of shapes a worker holds at once; the rest is accumulated.",
+        None, description="Most shapes that a worker holds at once; gradients are accumulated."
     )
     activation_checkpointing: bool = Field(
-        False,
-        description="Keep the inputs of the transformer blocks only and compute their activations "
-        "again in the backward pass: the same training in less memory, and slower.",
+        False, description="Recompute the blocks' activations in backward: less memory, slower."
     )
-    clip_norm: Positive | None = Field(
-        None, description="Clip the gradient's L2 norm; null for none."
-    )
+    clip_norm: Positive | None = Field(None, description="Clip the gradient's norm; null for none.")
     sync_batch_norm: bool = Field(
-        True,
-        description="Batch-norm statistics over all workers, so that their number has no effect.",
+        True, description="Batch-norm statistics over all workers, whatever their number."
     )
     gradient_precision: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="Precision in which several workers add up their gradients; bf16 halves the "
-        "messages.",
+        "fp32", description="Precision in which workers sum gradients; bf16 halves the messages."
     )
     gradient_exchange: Literal["bucketed", "flat"] = Field(
         "bucketed",
@@ -172,13 +139,9 @@ class TrainSection(Section):
     log_every_steps: Count = Field(20, description="Steps between two records of the metrics.")
     commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
     keep_checkpoints: Count = Field(3, description="Newest checkpoints kept, besides the best.")
-    keep_every_steps: Count | None = Field(
-        None, description="Commit and keep the checkpoint after every so many steps too."
-    )
+    keep_every_steps: Count | None = Field(None, description="Steps between permanent checkpoints.")
     ledger: bool = Field(
-        False,
-        description="Count how often each sample is used in each epoch, through all restarts, and "
-        "write ledger.parquet.",
+        False, description="Count how often an epoch uses each sample; write ledger.parquet."
     )
 
 
@@ -192,37 +155,32 @@ class OptimSection(Section):
 
 
 class TrainingConfig(ProtocolConfig):
-    """A job that trains a model on a prepared set."""
+    """Options of a job that trains a model on a prepared set."""
 
     resume: Location = Field(
         "auto",
         description="auto continues the run of this name, never sets it aside, a path starts from "
         "that checkpoint.",
     )
-    data: SetSection = Field(SetSection(), description="What is read.")
+    data: SetSection = Field(SetSection(), description="Prepared set.")
     train: TrainSection = Field(TrainSection(), description="Length and batch.")
     optim: OptimSection = Field(OptimSection(), description="Optimizer.")
 
     @model_validator(mode="after")
-    def _limits_what_is_indexed(self) -> TrainingConfig:
-        mode = "stream" if self.data.residency == "stream" else self.data.mode
-        streamed = mode in ("stream", "cached") and self.cluster.max_workers > 0
-        if streamed and self.data.limit is not None:
+    def _reads_one_way(self) -> TrainingConfig:
+        """``data.mode`` is how rows reach a worker, ``data.residency`` where it keeps them."""
+        data, streams = self.data, ("stream", "cached")
+        mode = "stream" if data.residency == "stream" else data.mode
+        if mode in streams and self.cluster.max_workers > 0 and data.limit is not None:
             raise ValueError(
-                f"data.limit={self.data.limit} needs data.mode=shared, found data.mode={mode}; "
+                f"data.limit={data.limit} needs data.mode=shared, found data.mode={mode}; "
                 "leave one of the two out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _lies_in_one_place(self) -> TrainingConfig:
-        """``data.mode`` says how rows reach a worker, ``data.residency`` where it keeps them."""
-        residency, mode = self.data.residency, self.data.mode
-        fits = {"stream": ("auto", "stream", "cached")}.get(residency, ("auto", "shared"))
-        if residency != "auto" and mode not in fits:
+        refused = ("shared",) if data.residency == "stream" else streams
+        if data.residency != "auto" and data.mode in refused:
             raise ValueError(
-                f"data.residency={residency} does not go with data.mode={mode}; leave one of the "
-                "two out"
+                f"data.residency={data.residency} does not go with data.mode={data.mode}; leave "
+                "one of the two out"
             )
         return self
 

@@ -68,8 +68,8 @@ HELP = """\
   free    mapping            {}        Anything.
 
 optim: The optimizer. Not shown.
-  optim.lr     number > 0         0.0005        Peak learning rate of the global batch.
-  optim.betas  list of 2 numbers  [0.9, 0.999]  Decay of the moments.
+  optim.lr     number > 0             0.0005        Peak learning rate of the global batch.
+  optim.betas  list [number, number]  [0.9, 0.999]  Decay of the moments.
 
 teacher.text: Text teacher.
   teacher.text.name  text | null  null  Name."""
