@@ -72,7 +72,7 @@ def test_missing_shard_is_named(copy):
 def test_another_row_count_is_found_at_opening(copy):
     path = _shard(copy)
     pq.write_table(pq.read_table(path)[:3], path)
-    with pytest.raises(DataError, match="holds 3 rows, but the manifest says 4"):
+    with pytest.raises(DataError, match="holds 3 rows, but the manifest has 4"):
         PreparedSet.open(copy)
 
 

@@ -131,9 +131,9 @@ def test_splits_are_told_by_the_file_names(tmp_path, caplog):
     _write_any(tmp_path)
     write_h5(tmp_path / "other.h5", _data(0, 1), [0])
     create_source("hdf5", tmp_path, {}).scan()
-    assert "other.h5: ignored, its name tells no split" in caplog.text
+    assert "other.h5: ignored, its name contains no split" in caplog.text
     write_h5(tmp_path / "train_test.h5", _data(0, 1), [0])
-    with pytest.raises(DataError, match=r"train_test\.h5: its name tells two splits, train and t"):
+    with pytest.raises(DataError, match=r"train_test\.h5: its name contains two splits, train and t"):
         create_source("hdf5", tmp_path, {}).scan()
 
 
