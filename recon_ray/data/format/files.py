@@ -149,7 +149,7 @@ def check_rows(path: Path, rows: int) -> None:
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is not a readable Parquet file; {AGAIN}") from error
     if found != rows:
-        raise DataError(f"{path}: holds {found} rows, but the manifest says {rows}; {AGAIN}")
+        raise DataError(f"{path}: holds {found} rows, but the manifest has {rows}; {AGAIN}")
 
 
 def read_table(path: Path, columns: list[str] | None) -> pa.Table:

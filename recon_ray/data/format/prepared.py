@@ -92,7 +92,7 @@ class PreparedSet:
 
         Raises:
             DataError: If the folder or its manifest is missing, the schema is of another version, a
-                file is missing or holds another number of rows than the manifest says.
+                file is missing or has another number of rows than in the manifest.
         """
         root = Path(path).absolute()
         manifest, digest = _read_manifest(root)

@@ -60,7 +60,18 @@ def build_shard(task: ShardTask) -> Record:
         try:
             rows.append(_load_row(task, item, sample_id))
         except DataError as error:
-            left_out.append(_quarantined(task, item, sample_id, str(error)))
+            left_out.append(
+                {
+                    "object_id": item.object_id,
+                    "split": item.split,
+                    "sample_id": sample_id,
+                    "file": item.file,
+                    "reason": str(error),
+                    "planned": True,
+                    "size_bytes": item.size_bytes,
+                    "stamp": file_stamp(task.source, item),
+                }
+            )
     record: Record = {
         "key": task.key,
         "split": task.split,
@@ -93,19 +104,6 @@ def finished(task: ShardTask) -> Record | None:
 
 def _record_path(task: ShardTask) -> Path:
     return Path(task.root) / RECORDS / task.split / f"{Path(task.name).stem}.json"
-
-
-def _quarantined(task: ShardTask, item: Item, sample_id: int, reason: str) -> dict[str, Any]:
-    return {
-        "object_id": item.object_id,
-        "split": item.split,
-        "sample_id": sample_id,
-        "file": item.file,
-        "reason": reason,
-        "planned": True,
-        "size_bytes": item.size_bytes,
-        "stamp": file_stamp(task.source, item),
-    }
 
 
 # Rows

@@ -10,7 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -223,21 +223,13 @@ def _read_pcd(path: Path) -> Shape:
     return Shape(vertices, None, pcd.packed_colors(columns), known)
 
 
-def _read_npy(path: Path) -> Shape:
-    return _cloud_from_table(_load_numpy(path), path)
-
-
-def _load_numpy(path: Path) -> Any:  # noqa: ANN401 - an array or an archive of arrays
+def _read_numpy(path: Path) -> Shape:
     try:
-        return np.load(path, allow_pickle=False)
+        archive = np.load(path, allow_pickle=False)
     except ValueError as error:  # numpy's own advice is to load it unsafely
         raise DataError(
             f"{path}: cannot be read as an array of numbers that NumPy wrote"
         ) from error
-
-
-def _read_npz(path: Path) -> Shape:
-    archive = _load_numpy(path)
     if isinstance(archive, np.ndarray):
         return _cloud_from_table(archive, path)
     with archive:
@@ -437,8 +429,7 @@ def _colors_or_grey(shape: Shape) -> np.ndarray:
 READERS: dict[str, Callable[[Path], Shape]] = {
     ".off": _read_off,
     ".pcd": _read_pcd,
-    ".npy": _read_npy,
-    ".npz": _read_npz,
+    **dict.fromkeys((".npy", ".npz"), _read_numpy),
     **dict.fromkeys((".xyz", ".txt", ".pts"), _read_text),
     **dict.fromkeys(TRIMESH_SUFFIXES, _read_trimesh),
 }

@@ -25,7 +25,7 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
         Field name to (n,) array; of a field with several numbers a point, the first.
 
     Raises:
-        DataError: If the header is incomplete or the data are shorter than it says.
+        DataError: If the header is incomplete or the data are shorter than announced.
     """
     content = path.read_bytes()
     header, start = _header(content, path)
@@ -33,7 +33,10 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
     counts = [int(c) for c in header.get("COUNT", ["1"] * len(fields))]
     kinds = zip(header["TYPE"], header["SIZE"], strict=True)
     dtypes = [np.dtype(f"<{KINDS[kind]}{size}") for kind, size in kinds]
-    num = int(header["POINTS"][0]) if "POINTS" in header else _grid_size(header)
+    if "POINTS" in header:
+        num = int(header["POINTS"][0])
+    else:
+        num = int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
     mode = header["DATA"][0].lower()
     if mode == "ascii":
         return _ascii(content[start:], fields, counts, num, path)
@@ -83,10 +86,6 @@ def _header(content: bytes, path: Path) -> tuple[dict[str, list[str]], int]:
     if missing:
         raise DataError(f"{path}: the PCD header has no {', '.join(missing)}")
     return header, start
-
-
-def _grid_size(header: dict[str, list[str]]) -> int:
-    return int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
 
 
 def _ascii(

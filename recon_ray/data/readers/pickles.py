@@ -25,7 +25,7 @@ PLAIN = {
 
 
 class RefusedPickleError(DataError):
-    """A pickle asks for more than arrays and plain values."""
+    """Error for a pickle that names more than arrays and plain values."""
 
 
 def load_pickle(path: Path) -> Any:  # noqa: ANN401 - the caller checks the structure

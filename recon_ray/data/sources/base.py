@@ -94,7 +94,7 @@ class Listing:
         license_note: Known terms of the data.
         card: Facts about the published set, None if it is not one.
         up_axis: Axis that points up in the source's files: x, y or z.
-        num_points: Points of a sample unless the user asks for another number.
+        num_points: Points of a sample by default.
         sampling: How a larger cloud is reduced: ``random``, or ``fps``, farthest points from a
             random first one, as the reference's ModelNet cache.
         shuffle: Mix the samples of a split; false keeps the order of ``items``.

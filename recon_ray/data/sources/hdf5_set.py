@@ -78,13 +78,13 @@ def split_files(root: Path) -> dict[str, list[Path]]:
     """Return the files of every split: those of the lists beside them, else all by their names.
 
     Raises:
-        DataError: If a name tells two splits, or a list names a file that is not there.
+        DataError: If a name contains two splits, or a list names a file that is not there.
     """
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in visible(root, "*.h5"):
         split = _split(path)
         if split is None:
-            logger.warning("%s: ignored, its name tells no split", path)
+            logger.warning("%s: ignored, its name contains no split", path)
         else:
             files[split].append(path)
     for split in SPLITS:
@@ -100,7 +100,9 @@ def split_files(root: Path) -> dict[str, list[Path]]:
 def _split(path: Path) -> str | None:
     found = [split for split in SPLITS if split in path.name.lower()]
     if len(found) > 1:
-        raise DataError(f"{path}: its name tells two splits, {found[0]} and {found[1]}; rename it")
+        raise DataError(
+            f"{path}: its name contains two splits, {found[0]} and {found[1]}; rename it"
+        )
     return found[0] if found else None
 
 

@@ -169,10 +169,9 @@ def split_reference(file: str) -> tuple[str, int]:
 def check_lists(card: Card, paths: Iterable[Path]) -> None:
     """Warn of every list that is not the official one, by its SHA-256."""
     for path in paths:
-        expected = card.lists.get(path.name)
-        if expected is None:
+        if path.name not in card.lists:
             continue
-        if expected in _hashes(path.read_bytes()):
+        if card.lists[path.name] in _hashes(path.read_bytes()):
             logger.info("%s: is the official list", path)
         else:
             logger.warning(

@@ -1,9 +1,9 @@
-"""OpenShape triplets: colored clouds with the features that its teacher gave of pictures and texts.
+"""OpenShape triplets: colored clouds with teacher features of pictures and texts.
 
 ``merged_for_training_final/<dataset>/<group>/<id>.npy`` holds a dict: xyz, rgb, image_feat,
 thumbnail_feat, text, text_feat, blip_caption(_feat), msft_caption(_feat) and
 retrieval_text(_feat); ``meta_data/split/train_all.json`` lists the shapes and
-``meta_data/gpt4_filtering.json`` says whose names mean nothing.
+``meta_data/gpt4_filtering.json`` marks meaningless names.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ TEXTS = (
     ("retrieval_text", "original"),
 )
 NUM_TEXTS = len(TEXTS) - 1 + NUM_RETRIEVED
-PROBED = 10  # shapes that may be damaged before the width of the features is not known
-FILTERED_SET = "Objaverse"  # the only one whose names are what their uploaders typed
+PROBED = 10  # shapes that are tried for the width of the features; some may be damaged
+FILTERED_SET = "Objaverse"  # the only one with names that uploaders typed
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class OpenShapeSource:
     name: str = "openshape"
 
     def scan(self) -> Listing:
-        """List the shapes of the split list, or without one all that are there.
+        """List the shapes of the split list, or without one all shapes.
 
         Raises:
             DataError: If there are none, or the list is damaged.
@@ -78,7 +78,7 @@ class OpenShapeSource:
         )
 
     def _features(self, items: list[Item]) -> Features | None:
-        """Return the shapes of the features, as the first shape that can be read has them."""
+        """Return the shapes of the features of the first sample that can be read."""
         for item in items[:PROBED]:
             try:
                 features = self.load(item).image_features
@@ -94,12 +94,11 @@ class OpenShapeSource:
         content = load_object_array(path)
         if not isinstance(content, dict):
             raise DataError(f"{path}: holds {type(content).__name__} instead of a dict")
-        hidden = self._hides_name(path)
+        if self._hides_name(path):
+            content |= {"text": None, "text_feat": None}
         try:
-            shape = _cloud(content, path)
-            images = _image_features(content)
-            texts = _text_features(content, images.shape[1], hidden=hidden)
-            caption = _caption(content, hidden=hidden)
+            shape, images = _cloud(content, path), _image_features(content)
+            texts, caption = _text_features(content, images.shape[1]), _caption(content)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path}: is not an OpenShape sample ({type(error).__name__}: {error})"
@@ -108,7 +107,7 @@ class OpenShapeSource:
         return Sample(shape, caption=caption, image_features=images, text_features=texts)
 
     def _hides_name(self, path: Path) -> bool:
-        """Return whether the name of a shape was judged to be meaningless."""
+        """Return whether the publishers' filter calls the name of a shape meaningless."""
         if FILTERED_SET not in path.parts:
             return False
         root = find_root(Path(self.folder), lambda p: _shapes(p) is not None, SHAPES[0])
@@ -191,12 +190,10 @@ def _width(values: Any) -> int:  # noqa: ANN401 - an array
     return int(np.asarray(values).shape[-1])
 
 
-def _text_features(content: dict[str, Any], width: int, *, hidden: bool) -> np.ndarray:
+def _text_features(content: dict[str, Any], width: int) -> np.ndarray:
     """Return (3 + 3, D): of the name, the two captions and up to three retrieved texts."""
     features = np.zeros((NUM_TEXTS, width), np.float32)
     for slot, (name, variant) in enumerate(TEXTS):
-        if name == "text" and hidden:
-            continue
         found = content.get(f"{name}_feat")
         count = NUM_RETRIEVED if name == "retrieval_text" else 1
         listed = found if isinstance(found, list) else [found]
@@ -206,11 +203,9 @@ def _text_features(content: dict[str, Any], width: int, *, hidden: bool) -> np.n
     return features
 
 
-def _caption(content: dict[str, Any], *, hidden: bool) -> str:
+def _caption(content: dict[str, Any]) -> str:
     """Return the first text that is not empty."""
     for name, _ in TEXTS:
-        if name == "text" and hidden:
-            continue
         values = content.get(name)
         listed = values if isinstance(values, list | tuple) else [values]
         text = next((str(value) for value in listed if value), "")

@@ -46,40 +46,37 @@ def test_missing_folder_and_missing_manifest(tmp_path):
         PreparedSet.open(tmp_path)
 
 
-def test_other_schema_version_is_refused(copy):
-    path = copy / "_manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(
-        DataError, match="schema version 99, but this package reads versions 1 and 2"
-    ):
-        PreparedSet.open(copy)
+def _manifest(content):
+    return lambda copy: (copy / "_manifest.json").write_text(content)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
-def test_unreadable_manifest_is_refused(copy, content):
-    (copy / "_manifest.json").write_text(content)
-    with pytest.raises(DataError, match="not a readable manifest"):
-        PreparedSet.open(copy)
+def _version_99(copy):
+    manifest = json.loads((copy / "_manifest.json").read_text())
+    _manifest(json.dumps({**manifest, "schema_version": 99}))(copy)
 
 
-def test_missing_shard_is_named(copy):
-    _shard(copy).unlink()
-    with pytest.raises(DataError, match=r"part-00001-of-00003\.parquet: the shard is missing"):
-        PreparedSet.open(copy)
+def _fewer_rows(copy):
+    pq.write_table(pq.read_table(_shard(copy))[:3], _shard(copy))
 
 
-def test_another_row_count_is_found_at_opening(copy):
-    path = _shard(copy)
-    pq.write_table(pq.read_table(path)[:3], path)
-    with pytest.raises(DataError, match="holds 3 rows, but the manifest says 4"):
-        PreparedSet.open(copy)
-
-
-def test_truncated_shard_is_found_at_opening(copy):
+def _truncated(copy):
     path = _shard(copy, "views")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="not a readable Parquet file"):
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_version_99, "schema version 99, but this package reads versions 1 and 2"),
+        *((_manifest(text), "not a readable manifest") for text in ("", "[]", "{}", "null")),
+        (lambda copy: _shard(copy).unlink(), r"part-00001-of-00003\.parquet: the shard is missing"),
+        (_fewer_rows, "holds 3 rows, but the manifest has 4"),
+        (_truncated, "not a readable Parquet file"),
+    ],
+)
+def test_damaged_sets_are_refused_at_opening(copy, damage, message):
+    damage(copy)
+    with pytest.raises(DataError, match=message):
         PreparedSet.open(copy)
 
 

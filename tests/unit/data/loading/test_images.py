@@ -52,6 +52,13 @@ def encoded(image, form="PNG"):
     return stream.getvalue()
 
 
+def load(rows, ids, epoch=0, seed=0, num_threads=1, **transform):
+    transform = ImageTransform(**{"image_size": 16, **transform})
+    return load_images(
+        rows, ids, epoch=epoch, seed=seed, transform=transform, num_threads=num_threads
+    )
+
+
 @pytest.fixture
 def views():
     return [[encoded(picture(3 * row + v)) for v in range(3)] for row in range(6)]
@@ -98,21 +105,18 @@ def test_unreadable_views_name_the_sample(data):
     with pytest.raises(DataError, match="Sample 4711"):
         decode_image(data, 4711)
     with pytest.raises(DataError, match="Sample 4711"):
-        load_images([[data]], [4711], epoch=0, seed=0, transform=ImageTransform(image_size=16))
+        load([[data]], [4711])
 
 
 @pytest.mark.parametrize("views", [[], None, np.array([], dtype=object)])
 def test_samples_without_views_are_named(views):
     with pytest.raises(DataError, match=r"Sample 5 has no view"):
-        load_images([views], [5], epoch=0, seed=0, transform=ImageTransform(image_size=16))
+        load([views], [5])
 
 
 def test_views_may_come_as_object_arrays(views):
-    transform = ImageTransform(image_size=16)
     arrays = [np.array(row, dtype=object) for row in views]
-    expected = load_images(views, range(6), epoch=0, seed=0, transform=transform)
-    found = load_images(arrays, range(6), epoch=0, seed=0, transform=transform)
-    assert torch.equal(found, expected)
+    assert torch.equal(load(arrays, range(6)), load(views, range(6)))
 
 
 def test_plain_transform_keeps_the_middle_of_the_shorter_side():
@@ -126,68 +130,55 @@ def test_plain_transform_keeps_the_middle_of_the_shorter_side():
 
 def test_an_image_of_the_right_size_is_unchanged(views):
     image = picture(size=(24, 24))
-    found = load_images(
-        [[encoded(image)]], [0], epoch=3, seed=1, transform=ImageTransform(image_size=24)
-    )
+    found = load([[encoded(image)]], [0], epoch=3, seed=1, image_size=24)
     expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
     assert torch.equal(found[0], expected)
 
 
 def test_bgr_exchanges_red_and_blue():
-    image = picture(size=(24, 24))
-    rgb, bgr = (
-        load_images(
-            [[encoded(image)]], [0], epoch=0, seed=0,
-            transform=ImageTransform(image_size=24, bgr=bgr),
-        )
-        for bgr in (False, True)
-    )  # fmt: skip
+    rows = [[encoded(picture(size=(24, 24)))]]
+    rgb, bgr = (load(rows, [0], image_size=24, bgr=bgr) for bgr in (False, True))
     assert torch.equal(bgr, rgb.flip(1))
     assert not torch.equal(bgr, rgb)
 
 
 @pytest.mark.parametrize("kind", ["none", "reference"])
 def test_a_sample_does_not_depend_on_its_batch_order_or_threads(views, kind):
-    transform = ImageTransform(kind=kind, image_size=32)
+    how = {"epoch": 2, "seed": 9, "kind": kind, "image_size": 32}
     ids = [10, 11, 12, 13, 14, 15]
-    whole = load_images(views, torch.tensor(ids), epoch=2, seed=9, transform=transform)
+    whole = load(views, torch.tensor(ids), **how)
     assert whole.shape == (6, 3, 32, 32)
     assert whole.dtype == torch.float32
     assert whole.min() >= 0
     assert whole.max() <= 1
     order = [4, 0, 5]
-    part = load_images(
-        [views[i] for i in order], [ids[i] for i in order], epoch=2, seed=9, transform=transform,
-        num_threads=3,
-    )  # fmt: skip
+    part = load([views[i] for i in order], [ids[i] for i in order], num_threads=3, **how)
     assert torch.equal(part, whole[order])
 
 
 @pytest.mark.parametrize(("epoch", "seed"), [(1, 0), (0, 1)])
 def test_epochs_and_seeds_differ(views, epoch, seed):
-    transform = ImageTransform(kind="reference", image_size=32)
-    first = load_images(views, range(6), epoch=0, seed=0, transform=transform)
-    other = load_images(views, range(6), epoch=epoch, seed=seed, transform=transform)
+    how = {"kind": "reference", "image_size": 32}
+    first = load(views, range(6), **how)
+    other = load(views, range(6), epoch=epoch, seed=seed, **how)
     assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_every_view_is_chosen_about_equally_often():
     flat = [[encoded(Image.new("RGB", (8, 8), (v, v, v))) for v in range(4)]]
-    transform = ImageTransform(image_size=8)
-    found = load_images(flat * 400, range(400), epoch=0, seed=0, transform=transform)
+    found = load(flat * 400, range(400), image_size=8)
     counts = torch.bincount((found[:, 0, 0, 0] * 255).round().long(), minlength=4)
     # Binomial(400, 1/4): standard deviation 8.7; six of them.
     assert (counts - 100).abs().max() < 52
 
 
 def test_an_empty_batch_is_empty():
-    transform = ImageTransform(image_size=8)
-    assert load_images([], [], epoch=0, seed=0, transform=transform).shape == (0, 3, 8, 8)
+    assert load([], [], image_size=8).shape == (0, 3, 8, 8)
 
 
 def test_ids_and_rows_must_agree(views):
     with pytest.raises(ValueError, match="6 rows of views have 2 sample ids"):
-        load_images(views, [1, 2], epoch=0, seed=0, transform=ImageTransform())
+        load(views, [1, 2])
 
 
 @pytest.mark.parametrize("options", [{"kind": "strong"}, {"image_size": 4}])

@@ -32,41 +32,22 @@ def _table(path, rows):
     return path
 
 
-def _found(folder):
-    return {(i.object_id, i.split, i.category, i.label) for i in CustomSource(folder).scan().items}
-
-
-def test_class_folders(tmp_path):
-    write_clouds(tmp_path, ["cup/1", "cup/2", "bowl/deep/1"])
-    listing = CustomSource(tmp_path, test_fraction=0).scan()
-    assert listing.classes == ("bowl", "cup")
-    assert {(i.category, i.label, i.split) for i in listing.items} == {
-        ("bowl", 0, "train"),
-        ("cup", 1, "train"),
-    }
-
-
-def test_split_folders_above_the_classes(tmp_path):
-    write_clouds(tmp_path, ["train/cup/1", "testing/cup/2", "val/bowl/3"])
-    assert _found(tmp_path) == {
-        ("train/cup/1", "train", "cup", 1),
-        ("testing/cup/2", "test", "cup", 1),
-        ("val/bowl/3", "val", "bowl", 0),
-    }
-
-
-def test_split_folders_below_the_classes(tmp_path):
-    write_clouds(tmp_path, ["cup/train/1", "cup/test/1", "bowl/train/1"])
-    assert {entry[:3] for entry in _found(tmp_path)} == {
-        ("cup/train/1", "train", "cup"),
-        ("cup/test/1", "test", "cup"),
-        ("bowl/train/1", "train", "bowl"),
-    }
-
-
-def test_a_class_called_train_is_a_class(tmp_path):
-    write_clouds(tmp_path, ["train/1", "plane/1"])
-    assert CustomSource(tmp_path).scan().classes == ("plane", "train")
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"cup/1": "train cup 1", "cup/2": "train cup 1", "bowl/deep/1": "train bowl 0"},
+        {"train/cup/1": "train cup 1", "testing/cup/2": "test cup 1", "val/bowl/3": "val bowl 0"},
+        {"cup/train/1": "train cup 1", "cup/test/1": "test cup 1", "bowl/train/1": "train bowl 0"},
+        {"train/1": "train train 1", "plane/1": "train plane 0"},  # a class of that name
+        {"a": "train  -1", "b": "train  -1"},  # no class folders
+        {"cup/1": "train cup 0", "__MACOSX/cup/._1": "", "cup/._1": "", ".trash/2": ""},
+    ],
+)
+def test_folders_give_splits_classes_and_labels(tmp_path, found):
+    write_clouds(tmp_path, list(found))
+    items = CustomSource(tmp_path, test_fraction=0).scan().items
+    listed = {item.object_id: f"{item.split} {item.category} {item.label}" for item in items}
+    assert listed == {name: entry for name, entry in found.items() if entry}
 
 
 def test_partly_divided_classes_are_refused(tmp_path):
@@ -75,13 +56,6 @@ def test_partly_divided_classes_are_refused(tmp_path):
         DataError, match=r"cup/train/1\.npy lies in a split's folder, but bowl/1\.npy"
     ):
         CustomSource(tmp_path).scan()
-
-
-def test_flat_folders_have_no_labels(tmp_path):
-    write_clouds(tmp_path, ["a", "b"])
-    listing = CustomSource(tmp_path).scan()
-    assert listing.classes == ()
-    assert {item.label for item in listing.items} == {-1}
 
 
 def test_lists_beside_the_class_folders_are_ignored_and_named(tmp_path, caplog):
@@ -98,11 +72,6 @@ def test_the_random_split_takes_part_of_every_class_and_is_repeatable(tmp_path):
     assert tested == {"a": 3, "b": 3}
     assert items == CustomSource(tmp_path, test_fraction=0.3).scan().items
     assert items != CustomSource(tmp_path, test_fraction=0.3, seed=1).scan().items
-
-
-def test_what_an_operating_system_adds_is_no_data(tmp_path):
-    write_clouds(tmp_path, ["cup/1", "__MACOSX/cup/._1", "cup/._1", ".trash/2"])
-    assert _found(tmp_path) == {("cup/1", "train", "cup", 0)}
 
 
 def test_the_files_of_a_table_may_lie_one_folder_down(tmp_path):

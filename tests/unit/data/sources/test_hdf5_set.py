@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from published_sets import points, quarantine, read_rows, write_h5
@@ -21,6 +22,10 @@ VARIANTS = {
     "scanobjectnn_obj_only": ("main_split_nobg", "objectdataset.h5"),
     "scanobjectnn_pb_t50_rs": ("main_split", "objectdataset_augmentedrot_scale75.h5"),
 }
+
+
+def _scan(folder, name="hdf5"):
+    return create_source(name, folder, {}).scan()
 
 
 def _data(seed, count):
@@ -61,23 +66,19 @@ def test_scanobjectnn_makes_the_round_trip_wherever_it_is_found(tmp_path, name, 
     assert manifest["card"]["normalization"] == "none"
 
 
-def test_the_folder_of_another_variant_is_refused(tmp_path):
+def test_the_folder_of_another_variant_and_one_split_alone_are_refused(tmp_path):
     _write_scans(tmp_path)
-    source = create_source("scanobjectnn_obj_bg", tmp_path / "main_split_nobg", {})
     with pytest.raises(DataError, match=r"main_split_nobg: expected main_split/training_objectdat"):
-        source.scan()
-
-
-def test_one_split_alone_is_refused(tmp_path):
-    _write_scans(tmp_path)
+        _scan(tmp_path / "main_split_nobg", "scanobjectnn_obj_bg")
+    # One split alone, too.
     (tmp_path / "main_split" / "test_objectdataset.h5").unlink()
     with pytest.raises(DataError, match=r"test_objectdataset\.h5: file not found; both splits"):
-        create_source("scanobjectnn_obj_bg", tmp_path, {}).scan()
+        _scan(tmp_path, "scanobjectnn_obj_bg")
 
 
 def test_other_counts_than_the_published_ones_are_warned_of(tmp_path, caplog):
     _write_scans(tmp_path)
-    create_source("scanobjectnn_pb_t50_rs", tmp_path, {}).scan()
+    _scan(tmp_path, "scanobjectnn_pb_t50_rs")
     assert "PB_T50_RS: 4 samples for train, but 11416 were published" in caplog.text
     assert "PB_T50_RS: 2 samples for test, but 2882 were published" in caplog.text
 
@@ -85,7 +86,7 @@ def test_other_counts_than_the_published_ones_are_warned_of(tmp_path, caplog):
 def test_a_label_without_a_class_is_left_out(tmp_path):
     _write_scans(tmp_path)
     write_h5(tmp_path / "main_split" / "training_objectdataset.h5", _data(0, 3), [0, 15, -1])
-    listing = create_source("scanobjectnn_obj_bg", tmp_path, {}).scan()
+    listing = _scan(tmp_path, "scanobjectnn_obj_bg")
     assert len(listing.items) == 3
     assert [e.file.rpartition("#")[2] for e in listing.excluded] == ["1", "2"]
     assert "class '15' is not one of the 15" in listing.excluded[0].reason
@@ -103,45 +104,43 @@ def _write_any(root, names="one\ntwo\nthree", labels=(0, 2, 1)):
 
 def test_names_give_the_classes_and_files_the_splits(tmp_path):
     _write_any(tmp_path)
-    listing = create_source("hdf5", tmp_path, {}).scan()
+    listing = _scan(tmp_path)
     assert listing.classes == ("one", "two", "three")
-    assert [(i.split, i.category) for i in listing.items] == [
-        ("train", "one"),
-        ("train", "three"),
-        ("train", "two"),
-        ("test", "two"),
-    ]
+    found = [f"{item.split} {item.category}" for item in listing.items]
+    assert found == ["train one", "train three", "train two", "test two"]
     assert listing.num_points == 64
     assert listing.card is None
 
 
 def test_labels_beyond_the_names_are_called_by_number(tmp_path, caplog):
     _write_any(tmp_path, names="one\ntwo\n", labels=(0, 3, 1))
-    listing = create_source("hdf5", tmp_path, {}).scan()
+    listing = _scan(tmp_path)
     assert listing.classes == ("one", "two", "2", "3")
     assert "names 2 classes, but labels go up to 3" in caplog.text
-
-
-def test_without_names_labels_are_numbers(tmp_path):
-    _write_any(tmp_path, names="")
-    assert create_source("hdf5", tmp_path, {}).scan().classes == ("0", "1", "2")
+    _write_any(tmp_path / "none", names="")
+    assert _scan(tmp_path / "none").classes == ("0", "1", "2")
 
 
 def test_splits_are_told_by_the_file_names(tmp_path, caplog):
     _write_any(tmp_path)
     write_h5(tmp_path / "other.h5", _data(0, 1), [0])
-    create_source("hdf5", tmp_path, {}).scan()
-    assert "other.h5: ignored, its name tells no split" in caplog.text
+    _scan(tmp_path)
+    assert "other.h5: ignored, its name contains no split" in caplog.text
     write_h5(tmp_path / "train_test.h5", _data(0, 1), [0])
-    with pytest.raises(DataError, match=r"train_test\.h5: its name tells two splits, train and t"):
-        create_source("hdf5", tmp_path, {}).scan()
+    with pytest.raises(DataError, match=r"its name contains two splits, train and test"):
+        _scan(tmp_path)
 
 
 def test_files_of_other_sizes_are_warned_of_and_the_smallest_counts(tmp_path, caplog):
     _write_any(tmp_path)
     write_h5(tmp_path / "some_test.h5", _data(0, 1)[:, :50], [0])
-    assert create_source("hdf5", tmp_path, {}).scan().num_points == 50
+    assert _scan(tmp_path).num_points == 50
     assert "the files hold clouds of 50, 64 points" in caplog.text
+
+
+def _without_labels(path):
+    with h5py.File(path, "w") as file:
+        file["data"] = _data(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +151,7 @@ def test_files_of_other_sizes_are_warned_of_and_the_smallest_counts(tmp_path, ca
         (lambda p: p.write_bytes(p.read_bytes()[:-900]), r"train\.h5: is damaged or cut off"),
         (lambda p: write_h5(p, np.ones((2, 64, 2)), [0, 1]), r"\(2, 64, 2\); expected numbers of"),
         (lambda p: write_h5(p, np.ones((2, 64, 3)), [0]), "holds 2 clouds but 1 labels"),
+        (_without_labels, r"some_train\.h5: has no array 'label', only data"),
         (lambda p: write_h5(p, np.ones((1, 64, 3)), [0.5]), "its labels are float64; expected wh"),
         (lambda p: write_h5(p, np.ones((1, 64, 3)), [b"a"]), r"its labels are .*; expected whole"),
     ],
@@ -160,16 +160,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path, write, message)
     _write_any(tmp_path)
     write(tmp_path / "some_train.h5")
     with pytest.raises(DataError, match=message):
-        create_source("hdf5", tmp_path, {}).scan()
-
-
-def test_a_file_without_labels_is_refused(tmp_path):
-    import h5py
-
-    with h5py.File(tmp_path / "some_train.h5", "w") as file:
-        file["data"] = _data(0, 1)
-    with pytest.raises(DataError, match=r"some_train\.h5: has no array 'label', only data"):
-        create_source("hdf5", tmp_path, {}).scan()
+        _scan(tmp_path)
 
 
 def test_rows_that_hold_no_shape_are_quarantined_by_number(tmp_path):
@@ -231,4 +222,4 @@ def test_what_macos_packs_beside_the_files_is_no_data(tmp_path):
     beside.parent.mkdir(parents=True)
     for path in (beside, tmp_path / "in" / "._train0.h5"):
         path.write_bytes(b"\0\5\x16\7")
-    assert len(create_source("hdf5", tmp_path, {}).scan().items) == 2
+    assert len(_scan(tmp_path).items) == 2

@@ -34,6 +34,10 @@ def _source(root, number=40):
     return create_source(f"modelnet{number}", root, {})
 
 
+def _reasons(listing):
+    return [entry.reason for entry in listing.excluded]
+
+
 def _write_shapes(root, names, suffix=".off", content=OFF):
     for name in names:
         path = root / f"{name}{suffix}"
@@ -68,10 +72,8 @@ def test_modelnet10_reads_its_own_lists_in_the_same_folder(tmp_path, caplog):
     for split, name in (("train", "night_stand_0001"), ("test", "night_stand_0201")):
         (tmp_path / f"modelnet10_{split}.txt").write_text(f"{name}\n")
     listing = _source(tmp_path, 10).scan()
-    assert [(i.object_id, i.label) for i in listing.items] == [
-        ("night_stand_0001", 6),
-        ("night_stand_0201", 6),
-    ]
+    found = {item.object_id: item.label for item in listing.items}
+    assert found == {"night_stand_0001": 6, "night_stand_0201": 6}
     assert listing.excluded == ()
     assert "not the official list" not in caplog.text  # none is known for ModelNet10
 
@@ -86,6 +88,16 @@ def test_missing_unlisted_and_foreign_shapes_are_told_apart(tmp_path):
     assert reasons["xbox_0001"].endswith("xbox/xbox_0001.txt: file not found")
     assert reasons["robot_0001"] == "class 'robot' is not one of the 40 of the data set"
     assert reasons["airplane_0009"] == "in neither list"
+
+
+def test_incomplete_folders_are_refused(tmp_path):
+    _write_shapes(tmp_path, ["robot/train/robot_0001"])
+    with pytest.raises(DataError, match=r"expected modelnet40_train\.txt, \*\.dat, \*train\*\.h5"):
+        _source(tmp_path).scan()
+    write_modelnet_texts(tmp_path, TRAIN, TEST)
+    (tmp_path / "modelnet40_test.txt").unlink()
+    with pytest.raises(DataError, match=r"modelnet40_test\.txt: the list is missing"):
+        _source(tmp_path).scan()
 
 
 @pytest.mark.parametrize(
@@ -107,13 +119,6 @@ def test_wrong_lines_are_named(tmp_path, line, message):
     path.write_text(" \n")
     with pytest.raises(DataError, match=r"airplane_0001\.txt: the file is empty"):
         source.load(source.scan().items[0])
-
-
-def test_one_list_without_the_other_is_refused(tmp_path):
-    write_modelnet_texts(tmp_path, TRAIN, TEST)
-    (tmp_path / "modelnet40_test.txt").unlink()
-    with pytest.raises(DataError, match=r"modelnet40_test\.txt: the list is missing"):
-        _source(tmp_path).scan()
 
 
 def test_lists_are_known_by_their_hash_whatever_their_line_endings(tmp_path, monkeypatch, caplog):
@@ -177,9 +182,7 @@ def test_a_pickled_label_without_a_class_is_left_out(tmp_path):
     _write_dats(tmp_path, labels=(0, 40, 39))
     listing = _source(tmp_path).scan()
     assert len(listing.items) == 3
-    assert [e.reason for e in listing.excluded] == [
-        "class '40' is not one of the 40 of the data set"
-    ]
+    assert _reasons(listing) == ["class '40' is not one of the 40 of the data set"]
 
 
 @pytest.mark.parametrize(
@@ -221,9 +224,7 @@ def test_meshes_are_turned_from_z_up(tmp_path, header):
         ("chair_0001", "train", 8),
         ("toilet_0002", "test", 35),
     ]
-    assert [e.reason for e in listing.excluded] == [
-        "class 'robot' is not one of the 40 of the data set"
-    ]
+    assert _reasons(listing) == ["class 'robot' is not one of the 40 of the data set"]
     prepare(_source(tmp_path / "in"), tmp_path / "out", PrepareOptions(num_points=64))
     cloud = read_rows(tmp_path / "out", "train")["chair_0001"]
     assert cloud[:, 1].min() >= 0  # the corner at the origin stays the lowest
@@ -247,12 +248,6 @@ def test_a_mesh_without_faces_is_quarantined(tmp_path):
     (tmp_path / "in" / f"{names[0]}.off").write_text("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n")
     prepare(_source(tmp_path / "in"), tmp_path / "out", PrepareOptions(num_points=64))
     assert quarantine(tmp_path / "out")["chair_0000"].endswith("off: the mesh has no faces")
-
-
-def test_a_folder_that_is_no_modelnet_is_refused(tmp_path):
-    _write_shapes(tmp_path, ["robot/train/robot_0001"])
-    with pytest.raises(DataError, match=r"expected modelnet40_train\.txt, \*\.dat, \*train\*\.h5"):
-        _source(tmp_path).scan()
 
 
 # --- HDF5 ----------------------------------------------------------------------------------------
@@ -285,9 +280,7 @@ def test_hdf5_labels_follow_the_names_beside_them(tmp_path):
     (tmp_path / "shape_names.txt").write_text("toilet\nrobot\nbed\n")
     listing = _source(tmp_path, 10).scan()
     assert [(i.category, i.label) for i in listing.items] == [("toilet", 9), ("bed", 1)]
-    assert [e.reason for e in listing.excluded] == [
-        "class 'robot' is not one of the 10 of the data set"
-    ]
+    assert _reasons(listing) == ["class 'robot' is not one of the 10 of the data set"]
 
 
 def test_an_hdf5_file_that_the_list_names_and_is_not_there_is_refused(tmp_path):
