@@ -11,7 +11,7 @@ MEMINFO = Path("/proc/meminfo")
 def cpu_count() -> int:
     """Return the CPUs that this process may use.
 
-    ``os.cpu_count`` gives those of the host: on 64 cores, a job with 8 of them would start eight
+    ``os.cpu_count`` returns those of the host: on 64 cores, a job with 8 of them would start eight
     times as many threads. This is the smallest of the cores, the process's affinity and, rounded
     up, the CPU quota of its container (cgroup v1 or v2).
     """

@@ -38,7 +38,7 @@ class Reconstruction(NamedTuple):
 
 @dataclass(frozen=True)
 class ShapeView:
-    """What is drawn of one shape.
+    """Contents of the pictures of one shape.
 
     Attributes:
         name: Start of the names of its files.

@@ -81,7 +81,7 @@ class _Normalize(torch.autograd.Function):
 def _normalize_traced(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, keep: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute what :class:`_Normalize` does in operations that a compiler fuses with others."""
+    """Compute the same as :class:`_Normalize`, in operations that a compiler fuses with others."""
     variance, mean = torch.var_mean(x, dim=0, correction=0)
     count = torch.full((), x.shape[0], dtype=torch.float64, device=x.device)
     y = (x[:keep] - mean) * ((variance + eps).rsqrt() * weight) + bias

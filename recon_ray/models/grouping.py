@@ -51,8 +51,8 @@ def index_patches(
 class _MaxOverPoints(torch.autograd.Function):
     """Maximum over dim 1; the gradient goes to the first of equal values, as with ``x.max``.
 
-    Written so that a compiler fuses the gradient into what reads it, where that of ``x.max`` is
-    filled with zeros and scattered into.
+    Written so that a compiler fuses the gradient with its readers; that of ``x.max`` is filled with
+    zeros and scattered into.
     """
 
     @staticmethod

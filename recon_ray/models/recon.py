@@ -78,7 +78,7 @@ class _Projecting(EncoderModel):
             (B, d), not normalized.
 
         Raises:
-            ValueError: If the kind is unknown, or the model lacks what it needs.
+            ValueError: If the kind is unknown, or the model lacks a projection.
         """
         if kind not in ZERO_SHOT_FEATURES:
             raise ValueError(f"kind must be one of {', '.join(ZERO_SHOT_FEATURES)}, found {kind!r}")

@@ -83,12 +83,12 @@ class SampleGenerator:
 
     @property
     def batch_size(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self._keys.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Device the numbers are made on."""
+        """Return the device of the numbers."""
         return self._keys.device
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
@@ -98,8 +98,8 @@ class SampleGenerator:
         count = math.prod(shape)
         position = torch.arange(1, count + 1, device=self.device)  # (count,)
         if torch.compiler.is_compiling():
-            # Inductor would take the product for a 32-bit index; adding what it must load (a zero)
-            # makes it a 64-bit number.
+            # Inductor would treat the product as a 32-bit index; adding a loaded value (zero) makes
+            # it a 64-bit number.
             position = position + (key[:, None] & 0)
         return _mix(key[:, None] + position * _GOLDEN_GAMMA).view(self.batch_size, *shape)
 

@@ -22,7 +22,7 @@ class PublishedWeights:
 
     Attributes:
         kind: Kind of its model.
-        purpose: What it is for.
+        purpose: Intended use.
         result: Published accuracy or mIoU in percent, or None.
         sizes: Constructor arguments that cannot be read off the shapes of the weights.
     """

@@ -31,7 +31,7 @@ NEW_PARTS: dict[str, tuple[str, ...]] = {
     "partseg": ("category.", "propagation.", "part_head."),
     "twotower_classifier": ("head.", "encoder.class_token", "encoder.class_pos"),
 }
-"""Parts that a downstream model has beyond what it starts from."""
+"""Parts of a downstream model that the weights at its start lack."""
 
 CONTRAST_BRANCH = ("contrast_norm", "contrast_attn", "contrast_mlp", "_token", "_pos")
 """Parts that Point-MAE does not have."""
@@ -82,14 +82,14 @@ class LoadReport:
     def summary(self) -> str:
         """Return one line with the counts, and the missing or unused parts."""
         text = f"{self.source}: {len(self.loaded) + len(self.renamed)} tensors loaded"
-        for what, keys in (
+        for kind, keys in (
             ("not in the file, drawn afresh", self.missing),
             ("not used", self.unexpected),
             ("unknown", self.unknown),
             ("of the teachers left out", self.dropped),
         ):
             if keys:
-                text += f", {len(keys)} {what} ({_parts(keys)})"
+                text += f", {len(keys)} {kind} ({_parts(keys)})"
         return text
 
     def table(self) -> str:
@@ -170,8 +170,8 @@ def build(weights: LoadedWeights, **overrides: Any) -> tuple[nn.Module, LoadRepo
     """
     if weights.kind not in MODELS:
         raise CheckpointError(
-            f"{weights.source}: it holds the encoder of {weights.kind}, not a whole model; use it as "
-            "the start (init_from) of another one"
+            f"{weights.source}: it holds the encoder of {weights.kind}, not a whole model; "
+            "use it as the start (init_from) of another one"
         )
     model = construct(weights.kind, weights, **overrides)
     return model, initialize(model, weights, strict=True)
