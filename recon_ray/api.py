@@ -14,7 +14,7 @@ from recon_ray.points.transforms import normalize
 from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import construct, initialize
 
-#: Tasks that a model can be made for, and the kind of model of each.
+#: Tasks, and the kind of model of each.
 TASKS = {
     "pretrain": "recon",
     "classify": "classifier",
@@ -28,7 +28,7 @@ TASKS = {
 
 
 def presets() -> dict[str, list[str]]:
-    """Names that :func:`create_model` takes: presets and tasks."""
+    """Return the presets and tasks for :func:`create_model`."""
     return {"presets": list(PRESETS), "tasks": list(TASKS)}
 
 
@@ -37,12 +37,12 @@ def create_model(preset: str = "base", *, task: str = "pretrain", **overrides: A
 
     Args:
         preset: Named architecture.
-        task: What the model is for.
+        task: Task of the model.
         overrides: Constructor arguments that differ from the preset (``embed_dim=...``), or that
-            the task asks for (``num_classes=...``).
+            the task requires (``num_classes=...``).
 
     Raises:
-        ValueError: If the preset, the task or a size is not a legal one.
+        ValueError: If the preset, the task or a size is not valid.
         TypeError: If an argument is missing or unknown.
     """
     kind = _kind(task)
@@ -61,12 +61,12 @@ def load_model(
         path_or_name: A run folder, its ``checkpoints`` folder or one ``step-<number>`` in it, a
             ``.safetensors`` file, a ``.pth`` file of the reference, or the name of published
             weights (:mod:`recon_ray.weights.catalog`).
-        task: What the model is for; by default what the weights are of.
-        sizes: Constructor arguments that a file's shapes do not tell (``num_groups``, ...).
+        task: Task of the model; by default that of the weights.
+        sizes: Constructor arguments that cannot be read off a file's shapes (``num_groups``, ...).
 
     Raises:
-        CheckpointError: If there are no such weights, or they do not make such a model: nothing is
-            left random.
+        CheckpointError: If there are no such weights, or they do not fit such a model: no weight
+            stays random.
         ValueError: If the task is unknown.
     """
     wanted = None if task is None else _kind(task)
@@ -85,7 +85,7 @@ def _kind(task: str) -> str:
 
 @torch.no_grad()
 def embed(model: nn.Module, points: Tensor, *, batch_size: int = 64) -> Tensor:
-    """Return one feature vector a cloud: the one of the linear probes.
+    """Return the feature vector of the linear probes for each cloud.
 
     Args:
         model: From :func:`load_model` or :func:`create_model`, of any task but ``twotower``.
@@ -97,7 +97,7 @@ def embed(model: nn.Module, points: Tensor, *, batch_size: int = 64) -> Tensor:
 
     Raises:
         TypeError: If the model has no such feature.
-        ValueError: If the points are no clouds, or not all of them are finite.
+        ValueError: If the shape is not (B, N, 3), or a coordinate is not finite.
     """
     if not isinstance(model, EncoderModel):
         raise TypeError(f"{type(model).__name__} has no features of the linear probes")

@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and the folder it works in."""
+"""CPUs and memory that this process may use, and its working directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MEMINFO = Path("/proc/meminfo")
 def cpu_count() -> int:
     """Return the CPUs that this process may use.
 
-    ``os.cpu_count`` gives those of the host: on 64 cores, a job with 8 of them would start eight
+    ``os.cpu_count`` returns those of the host: on 64 cores, a job with 8 of them would start eight
     times as many threads. This is the smallest of the cores, the process's affinity and, rounded
     up, the CPU quota of its container (cgroup v1 or v2).
     """
@@ -25,12 +25,12 @@ def memory_limit() -> int | None:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
         limit = _number(CGROUPS / name)
         if limit is not None:
-            return limit if limit < 1 << 60 else None  # v1 says so that there is none
+            return limit if limit < 1 << 60 else None  # v1 has a huge number for no limit
     return None
 
 
 def available_memory() -> int | None:
-    """Return bytes that programs can still have, caches included, None where nothing says so."""
+    """Return the bytes of memory still available, caches included; None if it is not known."""
     host = _entry(MEMINFO, "MemAvailable:")
     found = [] if host is None else [host * 1024]
     limit = memory_limit()
@@ -54,7 +54,7 @@ def _number(path: Path) -> int | None:
 
 
 def _entry(path: Path, name: str) -> int | None:
-    """Read the number after a name in a file of such lines."""
+    """Return the number after a name at the start of a line; None if there is no such line."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -64,10 +64,10 @@ def _entry(path: Path, name: str) -> int | None:
 
 
 def working_directory() -> str:
-    """Return the folder that relative paths are of.
+    """Return the folder to which paths are relative.
 
-    Where several nodes of a cluster are one machine, Ray unpacks a job's files again for each, and
-    the folder that this process works in is then another one of the same name.
+    Where several nodes of a cluster are on one machine, Ray unpacks a job's files once for each,
+    and replaces the folder of a running process by another one of the same name.
     """
     try:
         return str(Path.cwd())

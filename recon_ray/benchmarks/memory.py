@@ -64,8 +64,8 @@ def tree_bytes(root: int) -> int:
 class TensorPeak(DispatchMode):
     """Counter of the bytes of all tensors that are made while it is entered.
 
-    The same program gives the same count on every machine. Memory inside of operations, and what
-    the allocator keeps, is not in it.
+    The same program gives the same count on every machine. Memory inside of operations,
+    and the allocator's reserve, are not counted.
 
     Attributes:
         bytes: Bytes of those that are held now.

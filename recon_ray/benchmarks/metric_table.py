@@ -14,7 +14,7 @@ def metric_table(
 
     Args:
         metrics: Values by name.
-        names: Rows; what the keys of their metrics begin with.
+        names: Rows; the keys of their metrics begin with it.
         columns: Heading to the rest of the key and to the format of the value; ``-`` stands for
             metrics that are missing.
     """

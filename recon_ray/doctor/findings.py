@@ -20,8 +20,8 @@ class Finding:
     Attributes:
         check: Name of the check.
         level: ``error`` where a run would break, ``warning`` where it would be slow or at risk.
-        found: What is there, in a few words.
-        advice: What to do about it; empty where nothing has to be done.
+        found: State, in a few words.
+        advice: Remedy; empty where none is needed.
         places: Where it was found (``driver``, nodes); filled in by :func:`gather`.
     """
 

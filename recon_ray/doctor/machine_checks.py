@@ -39,7 +39,7 @@ CUDA_CHECK = (
 
 @dataclass(frozen=True)
 class MachineRequest:
-    """What a machine is compared with.
+    """Reference values for the checks of a machine.
 
     Args:
         versions: :func:`versions` of the driver; empty in the driver itself.
@@ -95,7 +95,7 @@ def _ops(request: MachineRequest) -> Finding:
         return Finding("ops", "error", message, f"rebuild them: {ops.BUILD_COMMAND}")
     if wrong:
         advice = f"rebuild them: {ops.BUILD_COMMAND}, or set runtime.ops_backend=reference"
-        return Finding("ops", "error", f"{found} gives another {wrong} than the reference", advice)
+        return Finding("ops", "error", f"{wrong} of {found} differs from the reference", advice)
     if request.driver_ops and found != request.driver_ops:
         told = f"{found} (driver: {request.driver_ops})"
         return Finding("ops", "warning", told, "install the same operations on every node")

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recon_ray.cluster.workarounds.undocumented import is_head
 
-#: What is put into a node's object store and read back.
+#: Size of the block that is put into a node's object store and read back.
 TRIAL_BYTES = 8 * 1024**2
 
 
@@ -67,7 +67,7 @@ class NodeActors:
         """Call a function on nodes at once.
 
         Args:
-            function: What is called.
+            function: The function.
             arguments: Name of a node to the arguments there.
 
         Returns:

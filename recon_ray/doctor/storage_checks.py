@@ -19,10 +19,10 @@ from recon_ray.doctor.machine_checks import gigabytes
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.runs.storage import open_filesystem
 
-#: What is written to measure the storage.
+#: Size of the file that is written.
 TRIAL_BYTES = 16 * 1024**2
 LITTLE_SPACE = 2 * 1024**3
-_WHAT_CAN_FAIL = (OSError, ArrowException, ReconError)
+_FAILURES = (OSError, ArrowException, ReconError)
 
 
 @contextmanager
@@ -44,12 +44,12 @@ def driver_probe(storage: str) -> Iterator[tuple[str, Finding]]:
             filesystem.create_dir(root, recursive=True)
             made = True
         probe, finding = name, write_trial(storage, name)
-    except _WHAT_CAN_FAIL as error:
+    except _FAILURES as error:
         probe, finding = "", _refused(storage, error)
     try:
         yield probe, finding
     finally:
-        with suppress(*_WHAT_CAN_FAIL):  # an error was reported already
+        with suppress(*_FAILURES):  # an error was reported already
             filesystem, root = open_filesystem(storage)
             if _exists(filesystem, f"{root}/{name}"):
                 filesystem.delete_file(f"{root}/{name}")
@@ -103,7 +103,7 @@ def inspect_storage(storage: str, probe: str) -> Finding:
         finally:
             if _exists(filesystem, f"{root}/{own}"):
                 filesystem.delete_file(f"{root}/{own}")
-    except _WHAT_CAN_FAIL as error:
+    except _FAILURES as error:
         return _refused(storage, error)
 
 
@@ -130,7 +130,7 @@ def inspect_data(path: str) -> list[Finding]:
             raise ConfigError("no such folder")
         prepared = PreparedSet.open(Path(path))
         digest = hashlib.sha256((Path(path) / "_manifest.json").read_bytes()).hexdigest()[:12]
-    except _WHAT_CAN_FAIL as error:
+    except _FAILURES as error:
         reason = str(error).partition("\n")[0]
         told = reason if reason.startswith(path) else f"{path}: {reason}"
         advice = "prepare it (jobs/prepare.py) in a folder that all nodes share"

@@ -43,7 +43,7 @@ def curve_figure(
         series: Name to values, as many as there are steps; NaN leaves a gap.
         path: PNG file to write; its folder is made.
         title: Heading.
-        x_label: What the steps are.
+        x_label: Name of the horizontal axis.
         log_y: Draw the vertical axis in logarithms.
 
     Returns:

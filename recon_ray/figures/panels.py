@@ -132,7 +132,7 @@ def value_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def value_colormap() -> Colormap:
-    """Return :data:`VALUE_COLORS` in the form that a color bar takes."""
+    """Return :data:`VALUE_COLORS` as a color map."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("values", VALUE_COLORS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recon_ray.figures.panels import Points
-from recon_ray.models.attention import token_attention
+from recon_ray.figures.token_attention import token_attention
 from recon_ray.models.cloud import CloudModel
 from recon_ray.models.decoder import ReconOutput
 from recon_ray.models.grouping import index_patches
@@ -38,7 +38,7 @@ class Reconstruction(NamedTuple):
 
 @dataclass(frozen=True)
 class ShapeView:
-    """What is drawn of one shape.
+    """Contents of the pictures of one shape.
 
     Attributes:
         name: Start of the names of its files.

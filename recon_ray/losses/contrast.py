@@ -9,9 +9,9 @@ from torch import Tensor
 def self_contrast(z: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Pull each sample to the mean of its class and away from all other classes.
 
-    For sample i the similarities to its class, itself included, are averaged first; that one
-    positive logit stands against those to every sample of another class. Without another class the
-    loss is 0.
+    For sample i the similarities to its class, itself included, are averaged to one positive logit;
+    the similarities to every sample of another class are the negative ones. Without another class
+    the loss is 0.
 
     Args:
         z: (B, d) vectors of norm 1.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def classification_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy without label smoothing (reference).
+    """Compute the cross-entropy without label smoothing (reference).
 
     Args:
         logits: (B, C).
@@ -22,7 +22,7 @@ def classification_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def segmentation_losses(log_probs: Tensor, parts: Tensor) -> dict[str, Tensor]:
-    """Negative log-likelihood, the mean over all points (reference).
+    """Compute the negative log-likelihood, the mean over all points (reference).
 
     Args:
         log_probs: (B, N, P) log-probabilities.

@@ -1,4 +1,4 @@
-"""The sum of losses that pre-training minimizes."""
+"""Losses of pre-training and their sum."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pretrain_losses(
     """Compute the losses that apply, and their sum with weight 1 each.
 
     Args:
-        output: What the model gave.
+        output: Output of the model.
         image_features: (B, d) features of the image teacher, or None without it.
         text_features: (B, d) features of the text teacher, or None without it.
         labels: (B,) classes for self-contrast within these samples, or None without it.

@@ -1,7 +1,9 @@
 """Batch normalization over the last axis, optionally over all workers of a distributed run.
 
 Same function, buffers and state-dict keys as :class:`torch.nn.BatchNorm1d`, for (..., C) tensors.
-It can take statistics from more rows than it normalizes, which the patch embedding needs.
+Unlike it, statistics can be over more rows than are normalized: the patch embedding normalizes
+visible patches by the statistics of all. Running statistics are tracked by a separate call, since
+activation checkpointing runs the layer twice.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class _Normalize(torch.autograd.Function):
 def _normalize_traced(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, keep: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute what :class:`_Normalize` does in operations that a compiler fuses with others."""
+    """Compute the same as :class:`_Normalize`, in operations that a compiler fuses with others."""
     variance, mean = torch.var_mean(x, dim=0, correction=0)
     count = torch.full((), x.shape[0], dtype=torch.float64, device=x.device)
     y = (x[:keep] - mean) * ((variance + eps).rsqrt() * weight) + bias
@@ -92,7 +94,7 @@ class BatchStatistics(NamedTuple):
     Attributes:
         mean: (C,).
         variance: (C,), biased.
-        rows: () float64, how many they are of.
+        rows: () float64, number of rows.
     """
 
     mean: Tensor
@@ -137,7 +139,7 @@ class BatchNorm(nn.Module):
         Args:
             x: (..., C).
             keep: Entries of the leading axis to return; all by default. In training the statistics
-                are over all entries all the same.
+                are over all entries.
 
         Returns:
             (..., C) in the dtype of ``x``; statistics are computed in at least float32.
@@ -152,7 +154,7 @@ class BatchNorm(nn.Module):
     def normalize(
         self, x: Tensor, keep: int | None = None
     ) -> tuple[Tensor, BatchStatistics | None]:
-        """Normalize as :meth:`forward` does, without noting anything.
+        """Normalize as :meth:`forward` does, without changing the running statistics.
 
         Returns:
             (..., C), and the statistics for :meth:`track`; None in evaluation.
@@ -185,7 +187,7 @@ class BatchNorm(nn.Module):
         self.num_batches_tracked.add_(1)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale (C,) and shift (C,) that the layer comes down to in evaluation."""
+        """Return scale (C,) and shift (C,) of the layer in evaluation."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -195,7 +197,7 @@ class BatchNorm(nn.Module):
 
 
 def set_sync_batch_norm(model: nn.Module, enabled: bool) -> None:
-    """Make all batch norms of ``model`` take their statistics over all workers, or not."""
+    """Choose whether the batch norms of ``model`` use statistics over all workers."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.sync = enabled

@@ -1,4 +1,8 @@
-"""Classification on top of a pre-trained encoder, and which parameters each protocol trains."""
+"""Classifier on a pre-trained encoder, and the parameters that each protocol trains.
+
+The published probes freeze by name: whatever has ``cls`` in it is trained, so that class token and
+class position move with the head, and the batch statistics of the frozen embedding move too.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.models.cloud import EncoderModel
-from recon_ray.models.encoder import check_init
 from recon_ray.models.heads import ClassHead
+from recon_ray.models.initialization import init_classifier
 from recon_ray.points.random import RandomSource
 
 PROTOCOLS = ("full", "linear", "mlp3", "probe")
-"""What is trained: everything; the head with class token and class position (the published probes
-``linear`` and ``mlp3``, in which the frozen embedding's batch statistics still move); the head
-alone (``probe``)."""
+"""Trained parts: everything; the head with class token and class position (the published probes
+``linear`` and ``mlp3``); the head alone, with the encoder in evaluation mode (``probe``)."""
 
 
 def is_head_parameter(name: str) -> bool:
@@ -29,15 +32,12 @@ def is_head_parameter(name: str) -> bool:
 
 
 class Protocol:
-    """Mixin of classifiers: freezes what a protocol does not train.
-
-    The class it is mixed into has a module ``head``.
-    """
+    """Mixin of classifiers with a module ``head``: freezes what a protocol does not train."""
 
     protocol = "full"
 
     def set_protocol(self, protocol: str) -> None:
-        """Choose what is trained; see :data:`PROTOCOLS`.
+        """Choose the trained parts; see :data:`PROTOCOLS`.
 
         Raises:
             ValueError: If the protocol is unknown.
@@ -56,28 +56,20 @@ class Protocol:
         return name.startswith("head.") if self.protocol == "probe" else is_head_parameter(name)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters that the protocol in force trains."""
+        """Return names and parameters that the protocol trains."""
         assert isinstance(self, nn.Module)
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
 class Classifier(Protocol, EncoderModel):
-    """Classify clouds by the three tokens and the strongest patch features.
+    """Classifier of clouds by the three tokens and the maximum over the patches.
 
     Args:
         num_classes: Number of classes.
-        embed_dim: Width D.
-        depth: Encoder blocks.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
-        drop_path: Drop rate of the last block.
         head: ``linear``, or ``mlp`` for three layers.
         dropout: Dropout in the latter.
-        init: ``scratch`` draws the weights of pre-training; ``reference`` keeps torch's defaults
-            and a class token of zeros, as the published code does before it loads weights.
-        patch_widths: Widths of the patch embedding.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        init: ``scratch`` or ``reference``, see :mod:`recon_ray.models.initialization`.
+        others: Sizes, see :class:`~recon_ray.models.cloud.EncoderModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other, or a name is unknown.
@@ -111,19 +103,7 @@ class Classifier(Protocol, EncoderModel):
         )
         self.num_classes = num_classes
         self.head = ClassHead(4 * embed_dim, num_classes, head, dropout=dropout)
-        self.init_weights(init)
-
-    def init_weights(self, init: str = "scratch") -> None:
-        """Draw initial weights from torch's default generator; the head keeps torch's.
-
-        Raises:
-            ValueError: If ``init`` is unknown.
-        """
-        check_init(init)
-        if init == "scratch":
-            self.encoder.init_weights()
-        else:
-            self.encoder.init_tokens(class_token=False)
+        init_classifier(self, init)
 
     def train(self, mode: bool = True) -> Classifier:
         """Set training mode; the frozen encoder of a probe stays in evaluation mode."""
@@ -140,7 +120,8 @@ class Classifier(Protocol, EncoderModel):
 
     def forward_head(self, tokens: Tensor, source: RandomSource = None) -> Tensor:
         """Return logits (B, classes) of the (B, 3 + G, D) of :meth:`forward_features`."""
-        pooled = torch.cat([tokens[:, :3].flatten(1), tokens[:, 3:].amax(dim=1)], dim=-1)
+        queries, x = tokens[:, :3], tokens[:, 3:]
+        pooled = torch.cat([queries.flatten(1), x.amax(dim=1)], dim=-1)  # (B, 4 D)
         return self.head(pooled, source)
 
     def forward(self, points: Tensor, source: RandomSource = None) -> Tensor:

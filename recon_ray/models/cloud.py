@@ -1,4 +1,8 @@
-"""What all models that cut clouds into patches share."""
+"""Base classes of all models: patches, stochastic depth, and features of the encoder.
+
+Downstream features are class, image and text token, then the patches; gradients flow from the
+tokens to the patches there (the reference's "finetune mode").
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from recon_ray.points.random import RandomSource
 
 
 class CloudModel(nn.Module):
-    """What every model that cuts clouds into patches shares.
+    """Base of models that cut clouds into patches.
 
     Args:
         embed_dim: Width D.
@@ -23,12 +27,14 @@ class CloudModel(nn.Module):
         num_groups: Number G of patches.
         group_size: Points K in a patch.
         drop_path: Drop rate of the last block.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        fps_min_sq_norm: Points with a squared norm at or below this are never centers (except the
+            first point); 1e-3 is the rule of the reference, which the published weights need, and
+            -1 skips none.
 
     Attributes:
-        recomputes_embedding: Whether activation checkpointing includes the patch embedding. It
-            lowers the peak only where much else is kept with it: at the peak of a model with one
-            encoder and a small head, the embedding's backward pass, all of it is there anyhow.
+        recomputes_embedding: Whether activation checkpointing includes the patch embedding. This
+            lowers the peak only where other activations are kept at the same time: a model with one
+            encoder and a small head has its peak in the embedding's own backward pass.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -52,7 +58,7 @@ class CloudModel(nn.Module):
         self.embed_dim, self.num_groups, self.group_size = embed_dim, num_groups, group_size
         self.drop_path = drop_path
         self.fps_min_sq_norm = fps_min_sq_norm
-        ops.backend()  # looked for before a compiler traces it, which would trace again after it
+        ops.backend()  # found here, so that a compiler need not trace twice
 
     def _cut(self, points: Tensor) -> tuple[Tensor, Tensor]:
         return cut_patches(
@@ -67,7 +73,7 @@ class CloudModel(nn.Module):
 
 
 def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
-    """Have the models in ``model`` compute activations again in the backward pass, or keep them."""
+    """Choose whether models in ``model`` compute activations again in the backward pass."""
     for whole in model.modules():
         if not isinstance(whole, CloudModel):
             continue
@@ -78,17 +84,12 @@ def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
 
 
 class EncoderModel(CloudModel):
-    """A model around one :class:`ReconEncoder`, and the features that all of these offer.
+    """Base of models with one :class:`ReconEncoder`, and its features.
 
     Args:
-        embed_dim: Width D.
         depth: Encoder blocks.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
-        drop_path: Drop rate of the last block.
         patch_widths: Widths of the patch embedding.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        others: See :class:`CloudModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -131,8 +132,7 @@ class EncoderModel(CloudModel):
     def forward_features(self, points: Tensor, source: RandomSource = None) -> Tensor:
         """Encode whole clouds: (B, N, 3) to (B, 3 + G, D), after the final norm.
 
-        The first three tokens are class, image and text. Gradients flow from the tokens to the
-        patches (the reference's "finetune mode").
+        The first three tokens are class, image and text.
         """
         return torch.cat(self._encode(points, source), dim=1)
 

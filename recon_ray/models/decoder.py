@@ -1,4 +1,8 @@
-"""Decoder that reconstructs hidden patches, and what pre-training models give."""
+"""Decoder of hidden patches, and the output of pre-training models.
+
+The decoder has its own position network; its blocks are ordinary pre-norm blocks. Only the last M
+positions, the hidden ones, pass the final norm.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from recon_ray.models.transformer import Block, Checkpointing, drop_path_rates, 
 
 
 class ReconOutput(NamedTuple):
-    """What a pre-training forward gives.
+    """Output of a pre-training model.
 
     Attributes:
         prediction: (B, M, K, 3) reconstructed hidden patches, relative to their centers.
@@ -34,16 +38,8 @@ class ReconOutput(NamedTuple):
     centers: Tensor
 
 
-def _init_xavier(module: nn.Module) -> None:
-    """Draw weights from Xavier's uniform distribution (reference's decoder); biases are 0."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 class ReconDecoder(Checkpointing):
-    """Reconstruct hidden patches from the encoded visible ones.
+    """Decoder that reconstructs hidden patches from the encoded visible ones.
 
     Args:
         embed_dim: Width D.
@@ -72,11 +68,6 @@ class ReconDecoder(Checkpointing):
         rates = drop_path_rates(drop_path, depth, Block.drop_path_calls)
         self.register_buffer("drop_rates", rates, persistent=False)
 
-    def init_weights(self) -> None:
-        """Draw the reference's initial weights; position network and head keep torch's."""
-        self.blocks.apply(_init_xavier)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-
     def forward(
         self,
         x: Tensor,
@@ -84,7 +75,7 @@ class ReconDecoder(Checkpointing):
         hidden_centers: Tensor,
         drop_numbers: Tensor | None = None,
     ) -> Tensor:
-        """Reconstruct.
+        """Reconstruct hidden patches.
 
         Args:
             x: (B, V, D) encoded visible patches.
@@ -98,10 +89,10 @@ class ReconDecoder(Checkpointing):
         batch, num_hidden, _ = hidden_centers.shape
         mask_tokens = self.mask_token.to(x.dtype).expand(batch, num_hidden, -1)
         x = torch.cat([x, mask_tokens], dim=1)  # (B, G, D)
-        x_pos = self.pos_embed(torch.cat([visible_centers, hidden_centers], dim=1))
+        x_pos = self.pos_embed(torch.cat([visible_centers, hidden_centers], dim=1))  # (B, G, D)
         scales = None if drop_numbers is None else drop_path_scales(self.drop_rates, drop_numbers)
         for number, block in enumerate(self.blocks):
             step = None if scales is None else scales[2 * number : 2 * number + 2]
             x = self._call(block, x + x_pos, scales=step)
         x = self.head(self.norm(x[:, -num_hidden:]))  # (B, M, 3 K)
-        return x.view(batch, num_hidden, -1, 3)
+        return x.view(batch, num_hidden, -1, 3)  # (B, M, K, 3)

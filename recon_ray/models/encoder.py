@@ -1,4 +1,9 @@
-"""Encoders of patches and query tokens."""
+"""Encoders of patches and query tokens, shared by pre-training and all downstream models.
+
+Positions are added before every block, not once. The final norm is one layer for tokens and
+patches: with the stop-gradient of pre-training it is the only part of the patch path that gets
+gradients from the tokens' losses.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +21,6 @@ from recon_ray.models.transformer import (
     drop_path_scales,
 )
 
-#: Initial weights of a downstream model: the published pre-training's ("scratch"), or torch's
-#: defaults as the published downstream code leaves them ("reference").
-INITS = ("scratch", "reference")
-
-
-def check_init(init: str) -> None:
-    """Refuse an unknown initialization.
-
-    Raises:
-        ValueError: If it is none of :data:`INITS`.
-    """
-    if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(INITS)}, found {init!r}")
-
 
 def make_token(dim: int) -> nn.Parameter:
     """Make a token (1, 1, D) of zeros."""
@@ -37,27 +28,12 @@ def make_token(dim: int) -> nn.Parameter:
 
 
 def _stacked(tokens: Sequence[Tensor]) -> Tensor:
-    """Put Q tokens (1, 1, D) together: (1, Q, D); their gradients come back contiguous."""
+    """Join Q tokens (1, 1, D) to (1, Q, D), with contiguous gradients."""
     return torch.stack([token.flatten() for token in tokens]).unsqueeze(0)
 
 
-def init_truncated(module: nn.Module) -> None:
-    """Draw weights from a normal of deviation 0.02 cut at 2 (reference); biases are 0."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def init_projection(module: nn.Module) -> None:
-    """Draw weights around 0.02 with deviation 0.01 (reference's projections); biases are 0."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, mean=0.02, std=0.01)
-        nn.init.zeros_(module.bias)
-
-
 class ReconEncoder(Checkpointing):
-    """Embedding, query tokens and the blocks; shared by pre-training and all downstream models.
+    """Encoder of patches with three query tokens, which only read the patches.
 
     Args:
         embed_dim: Width D.
@@ -90,21 +66,6 @@ class ReconEncoder(Checkpointing):
         self.register_buffer("drop_rates", rates, persistent=False)
         self.drop_path = drop_path
 
-    def init_weights(self) -> None:
-        """Draw the reference's initial weights of pre-training."""
-        self.apply(init_truncated)
-        self.init_tokens()
-
-    def init_tokens(self, *, class_token: bool = True) -> None:
-        """Draw tokens and their positions from a normal of deviation 0.02.
-
-        Args:
-            class_token: Draw the class token too; the published classifier leaves it at 0.
-        """
-        for name, parameter in self.named_parameters(recurse=False):
-            if class_token or name != "class_token":
-                nn.init.trunc_normal_(parameter, std=0.02)
-
     def forward_blocks(
         self,
         patches: Tensor,
@@ -123,7 +84,7 @@ class ReconEncoder(Checkpointing):
             context: (B, M, K, 3) hidden patches; they only enter the embedding's batch statistics.
             stop_gradient: Keep the tokens' losses from reaching the patch path.
             drop_numbers: (B, 4 depth) uniform numbers that decide stochastic depth, or None.
-            keep: Numbers of the blocks whose patches are given back too.
+            keep: Numbers of the blocks whose patches are returned too.
 
         Returns:
             Query tokens (B, 3, D), patches (B, V, D), and the patches after each block of ``keep``.
@@ -171,7 +132,7 @@ class PlainEncoder(Checkpointing):
     """Encoder of ordinary pre-norm blocks, in which tokens and patches attend to each other.
 
     Args:
-        tokens: Names of the query tokens in front of the patches, perhaps none.
+        tokens: Names of the query tokens in front of the patches; may be empty.
         embed_dim: Width D.
         depth: Number of blocks.
         num_heads: Number of attention heads.
@@ -204,12 +165,6 @@ class PlainEncoder(Checkpointing):
         self.register_buffer("drop_rates", rates, persistent=False)
         self.drop_path = drop_path
 
-    def init_weights(self) -> None:
-        """Draw the reference's initial weights: tokens 0, their positions of deviation 1."""
-        self.apply(init_truncated)
-        for name in self.tokens:
-            nn.init.normal_(self.get_parameter(f"{name}_pos"))
-
     def forward(
         self,
         patches: Tensor,
@@ -227,7 +182,7 @@ class PlainEncoder(Checkpointing):
             drop_numbers: (B, 2 depth) uniform numbers that decide stochastic depth, or None.
 
         Returns:
-            The Q query tokens (B, Q, D) and patches (B, V, D), both after the final norm.
+            Query tokens (B, Q, D) and patches (B, V, D), both after the final norm.
         """
         x, x_pos = self.embed(patches, context), self.pos_embed(centers)  # (B, V, D)
         num_tokens = len(self.tokens)

@@ -1,4 +1,10 @@
-"""From points to patches to embeddings."""
+"""Patches of a cloud and their embedding.
+
+Patches are relative to their center and not rescaled; they may overlap. Unusual in the embedding:
+in training its two batch norms use statistics over *all* patches, hidden ones included, while only
+the visible ones are embedded. The sampling's skip rule (``min_sq_norm``) keeps centers away from
+the origin, as in the reference.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +41,7 @@ def cut_patches(
 def index_patches(
     points: Tensor, num_groups: int, group_size: int, *, min_sq_norm: float = -1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut patches as :func:`cut_patches` does, and give the indices (B, G, K) of their points."""
+    """Cut patches as :func:`cut_patches` does; also return their points' indices (B, G, K)."""
     points = points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
     _, centers = ops.furthest_point_sample(points, num_groups, min_sq_norm=min_sq_norm)
     patches, idx = ops.group_knn(points, centers, group_size)
@@ -45,8 +51,8 @@ def index_patches(
 class _MaxOverPoints(torch.autograd.Function):
     """Maximum over dim 1; the gradient goes to the first of equal values, as with ``x.max``.
 
-    Written so that a compiler fuses the gradient into what reads it, where that of ``x.max`` is
-    filled with zeros and scattered into.
+    Written so that a compiler fuses the gradient with its readers; that of ``x.max`` is filled with
+    zeros and scattered into.
     """
 
     @staticmethod
@@ -71,10 +77,10 @@ def max_over_points(x: Tensor) -> Tensor:
 
 
 def _max_by_fours(x: Tensor) -> Tensor:
-    """Return the maximum over dim 1 of four at a time.
+    """Return the maximum over dim 1, four entries at a time.
 
-    Reductions so small become plain reads of neighbouring channels, at the rate of the memory; as
-    one reduction over all points, each read takes a few channels only and three times as long.
+    A compiler turns so small reductions into plain reads of neighbouring channels, at the rate of
+    the memory; one reduction over all points takes three times as long.
     """
     while (count := x.shape[1]) > 4 and count % 4 == 0:
         x = x.unflatten(1, (count // 4, 4)).amax(dim=2)
@@ -84,8 +90,8 @@ def _max_by_fours(x: Tensor) -> Tensor:
 def _narrow_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the rectified linear layer of few channels, without gradient.
 
-    To a compiler it is one pass that writes the result alone; as a product, the result is written,
-    read, rectified and written again.
+    A compiler makes one pass of it, which only writes the result; as a product, the result is
+    written, read, rectified and written again.
     """
     if not torch.compiler.is_compiling():
         return F.relu(F.linear(x, weight, bias), inplace=True)
@@ -96,7 +102,7 @@ def _narrow_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class PatchEmbed(Checkpointing):
-    """Embed patches by a small point network with two max-pools (spec: a mini-PointNet).
+    """Embedding of patches by a small point network with two max-pools (a mini-PointNet).
 
     The second stage of the original acts on [patch maximum, point feature] of every point; its
     first layer is evaluated here in two halves, once a patch and once a point, and its last layer
@@ -146,18 +152,18 @@ class PatchEmbed(Checkpointing):
     def _by_batch(
         self, flat: Tensor, keep: int
     ) -> tuple[Tensor, BatchStatistics | None, BatchStatistics | None]:
-        """Embed the points (keep, K, D) of the first of (P, K, 3) patches; give the statistics.
+        """Embed the points of the first of (P, K, 3) patches: (keep, K, D), and the statistics.
 
-        The maximum comes after: it keeps the places of the largest values only, so that the last
-        product is not computed again.
+        The maximum follows outside: its backward pass needs the places of the largest values only,
+        so that checkpointing does not compute the last product again.
         """
         # Not in place: in place on a view, the backward pass copies the whole gradient three times.
         x, first = self.norm1.normalize(self.fc1(flat))
-        x = self.fc2(F.relu(x))
-        pooled = max_over_points(x)
+        x = self.fc2(F.relu(x))  # (P, K, second)
+        pooled = max_over_points(x)  # (P, second)
         global_weight, point_weight = self.fc3.weight.split(pooled.shape[-1], dim=1)
         x = F.linear(x, point_weight) + F.linear(pooled, global_weight, self.fc3.bias)[:, None]
-        x, second = self.norm2.normalize(x, keep)
+        x, second = self.norm2.normalize(x, keep)  # (keep, K, third)
         return self.fc4(F.relu(x)), first, second
 
     def _by_running(self, flat: Tensor) -> Tensor:
@@ -174,7 +180,7 @@ class PatchEmbed(Checkpointing):
 
 
 class PositionEmbed(nn.Module):
-    """Embed coordinates (..., 3) as (..., D) by a two-layer network.
+    """Embedding of coordinates (..., 3) as (..., D) by a two-layer network.
 
     Args:
         embed_dim: Width D.

@@ -1,4 +1,7 @@
-"""Heads on top of the encoder."""
+"""Heads of the encoder.
+
+Dropout draws per sample (:mod:`recon_ray.points.random`), so that it does not depend on the batch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from recon_ray.points.random import RandomSource
 
 
 class ContrastHead(nn.Module):
-    """Project the class token to the unit sphere on which self-contrast works.
+    """Projection of the class token to the unit sphere, for self-contrast.
 
     Args:
         embed_dim: Width D of the token.
@@ -32,7 +35,7 @@ class ContrastHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Classify a feature vector: one layer, or three with batch norm and dropout.
+    """Classifier of a feature vector: one layer, or three with batch norm and dropout.
 
     Args:
         width: Width of the feature.

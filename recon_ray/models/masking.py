@@ -1,4 +1,8 @@
-"""Which patches are hidden from the encoder. A mask is (B, G) bool, true where hidden."""
+"""Masks that hide patches from the encoder: (B, G) bool, true where hidden.
+
+All samples hide the same number M = int(ratio * G) of patches; visible and hidden patches keep
+their index order.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ MASKS = {"random": random_mask, "block": block_mask}
 
 
 def check_mask(mask: Tensor, batch: int, num_groups: int) -> int:
-    """Check a mask made by the caller and give its number M of hidden patches.
+    """Check a mask made by the caller and return its number M of hidden patches.
 
     Raises:
         ValueError: If shape or dtype differ, if the samples hide different numbers of patches,
@@ -129,7 +133,7 @@ def hide_patches(
 
 
 def count_masked(mask_ratio: float, mask_type: str, num_groups: int) -> int:
-    """Number M of patches that a ratio hides, rounded down.
+    """Return the number M of patches that a ratio hides, rounded down.
 
     Raises:
         ValueError: If the kind of mask is unknown, or all or no patches would be hidden.

@@ -1,4 +1,9 @@
-"""Part segmentation: a label for every point of a cloud whose category is known."""
+"""Part segmentation: a label for every point of a cloud whose category is known.
+
+Patches are read after several blocks, each time through the encoder's one final norm; the tokens
+enter as their maximum *without* that norm. The learning rate of parameter groups follows names:
+:func:`is_part_head_parameter`.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,14 @@ from torch import Tensor, nn
 
 from recon_ray.models.batch_norm import BatchNorm
 from recon_ray.models.cloud import EncoderModel
-from recon_ray.models.encoder import check_init
 from recon_ray.models.heads import drop_units
+from recon_ray.models.initialization import init_part_segmenter
 from recon_ray.points import ops
 from recon_ray.points.random import RandomSource
 
 
 class PartFeatures(NamedTuple):
-    """What the encoder gives to the part head.
+    """Input of the part head.
 
     Attributes:
         patches: (B, G, F D) normalized patches after the F chosen blocks, side by side.
@@ -32,7 +37,7 @@ class PartFeatures(NamedTuple):
 
 
 class CategoryEmbed(nn.Module):
-    """Embed the category of a shape.
+    """Embedding of the category of a shape.
 
     Args:
         num_categories: Number of categories.
@@ -46,12 +51,12 @@ class CategoryEmbed(nn.Module):
 
     def forward(self, category: Tensor) -> Tensor:
         """Map (B,) category indices to (B, width)."""
-        # A row of the weight is what the layer gives for a one-hot vector.
+        # For a one-hot vector the layer returns a row of its transposed weight.
         return F.leaky_relu(self.norm(self.fc.weight.T[category]), 0.2)
 
 
 class FeaturePropagation(nn.Module):
-    """Carry the patches' features to the points, by the three nearest centers of each.
+    """Interpolation of the patches' features at the points, by the three nearest centers of each.
 
     The first layer is linear and the three weights of a point sum to 1, so that it is evaluated
     once a patch and interpolated after that: exact, and with N / G times less work.
@@ -71,18 +76,18 @@ class FeaturePropagation(nn.Module):
 
     def forward(self, points: Tensor, centers: Tensor, x: Tensor) -> Tensor:
         """Map (B, G, in_dim) at (B, G, 3) centers to (B, N, width) at (B, N, 3) points."""
-        distances, idx = ops.three_nn(points, centers)
+        distances, idx = ops.three_nn(points, centers)  # (B, N, 3) each
         weights = 1.0 / (distances.square() + 1e-8)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         point_weight, patch_weight = self.fc1.weight.split([3, x.shape[-1]], dim=1)
-        x = ops.three_interpolate(F.linear(x, patch_weight), idx, weights)
+        x = ops.three_interpolate(F.linear(x, patch_weight), idx, weights)  # (B, N, first)
         x = x + F.linear(points, point_weight, self.fc1.bias)
         x = F.relu(self.norm1(x))
         return F.relu(self.norm2(self.fc2(x)))
 
 
 class PartHead(nn.Module):
-    """Classify points by their own features and those of the whole shape.
+    """Classifier of points by their own features and those of the whole shape.
 
     Args:
         point_dim: Width of a point's features.
@@ -132,28 +137,19 @@ def is_part_head_parameter(name: str) -> bool:
 
 
 class PartSegmenter(EncoderModel):
-    """Label the points of clouds with parts of their category.
+    """Labels of the points of clouds: parts of their category.
 
     Args:
         num_parts: Number of parts over all categories.
         num_categories: Number of categories.
-        embed_dim: Width D.
-        depth: Encoder blocks.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
-        drop_path: Drop rate of the last block.
         feature_blocks: Blocks whose patches are read; by default those that end the thirds of the
             depth (3, 7, 11 of 12).
         category_dim: Width of the category's embedding.
         propagation_widths: Widths of the layers that carry features to the points.
         head_widths: Widths of the hidden layers of the head.
         dropout: Dropout in the head.
-        init: ``scratch`` draws the weights of pre-training; ``reference`` keeps torch's defaults,
-            tokens of zeros and positions of deviation 1, as the published code does before it loads
-            weights.
-        patch_widths: Widths of the patch embedding.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        init: ``scratch`` or ``reference``, see :mod:`recon_ray.models.initialization`.
+        others: Sizes, see :class:`~recon_ray.models.cloud.EncoderModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other, or a name is unknown.
@@ -200,21 +196,7 @@ class PartSegmenter(EncoderModel):
         self.part_head = PartHead(
             propagation_widths[1], global_dim, head_widths, num_parts, dropout
         )
-        self.init_weights(init)
-
-    def init_weights(self, init: str = "scratch") -> None:
-        """Draw initial weights from torch's default generator; the head keeps torch's.
-
-        Raises:
-            ValueError: If ``init`` is unknown.
-        """
-        check_init(init)
-        if init == "scratch":
-            self.encoder.init_weights()
-            return
-        for name, parameter in self.encoder.named_parameters(recurse=False):
-            if name.endswith("_pos"):
-                nn.init.normal_(parameter)
+        init_part_segmenter(self, init)
 
     def encode_parts(self, points: Tensor, source: RandomSource = None) -> PartFeatures:
         """Encode (B, N, 3) clouds for :meth:`forward_head`."""
@@ -244,7 +226,7 @@ class PartSegmenter(EncoderModel):
         x = features.patches
         category_feature = self.category(category)
         shape = torch.cat([x.amax(dim=1), x.mean(dim=1), features.token, category_feature], dim=-1)
-        propagated = self.propagation(points, features.centers, x)
+        propagated = self.propagation(points, features.centers, x)  # (B, N, width)
         return F.log_softmax(self.part_head(propagated, shape, source).float(), dim=-1)
 
     def forward(self, points: Tensor, category: Tensor, source: RandomSource = None) -> Tensor:

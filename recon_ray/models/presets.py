@@ -1,4 +1,4 @@
-"""Named sizes, and the kinds of models that there are."""
+"""Named sizes, and all kinds of models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_widths": (32, 64, 128),
     },
 }
-"""What each preset changes of the models' defaults, which are the published base model."""
+"""Arguments of each preset that differ from the defaults, which are the published base model."""
 
 MODELS: dict[str, type[nn.Module]] = {
     "recon": Recon,
@@ -37,28 +37,28 @@ MODELS: dict[str, type[nn.Module]] = {
     "twotower": TwoTower,
     "twotower_classifier": TwoTowerClassifier,
 }
-"""Model class of each kind; files of weights say their kind."""
+"""Model class of each kind; files of weights record their kind."""
 
 
 def kind_of(model: nn.Module) -> str:
     """Return the kind of a model: its key in :data:`MODELS`.
 
     Raises:
-        TypeError: If it is none of them.
+        TypeError: If its class is not in :data:`MODELS`.
     """
     for kind, model_class in MODELS.items():
         if type(model) is model_class:
             return kind
-    raise TypeError(f"{type(model).__name__} is none of the models {', '.join(MODELS)}")
+    raise TypeError(f"{type(model).__name__} is not one of the models {', '.join(MODELS)}")
 
 
 def arguments_of(kind: str) -> set[str]:
-    """Names of the constructor arguments of a kind of model."""
+    """Return the names of the constructor arguments of a kind of model."""
     return set(inspect.signature(MODELS[kind]).parameters)
 
 
 def preset_sizes(preset: str, kind: str = "recon") -> dict[str, Any]:
-    """Return the part of a preset that a kind of model has.
+    """Return the arguments of a preset that a kind of model has.
 
     Raises:
         ValueError: If the preset is unknown.
@@ -67,17 +67,3 @@ def preset_sizes(preset: str, kind: str = "recon") -> dict[str, Any]:
         raise ValueError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
     known = arguments_of(kind)
     return {name: value for name, value in PRESETS[preset].items() if name in known}
-
-
-def create(preset: str, **overrides: Any) -> Recon:  # noqa: ANN401
-    """Build a pre-training model from a preset and what differs from it.
-
-    Args:
-        preset: One of :data:`PRESETS`.
-        overrides: Arguments of :class:`Recon`.
-
-    Raises:
-        ValueError: If the preset is unknown.
-        TypeError: If an override is not an argument of :class:`Recon`.
-    """
-    return Recon(**{**preset_sizes(preset), **overrides})

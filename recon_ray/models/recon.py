@@ -1,4 +1,10 @@
-"""The ReCon model: masked patch reconstruction with a contrast branch (ReCon paper, section 3)."""
+"""The ReCon model: masked patch reconstruction with a contrast branch (ReCon paper, section 3).
+
+Three query tokens (class, image, text) read the patches; a stop-gradient keeps their losses from
+the patch path in pre-training, and is missing downstream. Neither the projected tokens nor the
+teachers' features are normalized. Hidden patches are not encoded, but enter the batch statistics
+of the patch embedding. Without self-contrast the class token gets no gradient.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +12,19 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from recon_ray.models.cloud import EncoderModel, svm_pool
+from recon_ray.models.cloud import EncoderModel
 from recon_ray.models.decoder import ReconDecoder, ReconOutput
-from recon_ray.models.encoder import check_init, init_projection
 from recon_ray.models.heads import ContrastHead
+from recon_ray.models.initialization import init_embedder, init_recon
 from recon_ray.models.masking import count_masked, hide_patches
 from recon_ray.points.random import RandomSource
 
-__all__ = ["Embedder", "Recon", "ReconOutput", "svm_pool"]
-
-#: Projections that a zero-shot feature is made of.
+#: Kinds of zero-shot features.
 ZERO_SHOT_FEATURES = ("text", "image", "full")
 
 
 class _Projecting(EncoderModel):
-    """An encoder with projections of its tokens into the teachers' spaces."""
+    """Encoder with projections of its tokens to the teachers' feature spaces."""
 
     image_proj: nn.Linear | None
     text_proj: nn.Linear | None
@@ -62,7 +66,7 @@ class _Projecting(EncoderModel):
         return self.text_proj(tokens[:, 2])
 
     def zeroshot_head(self, tokens: Tensor, *, kind: str = "full", ratio: float = 0.25) -> Tensor:
-        """Return the feature that is compared with the classes' texts (reference).
+        """Return the feature for comparison with the classes' texts (reference).
 
         Args:
             tokens: (B, 3 + G, D) of :meth:`forward_features`.
@@ -74,7 +78,7 @@ class _Projecting(EncoderModel):
             (B, d), not normalized.
 
         Raises:
-            ValueError: If the kind is unknown, or the model lacks what it needs.
+            ValueError: If the kind is unknown, or the model lacks a projection.
         """
         if kind not in ZERO_SHOT_FEATURES:
             raise ValueError(f"kind must be one of {', '.join(ZERO_SHOT_FEATURES)}, found {kind!r}")
@@ -94,7 +98,7 @@ class _Projecting(EncoderModel):
     def zeroshot_features(
         self, points: Tensor, *, kind: str = "full", ratio: float = 0.25
     ) -> Tensor:
-        """Encode (B, N, 3) clouds and give :meth:`zeroshot_head` of them: (B, d)."""
+        """Encode (B, N, 3) clouds and return :meth:`zeroshot_head` of them: (B, d)."""
         return self.zeroshot_head(self.forward_features(points), kind=kind, ratio=ratio)
 
 
@@ -103,14 +107,9 @@ def _projection(embed_dim: int, width: int | None) -> nn.Linear | None:
 
 
 class Recon(_Projecting):
-    """ReCon for pre-training, and the features of a pre-trained one.
+    """ReCon for pre-training, with the features of :class:`EncoderModel`.
 
     Args:
-        embed_dim: Width D.
-        depth: Encoder blocks.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
         decoder_depth: Decoder blocks.
         decoder_num_heads: Decoder heads; those of the encoder by default.
         drop_path: Drop rate of the last block of encoder and decoder.
@@ -119,8 +118,7 @@ class Recon(_Projecting):
         image_dim: Width of the image teacher's features, or None without that teacher.
         text_dim: Width of the text teacher's features, or None without that teacher.
         self_contrast: Have the head for the class token's self-contrast.
-        patch_widths: Widths of the patch embedding.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        others: Sizes, see :class:`~recon_ray.models.cloud.EncoderModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -167,15 +165,7 @@ class Recon(_Projecting):
         self.image_proj = _projection(embed_dim, image_dim)
         self.text_proj = _projection(embed_dim, text_dim)
         self.contrast_head = ContrastHead(embed_dim) if self_contrast else None
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Draw the reference's initial weights from torch's default generator."""
-        self.encoder.init_weights()
-        self.decoder.init_weights()
-        for head in (self.image_proj, self.text_proj, self.contrast_head):
-            if head is not None:
-                head.apply(init_projection)
+        init_recon(self)
 
     def forward(
         self, points: Tensor, *, mask: Tensor | None = None, source: RandomSource = None
@@ -205,14 +195,14 @@ class Recon(_Projecting):
         encoder_calls = self.encoder.drop_rates.shape[0]
         calls = encoder_calls + self.decoder.drop_rates.shape[0]
         numbers = self._drop_numbers(source, points, calls)
-        queries, x = self.encoder(
+        queries, x = self.encoder(  # (B, 3, D), (B, V, D)
             split.visible,
             split.visible_centers,
             context=split.hidden,
             stop_gradient=True,
             drop_numbers=None if numbers is None else numbers[:, :encoder_calls],
         )
-        prediction = self.decoder(
+        prediction = self.decoder(  # (B, M, K, 3)
             x,
             split.visible_centers,
             split.hidden_centers,
@@ -230,21 +220,13 @@ class Recon(_Projecting):
 
 
 class Embedder(_Projecting):
-    """A pre-trained encoder for zero-shot classification and probes; has no decoder.
+    """Encoder for zero-shot classification and probes, without a decoder.
 
     Args:
-        embed_dim: Width D.
-        depth: Encoder blocks.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
-        drop_path: Drop rate of the last block.
         image_dim: Width of the image teacher's features, or None without that projection.
         text_dim: Width of the text teacher's features, or None without that projection.
-        init: ``scratch`` draws the weights of pre-training; ``reference`` keeps torch's defaults
-            for all but the tokens, as the published networks of the downstream tasks do.
-        patch_widths: Widths of the patch embedding.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        init: ``scratch`` or ``reference``, see :mod:`recon_ray.models.initialization`.
+        others: Sizes, see :class:`~recon_ray.models.cloud.EncoderModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other, or ``init`` is unknown.
@@ -277,14 +259,7 @@ class Embedder(_Projecting):
         )
         self.image_proj = _projection(embed_dim, image_dim)
         self.text_proj = _projection(embed_dim, text_dim)
-        check_init(init)
-        if init == "reference":
-            self.encoder.init_tokens()
-            return
-        self.encoder.init_weights()
-        for head in (self.image_proj, self.text_proj):
-            if head is not None:
-                head.apply(init_projection)
+        init_embedder(self, init)
 
     def forward(self, points: Tensor) -> Tensor:
         """Return the (B, 2 D) features of the linear probe of (B, N, 3) clouds."""

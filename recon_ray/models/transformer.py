@@ -1,4 +1,11 @@
-"""Attention, the two kinds of blocks, and stochastic depth."""
+"""Attention, the two kinds of blocks, and stochastic depth.
+
+Unusual in :class:`ReconBlock`: the residual carries the *normalized* value, so that no identity
+path runs through the depth; patches never read the tokens, and the tokens never read each other;
+both streams read the normalized patches from before the block's own self-attention. Input
+projections of attention have no bias. Stochastic depth draws per sample and per residual branch
+(four a block), with rates that grow linearly over encoder and decoder alike.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +43,7 @@ def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Return what the fused attention does not: (B, H, Q, L) weights that sum to 1 over L.
+    """Return attention weights (B, H, Q, L), which sum to 1 over L.
 
     Args:
         q: (B, H, Q, D / H) queries.
@@ -59,19 +66,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within (B, L, D)."""
+    def _project(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values: (3, B, H, L, D / H)."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within (B, L, D)."""
+        q, k, v = self._project(x)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, L, D / H)
+        return self.proj(mixed.transpose(1, 2).reshape(x.shape))
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights (B, H, L, L) with which :meth:`forward` mixes the values."""
-        batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
-        q, k, _ = qkv.permute(2, 0, 3, 1, 4)
+        q, k, _ = self._project(x)
         return attention_weights(q, k)
 
 
@@ -90,21 +99,22 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, queries: Tensor, x: Tensor) -> Tensor:
-        """Attend from (B, Q, D) queries to (B, L, D) tokens."""
+    def _project(self, queries: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, H, Q, D / H), and keys and values (B, H, L, D / H)."""
         batch, num_queries, dim = queries.shape
         heads, width = self.num_heads, dim // self.num_heads
         q = self.q(queries).view(batch, num_queries, heads, width).transpose(1, 2)
         k, v = self.kv(x).view(batch, x.shape[1], 2, heads, width).permute(2, 0, 3, 1, 4)
-        queries = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(queries.transpose(1, 2).reshape(batch, num_queries, dim))
+        return q, k, v
+
+    def forward(self, queries: Tensor, x: Tensor) -> Tensor:
+        """Attend from (B, Q, D) queries to (B, L, D) tokens."""
+        mixed = F.scaled_dot_product_attention(*self._project(queries, x))  # (B, H, Q, D / H)
+        return self.proj(mixed.transpose(1, 2).reshape(queries.shape))
 
     def weights(self, queries: Tensor, x: Tensor) -> Tensor:
         """Return the weights (B, H, Q, L) with which :meth:`forward` mixes the values."""
-        batch, num_queries, dim = queries.shape
-        heads, width = self.num_heads, dim // self.num_heads
-        q = self.q(queries).view(batch, num_queries, heads, width).transpose(1, 2)
-        k, _ = self.kv(x).view(batch, x.shape[1], 2, heads, width).permute(2, 0, 3, 1, 4)
+        q, k, _ = self._project(queries, x)
         return attention_weights(q, k)
 
 
@@ -126,7 +136,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; the decoder is made of these.
+    """Ordinary pre-norm transformer block, of the decoder and of plain encoders.
 
     Args:
         dim: Width D.
@@ -149,15 +159,15 @@ class Block(nn.Module):
         return _add(x, self.mlp(self.norm2(x)), second)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return the attention (B, H, L, L) of what :meth:`forward` gets."""
+        """Return the attention (B, H, L, L) for the input of :meth:`forward`."""
         return self.attn.weights(self.norm1(x))
 
 
 class ReconBlock(nn.Module):
-    """Two parallel streams: patches attend to each other, query tokens attend to patches.
+    """Block of two parallel streams: patches attend to each other, query tokens attend to patches.
 
     The residual carries the normalized value, as in the reference: released weights need it.
-    Patches never see the tokens and the tokens never see each other.
+    Patches never read the tokens and the tokens never read each other.
 
     Args:
         dim: Width D.
@@ -206,7 +216,7 @@ class ReconBlock(nn.Module):
         return queries, _add(x, self.mlp(x), scale[3])
 
     def attention(self, queries: Tensor, x: Tensor) -> Tensor:
-        """Return the attention (B, H, Q, L) of the queries that :meth:`forward` gets."""
+        """Return the attention (B, H, Q, L) of the queries in the input of :meth:`forward`."""
         return self.contrast_attn.weights(self.contrast_norm1(queries), self.norm1(x))
 
 
@@ -214,7 +224,7 @@ T = TypeVar("T")
 
 
 class Checkpointing(nn.Module):
-    """A module that can keep the inputs of its parts in place of their activations.
+    """Module that can keep the inputs of its parts in place of their activations.
 
     Attributes:
         checkpointing: Do so in training.
@@ -223,12 +233,12 @@ class Checkpointing(nn.Module):
     checkpointing = False
 
     def _call(self, part: Callable[..., T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401
-        """Call a part; in the backward pass it is perhaps called again.
+        """Call a part; with checkpointing it is called again in the backward pass.
 
         Args:
-            part: Without effect beyond its result, and without torch's random generator.
-            arguments: What it is called with; tensors among them are kept.
-            options: What is small, by name.
+            part: A function without side effects that draws nothing from torch's generator.
+            arguments: Its arguments; tensors among them are kept.
+            options: Small arguments, by name.
         """
         if not (self.checkpointing and torch.is_grad_enabled()):
             return part(*arguments, **options)

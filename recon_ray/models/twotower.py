@@ -1,6 +1,8 @@
 """The two-tower ablation: reconstruction and distillation in separate encoders (paper, ablations).
 
-The towers share nothing, and both are made of ordinary pre-norm blocks.
+The towers share nothing, and both have ordinary pre-norm blocks. The reconstructing one reads the
+visible patches and has no token in pre-training, one (class) in classification; the distilling one
+reads all patches with an image and a text token, without a stop-gradient.
 """
 
 from __future__ import annotations
@@ -14,24 +16,21 @@ from torch import Tensor, nn
 from recon_ray.models.classifier import Protocol
 from recon_ray.models.cloud import CloudModel
 from recon_ray.models.decoder import ReconDecoder, ReconOutput
-from recon_ray.models.encoder import PlainEncoder, check_init, init_projection
+from recon_ray.models.encoder import PlainEncoder
 from recon_ray.models.heads import ClassHead
+from recon_ray.models.initialization import init_two_tower, init_two_tower_classifier
 from recon_ray.models.masking import count_masked, hide_patches
 from recon_ray.points.random import RandomSource
 
 STREAMS = ("ALL", "MDM", "CMC")
-"""What the classifier reads: both towers, the reconstructing one, the distilling one."""
+"""Towers that the classifier reads: both, the reconstructing one, the distilling one."""
 
 
 class TwoTower(CloudModel):
-    """Two-tower pre-training.
+    """Two-tower model for pre-training.
 
     Args:
-        embed_dim: Width D.
         depth: Blocks of each tower.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
         decoder_depth: Decoder blocks.
         decoder_num_heads: Decoder heads; those of the encoder by default.
         drop_path: Drop rate of the last block of each tower and of the decoder.
@@ -40,7 +39,7 @@ class TwoTower(CloudModel):
         image_dim: Width of the image teacher's features.
         text_dim: Width of the text teacher's features.
         patch_widths: Widths of the patch embeddings.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        others: Sizes, see :class:`~recon_ray.models.cloud.CloudModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -89,14 +88,7 @@ class TwoTower(CloudModel):
         )
         self.image_proj = nn.Linear(embed_dim, image_dim)
         self.text_proj = nn.Linear(embed_dim, text_dim)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Draw the reference's initial weights from torch's default generator."""
-        for part in (self.encoder, self.contrast_encoder, self.decoder):
-            part.init_weights()
-        self.image_proj.apply(init_projection)
-        self.text_proj.apply(init_projection)
+        init_two_tower(self)
 
     def forward(
         self, points: Tensor, *, mask: Tensor | None = None, source: RandomSource = None
@@ -109,7 +101,7 @@ class TwoTower(CloudModel):
             source: Random numbers of the mask and of stochastic depth.
 
         Returns:
-            As :class:`~recon_ray.models.recon.Recon` gives; ``contrast`` is None.
+            As :class:`~recon_ray.models.recon.Recon`; ``contrast`` is None.
 
         Raises:
             ValueError: If a given mask does not fit.
@@ -145,28 +137,22 @@ class TwoTower(CloudModel):
 
 
 class TwoTowerClassifier(Protocol, CloudModel):
-    """Classify clouds by one or both pre-trained towers.
+    """Classifier of clouds by one or both pre-trained towers.
 
-    Weights hold both towers whatever the stream; an unused one is neither run nor trained.
+    The state dict has both towers whatever the stream; an unused one is neither run nor trained.
 
     Args:
         num_classes: Number of classes.
         stream: Entry of :data:`STREAMS`.
-        embed_dim: Width D.
         depth: Blocks of each tower.
-        num_heads: Attention heads; must divide D.
-        num_groups: Number G of patches.
-        group_size: Points K in a patch.
         drop_path: Drop rate of the last block of each tower.
         head: ``linear``, or ``mlp`` for three layers.
         dropout: Dropout in the latter.
         drop_first_patches: Leave the first two patches out of the maximum, as the published code
             does: it counts three tokens where there is one.
-        init: ``scratch`` draws the weights of pre-training; ``reference`` keeps torch's defaults in
-            the reconstructing tower but for its token, as the published code does before it loads
-            weights.
+        init: ``scratch`` or ``reference``, see :mod:`recon_ray.models.initialization`.
         patch_widths: Widths of the patch embeddings.
-        fps_min_sq_norm: Skip rule of the sampling; 1e-3 reproduces the reference's.
+        others: Sizes, see :class:`~recon_ray.models.cloud.CloudModel`.
 
     Raises:
         ValueError: If the sizes do not fit each other, or a name is unknown.
@@ -210,21 +196,8 @@ class TwoTowerClassifier(Protocol, CloudModel):
         self.contrast_encoder = PlainEncoder(("image", "text"), **sizes)
         width = (4 if stream == "ALL" else 2) * embed_dim
         self.head = ClassHead(width, num_classes, head, dropout=dropout)
-        self.init_weights(init)
+        init_two_tower_classifier(self, init)
         self.set_protocol("full")
-
-    def init_weights(self, init: str = "scratch") -> None:
-        """Draw initial weights from torch's default generator; the head keeps torch's.
-
-        Raises:
-            ValueError: If ``init`` is unknown.
-        """
-        check_init(init)
-        if init == "scratch":
-            self.encoder.init_weights()
-        self.contrast_encoder.init_weights()
-        for name in ("class_token", "class_pos"):
-            nn.init.trunc_normal_(self.encoder.get_parameter(name), std=0.02)
 
     def train(self, mode: bool = True) -> TwoTowerClassifier:
         """Set training mode; the frozen towers of a probe stay in evaluation mode."""
@@ -241,8 +214,8 @@ class TwoTowerClassifier(Protocol, CloudModel):
     def forward_features(self, points: Tensor, source: RandomSource = None) -> Tensor:
         """Encode (B, N, 3) clouds: (B, 4 D), or (B, 2 D) where one tower is read.
 
-        They are the class token and the maximum over the patches of the reconstructing tower, and
-        the image and text tokens of the distilling one.
+        These are class token and maximum over the patches of the reconstructing tower, and image
+        and text tokens of the distilling one.
         """
         patches, centers = self._cut(points)
         calls = self.encoder.drop_rates.shape[0]
@@ -260,7 +233,7 @@ class TwoTowerClassifier(Protocol, CloudModel):
         return torch.cat(features, dim=-1)
 
     def forward_head(self, features: Tensor, source: RandomSource = None) -> Tensor:
-        """Return logits (B, classes) of what :meth:`forward_features` gives."""
+        """Return logits (B, classes) of the result of :meth:`forward_features`."""
         return self.head(features, source)
 
     def forward(self, points: Tensor, source: RandomSource = None) -> Tensor:

@@ -1,8 +1,8 @@
-"""The point operations, computed by the fastest backend there is.
+"""Point operations, computed by the fastest backend that is installed.
 
 In order: ``recon_ops`` (the compiled distribution), an installed ``pointnet2_ops`` for the
-operations it has, and the plain-torch reference. All give the same results; :func:`set_backend`
-forces one. Arguments are checked here, so that a backend sees only what it can compute.
+operations it has, and the plain-torch reference. All return the same results; :func:`set_backend`
+forces one. Arguments are checked here, so that backends get valid ones only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _import_compiled() -> ModuleType | None:
 
 
 def _compiled() -> ModuleType | None:
-    """Return the compiled distribution; looked for once, in a way that torch.compile can trace."""
+    """Return the compiled distribution, searched once in a way that torch.compile can trace."""
     if "recon_ops" not in _found:
         _found["recon_ops"] = _import_compiled()
     return _found["recon_ops"]
@@ -57,7 +57,7 @@ def _has_pointnet2() -> bool:
 
 
 def announce() -> None:
-    """Log the backend in force, once per process and backend; the first operation does so too."""
+    """Log the backend, once per process and backend; the first operation does so too."""
     _announce(backend())
 
 
@@ -96,7 +96,7 @@ def set_backend(name: BackendName) -> None:
 
 
 def backend() -> str:
-    """Return the name of the backend in force: "compiled", "pointnet2_ops" or "reference"."""
+    """Return the name of the backend: "compiled", "pointnet2_ops" or "reference"."""
     if _forced != "auto":
         return _forced
     if _compiled() is not None:
@@ -105,7 +105,7 @@ def backend() -> str:
 
 
 def _implementation() -> ModuleType:
-    """Return the module that computes: the compiled one or the reference."""
+    """Return the module of the operations: the compiled one or the reference."""
     name = backend()
     if not torch.compiler.is_compiling():  # tracing stops at a log call
         _announce(name)
@@ -139,6 +139,12 @@ def _check_together(first: str, a: Tensor, second: str, b: Tensor) -> None:
         )
 
 
+def _check_pair(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    _check_points(first, a)
+    _check_points(second, b)
+    _check_together(first, a, second, b)
+
+
 def _check_count(name: str, value: int, limit_name: str, limit: int) -> None:
     if not 1 <= value <= limit:
         raise ValueError(f"{name} must be in 1..{limit} ({limit_name}), found {value}")
@@ -154,6 +160,12 @@ def _check_indices(name: str, value: Tensor, ndim: int, limit: int) -> None:
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= limit:
             raise IndexError(f"{name} must lie in 0..{limit - 1}, found {low}..{high}")
+
+
+def _check_rows(features: Tensor, idx: Tensor, ndim: int) -> None:
+    _check_floats("features", features)
+    _check_indices("idx", idx, ndim, features.shape[1])
+    _check_together("features", features, "idx", idx)
 
 
 def furthest_point_sample(
@@ -192,9 +204,7 @@ def knn(xyz: Tensor, query: Tensor, k: int, *, sorted: bool = True) -> tuple[Ten
         TypeError: If an argument is not a floating point tensor.
         ValueError: If a shape, size or device does not fit.
     """
-    _check_points("xyz", xyz)
-    _check_points("query", query)
-    _check_together("xyz", xyz, "query", query)
+    _check_pair("xyz", xyz, "query", query)
     _check_count("k", k, "points in xyz", xyz.shape[1])
     return _implementation().knn(xyz, query, k, sorted=sorted)
 
@@ -210,9 +220,7 @@ def group_knn(
         TypeError: If an argument is not a floating point tensor.
         ValueError: If a shape, size or device does not fit.
     """
-    _check_points("xyz", xyz)
-    _check_points("centers", centers)
-    _check_together("xyz", xyz, "centers", centers)
+    _check_pair("xyz", xyz, "centers", centers)
     _check_count("k", k, "points in xyz", xyz.shape[1])
     if features is not None:
         _check_floats("features", features)
@@ -235,9 +243,7 @@ def ball_query(
         TypeError: If an argument is not a floating point tensor.
         ValueError: If a shape, size or device does not fit.
     """
-    _check_points("xyz", xyz)
-    _check_points("query", query)
-    _check_together("xyz", xyz, "query", query)
+    _check_pair("xyz", xyz, "query", query)
     if max_neighbors < 1:
         raise ValueError(f"max_neighbors must be at least 1, found {max_neighbors}")
     return _implementation().ball_query(xyz, query, radius, max_neighbors, nearest=nearest)
@@ -251,9 +257,7 @@ def gather_points(features: Tensor, idx: Tensor) -> Tensor:
         ValueError: If a shape or device does not fit.
         IndexError: If an index is out of range (checked on the CPU only).
     """
-    _check_floats("features", features)
-    _check_indices("idx", idx, 2, features.shape[1])
-    _check_together("features", features, "idx", idx)
+    _check_rows(features, idx, 2)
     return _implementation().gather_points(features, idx)
 
 
@@ -265,9 +269,7 @@ def group_points(features: Tensor, idx: Tensor) -> Tensor:
         ValueError: If a shape or device does not fit.
         IndexError: If an index is out of range (checked on the CPU only).
     """
-    _check_floats("features", features)
-    _check_indices("idx", idx, 3, features.shape[1])
-    _check_together("features", features, "idx", idx)
+    _check_rows(features, idx, 3)
     return _implementation().group_points(features, idx)
 
 
@@ -280,9 +282,7 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: If an argument is not a floating point tensor.
         ValueError: If a shape or device does not fit.
     """
-    _check_points("unknown", unknown)
-    _check_points("known", known)
-    _check_together("unknown", unknown, "known", known)
+    _check_pair("unknown", unknown, "known", known)
     if backend() == "pointnet2_ops":
         found = pointnet2.three_nn(unknown, known)
         if found is not None:
@@ -298,22 +298,14 @@ def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
         ValueError: If a shape or device does not fit.
         IndexError: If an index is out of range (checked on the CPU only).
     """
-    _check_floats("features", features)
     _check_floats("weight", weight)
-    _check_indices("idx", idx, 3, features.shape[1])
-    _check_together("features", features, "idx", idx)
+    _check_rows(features, idx, 3)
     if idx.shape[-1] != 3 or weight.shape != idx.shape:
         raise ValueError(
             f"idx and weight must both have shape (B, N, 3), found {tuple(idx.shape)} and "
             f"{tuple(weight.shape)}"
         )
     return _implementation().three_interpolate(features, idx, weight)
-
-
-def _check_pair(first: str, a: Tensor, second: str, b: Tensor) -> None:
-    _check_points(first, a)
-    _check_points(second, b)
-    _check_together(first, a, second, b)
 
 
 def chamfer_distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

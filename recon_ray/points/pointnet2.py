@@ -1,8 +1,8 @@
-"""The operations that an installed ``pointnet2_ops`` has, under our names and layouts.
+"""The operations of an installed ``pointnet2_ops``, under our names and layouts.
 
 That package computes on CUDA float32 only, skips points near the origin in furthest point
-sampling, and returns int32 indices. Each function here returns None where the package cannot give
-exactly what was asked; the caller then uses the reference.
+sampling, and returns int32 indices. Each function here returns None where the package's result
+would differ from ours; the caller then uses the reference.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Random numbers that belong to a sample, not to the batch it happens to be in.
+"""Random numbers per sample, independent of the batch.
 
 A :class:`SampleGenerator` is a counter-based generator: every number is a hash of (seed, epoch,
 stream, sample id, call number, position). A sample therefore gets the same augmentation, mask and
 drop-path decisions whatever the batch, rank, micro-batch or order, and nothing has to be saved
-to continue a run. The functions of this module let code take either such a generator, a
-:class:`torch.Generator`, or nothing (torch's default generator).
+to continue a run. The functions of this module draw from such a generator, from a
+:class:`torch.Generator`, or from torch's default generator (None).
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def _mix_int(value: int) -> int:
 
 
 class SampleGenerator:
-    """Stateless random numbers keyed by seed, epoch, sample id and call number.
+    """Generator of random numbers keyed by seed, epoch, sample id and call number.
 
-    Each method call advances the call counter, so two generators made with equal arguments give
-    equal numbers when their methods are called in the same order with the same shapes. Nothing here
-    reads a value from the device.
+    Each method call advances the call counter, so two generators made with equal arguments return
+    equal numbers when their methods are called in the same order with the same shapes. No value is
+    read from the device.
 
     Args:
         seed: Seed of the run.
         sample_ids: (B,) int64 identities of the samples of this batch; the numbers are made on
             their device.
-        epoch: Pass over the data; a () int64 tensor on the device of ``sample_ids`` gives the same
-            numbers, and lets a captured or compiled step run in every epoch.
+        epoch: Pass over the data; with a () int64 tensor on the device of ``sample_ids`` in its
+            place, the numbers are the same, and a captured or compiled step can run in every epoch.
         stream: Separates independent uses for the same sample (augmentation, masking, ...).
 
     Raises:
@@ -83,12 +83,12 @@ class SampleGenerator:
 
     @property
     def batch_size(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self._keys.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Device the numbers are made on."""
+        """Return the device of the numbers."""
         return self._keys.device
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
@@ -98,8 +98,8 @@ class SampleGenerator:
         count = math.prod(shape)
         position = torch.arange(1, count + 1, device=self.device)  # (count,)
         if torch.compiler.is_compiling():
-            # Inductor would take the product for a 32-bit index; adding what it must load (a zero)
-            # makes it a 64-bit number.
+            # Inductor would treat the product as a 32-bit index; adding a loaded value (zero) makes
+            # it a 64-bit number.
             position = position + (key[:, None] & 0)
         return _mix(key[:, None] + position * _GOLDEN_GAMMA).view(self.batch_size, *shape)
 
@@ -127,7 +127,7 @@ class SampleGenerator:
 
 
 RandomSource: TypeAlias = "torch.Generator | SampleGenerator | None"
-"""What the transforms and masks draw from; None is torch's default generator of the device."""
+"""Source of the transforms' and masks' numbers; None is torch's default generator of the device."""
 
 
 def _check_batch(source: SampleGenerator, batch: int) -> SampleGenerator:
@@ -149,7 +149,7 @@ def uniform(
     """Draw (batch, *shape) float32 numbers, uniform in [0, 1), from any random source.
 
     Args:
-        source: Where the numbers come from.
+        source: Source of the numbers.
         batch: Number of samples; must be that of a :class:`SampleGenerator`.
         shape: Shape per sample.
         device: Device of the result.

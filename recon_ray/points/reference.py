@@ -224,7 +224,7 @@ def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
 
 
 def _safe_sqrt(squared: Tensor) -> Tensor:
-    """Take the square root with gradient 0 at 0, where the true one is infinite."""
+    """Compute the square root with gradient 0 at 0, where the true one is infinite."""
     positive = squared > 0
     return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), squared * 0)
 

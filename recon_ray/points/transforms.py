@@ -100,11 +100,11 @@ def random_subset(points: Tensor, n: int, source: RandomSource = None) -> Tensor
 def thin(
     points: Tensor, n: int, *, start: Tensor | None = None, min_sq_norm: float = -1.0
 ) -> Tensor:
-    """Keep evenly spread points of each cloud: what furthest point sampling chooses.
+    """Keep evenly spread points of each cloud, chosen by furthest point sampling.
 
-    Where all are kept nothing is sampled, which would only permute them. Those that the skip rule
-    never chooses are then replaced as sampling replaces them: by the start, or by the first
-    point that is not skipped if the start is; the start itself is always kept.
+    Where all are kept they are not sampled, which would only permute them. Points that the skip
+    rule excludes are then replaced as by sampling: by the start, or by the first point that is not
+    skipped if the start is; the start itself is always kept.
 
     Args:
         points: (B, N, 3) points.
@@ -128,7 +128,7 @@ def thin(
 
 
 def candidate_points(n: int) -> int:
-    """Points that are kept evenly spread before ``n`` of them are picked at random."""
+    """Return the number of points that are kept evenly spread before ``n`` are picked at random."""
     return CANDIDATE_POINTS.get(n, math.ceil(n * CANDIDATE_RATIO))
 
 
@@ -138,7 +138,7 @@ def resample(
     """Thin clouds evenly, then pick ``n`` of the remaining points at random.
 
     Furthest point sampling keeps the candidate points of the reference (:data:`CANDIDATE_POINTS`,
-    at most those there are). With a generator or the default one the same positions of that
+    at most N). With a generator or the default one the same positions of that
     order are picked in the whole batch, as the reference does. With a :class:`SampleGenerator` each
     sample has its own pick, since its result must not depend on the batch: the same
     distribution for a sample.

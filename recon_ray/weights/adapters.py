@@ -1,6 +1,6 @@
-"""Names and shapes of the reference's weights, to ours and back.
+"""Translation of names and shapes of the reference's weights to ours and back.
 
-Each kind of model is a table of rules; a rule says which of our modules is which of the
+Each kind of model has a table of rules; a rule pairs one of our modules with one of the
 reference's. The reference's point-wise convolutions are linear layers here, so their weights lose
 or gain an axis of length 1. No value changes: importing and exporting are exact.
 """
@@ -30,13 +30,12 @@ class Rule:
     reference: str
     is_convolution: bool = False
 
-    def prefixed(self, ours: str, reference: str) -> Rule:
-        """Return the same rule inside other modules."""
-        return Rule(ours + self.ours, reference + self.reference, self.is_convolution)
-
 
 def _prefixed(ours: str, reference: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    return tuple(rule.prefixed(ours, reference) for rule in rules)
+    """Return the same rules inside other modules."""
+    return tuple(
+        Rule(ours + rule.ours, reference + rule.reference, rule.is_convolution) for rule in rules
+    )
 
 
 PATCH_EMBED = (
@@ -117,16 +116,13 @@ TABLES: dict[str, tuple[Rule, ...]] = {
 """Rules of each kind of model."""
 
 
-def _match(name: str, pattern: str) -> tuple[str, str] | None:
-    """Match the start of a dotted name; give the layer number ("" if none) and the rest."""
+def _rename(name: str, pattern: str, replacement: str) -> str | None:
+    """Replace the pattern at the start of a dotted name; return None if it does not match."""
     expression = re.escape(pattern).replace(r"\*", r"(\d+)") + r"(?=\.|$)"
     found = re.match(expression, name)
-    return None if found is None else ("".join(found.groups()), name[found.end() :])
-
-
-def _rename(name: str, pattern: str, replacement: str) -> str | None:
-    found = _match(name, pattern)
-    return None if found is None else replacement.replace("*", found[0]) + found[1]
+    if found is None:
+        return None
+    return replacement.replace("*", "".join(found.groups())) + name[found.end() :]
 
 
 def _table(kind: str) -> tuple[Rule, ...]:
@@ -145,8 +141,7 @@ def from_reference(
         kind: Entry of :data:`TABLES`.
 
     Returns:
-        The translated state dict, the file's name of each of our keys, and the keys that no rule
-        knows.
+        The translated state dict, the file's name of each of our keys, and the keys without a rule.
 
     Raises:
         CheckpointError: If the kind is unknown or a convolution has the wrong shape.

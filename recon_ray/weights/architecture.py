@@ -1,4 +1,4 @@
-"""What a state dict is: its kind of model, and the sizes that its shapes tell."""
+"""Kind of model and sizes of a state dict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD_WIDTH = 64
 
 
 def identify_reference(keys: Iterable[str]) -> str:
-    """Tell the kind of model of a reference state dict by its names.
+    """Return the kind of model of a reference state dict, by its names.
 
     Args:
         keys: Bare names, without prefixes of parallel wrappers.
@@ -55,16 +55,16 @@ def identify_reference(keys: Iterable[str]) -> str:
 
 
 def identify(keys: Iterable[str]) -> str:
-    """Tell the kind of model of one of our own state dicts by its names.
+    """Return the kind of model of one of our own state dicts, by its names.
 
     Raises:
-        CheckpointError: If it is none of ours.
+        CheckpointError: If it is of no model of this package.
     """
     names = set(keys)
     parts = {name.split(".")[0] for name in names}
     if "encoder" not in parts:
         raise CheckpointError(
-            f"the weights are of no model of this package (keys such as "
+            f"the weights do not belong to a model of this package (keys such as "
             f"{', '.join(sorted(names)[:3]) or 'none'})"
         )
     if "contrast_encoder" in parts:
@@ -81,8 +81,8 @@ def identify(keys: Iterable[str]) -> str:
 def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the constructor arguments of a reference model off the shapes of its weights.
 
-    What shapes do not tell is left out (``num_groups``), or is what all published models have
-    (heads of 64 channels, the sampling's skip rule).
+    Arguments without a shape are left out (``num_groups``), or have the value of all published
+    models (heads of 64 channels, the sampling's skip rule).
 
     Args:
         kind: Kind of model.
@@ -145,7 +145,7 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _stream(embed_dim: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """One of the streams is as wide as no other; the other two are equally wide."""
+    """Recognize the stream ``ALL`` by its width; the other two have one width."""
     is_all = _shape(state, "head.fc1.weight")[1] == 4 * embed_dim
     return {"stream": "ALL"} if is_all else {}
 

@@ -1,7 +1,7 @@
-"""The published weights by name: what each is for, and where a local copy is looked for.
+"""Published weights by name, and the search for local copies.
 
-The publisher offers them for download without hashes; a copy in the folder that the environment
-variable ``RECON_WEIGHTS`` names is found by the names here.
+The publisher offers them for download without hashes; a copy is found by its name in the folder of
+the environment variable ``RECON_WEIGHTS``.
 """
 
 from __future__ import annotations
@@ -18,68 +18,56 @@ FOLDER_VARIABLE = "RECON_WEIGHTS"
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """One published file.
+    """A published file.
 
     Attributes:
-        name: Our name; a local copy is called so, with any suffix of
-            :data:`recon_ray.weights.weight_files.SUFFIXES`.
-        kind: Kind of model that it holds.
-        purpose: What it is for.
-        result: What is published for it (accuracy or mIoU in percent), or None.
-        sizes: Constructor arguments that the shapes of the weights do not tell.
-        sha256: Hash of the published file, or None where none is known.
+        kind: Kind of its model.
+        purpose: Intended use.
+        result: Published accuracy or mIoU in percent, or None.
+        sizes: Constructor arguments that cannot be read off the shapes of the weights.
     """
 
-    name: str
     kind: str
     purpose: str
     result: str | None
     sizes: dict[str, int]
-    sha256: str | None = None
 
 
-def _finetuned(name: str, data: str, result: str, num_groups: int) -> PublishedWeights:
+def _finetuned(data: str, result: str, num_groups: int) -> PublishedWeights:
     purpose = f"classification of {data}, fine-tuned throughout"
-    return PublishedWeights(name, "classifier", purpose, result, {"num_groups": num_groups})
+    return PublishedWeights("classifier", purpose, result, {"num_groups": num_groups})
 
 
-_ROWS = (
-    PublishedWeights(
-        "recon_pretrain",
+CATALOG: dict[str, PublishedWeights] = {
+    "recon_pretrain": PublishedWeights(
         "recon",
         "start of classification and few-shot runs: pre-trained on ShapeNet, ImageNet-21k teacher",
         None,
         {"num_groups": 64},
     ),
-    PublishedWeights(
-        "recon_zeroshot",
+    "recon_zeroshot": PublishedWeights(
         "recon",
         "zero-shot classification: pre-trained on ShapeNet with the CLIP image teacher",
         "ModelNet10 75.6 (train and test 81.6), ModelNet40 61.7 (66.8), ScanObjectNN 43.7",
         {"num_groups": 64},
     ),
-    PublishedWeights(
-        "recon_svm",
+    "recon_svm": PublishedWeights(
         "recon",
         "linear SVM on ModelNet40; how its pre-training differs is not published",
         "93.4",
         {"num_groups": 64},
     ),
-    _finetuned("recon_scanobjectnn_pb_t50_rs", "ScanObjectNN PB_T50_RS", "91.26", 128),
-    _finetuned("recon_scanobjectnn_obj_bg", "ScanObjectNN OBJ_BG", "95.35", 128),
-    _finetuned("recon_scanobjectnn_obj_only", "ScanObjectNN OBJ_ONLY", "93.80", 128),
-    _finetuned("recon_modelnet40_1k", "ModelNet40 with 1,024 points", "94.5", 64),
-    _finetuned("recon_modelnet40_8k", "ModelNet40 with 8,192 points", "94.7", 512),
-    PublishedWeights(
-        "recon_shapenetpart",
-        "partseg",
-        "part segmentation of ShapeNetPart",
-        "86.4 instance mIoU",
-        {"num_groups": 128},
+    "recon_scanobjectnn_pb_t50_rs": _finetuned("ScanObjectNN PB_T50_RS", "91.26", 128),
+    "recon_scanobjectnn_obj_bg": _finetuned("ScanObjectNN OBJ_BG", "95.35", 128),
+    "recon_scanobjectnn_obj_only": _finetuned("ScanObjectNN OBJ_ONLY", "93.80", 128),
+    "recon_modelnet40_1k": _finetuned("ModelNet40 with 1,024 points", "94.5", 64),
+    "recon_modelnet40_8k": _finetuned("ModelNet40 with 8,192 points", "94.7", 512),
+    "recon_shapenetpart": PublishedWeights(
+        "partseg", "part segmentation of ShapeNetPart", "86.4 instance mIoU", {"num_groups": 128}
     ),
-)
-CATALOG: dict[str, PublishedWeights] = {row.name: row for row in _ROWS}
-"""The published files by our names. Accuracies are by voting, the best of eight seeds."""
+}
+"""Published files by our names; a local copy has this name with any suffix of
+:data:`~recon_ray.weights.weight_files.SUFFIXES`. Accuracies are by voting, best of eight seeds."""
 
 
 def find_published(name: str, folder: str | Path | None = None) -> Path:
@@ -87,10 +75,10 @@ def find_published(name: str, folder: str | Path | None = None) -> Path:
 
     Args:
         name: Key of :data:`CATALOG`.
-        folder: Where the copies lie; by default what ``RECON_WEIGHTS`` says.
+        folder: Folder of the copies; ``RECON_WEIGHTS`` by default.
 
     Raises:
-        CheckpointError: If the name is unknown, no folder is given, or it has no such file.
+        CheckpointError: If the name is unknown, no folder is given, or the file is missing.
     """
     if name not in CATALOG:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Weights by whatever name a user has for them: run, checkpoint, file or published name."""
+"""Search for weights by run, checkpoint, file or published name."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def find_weights(
     Args:
         spec: A run folder, its ``checkpoints`` or one ``step-<number>`` in it (folder or URI), a
             file of weights, or a name of :data:`recon_ray.weights.catalog.CATALOG`.
-        folder: Where published weights lie; by default what ``RECON_WEIGHTS`` says.
-        sizes: Constructor arguments that its shapes do not show; None leaves what it tells.
+        folder: Folder of published weights; ``RECON_WEIGHTS`` by default.
+        sizes: Constructor arguments in addition to those of the file; None leaves the file's.
 
     Raises:
-        CheckpointError: If there is nothing of that name, or it cannot be read.
+        CheckpointError: If there are no such weights, or they cannot be read.
     """
     text = str(spec)
     if is_uri(text) or Path(text).is_dir():
@@ -50,13 +50,13 @@ def find_weights(
 
 
 def hash_of_weights(spec: str | Path) -> str:
-    """SHA-256 that names the content of weights, without reading those of a run.
+    """Return a SHA-256 of the content of weights, without reading those of a run.
 
     Args:
-        spec: As :func:`find_weights` has it.
+        spec: See :func:`find_weights`.
 
     Raises:
-        CheckpointError: If there are none of that name.
+        CheckpointError: If there are no such weights.
     """
     text = str(spec)
     if is_uri(text) or Path(text).is_dir():
@@ -88,7 +88,7 @@ def _from_run(path: str) -> LoadedWeights:
 
 
 def _checkpoint(path: str) -> Checkpoint:
-    """Load the checkpoint that a folder is, or the best validated in it, or else the latest.
+    """Load the checkpoint in a folder: itself, or the best validated one, or else the latest.
 
     Raises:
         CheckpointError: If there is none, or it is damaged.
@@ -103,7 +103,7 @@ def _checkpoint(path: str) -> Checkpoint:
 
 
 def _place_of(path: str) -> tuple[CheckpointStore, str | None]:
-    """Where the checkpoint lies that :func:`_checkpoint` loads, unless that is damaged."""
+    """Return store and name of the checkpoint for :func:`_checkpoint`, unless it is damaged."""
     if _has(path, MANIFEST):
         parent, name = split(absolute(path))
         return CheckpointStore(parent), name

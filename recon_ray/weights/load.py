@@ -1,4 +1,4 @@
-"""The one way by which a model gets weights, with a report of every key."""
+"""Loading of weights into models, with a report of every key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEW_PARTS: dict[str, tuple[str, ...]] = {
     "partseg": ("category.", "propagation.", "part_head."),
     "twotower_classifier": ("head.", "encoder.class_token", "encoder.class_pos"),
 }
-"""Parts that a downstream model has beyond what it starts from."""
+"""Parts of a downstream model that the weights at its start lack."""
 
 CONTRAST_BRANCH = ("contrast_norm", "contrast_attn", "contrast_mlp", "_token", "_pos")
 """Parts that Point-MAE does not have."""
@@ -55,13 +55,13 @@ DEFAULT_OPTION = "model.embed_dim (or model.preset)"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every key of a file and of a model.
+    """Report of every key of a file and of a model.
 
-    What is missing or unexpected here always is between such weights and such a model; only
-    ``unknown`` is a surprise.
+    ``missing`` and ``unexpected`` keys are normal between such weights and such a model; only
+    ``unknown`` keys are a surprise.
 
     Attributes:
-        source: Where the weights came from.
+        source: Origin of the weights.
         loaded: Keys with one name in both.
         renamed: Our name and the file's of keys that were loaded under another name.
         missing: Keys of the model that such weights always lack (its head); they keep their fresh
@@ -80,20 +80,20 @@ class LoadReport:
     dropped: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """One line with the counts, and by part what is missing or unused."""
+        """Return one line with the counts, and the missing or unused parts."""
         text = f"{self.source}: {len(self.loaded) + len(self.renamed)} tensors loaded"
-        for what, keys in (
+        for kind, keys in (
             ("not in the file, drawn afresh", self.missing),
             ("not used", self.unexpected),
             ("unknown", self.unknown),
             ("of the teachers left out", self.dropped),
         ):
             if keys:
-                text += f", {len(keys)} {what} ({_parts(keys)})"
+                text += f", {len(keys)} {kind} ({_parts(keys)})"
         return text
 
     def table(self) -> str:
-        """Every key with what became of it, a line each."""
+        """Return a line for every key."""
         rows = [("renamed", f"{theirs} -> {ours}") for ours, theirs in self.renamed]
         rows += [("loaded", key) for key in self.loaded]
         rows += [("missing", f"{key} (expected)") for key in self.missing]
@@ -108,8 +108,8 @@ def compare(model: nn.Module, weights: LoadedWeights, *, strict: bool = False) -
 
     Args:
         model: One of :data:`recon_ray.models.presets.MODELS`.
-        weights: What it shall get.
-        strict: Whether nothing at all may be missing, as in evaluation.
+        weights: Weights for it.
+        strict: Refuse any missing key, as in evaluation.
 
     Raises:
         CheckpointError: If the weights cannot start such a model, a shape differs, blocks are left
@@ -139,15 +139,15 @@ def compare(model: nn.Module, weights: LoadedWeights, *, strict: bool = False) -
 
 
 def initialize(model: nn.Module, weights: LoadedWeights, *, strict: bool = False) -> LoadReport:
-    """Load weights into a model; own runs and imported files take the same way.
+    """Load weights of own runs or imported files into a model.
 
     Args:
         model: One of :data:`recon_ray.models.presets.MODELS`.
-        weights: Where it starts from.
-        strict: Whether nothing at all may be missing, as in evaluation.
+        weights: Weights for it.
+        strict: Refuse any missing key, as in evaluation.
 
     Returns:
-        What became of every key; log its :meth:`LoadReport.summary`.
+        Report of every key; log its :meth:`LoadReport.summary`.
 
     Raises:
         CheckpointError: See :func:`compare`.
@@ -159,19 +159,19 @@ def initialize(model: nn.Module, weights: LoadedWeights, *, strict: bool = False
 
 
 def build(weights: LoadedWeights, **overrides: Any) -> tuple[nn.Module, LoadReport]:  # noqa: ANN401
-    """Make the model that the weights are of, and load it strictly.
+    """Make the model of the weights, and load it strictly.
 
     Args:
         weights: Weights of one of our kinds.
         overrides: Constructor arguments that differ (``num_heads``, ``num_groups``, ``stream``).
 
     Raises:
-        CheckpointError: If an argument is wrong or cannot be told, or the weights do not fit.
+        CheckpointError: If an argument is wrong or missing, or the weights do not fit.
     """
     if weights.kind not in MODELS:
         raise CheckpointError(
-            f"{weights.source}: it holds the encoder of {weights.kind}, which is no model by "
-            "itself; use it as the start (init_from) of another one"
+            f"{weights.source}: it holds the encoder of {weights.kind}, not a whole model; "
+            "use it as the start (init_from) of another one"
         )
     model = construct(weights.kind, weights, **overrides)
     return model, initialize(model, weights, strict=True)
@@ -182,11 +182,11 @@ def construct(kind: str, weights: LoadedWeights, **overrides: Any) -> nn.Module:
 
     Args:
         kind: Kind of model.
-        weights: Where its sizes come from.
+        weights: Weights with the sizes.
         overrides: Constructor arguments that differ.
 
     Raises:
-        CheckpointError: If an argument is wrong, or cannot be told by the file.
+        CheckpointError: If an argument is wrong, or missing in the file.
     """
     if weights.kind not in SOURCES[kind]:
         raise CheckpointError(_wrong_kind(kind, weights))
@@ -195,7 +195,7 @@ def construct(kind: str, weights: LoadedWeights, **overrides: Any) -> nn.Module:
     if surplus:
         raise CheckpointError(f"a {kind} model has no {', '.join(surplus)}; leave it out")
     arguments = {**weights.architecture, **overrides}
-    _check_told(kind, weights, arguments)
+    _check_complete(kind, weights, arguments)
     arguments = {name: value for name, value in arguments.items() if name in known}
     try:
         return MODELS[kind](**arguments)
@@ -204,7 +204,7 @@ def construct(kind: str, weights: LoadedWeights, **overrides: Any) -> nn.Module:
 
 
 def encoder_sizes(weights: LoadedWeights) -> dict[str, Any]:
-    """Sizes that a model which starts from the weights has to share, as far as they are known."""
+    """Return the known sizes that a model must share with the weights it starts from."""
     names = ("embed_dim", "depth", "num_heads", "num_groups", "group_size", "patch_widths")
     return {name: weights.architecture[name] for name in names if name in weights.architecture}
 
@@ -216,23 +216,23 @@ def _wrong_kind(kind: str, weights: LoadedWeights) -> str:
     )
 
 
-def _check_told(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
-    """Refuse to guess what decides the function but not the shapes of a foreign file."""
+def _check_complete(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
+    """Refuse missing arguments that change the function of a model but not the shapes of a file."""
     needed = {"num_heads"} if weights.renamed else set()
     if kind in ("classifier", "twotower_classifier"):
         needed.add("num_classes")
     if kind == weights.kind == "twotower_classifier" and weights.renamed:
         needed.add("stream")
-    untold = sorted(needed - arguments.keys())
-    if untold:
+    absent = sorted(needed - arguments.keys())
+    if absent:
         raise CheckpointError(
-            f"{weights.source}: it does not tell {' and '.join(untold)} of a {kind} model; give "
-            f"{' '.join(f'{name}=...' for name in untold)} (in a job model.{untold[0]}=...)"
+            f"{weights.source}: it does not contain {' and '.join(absent)} of a {kind} model; give "
+            f"{' '.join(f'{name}=...' for name in absent)} (in a job model.{absent[0]}=...)"
         )
 
 
 def _offered(kind: str, weights: LoadedWeights) -> set[str]:
-    """Keys of the weights that mean the same in a model of ``kind``."""
+    """Return the keys of the weights with the same meaning in a model of ``kind``."""
     if weights.kind == kind:
         return set(weights.state)
     return {key for key in weights.state if key.startswith(SHARED)}
@@ -253,7 +253,7 @@ def _check_shapes(
 
 
 def option_of(key: str) -> str:
-    """Name the configuration key that decides the shape of a weight."""
+    """Return the configuration key that decides the shape of a weight."""
     if key.startswith("head."):
         return (
             "the number of classes or the kind of head (train.tune), or leave the head out: "
@@ -306,6 +306,6 @@ def _some(keys: list[str]) -> str:
 
 
 def _parts(keys: tuple[str, ...]) -> str:
-    """The first parts of dotted names, each once."""
+    """Join the first parts of dotted names, each once."""
     parts = dict.fromkeys(key.split(".")[0] for key in keys)
     return ", ".join(list(parts)[:6]) + (", ..." if len(parts) > 6 else "")

@@ -1,7 +1,7 @@
 """Files of weights: our safetensors, the reference's ``.pth``.
 
-Nothing is unpickled without ``weights_only``: a file can hold data and no code. numpy's numbers, as
-which the reference stores its metrics, are read by classes of ours.
+Files are unpickled with ``weights_only``: they can hold data and no code. The reference stores its
+metrics as numpy's numbers, which are read by classes of ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FORMAT = "recon_ray 1"
-"""What our safetensors files have under ``format`` in their metadata."""
+"""Value of ``format`` in the metadata of our safetensors files."""
 TEACHER_PREFIXES = ("img_encoder.", "text_encoder.")
 """Full pre-training files also hold the frozen teachers, which are never imported."""
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -36,15 +36,15 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Weights in our names, wherever they came from.
+    """Weights in our names, from any source.
 
     Attributes:
         kind: Kind of model (:data:`recon_ray.models.presets.MODELS`), or ``pointmae``.
-        architecture: Constructor arguments as far as they are known.
+        architecture: Known constructor arguments.
         state: Our names to tensors, on the CPU.
-        source: Where they came from, for messages.
+        source: Their origin, for messages.
         renamed: Our name to the file's, where a file has other names.
-        unknown: Names of the file that no rule knows.
+        unknown: Names of the file without a rule.
         dropped: Names of the frozen teachers in the file, which are left out.
         extra: Further records of the file (epoch, metrics), plain data.
     """
@@ -59,7 +59,7 @@ class LoadedWeights:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def with_sizes(self, **sizes: Any) -> LoadedWeights:  # noqa: ANN401
-        """Return the same weights with constructor arguments that their file does not tell."""
+        """Return the same weights with further constructor arguments; None is left out."""
         given = {name: value for name, value in sizes.items() if value is not None}
         return replace(self, architecture={**self.architecture, **given})
 
@@ -89,7 +89,7 @@ def read_checkpoint(checkpoint: Mapping[str, Any], *, source: str) -> LoadedWeig
 
     Args:
         checkpoint: State dict of the reference, or a mapping that holds one.
-        source: Where it came from, for messages.
+        source: Its origin, for messages.
 
     Raises:
         CheckpointError: If there are no weights, or those of another family.
@@ -109,7 +109,7 @@ def from_own(
     """Wrap a state dict of one of our models, from a checkpoint of a run for example.
 
     Raises:
-        CheckpointError: If it is none of ours.
+        CheckpointError: If it is of no model of this package.
     """
     with _naming(source):
         return LoadedWeights(identify(state), dict(architecture), dict(state), source)
@@ -144,11 +144,11 @@ def strip_reference(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], t
 
 
 class _NumberType:
-    """Stands for ``numpy.dtype`` in a pickle, and knows integers, floats and booleans only.
+    """Replacement of ``numpy.dtype`` in a pickle, for integers, floats and booleans only.
 
     Args:
         code: Kind and size, such as ``f8``.
-        flags: numpy's ``align`` and ``copy``, which say nothing here.
+        flags: numpy's ``align`` and ``copy``; not used.
     """
 
     def __init__(self, code: str, *flags: bool) -> None:
@@ -158,7 +158,7 @@ class _NumberType:
         self.code = code
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Take the byte order of numpy's state."""
+        """Set the byte order from numpy's state."""
         order = state[1]
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"no byte order: {order!r}")
@@ -166,15 +166,15 @@ class _NumberType:
 
 
 def _number(kind: _NumberType, content: bytes) -> float:
-    """Read one of numpy's numbers as a plain one; stands for its ``scalar``."""
+    """Read one of numpy's numbers as a plain one; replacement of its ``scalar``."""
     if not isinstance(kind, _NumberType):
         raise pickle.UnpicklingError("a number without number type")
     (number,) = np.frombuffer(content, dtype=kind.code).tolist()
     return number
 
 
-#: Names in a pickle of what makes numpy's numbers, before and since numpy 2, and who answers to
-#: them: nothing of numpy itself is called by a file.
+#: Replacements of numpy's functions in a pickle, and the names of these before and since numpy 2; a
+#: file calls nothing of numpy itself.
 NUMBERS: list[Any] = [
     _NumberType,
     (_NumberType, "numpy.dtype"),
@@ -244,14 +244,14 @@ def save_weights(
     architecture: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a safetensors file that says what model it is for.
+    """Write a safetensors file with the kind and the sizes of its model.
 
     Args:
         path: File to write; complete or not there at all.
         state: State dict of one of our models.
         kind: Kind of model.
         architecture: Its constructor arguments.
-        extra: Further records, plain data (where the weights came from).
+        extra: Further records, plain data (the origin of the weights).
 
     Raises:
         CheckpointError: If the file cannot be written.
@@ -270,11 +270,11 @@ def save_weights(
 
 
 def save_reference(path: str | Path, weights: LoadedWeights) -> None:
-    """Write weights under the reference's names, as its own programs read them.
+    """Write weights with the reference's names and layout, for its own programs.
 
     Args:
         path: File to write; complete or not there at all.
-        weights: What to write.
+        weights: The weights.
 
     Raises:
         CheckpointError: If a weight has no name there, or the file cannot be written.
@@ -287,7 +287,7 @@ def save_reference(path: str | Path, weights: LoadedWeights) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Return a name beside ``path`` to write to; the file gets its own name when it is complete."""
+    """Return a name beside ``path`` to write to; the complete file is renamed to ``path``."""
     from safetensors import SafetensorError
 
     partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
@@ -307,7 +307,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(source: str) -> Iterator[None]:
-    """Put the file at the head of an error about its content."""
+    """Put the name of the file in front of an error about its content."""
     try:
         yield
     except CheckpointError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recon_ray.api import create_model
 from recon_ray.losses.pretrain import pretrain_losses
-from recon_ray.models.presets import create
 from recon_ray.models.recon import Recon
 from recon_ray.points import ops
 from recon_ray.points.random import SampleGenerator
@@ -16,7 +16,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def make_model() -> Recon:
     torch.manual_seed(0)
-    return create("nano", image_dim=32, text_dim=32)
+    return create_model("nano", image_dim=32, text_dim=32)
 
 
 def run(model: Recon, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

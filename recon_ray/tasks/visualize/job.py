@@ -11,8 +11,8 @@ import torch
 
 from recon_ray.errors import ConfigError
 from recon_ray.figures.shapes import shape_figure, sheet_figure, write_clouds
+from recon_ray.figures.token_attention import encoders_with_tokens
 from recon_ray.figures.views import ShapeView, attend, reconstruct
-from recon_ray.models.attention import encoders_with_tokens
 from recon_ray.models.cloud import CloudModel
 from recon_ray.points.random import SampleGenerator
 from recon_ray.runs.folder import RunFolder

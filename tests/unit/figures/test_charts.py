@@ -6,25 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from drawn_pixels import is_blue, is_orange, read
 
 from recon_ray.data.sources.cards import CARDS
 from recon_ray.figures import charts as figures
 from recon_ray.figures.charts import curve_figure, draw_confusion, draw_per_class
-
-
-def read(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def is_orange(pixels):
-    return (pixels[..., 0] - pixels[..., 2] > 60).sum()
-
-
-def is_blue(pixels):
-    return (pixels[..., 2] - pixels[..., 0] > 60).sum()
 
 
 def test_curves_are_drawn_with_gaps(tmp_path):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from drawn_pixels import is_blue, is_orange, read
 
 from recon_ray.figures.panels import (
     OVERLAP_COLOR,
@@ -30,20 +30,6 @@ def view():
 def only(view, **changes):
     fields = {name: getattr(view, name) for name in ("name", "title", "points")}
     return ShapeView(**fields, **changes)
-
-
-def read(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def is_orange(pixels):
-    return (pixels[..., 0] - pixels[..., 2] > 60).sum()
-
-
-def is_blue(pixels):
-    return (pixels[..., 2] - pixels[..., 0] > 60).sum()
 
 
 def test_a_row_of_the_sheet_shows_input_visible_masked_predicted_and_both(tmp_path, view):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recon_ray.api import create_model
 from recon_ray.losses.pretrain import pretrain_losses
-from recon_ray.models.presets import PRESETS, create
+from recon_ray.models.presets import PRESETS
 from recon_ray.models.recon import Recon
 from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, drop_path_scales
 from recon_ray.points.random import SampleGenerator
@@ -49,8 +50,8 @@ def test_published_sizes(
     preset: str, total: int, encoder: int, contrast: int, decoder: int, self_contrast: int
 ) -> None:
     with torch.device("meta"):
-        model = create(preset)
-        with_contrast = create(preset, self_contrast=True)
+        model = create_model(preset)
+        with_contrast = create_model(preset, self_contrast=True)
 
     def count(module: torch.nn.Module, part: str = "") -> int:
         return sum(p.numel() for name, p in module.named_parameters() if part in name)
@@ -64,15 +65,15 @@ def test_published_sizes(
 
 def test_base_hides_38_of_64_patches() -> None:
     with torch.device("meta"):
-        assert create("base").num_masked == 38
+        assert create_model("base").num_masked == 38
 
 
 def test_every_preset_can_be_built_and_overridden() -> None:
     for preset in PRESETS:
         with torch.device("meta"):
-            assert create(preset, image_dim=None, text_dim=7).text_proj.out_features == 7
+            assert create_model(preset, image_dim=None, text_dim=7).text_proj.out_features == 7
     with pytest.raises(ValueError, match="unknown preset 'huge'; use one of base, small"):
-        create("huge")
+        create_model("huge")
 
 
 def test_output_shapes(points: torch.Tensor) -> None:

@@ -124,7 +124,7 @@ def test_own_states_tell_their_kind() -> None:
     for kind in TINY:
         state = make_model(kind).state_dict()
         assert from_own(state, SIZES, source="run").kind == kind
-    with pytest.raises(CheckpointError, match=r"run: the weights are of no model of this package"):
+    with pytest.raises(CheckpointError, match="run: the weights do not belong to a model"):
         from_own({"a": torch.zeros(1)}, {}, source="run")
 
 

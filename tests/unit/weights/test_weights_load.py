@@ -157,19 +157,19 @@ def test_models_are_built_from_what_the_file_tells() -> None:
 
 def test_what_shapes_do_not_tell_is_asked_for() -> None:
     with pytest.raises(
-        CheckpointError, match="does not tell num_heads of a recon model; give num_h"
+        CheckpointError, match="does not contain num_heads of a recon model; give num_h"
     ):
         build(imported("recon"))
     assert build(imported("recon"), num_heads=2)[0].encoder.blocks[0].attn.num_heads == 2
-    with pytest.raises(CheckpointError, match="does not tell stream"):
+    with pytest.raises(CheckpointError, match="does not contain stream"):
         build(imported("twotower_classifier", stream="CMC"), num_heads=2)
-    with pytest.raises(CheckpointError, match="does not tell num_classes"):
+    with pytest.raises(CheckpointError, match="does not contain num_classes"):
         construct("classifier", imported("recon"), num_heads=2)
     with pytest.raises(CheckpointError, match="a recon model has no stream"):
         build(imported("recon"), num_heads=2, stream="ALL")
     with pytest.raises(CheckpointError, match=r"file\.pth: num_heads=5 does not divide"):
         build(imported("recon"), num_heads=5)
-    with pytest.raises(CheckpointError, match="no model by itself; use it as the start"):
+    with pytest.raises(CheckpointError, match="not a whole model; use it as the start"):
         build(read_checkpoint(pointmae(), source="mae.pth"))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon_ray.models.attention import token_attention
+from recon_ray.figures.token_attention import token_attention
 from recon_ray.models.presets import MODELS
 from recon_ray.models.transformer import Attention, CrossAttention
 

@@ -1,4 +1,4 @@
-"""What the query tokens of a trained model look at; the models themselves do not keep it."""
+"""Attention of the query tokens of a trained model, which the models themselves do not keep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TokenAttention(NamedTuple):
 
 @torch.no_grad()
 def token_attention(model: CloudModel, points: Tensor) -> TokenAttention:
-    """Encode whole clouds and note the attention of the query tokens.
+    """Encode whole clouds and record the attention of the query tokens.
 
     Args:
         model: Any of the models; it runs in evaluation mode.
@@ -51,7 +51,7 @@ def token_attention(model: CloudModel, points: Tensor) -> TokenAttention:
 
 
 def encoders_with_tokens(model: CloudModel) -> list[ReconEncoder | PlainEncoder]:
-    """List the encoders of a model that have query tokens and are read."""
+    """List the encoders of a model that have query tokens and are used."""
     unread = {"MDM": "contrast_encoder", "CMC": "encoder"}.get(getattr(model, "stream", "ALL"))
     names = [name for name in ("encoder", "contrast_encoder") if name != unread]
     found = [getattr(model, name) for name in names if hasattr(model, name)]
@@ -63,9 +63,9 @@ def _tokens(encoder: nn.Module) -> tuple[str, ...]:
 
 
 def _note(encoder: nn.Module, patches: Tensor, centers: Tensor) -> Tensor:
-    """Run an encoder and give the weights (B, depth, Q, H, G) of its tokens.
+    """Run an encoder and return the weights (B, depth, Q, H, G) of its tokens.
 
-    What the blocks get is seen through hooks, so that it is exactly what the encoder computes.
+    Hooks read the inputs of the blocks, so that they are exactly those of the encoder.
     """
     noted: list[Tensor] = []
     num_tokens = len(_tokens(encoder))
