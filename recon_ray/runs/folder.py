@@ -13,7 +13,7 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import absolute, join, open_filesystem, with_retries
+from recon_ray.runs.storage import absolute, join, open_filesystem, reason_of, with_retries
 
 #: What to do with a run whose own files are damaged.
 START_FRESH_HINT = "choose another run.name, or resume=never to set this run aside"
@@ -156,7 +156,9 @@ class RunFolder:
             elif kind == pafs.FileType.File:
                 self._fs.delete_file(path)
         except OSError as error:
-            raise CheckpointError(f"{path}: it could not be deleted ({_reason(error)})") from error
+            raise CheckpointError(
+                f"{path}: it could not be deleted ({reason_of(error)})"
+            ) from error
 
     def set_aside(self, suffix: str) -> str | None:
         """Rename an earlier run's folder, so that nothing is lost; give its new name."""
@@ -169,12 +171,12 @@ class RunFolder:
     def _unreadable(self, path: str, error: OSError | ValueError) -> CheckpointError:
         is_away = isinstance(error, OSError) and not self.is_local
         way = "see that the storage can be reached and read" if is_away else START_FRESH_HINT
-        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {way}")
+        return CheckpointError(f"{path}: it cannot be read ({reason_of(error)}); {way}")
 
     def _refused(self, path: Path | str, error: OSError) -> CheckpointError:
         way = "free space" if self.is_local else "see that the storage can be reached and written,"
         return CheckpointError(
-            f"{path}: it could not be written ({_reason(error)}); {way} or choose another "
+            f"{path}: it could not be written ({reason_of(error)}); {way} or choose another "
             "run.storage"
         )
 
@@ -182,10 +184,6 @@ class RunFolder:
 def _line_after(before: bytes) -> bytes:
     """What ends a last line that a killed process, or a full disk, has cut off."""
     return b"" if not before or before.endswith(b"\n") else b"\n"
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error).split("\n")[0]
 
 
 def new_attempt() -> str:

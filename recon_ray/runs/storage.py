@@ -63,6 +63,11 @@ RETRY_SECONDS = (1.0, 4.0)
 T = TypeVar("T")
 
 
+def reason_of(error: OSError | ValueError) -> str:
+    """Return the reason in an error of a file system, without the path."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+
+
 def with_retries(attempt: Callable[[], T]) -> T:
     """Do something with an object store; where it does not answer, again after a while.
 
