@@ -23,7 +23,7 @@ from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
-from recon_ray.runs.storage import open_filesystem, reason_of
+from recon_ray.runs.storage import open_filesystem, reason_of, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -124,17 +124,11 @@ class LeaseFile:
             OSError: If the storage refuses.
         """
         text = json.dumps(asdict(holder))
-        if not self.is_local:
-            with self._fs.open_output_stream(self.path) as stream:
-                stream.write(text.encode())
+        if self.is_local:
+            replace_file(Path(self.path), text)
             return
-        partial = Path(f"{self.path}.{holder.key}")
-        try:
-            partial.write_text(text)
-            partial.replace(self.path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        with self._fs.open_output_stream(self.path) as stream:
+            stream.write(text.encode())
 
     def keeps_changing(self, found: Holder) -> bool:
         """Watch the file for :data:`PATIENCE_SECONDS`; return whether its holder is alive.

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.jsonl import read_lines
+from recon_ray.runs.storage import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -108,21 +109,12 @@ class Recorder:
             self._path.unlink()
             return
         lines = self._path.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        partial = self._path.with_name(".tmp-metrics.jsonl")
-        try:
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(self._path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that a killed process left half written
+        kept = [
+            line
+            for line in lines
+            if any(record["step"] <= step for record in read_lines(line, key="step"))
+        ]
+        replace_file(self._path, "".join(f"{line}\n" for line in kept))
 
 
 def _jsonable(value: float) -> float | None:
