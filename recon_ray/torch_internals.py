@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch._functorch import config as autograd_config
 from torch.distributed.distributed_c10d import _get_default_store
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def default_store() -> dist.Store:
+def default_store() -> Any:  # noqa: ANN401 - a store of torch.distributed
     """Return the key-value store through which the workers have found each other.
 
     Works around: A collective cannot wait longer than its timeout, and no public function returns

@@ -1,4 +1,4 @@
-"""Resources of the workers of a job: planned from the cluster, refused where they would not fit."""
+"""Resources of the workers of a job, compared with those of the cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROUNDING = 1e-6
 class WorkerPlan:
     """Resources that the workers of a job reserve.
 
-    Args:
+    Attributes:
         min_workers: Fewest workers.
         max_workers: Most workers.
         cpus_per_worker: Logical CPUs each.
@@ -44,7 +44,7 @@ class WorkerPlan:
 
     @property
     def threads_per_worker(self) -> int:
-        """Threads of torch in a worker: the cores divided by the workers."""
+        """Return the threads of torch in a worker: the cores divided by the workers."""
         return max(1, self.cores // self.max_workers)
 
     @property
@@ -56,16 +56,16 @@ class WorkerPlan:
 def plan_workers(
     options: ClusterSection, *, reads_during_training: bool, device: str
 ) -> WorkerPlan:
-    """Compare what the workers reserve with what the cluster has, before anything starts.
+    """Plan the workers' resources, and refuse those that do not fit before anything starts.
 
     Args:
         options: The cluster's section.
         reads_during_training: Whether Ray Data reads files while the workers run, for which it
-            needs one whole CPU that no worker has reserved; it would hang silently otherwise.
+            needs one whole CPU that no worker has reserved; otherwise it would hang silently.
         device: ``runtime.device``.
 
     Raises:
-        ConfigError: If the plan does not fit; the message says what to change.
+        ConfigError: If the plan does not fit; the message names the options to change.
     """
     have = ray.cluster_resources()
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
@@ -75,8 +75,8 @@ def plan_workers(
     if gpus_each == 0 and gpus and device == "auto" and options.gpus_per_worker is None:
         logger.warning(
             "runtime.device=auto: the cluster has %g GPUs for %d workers, so that these take none "
-            "and compute on CPUs; lower cluster.workers or cluster.gpus_per_worker, or have it "
-            "refused with runtime.device=cuda", gpus, low,
+            "and compute on CPUs; lower cluster.workers or cluster.gpus_per_worker, or set "
+            "runtime.device=cuda to refuse that", gpus, low,
         )  # fmt: skip
     if device == "cuda" and gpus_each == 0:
         raise ConfigError(
@@ -105,8 +105,8 @@ def usable_cores(options: ClusterSection, cpus: float, nodes: int) -> int:
 
     Args:
         options: The cluster's section.
-        cpus: Logical CPUs that the cluster reports. One that the job starts itself is told of more
-            than there are, see :func:`ray_session`.
+        cpus: Logical CPUs that the cluster reports; a local one reports more than there are, see
+            :func:`ray_session`.
         nodes: Nodes of the cluster.
     """
     reported = max(1, int(cpus))
@@ -114,7 +114,7 @@ def usable_cores(options: ClusterSection, cpus: float, nodes: int) -> int:
 
 
 def gpus_per_worker(options: ClusterSection, device: str, gpus: float) -> float:
-    """GPUs that a worker takes of so many in the cluster: by default one, if they are enough."""
+    """Return the GPUs for each worker, of so many in the cluster: by default one, if enough."""
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
     return 1.0 if device != "cpu" and gpus >= options.allowed_workers[0] else 0.0
@@ -122,13 +122,13 @@ def gpus_per_worker(options: ClusterSection, device: str, gpus: float) -> float:
 
 @dataclass(frozen=True)
 class Need:
-    """What one worker reserves on one node."""
+    """Resources that one worker reserves on one node."""
 
     cpus: float
     gpus: float
 
     def fits_into(self, node: Mapping[str, float]) -> int:
-        """How many workers a node of these resources takes."""
+        """Return how many workers fit into a node of these resources."""
         needs = ((self.cpus, "CPU"), (self.gpus, "GPU"))
         counts = [(node.get(kind, 0) + _ROUNDING) // each for each, kind in needs if each]
         return max(int(min(counts)), 0)
@@ -145,7 +145,7 @@ def _refuse_too_few(kind: str, have: float, each: float, workers: int, key: str)
 
 
 def _refuse_scattered(nodes: Sequence[Mapping[str, float]], need: Need, workers: int) -> None:
-    """A worker cannot be spread over nodes: it would wait for ever."""
+    """Refuse workers that no node has room for: they would wait for ever."""
     fitting = sum(need.fits_into(node) for node in nodes)
     if fitting < workers:
         what = f"{need.cpus:g} CPUs" + (f" and {need.gpus:g} GPUs" if need.gpus else "")

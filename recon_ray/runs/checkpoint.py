@@ -1,13 +1,13 @@
-"""Checkpoints: complete, verified, and the same whatever runtime wrote them.
+"""Checkpoints: complete, verified, and the same with and without Ray.
 
 Layout of one checkpoint, under the run's ``checkpoints`` folder::
 
     step-00000100/model.pt       state dict of the model, for downstream use
-                  train.pt       optimizer, progress, metrics: what continues the run
+                  train.pt       optimizer, progress, metrics, to continue the run
                   MANIFEST.json  format, step, architecture, records of the task, and size and
                                  SHA-256 of each file
 
-    best.json            which of them had the best validation, where there is one
+    best.json            the checkpoint with the best validation, if any
 
 The manifest is written last and a folder gets its final name only when it is complete (on an object
 store, which cannot rename, a folder without manifest does not count). Every file loads with
@@ -22,8 +22,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +69,7 @@ class CheckpointStore:
     Args:
         uri: The run's ``checkpoints`` folder.
         keep: Newest checkpoints that :meth:`save` keeps, besides the best one.
-        keep_every: Those after every so many steps are kept too, None for none.
+        keep_every: Interval in steps of further checkpoints to keep, None for none.
     """
 
     def __init__(self, uri: str, *, keep: int = 3, keep_every: int | None = None) -> None:
@@ -77,34 +77,38 @@ class CheckpointStore:
         self.keep = keep
         self.keep_every = keep_every
         self._fs, self._root = open_filesystem(uri)
-        #: Whether it is a folder; an object store renames nothing, and is asked again if it fails.
+        #: Whether it is a folder; object stores cannot rename, and failed calls are repeated.
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
-        self._intact: set[str] = set()  # that were loaded, and so compared with their manifests
+        self._intact: set[str] = set()  # loaded before, and so compared with their manifests
 
     def path(self, name: str) -> str:
-        """Path of a checkpoint inside the store's file system."""
+        """Return the path of a checkpoint inside the store's file system."""
         return f"{self._root}/{name}"
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        """File system that :meth:`path` refers to."""
+        """Return the file system that :meth:`path` refers to."""
         return self._fs
 
     def write(self, packed: Packed) -> None:
-        """Write what :func:`~recon_ray.runs.checkpoint.pack` has made; delete what may go.
-
-        One of that name that is there already is left as it is, if it is whole.
+        """Write a checkpoint, unless it is there and whole; delete those that need not stay.
 
         Raises:
             CheckpointError: If the storage refuses, a full disk for example; older ones stay.
         """
-        with _refusing(self.path(packed.name)):
+        path = self.path(packed.name)
+        try:
             if not self._holds(packed.name):
                 self._steadily(lambda: self._save(packed))
-        if packed.best is not None:
-            best = packed.best
-            with _refusing(f"{self._root}/{BEST}"):
+            if packed.best is not None:
+                path, best = self.path(BEST), packed.best
                 self._steadily(lambda: self._mark(best))
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: the checkpoint could not be written ({error}); free space or choose "
+                "another run.storage, then start the same run again: it continues from the "
+                "checkpoint before"
+            ) from error
         self._retain(packed)
 
     def _holds(self, name: str) -> bool:
@@ -120,10 +124,9 @@ class CheckpointStore:
         return True
 
     def _retain(self, packed: Packed) -> None:
-        """Delete what may go; what cannot be deleted now may be at the next commit.
+        """Delete those that need not stay; the next commit tries again what fails.
 
-        A run that had to go on from before a damaged checkpoint is older than that one, which is
-        no reason to delete those that are whole.
+        After a fallback to an older checkpoint, the damaged newer ones do not count.
         """
         best = None if packed.best is None else packed.best["name"]
         try:
@@ -134,9 +137,9 @@ class CheckpointStore:
             logger.warning("%s: older checkpoints could not be deleted (%s)", self.uri, error)
 
     def clean(self) -> list[str]:
-        """Remove what interrupted commits have left behind, and give its names.
+        """Remove what interrupted commits have left behind, and return the names.
 
-        To be called when nobody else writes: at the start of a run.
+        Only safe at the start of a run, when nothing else writes.
         """
         try:
             whole = set(self.names())
@@ -153,12 +156,12 @@ class CheckpointStore:
         return left
 
     def best(self) -> dict[str, Any] | None:
-        """``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint, if any.
+        """Return ``name``, ``metric``, ``value``, ``epoch`` of the best checkpoint, if any.
 
         Raises:
-            CheckpointError: If the file that says so is damaged.
+            CheckpointError: If ``best.json`` is damaged.
         """
-        path = f"{self._root}/{BEST}"
+        path = self.path(BEST)
         try:
             best = dict(json.loads(self._read(path)))
             return best if best["name"] in self.names() else None
@@ -170,7 +173,7 @@ class CheckpointStore:
             ) from error
 
     def selected(self) -> str | None:
-        """Name of the best checkpoint where one was chosen by validation, else of the newest.
+        """Return the name of the best checkpoint if validation chose one, else of the newest.
 
         Raises:
             CheckpointError: If ``best.json`` is damaged, or the storage cannot be reached.
@@ -179,7 +182,7 @@ class CheckpointStore:
         return best["name"] if best is not None else next(reversed(self.names()), None)
 
     def hash_of_model(self, name: str) -> str:
-        """SHA-256 that names a checkpoint's model, by its manifest: its weights, and what it is.
+        """Return a SHA-256 of a checkpoint's weights, architecture and records, by its manifest.
 
         Raises:
             CheckpointError: If there is no such checkpoint, or its manifest is damaged.
@@ -190,7 +193,7 @@ class CheckpointStore:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def load_selected(self) -> Checkpoint | None:
-        """Load the best checkpoint where one was chosen by validation, else the newest.
+        """Load the best checkpoint if validation chose one, else the newest.
 
         Raises:
             CheckpointError: If it is damaged.
@@ -213,14 +216,14 @@ class CheckpointStore:
             raise
 
     def _mark(self, best: Mapping[str, Any]) -> None:
-        path = f"{self._root}/{BEST}"
+        path = self.path(BEST)
         partial = f"{self._root}/.tmp-{BEST}" if self.is_local else path
         self._write(partial, (json.dumps(dict(best)) + "\n").encode())
         if self.is_local:
             Path(partial).replace(path)
 
     def names(self) -> list[str]:
-        """Folder names of the complete checkpoints, oldest first.
+        """Return the folder names of the complete checkpoints, oldest first.
 
         Raises:
             CheckpointError: If the storage cannot be reached.
@@ -286,7 +289,7 @@ class CheckpointStore:
         return None
 
     def _contents(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Manifest and files of a checkpoint, compared with each other."""
+        """Return the manifest and files of a checkpoint, compared with each other."""
         where = self.path(name)
         manifest = self._read_manifest(where)
         files = manifest["files"].items()
@@ -360,18 +363,6 @@ class CheckpointStore:
             self._fs.delete_dir(path)
 
 
-@contextmanager
-def _refusing(path: str) -> Iterator[None]:
-    """Say what to do where the storage does not take something."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: the checkpoint could not be written ({error}); free space or choose another "
-            "run.storage, then start the same run again: it continues from the checkpoint before"
-        ) from error
-
-
 def load_model_state(
     model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, source: str
 ) -> None:
@@ -423,8 +414,8 @@ class Packed:
     Attributes:
         name: Folder name, ``step-<number>``.
         files: File name to content.
-        manifest: What ``MANIFEST.json`` says besides the files.
-        best: What ``best.json`` is to say, None to leave it as it is.
+        manifest: Fields of ``MANIFEST.json`` besides the files.
+        best: New content of ``best.json``, None to leave it as it is.
     """
 
     name: str
@@ -442,12 +433,12 @@ def pack(
     records: Mapping[str, Any] | None = None,
     best: Mapping[str, Any] | None = None,
 ) -> Packed:
-    """Make the files of a checkpoint in memory; what is packed may change afterwards.
+    """Return the files of a checkpoint; later changes of the tensors do not reach them.
 
     Args:
         step: Optimizer steps behind it.
         model: State dict of the model.
-        train: What continues the run.
+        train: State that continues the run.
         architecture: Constructor arguments of the model.
         records: Plain data of the task that goes with the model.
         best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so far,
@@ -471,13 +462,13 @@ def pack(
 def expendable(
     names: Sequence[str], *, keep: int, every: int | None, best: str | None
 ) -> list[str]:
-    """Checkpoints that need not be kept: not among the last, not the best, not after n steps.
+    """Return the checkpoints that need not stay.
 
     Args:
         names: Folder names, oldest first.
-        keep: How many of the last are kept.
-        every: Those after every so many steps are kept, None for none.
-        best: Folder name of the best one, None if none was chosen.
+        keep: How many of the last stay.
+        every: Interval in steps of further ones that stay, None for none.
+        best: Folder name of the best one, which stays, if any.
     """
     return [
         name

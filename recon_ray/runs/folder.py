@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -13,14 +12,21 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import absolute, join, open_filesystem, with_retries
+from recon_ray.runs.storage import (
+    absolute,
+    join,
+    open_filesystem,
+    reason_of,
+    replace_file,
+    with_retries,
+)
 
-#: What to do with a run whose own files are damaged.
+#: Advice for a run whose own files are damaged.
 START_FRESH_HINT = "choose another run.name, or resume=never to set this run aside"
 
 
 class RunFolder:
-    """The folder of one run, local or on an object store.
+    """The folder of one run, on a local disk or in an object store.
 
     Files are written below :attr:`local`; :meth:`publish` copies them to the URI where that is
     another place. Nothing is made before the first file is written.
@@ -43,20 +49,20 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> str:
-        """Folder or URI of the run's checkpoints."""
+        """Return the folder or URI of the run's checkpoints."""
         return join(self.uri, "checkpoints")
 
     @property
     def place(self) -> str:
-        """The URI, or the absolute path: what other processes find it by."""
+        """Return the URI, or the absolute path, by which other processes find it."""
         return absolute(self.uri)
 
     def read(self, name: str, *, errors: Literal["strict", "replace"] = "strict") -> str | None:
-        """Text of a file of the run, or None.
+        """Return the text of a file of the run, or None.
 
         Args:
             name: The file.
-            errors: What is done with bytes that are no text, in a file that was damaged.
+            errors: How to decode bytes that are not UTF-8, in a damaged file.
 
         Raises:
             CheckpointError: If it cannot be read.
@@ -82,28 +88,22 @@ class RunFolder:
             raise self._unreadable(path, error) from error
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file at once (temporary name, then rename).
+        """Write a file in one step (temporary name, then rename).
 
         Raises:
             CheckpointError: If the storage refuses, a full disk for example.
         """
         path = self.local / name
-        partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text)
-            partial.replace(path)
-        except BaseException as error:  # Ctrl-C too leaves no half file
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            if not isinstance(error, OSError):
-                raise
+            replace_file(path, text)
+        except OSError as error:
             raise self._refused(path, error) from error
         self.publish()
         return path
 
     def append(self, name: str, text: str) -> None:
-        """Add to a file that several processes write, one after the other, on a line of its own.
+        """Append lines to a file that several processes write, one after the other.
 
         Raises:
             CheckpointError: If the storage refuses.
@@ -137,7 +137,7 @@ class RunFolder:
             raise self._refused(self.uri, error) from error
 
     def fetch(self, name: str) -> None:
-        """Bring a file of an earlier attempt from the object store, to be continued."""
+        """Copy a file of an earlier attempt from the object store, to continue it."""
         content = None if self.is_local else self._content(name)
         if content is not None:
             self.local.joinpath(name).write_bytes(content)
@@ -156,10 +156,12 @@ class RunFolder:
             elif kind == pafs.FileType.File:
                 self._fs.delete_file(path)
         except OSError as error:
-            raise CheckpointError(f"{path}: it could not be deleted ({_reason(error)})") from error
+            raise CheckpointError(
+                f"{path}: it could not be deleted ({reason_of(error)})"
+            ) from error
 
     def set_aside(self, suffix: str) -> str | None:
-        """Rename an earlier run's folder, so that nothing is lost; give its new name."""
+        """Rename an earlier run's folder, so that nothing is lost; return its new name."""
         if not self.is_local or not self.local.is_dir() or not any(self.local.iterdir()):
             return None
         target = self.local.with_name(f"{self.local.name}.{suffix}")
@@ -169,25 +171,21 @@ class RunFolder:
     def _unreadable(self, path: str, error: OSError | ValueError) -> CheckpointError:
         is_away = isinstance(error, OSError) and not self.is_local
         way = "see that the storage can be reached and read" if is_away else START_FRESH_HINT
-        return CheckpointError(f"{path}: it cannot be read ({_reason(error)}); {way}")
+        return CheckpointError(f"{path}: it cannot be read ({reason_of(error)}); {way}")
 
     def _refused(self, path: Path | str, error: OSError) -> CheckpointError:
         way = "free space" if self.is_local else "see that the storage can be reached and written,"
         return CheckpointError(
-            f"{path}: it could not be written ({_reason(error)}); {way} or choose another "
+            f"{path}: it could not be written ({reason_of(error)}); {way} or choose another "
             "run.storage"
         )
 
 
 def _line_after(before: bytes) -> bytes:
-    """What ends a last line that a killed process, or a full disk, has cut off."""
+    """Return the end of a last line that a killed process, or a full disk, has cut off."""
     return b"" if not before or before.endswith(b"\n") else b"\n"
 
 
-def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error).split("\n")[0]
-
-
 def new_attempt() -> str:
-    """Name of a submission of a job."""
+    """Return a new name of a submission of a job."""
     return secrets.token_hex(4)

@@ -1,4 +1,4 @@
-"""``events.jsonl`` of a run: every start, restart and change of the workers, and why."""
+"""Journal ``events.jsonl`` of a run: every start, restart and change of the workers, and why."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.jsonl import read_lines
 
 FILE = "events.jsonl"
-#: What gloo and NCCL say in a worker whose peer is gone.
+#: Texts of gloo and NCCL in a worker whose peer is gone.
 LOST_CONNECTION = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError",
 )  # fmt: skip
-#: What a failure's text is cut to.
+#: Characters that a failure's text is cut to.
 LONGEST = 300
 
 
 class Journal:
-    """Adds to ``events.jsonl``; one process at a time, and what cannot be written is left out.
+    """The events of a run; one process adds to them at a time.
 
     Args:
         folder: The run's folder.
@@ -41,20 +41,20 @@ class Journal:
         return [event for event in found if kind in (None, event["event"])]
 
     def add(self, event: str, **values: Any) -> None:  # noqa: ANN401 - plain data
-        """Add one event, with the time in seconds since 1970.
+        """Add one event, with the time in seconds since 1970; leave it out if that fails.
 
         Args:
             event: ``submitted``, ``trains``, ``failed``, ``notice``, ``stopped`` or ``done``.
-            values: What belongs to it.
+            values: Its further fields.
         """
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values}) + "\n"
-        with suppress(CheckpointError):  # a full disk; the next commit tells
+        with suppress(CheckpointError):  # a full disk; the next commit reports it
             self._folder.append(FILE, line)
 
 
 @dataclass(frozen=True)
 class Restart:
-    """How a run came to train again.
+    """Reason and cost of a restart.
 
     Attributes:
         reason: Why it did not go on as before.
@@ -69,7 +69,7 @@ class Restart:
     repeated: int
 
     def describe(self, workers: int) -> str:
-        """One line for the log, once the first step is done."""
+        """Return a line for the log, once the first step is done."""
         plural = "worker" if workers == 1 else "workers"
         changed = self.workers_before != workers
         who = f"{workers} {plural}" + (f" instead of {self.workers_before}" if changed else "")
@@ -87,13 +87,13 @@ def explain_restart(
     last_step: int,
     idle_since: float | None,
 ) -> Restart | None:
-    """Say why a run trains again, from what was noted before.
+    """Return why a run trains again, from its journal.
 
     Args:
         events: The events so far.
         attempt: Name of this submission of the job.
         step: Step from which it goes on.
-        last_step: Last step of which there is a record.
+        last_step: Last step that has a record.
         idle_since: Time of that record, None where it is not known.
 
     Returns:
@@ -109,7 +109,7 @@ def explain_restart(
 
 
 def last_record(folder: RunFolder) -> tuple[int, float | None]:
-    """Step of the last record of a run, and when it was written; before the run goes on."""
+    """Return the step of a run's last record and when it was written, before the run goes on."""
     path = folder.local / "metrics.jsonl"
     try:
         records = read_lines(path.read_text(errors="replace"), key="step")
@@ -134,7 +134,7 @@ def _reason(last: Mapping[str, Any], since: Sequence[Mapping[str, Any]], attempt
 
 
 def shortened(reason: str) -> str:
-    """The telling line of an error, which may be a whole traceback, cut to a length."""
+    """Return the last line of an error, which may be a whole traceback, cut to a length."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
     if any(words in text for words in LOST_CONNECTION):

@@ -1,4 +1,4 @@
-"""Files of JSON lines, to which a process may have been adding when it was killed."""
+"""JSON lines of processes that may have been killed while they wrote."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def read_lines(text: str, *, key: str) -> list[dict[str, Any]]:
-    """Return the records of a file, without the lines that are half written or damaged.
+    """Return the records of a file, without half written or damaged lines.
 
     Args:
         text: Content of the file.
-        key: What every record has.
+        key: Field that every record has.
     """
     records = []
     for line in text.split("\n"):

@@ -1,4 +1,4 @@
-"""The one writer of metrics: ``metrics.jsonl``, TensorBoard and the log line."""
+"""Records of a run: ``metrics.jsonl``, TensorBoard and the listeners of this process."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard.summary import scalar
+from torch.utils.tensorboard import SummaryWriter
 
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.jsonl import read_lines
-from recon_ray.runs.tensorboard import EventFile
+from recon_ray.runs.storage import replace_file
 
 logger = logging.getLogger(__name__)
 
-#: Is told the step, the epoch and the values of a record.
+#: Called with the step, the epoch and the values of a record.
 Listener = Callable[[int, int, Mapping[str, float]], None]
 _listeners: list[Listener] = []
 
 
 @contextmanager
 def recording_to(listener: Listener) -> Iterator[None]:
-    """Tell a function of every record that this process writes meanwhile, after it is written.
+    """Call a function with every record that this process writes meanwhile, after it is written.
 
     Args:
         listener: The function; a sweep passes the records on to the scheduler of its trials.
@@ -38,7 +38,7 @@ def recording_to(listener: Listener) -> Iterator[None]:
 
 
 def read_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The records of a run's ``metrics.jsonl``, without those that are half written or damaged.
+    """Return the records of a run's ``metrics.jsonl``, without half written or damaged ones.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -47,10 +47,11 @@ def read_records(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 class Recorder:
-    """Writes the metrics of a run in its folder; on rank 0 only.
+    """Writes the metrics of a run to its folder; on rank 0 only.
 
-    A record that cannot be written does not raise, as the other ranks would wait for this one:
-    it is noted in :attr:`failure`, which the next commit tells all of them.
+    A record that cannot be written does not raise, as the other ranks would wait for this one: it
+    is noted in :attr:`failure`, which the next commit passes to all of them. TensorBoard's writer
+    has a thread of its own, which prints a traceback besides.
 
     Args:
         folder: The run's folder.
@@ -61,10 +62,10 @@ class Recorder:
     def __init__(self, folder: Path, *, start_step: int) -> None:
         self.failure = ""
         self._path = folder / "metrics.jsonl"
-        self._board: EventFile | None = None
+        self._board: SummaryWriter | None = None
         with self._noting():
             self._keep_until(start_step)
-            self._board = EventFile(folder / "tensorboard", purge_step=start_step + 1)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Add one record.
@@ -78,9 +79,10 @@ class Recorder:
         with self._noting():
             with self._path.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
-            for name, value in values.items():
-                if self._board is not None:
-                    self._board.add(scalar(name, value), step)
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+                self._board.flush()
         for listener in tuple(_listeners):
             listener(step, epoch, values)
 
@@ -107,21 +109,12 @@ class Recorder:
             self._path.unlink()
             return
         lines = self._path.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        partial = self._path.with_name(".tmp-metrics.jsonl")
-        try:
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(self._path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that a killed process left half written
+        kept = [
+            line
+            for line in lines
+            if any(record["step"] <= step for record in read_lines(line, key="step"))
+        ]
+        replace_file(self._path, "".join(f"{line}\n" for line in kept))
 
 
 def _jsonable(value: float) -> float | None:

@@ -1,14 +1,16 @@
-"""Folders and URIs of object stores: how their names are put together, and what opens them.
+"""Paths and URIs of object stores, and the file systems behind them.
 
-A URI may say how its store is reached, as pyarrow and Ray take it:
-``s3://bucket/runs?endpoint_override=http://10.0.0.5:9000``. What is below it keeps that.
+A URI may hold options of its store, in the form of pyarrow and Ray:
+``s3://bucket/runs?endpoint_override=http://10.0.0.5:9000``. Places below it keep them.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,18 +23,18 @@ def is_uri(place: str) -> bool:
 
 
 def absolute(place: str) -> str:
-    """The place by the name under which every process finds it."""
+    """Return the name of a place that holds in every process."""
     return place if is_uri(place) else str(Path(place).absolute())
 
 
 def join(place: str, *names: str) -> str:
-    """A file or folder below a place, which stays a path or a URI as it is."""
+    """Return a file or folder below a place: a path of a path, a URI of a URI."""
     head, mark, query = _cut(place)
     return "/".join([head.rstrip("/"), *names]) + mark + query
 
 
 def split(place: str) -> tuple[str, str]:
-    """The place above another one, and the last part of its name."""
+    """Return the place above another one, and the last part of its name."""
     head, mark, query = _cut(place)
     parent, _, name = head.rstrip("/").rpartition("/")
     return parent + mark + query, name
@@ -43,7 +45,7 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
 
     Raises:
         OSError: If the file system cannot be reached.
-        ValueError: If there is no such kind of URI.
+        ValueError: If the kind of URI is unknown.
     """
     if is_uri(place):
         filesystem, path = pafs.FileSystem.from_uri(place)
@@ -55,6 +57,22 @@ def _cut(place: str) -> tuple[str, str, str]:
     return place.partition("?") if is_uri(place) else (place, "", "")
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a local file in one step: under a temporary name, then renamed.
+
+    Raises:
+        OSError: If that fails; an earlier file stays.
+    """
+    partial = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except BaseException:  # Ctrl-C too leaves no half file
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
 logger = logging.getLogger(__name__)
 
 #: Waits between the attempts at an object store.
@@ -63,14 +81,19 @@ RETRY_SECONDS = (1.0, 4.0)
 T = TypeVar("T")
 
 
+def reason_of(error: OSError | ValueError) -> str:
+    """Return the reason in an error of a file system, without the path."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+
+
 def with_retries(attempt: Callable[[], T]) -> T:
-    """Do something with an object store; where it does not answer, again after a while.
+    """Call a function that uses an object store; repeat it after a while if the store fails.
 
     Args:
-        attempt: What is done; it may be done several times, and from the beginning each time.
+        attempt: The function, which may run several times, each time from the beginning.
 
     Raises:
-        OSError: That of the last attempt. A file that is not there is not waited for.
+        OSError: That of the last attempt; a missing file is raised at once.
     """
     for seconds in RETRY_SECONDS:
         try:

@@ -27,4 +27,4 @@ def reread_auth_mode() -> None:
     Seen on: Ray 2.60.0.
     Can go: When ``ray.init`` takes the mode, or reads the variable.
     """
-    _raylet.Config.initialize("")
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]

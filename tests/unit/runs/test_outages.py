@@ -183,7 +183,7 @@ class LeaseOfAnother:
 
     def __init__(self, folder: Path, outages: Outages) -> None:
         self.lease = Lease(str(folder), "run")
-        self.lease._fs = pafs.PyFileSystem(outages)
+        self.lease._file._fs = pafs.PyFileSystem(outages)
         self.path = f"{folder}/lease.json"
         self.memory, self.outages = outages.fs, outages
         self.beat(0)
@@ -242,9 +242,9 @@ def test_a_lease_that_cannot_be_read_is_not_taken(another, after, monkeypatch):
 
 
 def test_a_holder_that_cannot_read_its_lease_writes_nothing_over_it(another):
-    another.lease._own = Holder.here()
+    another.lease._file.own = Holder.here()
     before = another.memory.cat(another.path)
     another.outages.left = {"read": 1}
-    assert another.lease.renew() is None
+    assert another.lease._file.renew() is None
     assert another.memory.cat(another.path) == before
-    assert another.lease.renew().host == "node7"
+    assert another.lease._file.renew().host == "node7"

@@ -1,5 +1,6 @@
 import errno
 import json
+import time
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -85,3 +86,24 @@ def test_a_listener_is_told_of_every_record_while_it_listens(tmp_path: Path) -> 
     recorder.write(4, 1, {"train/loss": 0.4})
     recorder.close()
     assert heard == [(3, 1, {"train/loss": 0.5})]
+
+
+def test_a_continued_run_purges_later_events_of_the_attempt_before(tmp_path):
+
+    for start, loss in ((0, 1.0), (2, 9.0)):
+        recorder = Recorder(tmp_path, start_step=start)
+        for step in range(start + 1, 4):
+            recorder.write(step, 0, {"train/loss": loss})
+        recorder.close()
+        time.sleep(1.1)  # TensorBoard reads the files in the order of their names
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = [(s.step, s.value) for s in board.Scalars("train/loss")]
+    assert found == [(1, 1.0), (2, 1.0), (3, 9.0)]
+
+
+def test_a_record_can_be_seen_in_tensorboard_at_once(tmp_path):
+    recorder = Recorder(tmp_path, start_step=0)
+    recorder.write(1, 0, {"train/loss": 2.0})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [s.step for s in board.Scalars("train/loss")] == [1]
+    recorder.close()

@@ -28,7 +28,7 @@ from recon_ray.runs import storage as retries
 from recon_ray.runs.checkpoint import CheckpointStore, expendable, pack
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal, explain_restart, last_record, shortened
-from recon_ray.runs.lease import Holder, Lease
+from recon_ray.runs.lease import Holder, Lease, LeaseFile
 from recon_ray.runs.recorder import read_records, recording_to
 from recon_ray.tasks.run import start_run
 from recon_ray.train import commits
@@ -450,15 +450,15 @@ def test_a_run_that_failed_lets_the_next_one_begin(tmp_path, tiny_config):
 
 def test_a_beat_that_is_being_written_does_not_bring_a_released_lease_back(tmp_path, monkeypatch):
     monkeypatch.setattr("recon_ray.runs.lease.BEAT_SECONDS", 0.01)
-    write, begun = Lease._write, threading.Event()
+    write, begun = LeaseFile.write, threading.Event()
 
-    def slowly(lease: Lease, holder: Holder) -> None:
+    def slowly(file: LeaseFile, holder: Holder) -> None:
         if holder.beat:
             begun.set()
             time.sleep(0.3)
-        write(lease, holder)
+        write(file, holder)
 
-    monkeypatch.setattr(Lease, "_write", slowly)
+    monkeypatch.setattr(LeaseFile, "write", slowly)
     lease = Lease(str(tmp_path), "run")
     lease.take()
     assert begun.wait(10)
