@@ -129,27 +129,18 @@ class ReproduceConfig(JobConfig):
     reproduce: ReproduceSection = Field(ReproduceSection(), description="How much is run.")
 
     @model_validator(mode="after")
-    def _has_weights(self) -> ReproduceConfig:
+    def _can_start(self) -> ReproduceConfig:
         if self.init_from is None and self.pretrain is None:
             raise ValueError(
                 "init_from=<run folder or file of weights> must be given, or a section pretrain "
                 "with the options of jobs/pretrain.py"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _has_rows(self) -> ReproduceConfig:
-        configured = {name for name in RowsSection.model_fields if getattr(self.rows, name)}
-        wanted = self.reproduce.rows
-        absent = [name for name in wanted or () if name not in configured]
+        configured = [name for name in RowsSection.model_fields if getattr(self.rows, name)]
+        absent = [name for name in self.reproduce.rows or () if name not in configured]
         if absent or not configured:
             name = absent[0] if absent else "modelnet40_1k"
             raise ValueError(
                 f"rows.{name} is not configured; start from configs/reproduce/paper.yaml"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _are_trials(self) -> ReproduceConfig:
         refuse_workers(self, "reproduce.max_concurrent limits how many run at once")
         return self

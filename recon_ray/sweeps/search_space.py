@@ -114,15 +114,9 @@ def check_space(
     schema: type[BaseModel],
     space: Mapping[str, Domain],
     build: Callable[[Mapping[str, Any]], object],
-    place: Callable[[str], str],
+    places: Mapping[str, str],
 ) -> None:
     """Refuse keys that the job does not have, and values that it does not take.
-
-    Args:
-        schema: Root model of the job.
-        space: The domains.
-        build: Makes the job's configuration with these values, or raises a ConfigError.
-        place: Where a key of the space was written, for messages.
 
     Raises:
         ConfigError: One line on the first problem.
@@ -131,14 +125,13 @@ def check_space(
     for key in space:
         if key.startswith(RESERVED):
             raise ConfigError(
-                f"sweep.space.{key} ({place(key)}): is set by the sweep; leave it out"
+                f"sweep.space.{key} ({places[key]}): is set by the sweep; leave it out"
             )
         if key not in known:
             near = nearest(key, known)
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help of the job"
-            raise ConfigError(f"sweep.space.{key} ({place(key)}): unknown key; {hint}")
+            raise ConfigError(f"sweep.space.{key} ({places[key]}): unknown key; {hint}")
     first = first_values(space)
-    build(first)
     for key, domain in space.items():
         for value in domain.values:
             build({**first, key: value})
@@ -150,12 +143,7 @@ def first_values(space: Mapping[str, Domain]) -> dict[str, Any]:
 
 
 def with_seeds(space: Mapping[str, Domain], seeds: int, first: int) -> dict[str, Domain]:
-    """Add the seeds of the runs as a grid.
-
-    Args:
-        space: The domains.
-        seeds: How many seeds; 1 for that of the configuration.
-        first: The first seed.
+    """Add the seeds of the runs as a grid, none where there is only that of the configuration.
 
     Raises:
         ConfigError: If the space has seeds already.
@@ -177,11 +165,6 @@ def list_trials(space: Mapping[str, Domain], *, samples: int, seed: int) -> list
 
     More samples add trials after the others, which stay as they are. All points of the grids (and
     so all seeds) see the same draws.
-
-    Args:
-        space: The domains.
-        samples: Draws.
-        seed: Seed of the draws.
     """
     grids = {key: domain.values for key, domain in space.items() if domain.kind == "grid"}
     trials = []
