@@ -1,4 +1,4 @@
-"""The paper's whole table."""
+"""Configuration of the paper's whole table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PublishedSetSection(Section):
     )
     stand_in: bool | None = Field(
         None,
-        description="Whether it stands in for the published set, which the table then says; null "
+        description="Whether it stands in for the published set, which the table then states; null "
         "goes by the card that the set was prepared with.",
     )
 
@@ -30,7 +30,7 @@ def _set(name: str, description: str) -> Any:  # noqa: ANN401 - a field of pydan
 
 
 class SetsSection(Section):
-    """Where the prepared sets are; they go into every row that is measured on them."""
+    """Places of the prepared sets, which go into every row that is measured on them."""
 
     modelnet10: PublishedSetSection = _set("modelnet10", "ModelNet10.")
     modelnet40: PublishedSetSection = _set("modelnet40", "ModelNet40, with 8,192 points.")
@@ -77,7 +77,7 @@ class RowsSection(Section):
 
 
 class ReproduceSection(TrialSection):
-    """How much is run."""
+    """Rows, seeds and folds that are run."""
 
     seeds: Count | None = Field(
         None, description="Fine-tunings of each classification set; by default 8 as published."

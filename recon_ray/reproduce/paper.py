@@ -1,4 +1,4 @@
-"""The rows of the published table: what each measures, on which set, and what was published.
+"""Rows of the published table: measure, set and published numbers of each.
 
 Source: README of the published code. Its classification numbers are by voting, the best of eight
 seeds; the others are of one run each, few-shot of ten folds. The published zero-shot numbers
@@ -63,7 +63,7 @@ class Row:
         set: The set of the section ``sets``.
         source: Source with which the genuine set is prepared, and name of its card.
         lines: Its lines.
-        length: Published values of the options that say how much is computed.
+        length: Published values of the options that set how much is computed.
         weights: Option that names the weights.
         repeated: What differs between its runs.
     """
@@ -79,7 +79,7 @@ class Row:
 
     @property
     def follows(self) -> str | None:
-        """The row whose classifiers are evaluated."""
+        """Row whose classifiers are evaluated."""
         return self.name.removesuffix(VOTE) if self.name.endswith(VOTE) else None
 
     @property

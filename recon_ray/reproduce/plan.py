@@ -33,7 +33,7 @@ from recon_ray.tasks.registry import Job, find_job
 
 #: Name of the pre-training among the trials.
 PRETRAIN = "pretrain"
-#: What the options count that say how much is computed.
+#: Unit of the options that set how much is computed.
 UNITS = {
     "train.epochs": "epochs",
     "data.num_points": "points",

@@ -220,7 +220,9 @@ def _pretraining_notes(
 
 def _notes(table: TablePlan, plan: RowPlan) -> list[str]:
     """Return what is not as published about a row: set, weights, protocol, length."""
-    return [*_origin_notes(table, plan), *_protocol_notes(plan), *_length_notes(plan)]
+    protocol = option(plan.config, "protocol")
+    other = [] if protocol == "reference" else [f"protocol {protocol}"]
+    return [*_origin_notes(table, plan), *other, *_length_notes(plan)]
 
 
 def _origin_notes(table: TablePlan, plan: RowPlan) -> list[str]:
@@ -233,11 +235,6 @@ def _origin_notes(table: TablePlan, plan: RowPlan) -> list[str]:
     names = (own.teacher.image.name, own.teacher.text.name)
     scaled = scaled_down(own, PRETRAINING)
     return [*set_notes(plan), *_pretraining_notes(own.data.path, names, scaled)]
-
-
-def _protocol_notes(plan: RowPlan) -> list[str]:
-    protocol = option(plan.config, "protocol")
-    return [] if protocol == "reference" else [f"protocol {protocol}"]
 
 
 def _length_notes(plan: RowPlan) -> list[str]:
@@ -299,14 +296,15 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
         figures=[("ours beside published", picture)],
         notes=remarks,
     )
-    is_full = not any(plan.scaled for plan in table.rows)
+    own = table.pretrain
+    is_short = any(plan.scaled for plan in table.rows) or (own and scaled_down(own, PRETRAINING))
     result = finish_trials(
         run,
         story,
         table="\n".join([text_table(HEAD, cells, left=TEXTS), "", *remarks]),
         metrics=mean_metrics({line.name: line.spread for line in lines}),
         lines=[line.record() for line in lines],
-        budget="full" if is_full else "scaled down",
+        budget="scaled down" if is_short else "full",
     )
     broken = [f"{plan.row.name}: {plan.broken}" for plan in table.rows if plan.broken]
     failures = [*broken, *([result.failure] if result.failure else [])]

@@ -12,7 +12,7 @@ from recon_ray.tasks.registry import swept_jobs
 
 
 class TrialSection(Section):
-    """What a trial reserves, and how many run at once."""
+    """Reservation of a trial, and number of trials at once."""
 
     cpus_per_trial: Positive = Field(1.0, description="Logical CPUs that a trial reserves.")
     gpus_per_trial: NonNegative | None = Field(
@@ -26,7 +26,7 @@ class TrialSection(Section):
 
 
 class SweepSection(TrialSection):
-    """What is varied, how it is searched, and how trials are compared."""
+    """Search space, search, early stopping and comparison of trials."""
 
     space: dict[str, Any] = Field(
         {},

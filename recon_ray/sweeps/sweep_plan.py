@@ -62,14 +62,13 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
         ConfigError: One line each problem.
         DataError: If a data set is damaged.
     """
-    schema, options = JOBS[config.job].load_config(), config.sweep
-    inner = InnerJob.read(schema, config.config, "config", origins)
-
+    options = config.sweep
+    inner = InnerJob.read(JOBS[config.job].load_config(), config.config, "config", origins)
     space = parse_space(options.space)
     written = origins.get("sweep.space", "sweep.space")
     places = {key: origins.get(f"sweep.space.{key}", written) for key in space}
     build = partial(inner.build, places=places)
-    check_space(schema, space, build, places)
+    check_space(space, build, places)
     base = build(first_values(space))
     space = with_seeds(space, options.seeds, base.run.seed)
     trials = []

@@ -29,7 +29,7 @@ from recon_ray.sweeps.trial_progress import TrialProgress
 
 logger = logging.getLogger(__name__)
 
-#: Tells the numbers of an unfinished trial: epochs done, and what the scheduler compares.
+#: Report of an unfinished trial: epochs done, and the record that the scheduler compares.
 Report = Callable[[Mapping[str, float]], None]
 
 #: What a driver of an inner run reserves; Tune refuses a trial that reserves nothing.
@@ -79,7 +79,7 @@ class TrialJob:
 
     @property
     def folders(self) -> TrialFolders:
-        """The folders of the trials."""
+        """Folders of the trials."""
         return TrialFolders(self.folder)
 
     @property
@@ -163,7 +163,7 @@ def _wanted(job: TrialJob, count: int) -> int:
 
 
 def _check_dashboard(job: TrialJob) -> None:
-    """Refuse a cluster without dashboard: Ray Train asks it which workers are to be cleaned up.
+    """Refuse a cluster without dashboard: Ray Train reads there which workers are to be cleaned up.
 
     Without it the workers of a stopped trial stay reserved, and the next trials wait for ever. One
     that has just been started takes some seconds to answer.

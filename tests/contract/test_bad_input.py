@@ -1812,7 +1812,7 @@ def test_what_cannot_be_held_out_is_refused(
 # --- Sweeps and few-shot runs ---------------------------------------------------------------------
 
 WRONG_SWEEPS: list[tuple[str, str]] = [
-    ("sweep.space={optim.lrr: {grid: [1]}}", r"sweep\.space\.optim\.lrr .*did you mean optim\.lr"),
+    ("sweep.space={optim.lrr: {grid: [1]}}", r"optim\.lrr .*did you mean optim\.lr"),
     ("sweep.space={optim.lr: {grid: []}}", r"sweep\.space .*optim\.lr: grid is empty; give"),
     ("sweep.space={optim.lr: {uniform: [-1, 1]}}", r"optim\.lr .*a number > 0, found -1"),
     ("sweep.space={optim.lr: {uniform: [2, 1]}}", r"optim\.lr: uniform expects the lower bound"),
