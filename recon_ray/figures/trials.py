@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -28,13 +28,7 @@ OTHERS_COLOR = "#c3c9d1"
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's curve.
-
-    Attributes:
-        group: What the run has in common with others, which get the same color.
-        steps: Positions on the horizontal axis.
-        values: As many values.
-    """
+    """Curve of one run: as many steps as values; runs of one group get the same color."""
 
     group: str
     steps: Sequence[float]
@@ -53,9 +47,6 @@ def draw_trial_curves(
         shown: Groups that get a color and a line in the legend, the best first; the others are
             gray. As many as there are colors.
 
-    Returns:
-        The path.
-
     Raises:
         ValueError: If there is no curve.
     """
@@ -70,10 +61,9 @@ def draw_trial_curves(
         axes.plot(
             curve.steps, curve.values, color=color, linewidth=1.3, alpha=0.85, marker=marker, ms=3
         )
-    for group, color in colors.items():
+    has_others = any(curve.group not in colors for curve in curves)
+    for group, color in {**colors, **({"others": OTHERS_COLOR} if has_others else {})}.items():
         axes.plot([], [], color=color, linewidth=2.4, label=group)
-    if any(curve.group not in colors for curve in curves):
-        axes.plot([], [], color=OTHERS_COLOR, linewidth=2.4, label="others")
     style_axes(axes, title)
     axes.grid(axis="y", color=GRID_COLOR, linewidth=0.8)
     axes.set_xlabel("optimizer step", color=TEXT_COLOR, fontsize=10)
@@ -83,11 +73,7 @@ def draw_trial_curves(
 
 
 def draw_parameter(
-    path: Path | str,
-    name: str,
-    values: Sequence[object],
-    results: Sequence[float],
-    metric: str,
+    path: Path | str, name: str, values: Sequence[object], results: Sequence[float], metric: str
 ) -> Path:
     """Draw what every trial gave against the value that one option had in it.
 
@@ -98,11 +84,8 @@ def draw_parameter(
         path: PNG file to write; its folder is made.
         name: The option.
         values: Its value in every trial.
-        results: What the trials gave.
-        metric: Name of that.
-
-    Returns:
-        The path.
+        results: Number of every trial.
+        metric: Name of these numbers.
 
     Raises:
         ValueError: If there is no trial, or the numbers of values and results differ.
@@ -133,16 +116,13 @@ def draw_beside(
     results: Sequence[Sequence[float]],
     published: Sequence[float | None],
 ) -> Path:
-    """Draw what the runs of several measurements gave beside published numbers, a line each.
+    """Draw the runs of several measurements beside published numbers, a line each, in percent.
 
     Args:
         path: PNG file to write; its folder is made.
         names: What is measured, from the top down.
-        results: Percentages of the runs of each; none of those that were not run.
-        published: The published percentage of each, if there is one.
-
-    Returns:
-        The path.
+        results: Numbers of the runs of each; empty where nothing was run.
+        published: The published number of each, if there is one.
 
     Raises:
         ValueError: If there is nothing to draw, or the numbers of arguments differ.
@@ -154,13 +134,13 @@ def draw_beside(
     ours = [(value, line) for line, numbers in enumerate(results) for value in numbers]
     theirs = [(value, line) for line, value in enumerate(published) if value is not None]
     if theirs:
-        places, heights = zip(*theirs, strict=True)
-        axes.scatter(places, heights, marker="|", s=150, linewidths=2.4, color=SERIES_COLORS[1],
-                     label="published", zorder=3)  # fmt: skip
+        places, lines = zip(*theirs, strict=True)
+        axes.scatter(places, lines, marker="|", s=150, linewidths=2.4,
+                     color=SERIES_COLORS[1], label="published", zorder=3)  # fmt: skip
     if ours:
-        places, heights = zip(*ours, strict=True)
-        axes.scatter(places, heights, s=26, alpha=0.75, linewidths=0, color=SERIES_COLORS[0],
-                     label="ours, each run", zorder=4)  # fmt: skip
+        places, lines = zip(*ours, strict=True)
+        axes.scatter(places, lines, s=26, alpha=0.75, linewidths=0,
+                     color=SERIES_COLORS[0], label="ours, each run", zorder=4)  # fmt: skip
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
@@ -178,11 +158,10 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _side_by_side(axes: Axes, values: Sequence[object]) -> list[float]:
-    """Places of values that are no numbers, named on the axis."""
+    """Return places of values other than numbers, which are named on the axis."""
     names = list(dict.fromkeys(map(str, values)))
-    axes.set_xticks(
-        range(len(names)), names, rotation=30 if max(map(len, names)) > 12 else 0, fontsize=8
-    )
+    rotation = 30 if max(map(len, names)) > 12 else 0
+    axes.set_xticks(range(len(names)), names, rotation=rotation, fontsize=8)
     return [float(names.index(str(value))) for value in values]
 
 
@@ -191,12 +170,8 @@ def _mark_means(axes: Axes, places: Sequence[float], results: Sequence[float]) -
     for place, result in zip(places, results, strict=True):
         if math.isfinite(result):
             found.setdefault(place, []).append(result)
-    repeated: Mapping[float, list[float]] = {k: v for k, v in found.items() if len(v) > 1}
-    if not repeated:
-        return
-    means = [sum(numbers) / len(numbers) for numbers in repeated.values()]
-    axes.scatter(
-        list(repeated), means, marker="_", s=520, color=SERIES_COLORS[1], linewidths=2.2, zorder=4,
-        label="mean",
-    )  # fmt: skip
-    axes.legend(frameon=False, fontsize=8, labelcolor=QUIET_COLOR)
+    means = {place: sum(own) / len(own) for place, own in found.items() if len(own) > 1}
+    if means:
+        axes.scatter([*means], [*means.values()], marker="_", s=520, color=SERIES_COLORS[1],
+                     linewidths=2.2, zorder=4, label="mean")  # fmt: skip
+        axes.legend(frameon=False, fontsize=8, labelcolor=QUIET_COLOR)

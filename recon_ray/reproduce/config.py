@@ -1,4 +1,4 @@
-"""The paper's whole table."""
+"""Configuration of the paper's whole table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PublishedSetSection(Section):
     )
     stand_in: bool | None = Field(
         None,
-        description="Whether it stands in for the published set, which the table then says; null "
+        description="Whether it stands in for the published set, which the table then states; null "
         "goes by the card that the set was prepared with.",
     )
 
@@ -30,7 +30,7 @@ def _set(name: str, description: str) -> Any:  # noqa: ANN401 - a field of pydan
 
 
 class SetsSection(Section):
-    """Where the prepared sets are; they go into every row that is measured on them."""
+    """Places of the prepared sets, which go into every row that is measured on them."""
 
     modelnet10: PublishedSetSection = _set("modelnet10", "ModelNet10.")
     modelnet40: PublishedSetSection = _set("modelnet40", "ModelNet40, with 8,192 points.")
@@ -77,7 +77,7 @@ class RowsSection(Section):
 
 
 class ReproduceSection(TrialSection):
-    """How much is run."""
+    """Rows, seeds and folds that are run."""
 
     seeds: Count | None = Field(
         None, description="Fine-tunings of each classification set; by default 8 as published."
@@ -129,27 +129,18 @@ class ReproduceConfig(JobConfig):
     reproduce: ReproduceSection = Field(ReproduceSection(), description="How much is run.")
 
     @model_validator(mode="after")
-    def _has_weights(self) -> ReproduceConfig:
+    def _can_start(self) -> ReproduceConfig:
         if self.init_from is None and self.pretrain is None:
             raise ValueError(
                 "init_from=<run folder or file of weights> must be given, or a section pretrain "
                 "with the options of jobs/pretrain.py"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _has_rows(self) -> ReproduceConfig:
-        configured = {name for name in RowsSection.model_fields if getattr(self.rows, name)}
-        wanted = self.reproduce.rows
-        absent = [name for name in wanted or () if name not in configured]
+        configured = [name for name in RowsSection.model_fields if getattr(self.rows, name)]
+        absent = [name for name in self.reproduce.rows or () if name not in configured]
         if absent or not configured:
             name = absent[0] if absent else "modelnet40_1k"
             raise ValueError(
                 f"rows.{name} is not configured; start from configs/reproduce/paper.yaml"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _are_trials(self) -> ReproduceConfig:
         refuse_workers(self, "reproduce.max_concurrent limits how many run at once")
         return self

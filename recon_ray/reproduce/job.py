@@ -1,11 +1,10 @@
-"""The driver of ``jobs/reproduce.py``."""
+"""Driver of ``jobs/reproduce.py``: the runs of the published table that are not done."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from recon_ray.errors import ReconError
 from recon_ray.reproduce.config import ReproduceConfig
@@ -23,7 +22,7 @@ from recon_ray.reproduce.table import SCORE, finish_table
 from recon_ray.runs.storage import absolute, join, split
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
-from recon_ray.sweeps.trial_placement import Report, Trial, TrialJob
+from recon_ray.sweeps.trial_placement import Trial, TrialJob
 from recon_ray.tasks.config_checks import check_model
 from recon_ray.tasks.input_hashes import SETS
 from recon_ray.tasks.pretrain import job as pretrain
@@ -109,37 +108,15 @@ def _begin(run: Run, folders: TrialFolders, table: TablePlan) -> None:
 # --- Running --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TableWork:
-    """Function of a trial, which runs the job of its row; picklable.
-
-    Attributes:
-        works: Function of the runs of every row.
-        row_of: Row of every run.
-    """
-
-    works: Mapping[str, TrialWork]
-    row_of: Mapping[str, str]
-
-    def __call__(
-        self,
-        trial: Trial,
-        shared: Any,  # noqa: ANN401 - clouds of the episodes, or nothing
-        threads: int,
-        report: Report,
-    ) -> dict[str, float]:
-        """Run the job of the run's row."""
-        return self.works[self.row_of[trial.name]](trial, shared, threads, report)
-
-
 def _run_rows(run: Run, folders: TrialFolders, table: TablePlan) -> None:
     """Run all rows at once, then those that evaluate what the others have trained."""
     plans = [plan for plan in table.rows if plan.is_run]
     shared = next((read_episodes_of(plan) for plan in plans if plan.episodes), None)
     first = [plan for plan in plans if plan.row.follows is None]
-    row_of = {trial.name: plan.row.name for plan in plans for trial in plan.trials}
+    works = _works(folders, plans)
+    work_of = {t.name: works[plan.row.name] for plan in plans for t in plan.trials}
     job = TrialJob(
-        run=TableWork(_works(folders, plans), row_of),
+        run=lambda trial, *others: work_of[trial.name](trial, *others),
         folder=folders.uri,
         section="reproduce",
         options=table.config.reproduce,

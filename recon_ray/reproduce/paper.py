@@ -1,4 +1,4 @@
-"""The rows of the published table: what each measures, on which set, and what was published.
+"""Rows of the published table: measure, set and published numbers of each.
 
 Source: README of the published code. Its classification numbers are by voting, the best of eight
 seeds; the others are of one run each, few-shot of ten folds. The published zero-shot numbers
@@ -63,7 +63,7 @@ class Row:
         set: The set of the section ``sets``.
         source: Source with which the genuine set is prepared, and name of its card.
         lines: Its lines.
-        length: Published values of the options that say how much is computed.
+        length: Published values of the options that set how much is computed.
         weights: Option that names the weights.
         repeated: What differs between its runs.
     """
@@ -79,7 +79,7 @@ class Row:
 
     @property
     def follows(self) -> str | None:
-        """The row whose classifiers are evaluated."""
+        """Row whose classifiers are evaluated."""
         return self.name.removesuffix(VOTE) if self.name.endswith(VOTE) else None
 
     @property
@@ -97,15 +97,17 @@ def _length(points: int, epochs: int | None = None) -> dict[str, int]:
     return {"data.num_points": points} | ({} if epochs is None else {"train.epochs": epochs})
 
 
-def _classification(name: str, source: str, title: str, points: int) -> Row:
-    lines = (Line(f"{title}, plain", "accuracy", None),)
-    return Row(name, "finetune", source, source, lines, _length(points, 300), repeated="seeds")
-
-
-def _voting(name: str, source: str, title: str, published: float) -> Row:
-    lines = (Line(f"{title}, voting", "accuracy_vote", published),)
-    length = {"eval.votes": 299, "eval.repeats": 10}
-    return Row(f"{name}{VOTE}", "evaluate", source, source, lines, length, repeated="seeds")
+def _classified(
+    name: str, source: str, title: str, points: int, published: float
+) -> tuple[Row, Row]:
+    """Return the fine-tunings on a set, and voting with each of them."""
+    plain = (Line(f"{title}, plain", "accuracy", None),)
+    voting = (Line(f"{title}, voting", "accuracy_vote", published),)
+    votes = {"eval.votes": 299, "eval.repeats": 10}
+    return (
+        Row(name, "finetune", source, source, plain, _length(points, 300), repeated="seeds"),
+        Row(f"{name}{VOTE}", "evaluate", source, source, voting, votes, repeated="seeds"),
+    )
 
 
 def _zeroshot(
@@ -125,27 +127,17 @@ def _zeroshot(
     return Row(*names, tuple(lines), _length(points), "zeroshot_from")
 
 
-_CLASSIFICATION = (
-    ("obj_bg", "scanobjectnn_obj_bg", "ScanObjectNN OBJ_BG", 2048, 95.35),
-    ("obj_only", "scanobjectnn_obj_only", "ScanObjectNN OBJ_ONLY", 2048, 93.80),
-    ("pb_t50_rs", "scanobjectnn_pb_t50_rs", "ScanObjectNN PB_T50_RS", 2048, 91.26),
-    ("modelnet40_1k", "modelnet40", "ModelNet40 1k", 1024, 94.5),
-    ("modelnet40_8k", "modelnet40", "ModelNet40 8k", 8192, 94.7),
-)
 _FEWSHOT = tuple(
     Line(f"{way}-way {shot}-shot", "accuracy", mean, deviation, {"way": way, "shot": shot})
     for (way, shot), (mean, deviation) in PUBLISHED.items()
 )
 
 ROWS: tuple[Row, ...] = (
-    *(
-        row
-        for name, source, title, points, published in _CLASSIFICATION
-        for row in (
-            _classification(name, source, title, points),
-            _voting(name, source, title, published),
-        )
-    ),
+    *_classified("obj_bg", "scanobjectnn_obj_bg", "ScanObjectNN OBJ_BG", 2048, 95.35),
+    *_classified("obj_only", "scanobjectnn_obj_only", "ScanObjectNN OBJ_ONLY", 2048, 93.80),
+    *_classified("pb_t50_rs", "scanobjectnn_pb_t50_rs", "ScanObjectNN PB_T50_RS", 2048, 91.26),
+    *_classified("modelnet40_1k", "modelnet40", "ModelNet40 1k", 1024, 94.5),
+    *_classified("modelnet40_8k", "modelnet40", "ModelNet40 8k", 8192, 94.7),
     Row(
         "fewshot", "finetune", "fewshot", "modelnet40", _FEWSHOT, _length(1024, 150),
         repeated="folds",

@@ -17,7 +17,7 @@ from recon_ray.reproduce.paper import FOLDS, PRESET, PRETRAINING, ROWS, SEEDS, R
 from recon_ray.runs.storage import join
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fold_config, fold_trial
-from recon_ray.sweeps.nested_config import InnerJob, option
+from recon_ray.sweeps.sweep_plan import InnerJob, option
 from recon_ray.sweeps.tables import text_table
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial
@@ -33,7 +33,7 @@ from recon_ray.tasks.registry import Job, find_job
 
 #: Name of the pre-training among the trials.
 PRETRAIN = "pretrain"
-#: What the options count that say how much is computed.
+#: Unit of the options that set how much is computed.
 UNITS = {
     "train.epochs": "epochs",
     "data.num_points": "points",
@@ -96,12 +96,7 @@ class TablePlan:
 
 
 def plan_table(config: ReproduceConfig, origins: Mapping[str, str], storage: str) -> TablePlan:
-    """Resolve the configuration of every row and list its runs.
-
-    Args:
-        config: The configuration.
-        origins: Places of its values.
-        storage: Folder or URI in which the runs' folders are made.
+    """Resolve the configuration of every row and list its runs, whose folders lie in a storage.
 
     Raises:
         ConfigError: One line each problem.
@@ -169,6 +164,7 @@ def _fixed(config: ReproduceConfig, row: Row, storage: str) -> dict[str, Any]:
     fixed: dict[str, Any] = {
         "init_from": getattr(config, row.weights) or config.init_from or join(storage, PRETRAIN),
         "run.seed": config.run.seed,
+        "data.verify": False,  # hashes are compared once, by the driver
         **_runtime(config),
     }
     path = _set_of(config, row).path
@@ -193,11 +189,8 @@ def _row_plan(config: ReproduceConfig, row: Row, job: InnerJob, storage: str) ->
         raise ConfigError(
             f"{key}.cluster.workers: every run of the table is one process; leave it out"
         )
-    # Hashes are compared once, by the driver.
-    base = override(full, {"data.verify": False})
-    trials, episodes = _trials(config, row, base, storage)
-    if isinstance(base, FewshotConfig):
-        base = fold_config(base)
+    trials, episodes = _trials(config, row, full, storage)
+    base = fold_config(full) if isinstance(full, FewshotConfig) else full
     scaled = scaled_down(base, row.length)
     if row.repeated:
         own, published = _repeats(config)[row.repeated], {"seeds": SEEDS, "folds": FOLDS}
@@ -212,23 +205,16 @@ def _repeats(config: ReproduceConfig) -> dict[str, int]:
 
 
 def scaled_down(config: JobConfig, published: Mapping[str, int]) -> list[str]:
-    """Return what a run has less of than the published one: ``3 of 300 epochs``.
-
-    Args:
-        config: The run.
-        published: Values of the options that say how much is computed.
-    """
+    """Return what a run has less of than the published one, by option: ``3 of 300 epochs``."""
     notes = [
         f"{own:,} of {published[key]:,} {unit}"
         for key, unit in UNITS.items()
         if key in published and (own := option(config, key) or published[key]) < published[key]
     ]
-    sections = dict(config)
-    limit = getattr(sections["data"], "limit", None)
-    steps = getattr(sections.get("train"), "steps", None)
-    preset = getattr(sections.get("model"), "preset", None)
-    notes += [f"at most {limit} shapes"] if limit is not None else []
-    notes += [f"at most {steps} steps"] if steps is not None else []
+    for key, text in (("data.limit", "at most {} shapes"), ("train.steps", "at most {} steps")):
+        most = option(config, key, None)
+        notes += [text.format(most)] if most is not None else []
+    preset = option(config, "model.preset", PRESET)
     return notes + ([f"{preset} model"] if preset not in (None, PRESET) else [])
 
 
@@ -260,11 +246,7 @@ def _trials(
 def check_rows(table: TablePlan, *, has_weights: bool) -> TablePlan:
     """Return the plan with the reason in every row that cannot be run.
 
-    Rows by voting need the ones that they follow.
-
-    Args:
-        table: The plan.
-        has_weights: Whether the pre-training of the table is done, if it has one.
+    Rows by voting need the ones that they follow. Without weights the pre-training is still to run.
     """
     plans: dict[str, RowPlan] = {}
     for plan in table.rows:
@@ -277,12 +259,6 @@ def check_rows(table: TablePlan, *, has_weights: bool) -> TablePlan:
 
 
 def _checked(plan: RowPlan, *, has_weights: bool) -> RowPlan:
-    key = f"sets.{plan.row.set}.path"
-    if plan.path is None:
-        return replace(plan, missing=f"{key} is null: no prepared set is named")
-    if not Path(plan.path).is_dir():
-        way = f"see jobs/prepare.py source={plan.row.source}"
-        return replace(plan, missing=f"{key}={plan.path}: no such folder; {way}")
     try:
         _check(plan, has_weights=has_weights)
     except (ConfigError, CheckpointError, TeacherError) as error:
@@ -296,12 +272,18 @@ def _check(plan: RowPlan, *, has_weights: bool) -> None:
     """Let the job of the row refuse what it would refuse.
 
     Raises:
-        ConfigError: If the set does not serve the row.
+        ConfigError: If there is no such set, or it does not serve the row.
         CheckpointError: If there are no such weights, or they do not serve it.
         DataError: If the set is damaged.
     """
+    key = f"sets.{plan.row.set}.path"
+    if plan.path is None:
+        raise ConfigError(f"{key} is null: no prepared set is named")
+    if not Path(plan.path).is_dir():
+        way = f"see jobs/prepare.py source={plan.row.source}"
+        raise ConfigError(f"{key}={plan.path}: no such folder; {way}")
     config, job = plan.config, plan.row.job
-    prepared = find_set("data.path", Path(str(plan.path)))
+    find_set("data.path", Path(plan.path))
     if plan.row.follows is not None:
         return
     if plan.episodes:
@@ -350,68 +332,37 @@ def verify_sets(plans: Sequence[RowPlan]) -> list[RowPlan]:
 _HEAD = ("step", "done", "a run", "published", "")
 
 
-@dataclass(frozen=True)
-class _Step:
-    name: str
-    config: JobConfig
-    runs: int
-    done: int
-    published: str
-    notes: str
-    fault: str
-
-    @property
-    def left(self) -> int:
-        return 0 if self.fault else self.runs - self.done
-
-    @property
-    def epochs(self) -> int:
-        return int(getattr(getattr(self.config, "train", None), "epochs", 0))
-
-    def cells(self) -> list[str]:
-        if self.fault:
-            return [self.name, "-", "-", self.published, self.fault.partition(":")[0]]
-        votes = getattr(getattr(self.config, "eval", None), "votes", 0)
-        length = f"{self.epochs:,} epochs" if self.epochs else f"{votes:,} rounds"
-        done = f"{self.done}/{self.runs}"
-        return [
-            self.name,
-            done,
-            length if self.epochs or votes else "-",
-            self.published,
-            self.notes,
-        ]
-
-
 def plan_text(
     table: TablePlan, folders: TrialFolders, *, fresh: bool, has_weights: bool, fault: str = ""
 ) -> str:
     """Return the steps in the order in which they run: length, published numbers, what is missing.
 
-    Args:
-        table: The plan.
-        folders: The folders of the runs.
-        fresh: Whether what is finished is about to be set aside.
-        has_weights: Whether the pre-training is done, if there is one.
-        fault: Why the pre-training cannot be done.
+    A fresh table sets aside what is finished; the fault is that of the pre-training.
     """
-    steps: list[_Step] = []
-    if table.pretrain is not None:
-        short = ", ".join(scaled_down(table.pretrain, PRETRAINING))
+    own = table.pretrain
+    steps: list[tuple[str, JobConfig, int, int, str, str, str]] = []
+    if own is not None:
         why = f"cannot run: {fault}" if fault else ""
-        steps.append(_Step(PRETRAIN, table.pretrain, 1, int(has_weights), "-", short, why))
+        notes = ", ".join(scaled_down(own, PRETRAINING))
+        steps.append((PRETRAIN, own, int(has_weights), 1, "-", notes, why))
     for plan in table.rows:
         names = [trial.name for trial in plan.trials]
         done = 0 if fresh else sum(folders.status(name) == "done" for name in names)
         published = ", ".join(line.shown() for line in plan.row.lines)
         after = [f"after {plan.row.follows}"] if plan.row.follows else []
-        notes, why = ", ".join([*after, *plan.scaled]), ""
-        if not plan.is_run:
-            why = f"skipped: {plan.missing}" if plan.missing else f"cannot run: {plan.broken}"
-        steps.append(_Step(plan.row.name, plan.config, len(names), done, published, notes, why))
-    faults = [f"  {step.name} {step.fault}" for step in steps if step.fault]
-    epochs = sum(step.left * step.epochs for step in steps)
-    total = f"{sum(s.left for s in steps)} runs are left, {epochs:,} epochs of training in all"
-    return "\n".join(
-        [text_table(_HEAD, [s.cells() for s in steps], left=(0, 3, 4)), *faults, total]
-    )
+        notes = ", ".join([*after, *plan.scaled])
+        why = f"cannot run: {plan.broken}" if plan.broken else ""
+        why = f"skipped: {plan.missing}" if plan.missing else why
+        steps.append((plan.row.name, plan.config, done, len(names), published, notes, why))
+    cells, faults, runs, epochs = [], [], 0, 0
+    for name, config, done, count, published, notes, why in steps:
+        if why:
+            cells.append([name, "-", "-", published, why.partition(":")[0]])
+            faults.append(f"  {name} {why}")
+            continue
+        length, votes = option(config, "train.epochs", 0), option(config, "eval.votes", 0)
+        each = f"{length:,} epochs" if length else f"{votes:,} rounds" if votes else "-"
+        cells.append([name, f"{done}/{count}", each, published, notes])
+        runs, epochs = runs + count - done, epochs + (count - done) * length
+    total = f"{runs} runs are left, {epochs:,} epochs of training in all"
+    return "\n".join([text_table(_HEAD, cells, left=(0, 3, 4)), *faults, total])

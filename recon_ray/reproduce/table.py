@@ -20,8 +20,8 @@ from recon_ray.reproduce.paper import PRETRAINED_ON, PRETRAINING, Line
 from recon_ray.reproduce.plan import RowPlan, TablePlan, scaled_down
 from recon_ray.runs.folder import RunFolder
 from recon_ray.sweeps.fewshot.job import with_episode
-from recon_ray.sweeps.nested_config import option
 from recon_ray.sweeps.report import SweepStory, finish_trials, mean_metrics
+from recon_ray.sweeps.sweep_plan import option
 from recon_ray.sweeps.tables import (
     DEVIATION,
     Spread,
@@ -63,42 +63,58 @@ class TableLine:
     """One line of the table with our numbers.
 
     Attributes:
+        plan: The row that it belongs to.
         line: What is measured, and what was published.
-        row: Name of its row.
-        metric: The number of ``result.json`` that was read.
-        spread: Our numbers.
-        runs: Runs that there should be.
-        selection: How the numbers were chosen, by the runs themselves.
-        protocol: ``reference`` or ``sound``.
+        rows: Outcome of its runs.
         notes: What is not as published.
-        absent: Why there is no number, or not all of them.
     """
 
+    plan: RowPlan
     line: Line
-    row: str
-    metric: str
-    spread: Spread
-    runs: int
-    selection: str
-    protocol: str
-    notes: tuple[str, ...]
-    absent: str = ""
+    rows: Sequence[TrialRow]
+    notes: Sequence[str]
 
     @property
     def name(self) -> str:
         """Name of the number in the metrics of the table."""
         only = "".join(f"_{value}{key}" for key, value in self.line.only.items())
-        return f"{self.row}{only}_{self.metric}"
+        return f"{self.plan.row.name}{only}_{metric_of(self.plan, self.line)}"
+
+    @property
+    def spread(self) -> Spread:
+        """Our numbers, as fractions of 1."""
+        return Spread(dict(self.line.only), numbers_of(self.rows, metric_of(self.plan, self.line)))
 
     @property
     def measured(self) -> str:
         """Whether the number can be compared with the published one, in few words."""
-        if self.spread.numbers.empty:
+        count = len(self.spread.numbers)
+        if not count:
             return self.absent.partition(":")[0] or "not run"
         marks = [note.partition(":")[0] for note in self.notes]
-        if len(self.spread.numbers) < self.runs:
-            marks.append("incomplete")
+        marks += ["incomplete"] if count < len(self.rows) else []
         return ", ".join(dict.fromkeys(marks)) or GENUINE
+
+    @property
+    def selection(self) -> str:
+        """How the numbers were chosen, by the runs' own records."""
+        done = [row for row in self.rows if row.name in self.spread.numbers.index]
+        if done and self.line.selection:
+            return self.line.selection
+        return "; ".join(dict.fromkeys(_NUMBER.sub("", r.selection) for r in done if r.selection))
+
+    @property
+    def absent(self) -> str:
+        """Reason why there is no number, or not all of them."""
+        if self.plan.missing or self.plan.broken:
+            is_missing = bool(self.plan.missing)
+            return f"skipped: {self.plan.missing}" if is_missing else f"failed: {self.plan.broken}"
+        failed = [row for row in self.rows if row.status == "failed"]
+        if failed:
+            first = f"{failed[0].name}: {failed[0].error}"
+            return f"failed: {len(failed)} of {len(self.rows)} runs ({first})"
+        waiting = sum(row.status == "waiting" for row in self.rows)
+        return f"not run: {waiting} of {len(self.rows)} runs" if waiting else ""
 
     def cells(self) -> list[str]:
         """Return the line's cells, as :data:`HEAD` names them, but for the last one."""
@@ -108,7 +124,7 @@ class TableLine:
             self.line.title,
             mean_and_deviation(numbers, percent=True),
             shown(best, percent=True),
-            f"{len(numbers)}/{self.runs}",
+            f"{len(numbers)}/{len(self.rows)}",
             self.line.shown(),
             self.measured,
         ]
@@ -120,56 +136,19 @@ class TableLine:
     def record(self) -> dict[str, Any]:
         """Return it as JSON: numbers are fractions of 1."""
         return {
-            "row": self.row,
+            "row": self.plan.row.name,
             "title": self.line.title,
-            "metric": self.metric,
+            "metric": metric_of(self.plan, self.line),
             **{key: value for key, value in self.spread.record().items() if key != "labeled"},
-            "expected_runs": self.runs,
+            "expected_runs": len(self.rows),
             "published_percent": self.line.published,
             "published_std_percent": self.line.deviation,
             "measured": self.measured,
-            "protocol": self.protocol,
+            "protocol": option(self.plan.config, "protocol"),
             "selection": self.selection,
             "notes": list(self.notes),
             "absent": self.absent or None,
         }
-
-
-def lines_of(plan: RowPlan, rows: Mapping[str, TrialRow], notes: Sequence[str]) -> list[TableLine]:
-    """Fill the lines of a row with the numbers of its runs.
-
-    Args:
-        plan: The row.
-        rows: What became of every run, by name.
-        notes: What is not as published about set and weights.
-    """
-    found = []
-    for line in plan.row.lines:
-        metric = metric_of(plan, line)
-        own = [with_episode(rows[trial.name]) for trial in plan.trials]
-        own = [row for row in own if all(row.values.get(k) == v for k, v in line.only.items())]
-        spread = Spread(dict(line.only), numbers_of(own, metric))
-        done = [row for row in own if row.name in spread.numbers.index]
-        stated = [_NUMBER.sub("", row.selection) for row in done if row.selection]
-        selection = line.selection if done and line.selection else "; ".join(dict.fromkeys(stated))
-        protocol = str(getattr(plan.config, "protocol", ""))
-        more = [] if protocol == "reference" else [f"protocol {protocol}"]
-        if plan.scaled:
-            more.append(f"scaled down: {', '.join(plan.scaled)}")
-        found.append(
-            TableLine(
-                line,
-                plan.row.name,
-                metric,
-                spread,
-                len(own),
-                selection,
-                protocol,
-                (*notes, *more),
-                _absent(plan, own),
-            )
-        )
-    return found
 
 
 def metric_of(plan: RowPlan, line: Line) -> str:
@@ -180,18 +159,6 @@ def metric_of(plan: RowPlan, line: Line) -> str:
     return "accuracy_vote_max" if is_reference else "accuracy_vote_mean"
 
 
-def _absent(plan: RowPlan, rows: Sequence[TrialRow]) -> str:
-    if plan.missing:
-        return f"skipped: {plan.missing}"
-    if plan.broken:
-        return f"failed: {plan.broken}"
-    failed = [row for row in rows if row.status == "failed"]
-    if failed:
-        return f"failed: {len(failed)} of {len(rows)} runs ({failed[0].name}: {failed[0].error})"
-    waiting = [row for row in rows if row.status == "waiting"]
-    return f"not run: {len(waiting)} of {len(rows)} runs" if waiting else ""
-
-
 def numbered(lines: Sequence[TableLine]) -> tuple[list[list[str]], list[str]]:
     """Return the cells of all lines, and the remarks that the numbers in the last cell name."""
     remarks = list(dict.fromkeys(text for line in lines for text in line.remarks()))
@@ -200,15 +167,6 @@ def numbered(lines: Sequence[TableLine]) -> tuple[list[list[str]], list[str]]:
         for line in lines
     ]
     return cells, [f"[{number}] {text}" for number, text in enumerate(remarks, 1)]
-
-
-def table_of(lines: Sequence[TableLine]) -> pa.Table:
-    """Return the lines for ``table.parquet``: fractions of 1, published numbers in percent."""
-    records = [line.record() for line in lines]
-    for record in records:
-        record["notes"] = "; ".join(record["notes"])
-        del record["values"]
-    return pa.Table.from_pylist(records)
 
 
 # --- What is genuine ------------------------------------------------------------------------------
@@ -261,48 +219,61 @@ def _pretraining_notes(
 
 
 def _notes(table: TablePlan, plan: RowPlan) -> list[str]:
-    """Return what is not as published about the set and the weights of a row."""
-    notes = set_notes(plan)
+    """Return what is not as published about a row: set, weights, protocol, length."""
+    protocol = option(plan.config, "protocol")
+    other = [] if protocol == "reference" else [f"protocol {protocol}"]
+    return [*_origin_notes(table, plan), *other, *_length_notes(plan)]
+
+
+def _origin_notes(table: TablePlan, plan: RowPlan) -> list[str]:
     if plan.row.follows is not None:
         (before,) = (one for one in table.rows if one.row.name == plan.row.follows)
-        short = f"scaled down: {', '.join(before.scaled)}"
-        return [*_notes(table, before), *([short] if before.scaled else [])]
-    if table.starts_itself(plan) and table.pretrain is not None:
-        config = table.pretrain
-        names = (config.teacher.image.name, config.teacher.text.name)
-        scaled = scaled_down(config, PRETRAINING)
-        return [*notes, *_pretraining_notes(config.data.path, names, scaled)]
-    return [*notes, *_weights_notes(str(option(plan.config, "init_from")))]
+        return [*_origin_notes(table, before), *_length_notes(before)]
+    own = table.pretrain
+    if own is None or not table.starts_itself(plan):
+        return [*set_notes(plan), *_weights_notes(str(option(plan.config, "init_from")))]
+    names = (own.teacher.image.name, own.teacher.text.name)
+    scaled = scaled_down(own, PRETRAINING)
+    return [*set_notes(plan), *_pretraining_notes(own.data.path, names, scaled)]
+
+
+def _length_notes(plan: RowPlan) -> list[str]:
+    return [f"scaled down: {', '.join(plan.scaled)}"] if plan.scaled else []
 
 
 # --- All of it ------------------------------------------------------------------------------------
 
 
 def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult:
-    """Read what became of the runs and write the table in every form.
-
-    Args:
-        run: The run of the whole.
-        folders: The folders of the runs.
-        table: The plan.
+    """Read the outcome of the runs and write the table in every form.
 
     Returns:
         What the job prints; runs that failed and sets that are damaged are its failure.
     """
     found = {
-        row.name: row
+        plan.row.name: [
+            with_episode(row)
+            for row in (
+                read_rows(folders, plan.trials)
+                if plan.is_run
+                else [TrialRow(trial.name, trial.values, "waiting") for trial in plan.trials]
+            )
+        ]
         for plan in table.rows
-        for row in (
-            read_rows(folders, plan.trials)
-            if plan.is_run
-            else [TrialRow(trial.name, trial.values, "waiting") for trial in plan.trials]
-        )
     }
-    lines = [line for plan in table.rows for line in lines_of(plan, found, _notes(table, plan))]
+    lines = [
+        TableLine(plan, line, [r for r in rows if line.only.items() <= r.values.items()], notes)
+        for plan in table.rows
+        for rows, notes in [(found[plan.row.name], _notes(table, plan))]
+        for line in plan.row.lines
+    ]
     rows = _scored(table, found)
     cells, remarks = numbered(lines)
     title = f"The published table: {run.config.run.name}"
-    write_file(run.folder.local / TABLE_FILE, parquet_bytes(table_of(lines)))
+    # Numbers are fractions of 1, published ones percent.
+    records = [{**line.record(), "notes": "; ".join(line.notes)} for line in lines]
+    columns = pa.Table.from_pylist(records).drop_columns(["values"])
+    write_file(run.folder.local / TABLE_FILE, parquet_bytes(columns))
     listed = [f"- {remark}" for remark in remarks]
     page = [f"# {title}", "", markdown_table(HEAD, cells, left=TEXTS), "", f"std: {DEVIATION}.", ""]
     run.folder.write(MARKDOWN_FILE, "\n".join([*page, *listed, ""]))
@@ -325,29 +296,29 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
         figures=[("ours beside published", picture)],
         notes=remarks,
     )
-    is_full = not any(plan.scaled for plan in table.rows)
+    own = table.pretrain
+    is_short = any(plan.scaled for plan in table.rows) or (own and scaled_down(own, PRETRAINING))
     result = finish_trials(
         run,
         story,
         table="\n".join([text_table(HEAD, cells, left=TEXTS), "", *remarks]),
         metrics=mean_metrics({line.name: line.spread for line in lines}),
         lines=[line.record() for line in lines],
-        budget="full" if is_full else "scaled down",
+        budget="scaled down" if is_short else "full",
     )
     broken = [f"{plan.row.name}: {plan.broken}" for plan in table.rows if plan.broken]
     failures = [*broken, *([result.failure] if result.failure else [])]
     return JobResult(result.table, result.result_path, "\n".join(failures) or None)
 
 
-def _scored(table: TablePlan, found: Mapping[str, TrialRow]) -> list[TrialRow]:
+def _scored(table: TablePlan, found: Mapping[str, Sequence[TrialRow]]) -> list[TrialRow]:
     """Return the runs that were to be done, each with its row, its number under one name."""
     scored = []
     for plan in table.rows:
         metric = metric_of(plan, plan.row.lines[0])
-        for trial in plan.trials if plan.is_run else ():
-            row = with_episode(found[trial.name])
+        for row in found[plan.row.name] if plan.is_run else ():
             number = {SCORE: row.metrics[metric]} if metric in row.metrics else {}
-            values = {"row": plan.row.name, **row.values}
-            values.pop("init_from", None)
+            own = {key: value for key, value in row.values.items() if key != "init_from"}
+            values = {"row": plan.row.name, **own}
             scored.append(replace(row, values=values, metrics={**number, **row.metrics}))
     return scored

@@ -12,7 +12,7 @@ from recon_ray.tasks.registry import swept_jobs
 
 
 class TrialSection(Section):
-    """What a trial reserves, and how many run at once."""
+    """Reservation of a trial, and number of trials at once."""
 
     cpus_per_trial: Positive = Field(1.0, description="Logical CPUs that a trial reserves.")
     gpus_per_trial: NonNegative | None = Field(
@@ -26,7 +26,7 @@ class TrialSection(Section):
 
 
 class SweepSection(TrialSection):
-    """What is varied, how it is searched, and how trials are compared."""
+    """Search space, search, early stopping and comparison of trials."""
 
     space: dict[str, Any] = Field(
         {},
@@ -78,35 +78,27 @@ class SweepSection(TrialSection):
         return space
 
     @model_validator(mode="after")
-    def _draws(self) -> SweepSection:
-        drawn = is_drawn(parse_space(self.space))
-        if not self.space and self.seeds == 1:
-            raise ValueError(
-                "nothing is varied; give sweep.space={optim.lr: {grid: [1e-4, 1e-3]}} or "
-                "sweep.seeds=8 for example"
-            )
-        if self.samples > 1 and not drawn:
-            raise ValueError(
-                f"samples={self.samples}, but space draws nothing, all of it is grids; leave it "
-                "out, or set sweep.seeds for repetitions"
-            )
-        if self.search == "optuna" and not drawn:
-            raise ValueError("search=optuna, but space draws nothing, all of it is grids")
-        return self
-
-    @model_validator(mode="after")
-    def _stops_no_seeds(self) -> SweepSection:
+    def _fits_together(self) -> SweepSection:
+        is_drawn_from, is_optuna = is_drawn(parse_space(self.space)), self.search == "optuna"
         is_repeated = self.seeds > 1 or "run.seed" in self.space
-        if self.is_stopping and is_repeated:
-            raise ValueError(
-                f"scheduler={self.scheduler} stops trials, which biases mean and deviation "
-                "over seeds; search without seeds first, then run seeds with sweep.scheduler=none"
-            )
-        if self.search == "optuna" and is_repeated:
-            raise ValueError(
-                "search=optuna proposes configurations, not seeds; search first, then run "
-                "seeds with sweep.search=random"
-            )
+        refused = {
+            "nothing is varied; give sweep.space={optim.lr: {grid: [1e-4, 1e-3]}} or sweep.seeds=8 "
+            "for example": not self.space and self.seeds == 1,
+            f"samples={self.samples}, but space draws nothing, all of it is grids; leave it out, "
+            "or set sweep.seeds for repetitions": self.samples > 1 and not is_drawn_from,
+            "search=optuna, but space draws nothing, all of it is grids": (
+                is_optuna and not is_drawn_from
+            ),
+            f"scheduler={self.scheduler} stops trials, which biases mean and deviation over seeds; "
+            "search without seeds first, then run seeds with sweep.scheduler=none": (
+                self.is_stopping and is_repeated
+            ),
+            "search=optuna proposes configurations, not seeds; search first, then run seeds with "
+            "sweep.search=random": is_optuna and is_repeated,
+        }
+        for message, is_wrong in refused.items():
+            if is_wrong:
+                raise ValueError(message)
         return self
 
 

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/sweep.py``."""
+"""Driver of ``jobs/sweep.py``: the trials of a sweep, their tables and the report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from recon_ray.config.fields import nearest
 from recon_ray.config.help import dump_yaml
 from recon_ray.errors import ReconError
 from recon_ray.sweeps.config import SweepConfig
-from recon_ray.sweeps.nested_config import option
 from recon_ray.sweeps.optuna_search import OptunaSource
 from recon_ray.sweeps.report import SweepStory, finish_trials
-from recon_ray.sweeps.sweep_plan import Plan, makes_set, plan_sweep
+from recon_ray.sweeps.sweep_plan import Plan, makes_set, option, plan_sweep
 from recon_ray.sweeps.tables import TrialRow, ranked, read_rows, spreads, text_table
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
@@ -63,14 +62,10 @@ def sweep(job: Job[SweepConfig]) -> JobResult:
 def _dry_run(plan: Plan) -> JobResult:
     head = ["trial", *plan.space]
     rows = [[t.name, *map(str, t.values.values())] for t in plan.trials]
+    table = text_table(head, rows) if rows else "values are proposed by Optuna while it runs"
     kind = "one process each" if not plan.is_nested else "a Ray Train run each"
-    count = len(plan.trials) or plan.config.sweep.samples
-    lines = [
-        f"dry run: {count} trials of jobs/{plan.config.job}.py, {kind}; every value is legal, "
-        "nothing was run",
-        text_table(head, rows) if rows else "values are proposed by Optuna while it runs",
-    ]
-    return JobResult("\n".join(lines))
+    what = f"{len(rows) or plan.config.sweep.samples} trials of jobs/{plan.config.job}.py, {kind}"
+    return JobResult(f"dry run: {what}; every value is legal, nothing was run\n{table}")
 
 
 # --- Running --------------------------------------------------------------------------------------
@@ -100,15 +95,7 @@ def _optuna(plan: Plan, folders: TrialFolders, begun: Sequence[Trial]) -> Optuna
             earlier.append((trial.values, metrics.get(plan.metric)))
         else:
             unfinished.append((trial.name, trial.values))
-    return OptunaSource(
-        plan.space,
-        count=options.samples,
-        seed=options.seed,
-        metric=plan.metric,
-        mode=options.mode,
-        earlier=earlier,
-        unfinished=unfinished,
-    )
+    return OptunaSource(plan.space, options, plan.metric, earlier=earlier, unfinished=unfinished)
 
 
 def _trials_on_disk(run: Run, plan: Plan, folders: TrialFolders) -> list[Trial]:
@@ -121,7 +108,7 @@ def _trials_on_disk(run: Run, plan: Plan, folders: TrialFolders) -> list[Trial]:
     return trials
 
 
-# --- What came out --------------------------------------------------------------------------------
+# --- Results --------------------------------------------------------------------------------------
 
 
 def _finish(run: Run, plan: Plan, rows: list[TrialRow]) -> JobResult:
@@ -140,7 +127,7 @@ def _finish(run: Run, plan: Plan, rows: list[TrialRow]) -> JobResult:
 
 
 def _selection(plan: Plan, rows: Sequence[TrialRow]) -> str:
-    """What the numbers of the trials are, and what choosing among them means."""
+    """Return what the numbers of the trials are, and what choosing among them means."""
     own = sorted({row.selection for row in rows if row.selection})
     text = f"{plan.metric} of each trial: {'; '.join(own) or 'none is done'}"
     if [*plan.space] == ["run.seed"]:

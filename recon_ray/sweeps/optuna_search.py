@@ -1,25 +1,25 @@
-"""Optuna's proposals as the trials of a sweep, continued from what is on disk."""
+"""Optuna's proposals as the trials of a sweep, continued from those on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from recon_ray.errors import ConfigError
+from recon_ray.sweeps.config import SweepSection
 from recon_ray.sweeps.search_space import Domain, rounded, trial_name
 
 
 class OptunaSource(Searcher):
-    """Asks Optuna for the values of the next trial and tells it what became of the last.
+    """Source of trials whose values Optuna proposes.
 
     Args:
         space: The domains; the values of grids and choices are categories.
-        count: Trials of the whole sweep.
-        seed: Seed of the sampler.
-        metric: What is compared.
-        mode: ``max`` or ``min``.
+        options: Number of trials, seed of the sampler, and whether more or less is better.
+        metric: Metric of ``result.json`` that is compared.
         earlier: Values and metric of the trials that are on disk; None where there is no metric.
         unfinished: Name and values of trials that were begun and are run first.
 
@@ -30,40 +30,34 @@ class OptunaSource(Searcher):
     def __init__(
         self,
         space: Mapping[str, Domain],
-        *,
-        count: int,
-        seed: int,
+        options: SweepSection,
         metric: str,
-        mode: str,
+        *,
         earlier: Sequence[tuple[Mapping[str, Any], float | None]] = (),
         unfinished: Sequence[tuple[str, Mapping[str, Any]]] = (),
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
-        optuna = _optuna()
+        super().__init__(metric=metric, mode=options.mode)
+        optuna = import_optuna()
         self._failed = optuna.trial.TrialState.FAIL
         self._space = dict(space)
         self._distributions = {key: _distribution(optuna, d) for key, d in space.items()}
         # Another seed after a continuation, or the same proposals would come again.
-        sampler = optuna.samplers.TPESampler(seed=seed + len(earlier))
-        direction = "maximize" if mode == "max" else "minimize"
+        sampler = optuna.samplers.TPESampler(seed=options.seed + len(earlier))
+        direction = "maximize" if options.mode == "max" else "minimize"
         self._study = optuna.create_study(sampler=sampler, direction=direction)
+        create = partial(optuna.trial.create_trial, distributions=self._distributions)
         for values, value in earlier:
             if value is not None:
-                params = {key: self._index(key, values[key]) for key in self._space}
-                self._study.add_trial(
-                    optuna.trial.create_trial(
-                        params=params, distributions=self._distributions, value=value
-                    )
-                )
+                self._study.add_trial(create(params=self._params(values), value=value))
         self._waiting = list(unfinished)
-        self._next, self._count = len(earlier) + len(unfinished), count
+        self._next, self._count = len(earlier) + len(unfinished), options.samples
         self._asked: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the next trial, or say that there is none."""
+        """Return the next trial, or Tune's word for none."""
         if self._waiting:
             name, values = self._waiting.pop(0)
-            self._study.enqueue_trial({key: self._index(key, values[key]) for key in self._space})
+            self._study.enqueue_trial(self._params(values))
             self._asked[trial_id] = self._study.ask(self._distributions)
             return {"trial": {"name": name, "values": dict(values)}}
         if self._next >= self._count:
@@ -94,9 +88,12 @@ class OptunaSource(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the folders of the trials are the state."""
 
-    def _index(self, key: str, value: Any) -> Any:  # noqa: ANN401 - any option's value
-        domain = self._space[key]
-        return list(domain.values).index(value) if domain.is_list else value
+    def _params(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values as Optuna has them: those of lists by their place."""
+        return {
+            key: domain.values.index(values[key]) if domain.is_list else values[key]
+            for key, domain in self._space.items()
+        }
 
     def _value(self, key: str, proposed: Any) -> Any:  # noqa: ANN401 - any option's value
         domain = self._space[key]
@@ -105,16 +102,12 @@ class OptunaSource(Searcher):
         return int(proposed) if domain.kind == "randint" else rounded(proposed, *domain.values)
 
 
-def check_optuna() -> None:
-    """Refuse to search with Optuna where it is not installed.
+def import_optuna() -> Any:  # noqa: ANN401 - a module
+    """Import Optuna.
 
     Raises:
-        ConfigError: Naming what to install.
+        ConfigError: If it is not installed; names what to install.
     """
-    _optuna()
-
-
-def _optuna() -> Any:  # noqa: ANN401 - a module
     try:
         import optuna
     except ImportError as error:

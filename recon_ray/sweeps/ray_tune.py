@@ -44,15 +44,7 @@ def run_on_ray(
     trials: Sequence[Trial] = (),
     source: Searcher | None = None,
 ) -> None:
-    """Run trials in parallel on the cluster that this process has joined.
-
-    Args:
-        job: What they run.
-        plan: How many at once.
-        progress: Shows how far they are.
-        trials: The trials, in order.
-        source: Proposes trials instead.
-    """
+    """Run listed trials, or those that a source proposes, on the cluster that was joined."""
     set_environment(TUNE)
     function = tune.with_parameters(  # each of them lies in the object store once
         _trainable,
@@ -175,21 +167,14 @@ class _Watcher(tune.Callback):
         self._folders = folders
         self._progress = progress
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
+    def on_trial_start(self, trial: Any, **_: Any) -> None:  # noqa: ANN401
         self._progress.started(_name(trial))
 
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Any],
-        trial: Any,  # noqa: ANN401
-        result: dict[str, Any],
-        **_: Any,  # noqa: ANN401
-    ) -> None:
+    def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:  # noqa: ANN401
         if "has_ended" not in result:
             self._progress.progressed(_name(trial), _reported(result))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
+    def on_trial_complete(self, trial: Any, **_: Any) -> None:  # noqa: ANN401
         name, result = _name(trial), trial.last_result or {}
         if "has_ended" not in result:
             self._folders.mark_stopped(name, _reported(result))
@@ -200,13 +185,13 @@ class _Watcher(tune.Callback):
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
             self._progress.done(name, numbers)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401
+    def on_trial_error(self, trial: Any, **_: Any) -> None:  # noqa: ANN401
         sentence = "its process died without an error message (killed, out of memory, node lost)"
         if self._folders.status(_name(trial)) == "waiting":
             self._folders.mark_failed(_name(trial), sentence)
         self._progress.broke(_name(trial), sentence)
 
-    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ANN401
+    def on_step_end(self, **_: Any) -> None:  # noqa: ANN401
         self._progress.show()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from recon_ray.data.format.files import parquet_bytes, write_file
@@ -23,6 +24,7 @@ from recon_ray.sweeps.tables import (
     Spread,
     TrialRow,
     is_fraction,
+    keys_of,
     shown,
     summary_cells,
     text_table,
@@ -77,6 +79,10 @@ class SweepStory:
         """Whether the metric is shown in percent."""
         return is_fraction(self.metric, self.rows)
 
+    def cells(self, groups: Sequence[Spread]) -> Table:
+        """Return head and rows of the summary of some configurations."""
+        return summary_cells(groups, self.metric, percent=self.is_percent)
+
 
 def finish_trials(
     run: Run,
@@ -88,20 +94,14 @@ def finish_trials(
 ) -> JobResult:
     """Write report, ``trials.parquet`` and ``result.json``; a failed trial fails the job.
 
-    Args:
-        run: The run.
-        story: Trials and configurations.
-        table: Table for the terminal; by default the best configurations.
-        metrics: Numbers of the whole; by default those of the best configuration.
-        more: Further records of ``result.json``.
+    By default the table for the terminal is that of the best configurations, and the metrics are
+    those of the best one; ``more`` are further records of ``result.json``.
     """
     rows, folders = story.rows, TrialFolders(run.folder.uri)
     run.folder.write(REPORT_FILE, report_page(run.folder.local, folders, story))
     write_file(run.folder.local / TRIALS_FILE, parquet_bytes(trials_table(rows)))
     if table is None:
-        shown_groups = story.groups[:SHOWN_GROUPS]
-        cells = summary_cells(shown_groups, story.metric, percent=story.is_percent)
-        table = text_table(*cells)
+        table = text_table(*story.cells(story.groups[:SHOWN_GROUPS]))
     if metrics is None:
         metrics = mean_metrics({story.metric: story.groups[0]} if story.groups else {})
     counted = Counter(row.status for row in rows)
@@ -161,19 +161,11 @@ def _failure(rows: Sequence[TrialRow], folders: TrialFolders) -> str | None:
 
 
 def report_page(local: Path, folders: TrialFolders, story: SweepStory) -> str:
-    """Draw the figures of the trials to ``figures/`` and return the page that holds all of it.
-
-    Args:
-        local: Folder of the run.
-        folders: The folders of the trials.
-        story: What the page shows.
-    """
+    """Draw the figures of the trials to ``figures/`` and return the page with all of it."""
     environment = Environment(
         loader=PackageLoader("recon_ray.sweeps", ""), autoescape=True, trim_blocks=True
     )
-    summary = story.summary
-    if summary is None and story.groups:
-        summary = summary_cells(story.groups, story.metric, percent=story.is_percent)
+    summary = story.summary or (story.cells(story.groups) if story.groups else None)
     figures = {
         "Pictures" if story.figures else "Parameters": (
             story.figures or _parameter_figures(local, story)
@@ -194,8 +186,7 @@ def report_page(local: Path, folders: TrialFolders, story: SweepStory) -> str:
 
 
 def _trial_cells(story: SweepStory) -> Table:
-    keys = list(dict.fromkeys(key for row in story.rows for key in row.values))
-    cells = []
+    keys, cells = keys_of(story.rows), []
     for row in story.rows:
         values = [written(row.values[key]) if key in row.values else "" for key in keys]
         number = shown(row.metrics.get(story.metric, float("nan")), percent=story.is_percent)
@@ -208,8 +199,9 @@ def _parameter_figures(local: Path, story: SweepStory) -> list[tuple[str, Path]]
     """Draw one chart an option that was varied."""
     figures = []
     done = [r for r in story.rows if r.status == "done" and story.metric in r.metrics]
-    for key in dict.fromkeys(key for row in done for key in row.values):
-        values = [_axis_value(row.values.get(key)) for row in done]
+    for key in keys_of(done):
+        own = [row.values.get(key) for row in done]
+        values = [v if type(v) in (int, float) else written(v) for v in own]
         if len({*values}) == 1 and len({str(row.values.get(key)) for row in story.rows}) == 1:
             continue  # the same in all trials
         results = [row.metrics[story.metric] for row in done]
@@ -219,22 +211,18 @@ def _parameter_figures(local: Path, story: SweepStory) -> list[tuple[str, Path]]
     return figures
 
 
-def _axis_value(value: Any) -> Any:  # noqa: ANN401 - any option's value
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number else written(value)
-
-
 def _curve_figures(local: Path, folders: TrialFolders, story: SweepStory) -> list[tuple[str, Path]]:
     """Draw one chart a record: the loss of training, and what was validated."""
     group_of = {name: _title(group) for group in story.groups for name in group.numbers.index}
     best = list(dict.fromkeys(_title(group) for group in story.groups))
     curves: dict[str, list[Curve]] = {}
     for row in story.rows:
-        records = _records(folders, row.name)
-        for name in dict.fromkeys(name for record in records for name in record):
+        frame, group = pd.DataFrame(_records(folders, row.name)), group_of.get(row.name, row.status)
+        for name in frame.columns:
             if name == "train/loss" or name.startswith("val/"):
-                curve = _curve(group_of.get(row.name, row.status), records, name)
-                curves.setdefault(name, []).append(curve)
+                values = frame.set_index("step")[name].dropna()
+                values = values[:: max(1, len(values) // MOST_POINTS)]
+                curves.setdefault(name, []).append(Curve(group, values.index, values))
     figures = []
     for name in sorted(curves)[:MOST_CHARTS]:
         if max(len(curve.steps) for curve in curves[name]) > 1:
@@ -251,13 +239,6 @@ def _records(folders: TrialFolders, name: str) -> list[dict[str, Any]]:
         return read_records(folders.folder(name))
     except (CheckpointError, json.JSONDecodeError):
         return []
-
-
-def _curve(group: str, records: Sequence[dict[str, Any]], name: str) -> Curve:
-    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-    points = points[:: max(1, len(points) // MOST_POINTS)]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return Curve(group, steps, values)
 
 
 def _title(group: Spread) -> str:

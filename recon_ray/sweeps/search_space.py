@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
-from recon_ray.config.fields import index, nearest, scalar_text
+from recon_ray.config.fields import scalar_text
 from recon_ray.errors import ConfigError
 
 #: Every kind of a domain; grid is run through, the others are drawn from.
@@ -26,7 +25,7 @@ LONGEST_NAME = 96
 
 @dataclass(frozen=True)
 class Domain:
-    """The values that one option takes.
+    """Values that one option takes.
 
     Attributes:
         kind: One of :data:`KINDS`.
@@ -62,7 +61,7 @@ def parse_space(space: Mapping[str, object]) -> dict[str, Domain]:
     """Read ``{key: {kind: [...]}}``.
 
     Raises:
-        ValueError: One sentence on the first domain that is none.
+        ValueError: One sentence on the first domain that is wrong.
     """
     return {str(key): _domain(str(key), written) for key, written in space.items()}
 
@@ -111,51 +110,33 @@ def _text(value: object) -> str:
 
 
 def check_space(
-    schema: type[BaseModel],
     space: Mapping[str, Domain],
     build: Callable[[Mapping[str, Any]], object],
-    place: Callable[[str], str],
+    places: Mapping[str, str],
 ) -> None:
-    """Refuse keys that the job does not have, and values that it does not take.
-
-    Args:
-        schema: Root model of the job.
-        space: The domains.
-        build: Makes the job's configuration with these values, or raises a ConfigError.
-        place: Where a key of the space was written, for messages.
+    """Refuse keys that the sweep sets itself, and every key and value that the job refuses.
 
     Raises:
         ConfigError: One line on the first problem.
     """
-    known = index(schema).options
     for key in space:
         if key.startswith(RESERVED):
             raise ConfigError(
-                f"sweep.space.{key} ({place(key)}): is set by the sweep; leave it out"
+                f"sweep.space.{key} ({places[key]}): is set by the sweep; leave it out"
             )
-        if key not in known:
-            near = nearest(key, known)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see --help of the job"
-            raise ConfigError(f"sweep.space.{key} ({place(key)}): unknown key; {hint}")
     first = first_values(space)
-    build(first)
     for key, domain in space.items():
         for value in domain.values:
             build({**first, key: value})
 
 
 def first_values(space: Mapping[str, Domain]) -> dict[str, Any]:
-    """The first value, or the lower bound, of every option."""
+    """Return the first value, or the lower bound, of every option."""
     return {key: domain.values[0] for key, domain in space.items()}
 
 
 def with_seeds(space: Mapping[str, Domain], seeds: int, first: int) -> dict[str, Domain]:
-    """Add the seeds of the runs as a grid.
-
-    Args:
-        space: The domains.
-        seeds: How many seeds; 1 for that of the configuration.
-        first: The first seed.
+    """Add the seeds of the runs as a grid, none where there is only that of the configuration.
 
     Raises:
         ConfigError: If the space has seeds already.
@@ -177,11 +158,6 @@ def list_trials(space: Mapping[str, Domain], *, samples: int, seed: int) -> list
 
     More samples add trials after the others, which stay as they are. All points of the grids (and
     so all seeds) see the same draws.
-
-    Args:
-        space: The domains.
-        samples: Draws.
-        seed: Seed of the draws.
     """
     grids = {key: domain.values for key, domain in space.items() if domain.kind == "grid"}
     trials = []
@@ -195,7 +171,7 @@ def list_trials(space: Mapping[str, Domain], *, samples: int, seed: int) -> list
 
 
 def trial_name(number: int, values: Mapping[str, Any]) -> str:
-    """A name that says what a trial is, and serves as a folder: ``003_lr-0.001_seed-2``."""
+    """Return a readable name of a trial that serves as a folder: ``003_lr-0.001_seed-2``."""
     parts = [f"{number:03d}"]
     for key, value in values.items():
         parts.append(f"{key.rpartition('.')[2]}-{_text(value)}")

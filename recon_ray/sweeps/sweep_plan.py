@@ -1,18 +1,19 @@
-"""A sweep before its first trial: everything that is wrong with it is refused here."""
+"""Plan of a sweep: its trials, after every problem was refused that shows before the first one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recon_ray.config.help import as_mapping
+from recon_ray.config.loader import assemble
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.config import SweepConfig
-from recon_ray.sweeps.nested_config import InnerJob, option
-from recon_ray.sweeps.optuna_search import check_optuna
+from recon_ray.sweeps.optuna_search import import_optuna
 from recon_ray.sweeps.search_space import (
     Domain,
     check_space,
@@ -29,7 +30,7 @@ from recon_ray.tasks.registry import JOBS
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep that has been checked.
+    """Sweep that has been checked.
 
     Attributes:
         config: The configuration, with that of the job resolved.
@@ -45,37 +46,29 @@ class Plan:
 
     @property
     def metric(self) -> str:
-        """What compares the trials."""
+        """Metric of ``result.json`` that compares the trials."""
         return self.config.sweep.metric or str(JOBS[self.config.job].metric)
 
     @property
     def is_nested(self) -> bool:
-        """Return whether each trial has workers of its own."""
+        """Whether each trial has workers of its own."""
         return self.base.cluster.max_workers > 1
 
 
 def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
     """Check the job's configuration and every value of the space.
 
-    Args:
-        config: The configuration.
-        origins: Places of its values.
-
     Raises:
         ConfigError: One line each problem.
         DataError: If a data set is damaged.
     """
-    schema, options = JOBS[config.job].load_config(), config.sweep
-    inner = InnerJob.read(schema, config.config, "config", origins)
-
-    def place(key: str) -> str:
-        return origins.get(f"sweep.space.{key}") or origins.get("sweep.space", "sweep.space")
-
-    def build(values: Mapping[str, Any]) -> JobConfig:
-        return inner.build(values, place)
-
+    options = config.sweep
+    inner = InnerJob.read(JOBS[config.job].load_config(), config.config, "config", origins)
     space = parse_space(options.space)
-    check_space(schema, space, build, place)
+    written = origins.get("sweep.space", "sweep.space")
+    places = {key: origins.get(f"sweep.space.{key}", written) for key in space}
+    build = partial(inner.build, places=places)
+    check_space(space, build, places)
     base = build(first_values(space))
     space = with_seeds(space, options.seeds, base.run.seed)
     trials = []
@@ -105,15 +98,15 @@ def _check_search(plan: Plan) -> None:
     """Refuse a scheduler that has nothing to go by, and a search that is not installed."""
     options, base = plan.config.sweep, plan.base
     if options.search == "optuna":
-        check_optuna()
+        import_optuna()
     if plan.config.cluster.workers == 0:
-        if options.scheduler != "none" or options.search != "random" or plan.is_nested:
+        if options.is_stopping or options.search != "random" or plan.is_nested:
             raise ConfigError(
                 "cluster.workers=0 runs one trial after another without Ray: sweep.scheduler, "
                 "sweep.search=optuna and config.cluster.workers need Ray; leave it out"
             )
         return
-    if options.scheduler == "none":
+    if not options.is_stopping:
         return
     if not hasattr(base, "train"):
         raise ConfigError(
@@ -135,3 +128,72 @@ def _validates(base: JobConfig) -> bool:
         return validation.every_epochs is not None
     is_reference = getattr(base, "protocol", "sound") == "reference"
     return is_reference or base.data.validation_split is not None  # type: ignore[attr-defined]
+
+
+# --- Options of one job in another job's configuration -------------------------------------------
+
+
+@dataclass(frozen=True)
+class InnerJob:
+    """Options of a job as they were written, and where.
+
+    Attributes:
+        schema: Root model of the job.
+        files: YAML files that it includes.
+        written: Its options; keys may be dotted.
+        places: Where they were written, for messages.
+    """
+
+    schema: type[JobConfig]
+    files: tuple[Path, ...]
+    written: Mapping[str, Any]
+    places: Mapping[str, str]
+
+    @classmethod
+    def read(
+        cls,
+        schema: type[JobConfig],
+        options: Mapping[str, Any],
+        key: str,
+        origins: Mapping[str, str],
+    ) -> InnerJob:
+        """Take the options apart that the outer configuration holds under a key (``config``).
+
+        Raises:
+            ConfigError: If ``include`` is no list of files.
+        """
+        written = dict(options)
+        place = f"{key}.include"
+        files = _included(written.pop("include", None), place, origins.get(place, ""))
+        places = {name: origins.get(f"{key}.{name}", key) for name in written}
+        return cls(schema, files, written, places)
+
+    def build(
+        self, values: Mapping[str, Any], *, places: Mapping[str, str] | None = None
+    ) -> JobConfig:
+        """Make the configuration with further values, by dotted key, on top of the written ones.
+
+        Raises:
+            ConfigError: Everything that is wrong, one line each.
+        """
+        kept = {key: value for key, value in self.written.items() if key not in values}
+        origins = {**self.places, **(places or {})}
+        return assemble(self.schema, self.files, {**kept, **values}, origins=origins).config
+
+
+def option(config: JobConfig, key: str, *default: Any) -> Any:  # noqa: ANN401 - any option's value
+    """Return an option by its dotted key, or the default where the job does not have it."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part, *default)
+    return value
+
+
+def _included(include: object, key: str, origin: str) -> tuple[Path, ...]:
+    """Files that ``include`` names, relative to the file that does."""
+    names = include if isinstance(include, list | tuple) else [] if include is None else [include]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{key} ({origin}): expected a list of YAML files")
+    file, _, line = origin.rpartition(":")
+    folder = Path(file).parent if line.isdigit() else Path()
+    return tuple(folder / str(name) for name in names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -96,22 +96,19 @@ def numbers_of(rows: Iterable[TrialRow], metric: str) -> pd.Series:
 
 
 def read_rows(folders: TrialFolders, trials: Sequence[Trial]) -> list[TrialRow]:
-    """Read what became of the trials from their folders."""
-    return [_row(folders, trial) for trial in trials]
+    """Read the outcome of the trials from their folders."""
+    return [_outcome(folders, trial) for trial in trials]
 
 
-def _row(folders: TrialFolders, trial: Trial) -> TrialRow:
-    status = folders.status(trial.name)
-    if status == "stopped":
-        return TrialRow(trial.name, trial.values, status, folders.stopped(trial.name) or {})
-    if status != "done":
-        error = folders.failure(trial.name) or ""
-        return TrialRow(trial.name, trial.values, status, error=error)
+def _outcome(folders: TrialFolders, trial: Trial) -> TrialRow:
+    row = TrialRow(trial.name, trial.values, folders.status(trial.name))
+    if row.status == "stopped":
+        return replace(row, metrics=folders.stopped(trial.name) or {})
+    if row.status != "done":
+        return replace(row, error=folders.failure(trial.name) or "")
     result = folders.result(trial.name) or {}
-    return TrialRow(
-        trial.name,
-        trial.values,
-        status,
+    return replace(
+        row,
         metrics={name: float(value) for name, value in result["metrics"].items()},
         selection=str(result.get("selection", "")),
         protocol=str(result.get("protocol", "")),
@@ -122,13 +119,7 @@ def _row(folders: TrialFolders, trial: Trial) -> TrialRow:
 def spreads(
     rows: Sequence[TrialRow], metric: str, *, over: Sequence[str] = (SEED,)
 ) -> list[Spread]:
-    """Group the finished trials that differ only in their seeds.
-
-    Args:
-        rows: All trials, in order.
-        metric: What is averaged.
-        over: Keys that do not make another configuration.
-    """
+    """Group the finished trials that differ only in their seeds, or in the keys ``over``."""
 
     def common(row: TrialRow) -> dict[str, Any]:
         return {key: value for key, value in row.values.items() if key not in over}
@@ -163,19 +154,24 @@ def ranked(groups: Sequence[Spread], mode: str) -> list[Spread]:
 
 def trials_table(rows: Sequence[TrialRow]) -> pa.Table:
     """Return one row a trial: name, values, status and every number, for ``trials.parquet``."""
-    columns: dict[str, pa.Array] = {
-        "trial": pa.array([row.name for row in rows], pa.string()),
-        "status": pa.array([row.status for row in rows], pa.string()),
-    }
-    for key in dict.fromkeys(key for row in rows for key in row.values):
-        columns[key] = _value_column([row.values.get(key) for row in rows])
-    for name in dict.fromkeys(name for row in rows for name in row.metrics):
-        numbers = [row.metrics.get(name) for row in rows]
-        columns[f"metrics.{name}"] = pa.array(numbers, pa.float64())
-    columns["seconds"] = pa.array([row.seconds for row in rows], pa.float64())
-    columns["selection"] = pa.array([row.selection for row in rows], pa.string())
-    columns["error"] = pa.array([row.error for row in rows], pa.string())
-    return pa.table(columns)
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    numbers = {f"metrics.{name}": [row.metrics.get(name) for row in rows] for name in names}
+    numbers["seconds"] = [row.seconds for row in rows]
+    texts = {key: [getattr(row, key) for row in rows] for key in ("selection", "error")}
+    return pa.table(
+        {
+            "trial": pa.array([row.name for row in rows], pa.string()),
+            "status": pa.array([row.status for row in rows], pa.string()),
+            **{key: _value_column([row.values.get(key) for row in rows]) for key in keys_of(rows)},
+            **{key: pa.array(column, pa.float64()) for key, column in numbers.items()},
+            **{key: pa.array(column, pa.string()) for key, column in texts.items()},
+        }
+    )
+
+
+def keys_of(rows: Iterable[TrialRow | Spread]) -> list[str]:
+    """Return the keys of all values, in order."""
+    return list(dict.fromkeys(key for row in rows for key in row.values))
 
 
 def _value_column(values: list[Any]) -> pa.Array:
@@ -196,14 +192,8 @@ def written(value: object) -> str:
 def summary_cells(
     groups: Sequence[Spread], metric: str, *, percent: bool
 ) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the summary: values, count, mean and deviation, extremes, others.
-
-    Args:
-        groups: What is shown.
-        metric: Its name.
-        percent: Whether the numbers are fractions that are shown in percent.
-    """
-    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    """Return head and rows of the summary: values, count, mean and deviation, extremes, others."""
+    keys = keys_of(groups)
     labels = list(dict.fromkeys(label for group in groups for label in group.labeled))
     head = [*keys, "trials", f"{metric}, mean ± std", "min", "max"]
     head += [f"{label}, mean ± std" for label in labels]
@@ -248,13 +238,7 @@ def is_fraction(metric: str, rows: Sequence[TrialRow]) -> bool:
 def text_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
 ) -> str:
-    """Return the lines of a table for the terminal.
-
-    Args:
-        head: Names of the columns.
-        rows: Cells.
-        left: Columns whose cells begin at the left.
-    """
+    """Return a table for the terminal; the cells of the columns ``left`` begin at the left."""
     cells = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = ["<" if column in left else ">" for column in range(len(head))]

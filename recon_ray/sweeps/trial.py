@@ -103,13 +103,7 @@ class TrialWork:
 
 
 class _ProgressReporter:
-    """Reports the records of a run that hold what is watched.
-
-    Args:
-        watch: Name of the record.
-        report: Where it is reported.
-        seconds: Least time between two reports.
-    """
+    """Reporter of the records that hold what is watched, at most one in so many seconds."""
 
     def __init__(self, watch: str, report: Report, seconds: float) -> None:
         self._watch, self._report, self._seconds = watch, report, seconds
@@ -172,12 +166,7 @@ def refuse_stale(
 ) -> None:
     """Refuse to count trials that were done with other sets or weights than there are now.
 
-    Args:
-        run: The run of the whole.
-        folders: The folders of the trials.
-        trials: All of them.
-        config_of: Gives the configuration of one.
-        called: What their options are called in that of the run.
+    Messages name options as ``called`` has them.
 
     Raises:
         ConfigError: Naming what has changed.

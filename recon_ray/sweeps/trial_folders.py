@@ -1,4 +1,4 @@
-"""Run folders of the trials of a sweep, whose files alone tell what became of each trial.
+"""Run folders of the trials of a sweep, whose files are the only record of their state.
 
 ``trials/<name>/`` is done when its ``result.json`` is there, was stopped early when
 ``stopped.json`` is, failed when ``failure.txt`` is, and is to be run otherwise. So a killed sweep
@@ -23,7 +23,7 @@ RESULT, STOPPED, FAILURE = "result.json", "stopped.json", "failure.txt"
 
 @dataclass(frozen=True)
 class TrialFolders:
-    """The folders of the trials.
+    """Folders of the trials.
 
     Attributes:
         uri: Folder or URI of the sweep's run.
@@ -48,7 +48,7 @@ class TrialFolders:
         return sorted(name for name in found if self.folder(name).read("config.yaml") is not None)
 
     def status(self, name: str) -> Status:
-        """Return what became of a trial."""
+        """Return the state of a trial."""
         if self.result(name) is not None:
             return "done"
         if self.stopped(name) is not None:

@@ -29,7 +29,7 @@ from recon_ray.sweeps.trial_progress import TrialProgress
 
 logger = logging.getLogger(__name__)
 
-#: Tells the numbers of an unfinished trial: epochs done, and what the scheduler compares.
+#: Report of an unfinished trial: epochs done, and the record that the scheduler compares.
 Report = Callable[[Mapping[str, float]], None]
 
 #: What a driver of an inner run reserves; Tune refuses a trial that reserves nothing.
@@ -40,12 +40,7 @@ DASHBOARD_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial.
-
-    Attributes:
-        name: Name of its folder.
-        values: What differs from the others, by dotted key.
-    """
+    """Trial, by the name of its folder, and what differs from the others, by dotted key."""
 
     name: str
     values: Mapping[str, Any]
@@ -84,7 +79,7 @@ class TrialJob:
 
     @property
     def folders(self) -> TrialFolders:
-        """The folders of the trials."""
+        """Folders of the trials."""
         return TrialFolders(self.folder)
 
     @property
@@ -162,46 +157,35 @@ def trial_session(job: TrialJob, cluster: ClusterSection, count: int) -> Iterato
 
 
 def _wanted(job: TrialJob, count: int) -> int:
-    """Trials that a local cluster is made for: what the cores allow, or what was asked for."""
+    """Return how many trials a local cluster is made for: what the cores allow, or was set."""
     fitting = max(1, math.floor(cpu_count() / job.cpus))
     return min(count, job.options.max_concurrent or fitting)
 
 
 def _check_dashboard(job: TrialJob) -> None:
-    """Refuse a cluster without dashboard: Ray Train asks it which workers are to be cleaned up.
+    """Refuse a cluster without dashboard: Ray Train reads there which workers are to be cleaned up.
 
     Without it the workers of a stopped trial stay reserved, and the next trials wait for ever. One
     that has just been started takes some seconds to answer.
     """
     deadline = time.monotonic() + DASHBOARD_SECONDS
-    while (error := _dashboard_error()) is not None and time.monotonic() < deadline:
+    while True:
+        try:
+            list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=20)
+            return
+        except Exception as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{job.section}.scheduler: stopping trials that have several workers needs the "
+                    "cluster's dashboard, which does not answer; start the cluster with it, or set "
+                    f"{job.section}.scheduler=none"
+                ) from error
         time.sleep(1)
-    if error is not None:
-        raise ConfigError(
-            f"{job.section}.scheduler: stopping trials that have several workers needs the "
-            "cluster's dashboard, which does not answer; start the cluster with it, or set "
-            f"{job.section}.scheduler=none"
-        ) from error
-
-
-def _dashboard_error() -> Exception | None:
-    try:
-        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=20)
-    except Exception as error:
-        return error
-    return None
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What a trial reserves, and how many run at once.
-
-    Attributes:
-        at_once: Trials at once.
-        cpus: Logical CPUs of each, for Tune.
-        gpus: GPUs of each, for Tune.
-        threads: Threads of each.
-    """
+    """Trials at once, and logical CPUs, GPUs (as Tune reserves them) and threads of each."""
 
     at_once: int
     cpus: float
@@ -224,10 +208,15 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
             f"{job.section}.gpus_per_trial, or runtime.device=auto"
         )
     at_once = min(count, options.max_concurrent or count)
+
+    def option(kind: str) -> str:
+        own = f"{job.section}.{kind.lower()}s_per_trial"
+        return own if job.inner is None else "config.cluster.workers"
+
     for kind, total, each in (("CPU", cpus, job.cpus), ("GPU", gpus, workers * need.gpus)):
         if each > total + 1e-6:
             raise ConfigError(
-                f"{_option(job, kind)}: a trial reserves {each:g} {kind}s, the cluster has "
+                f"{option(kind)}: a trial reserves {each:g} {kind}s, the cluster has "
                 f"{total:g}; lower it"
             )
     described = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -235,7 +224,7 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
     if not at_once:
         fitting = sum(need.fits_into(node) for node in described)
         raise ConfigError(
-            f"{_option(job, 'GPU' if need.gpus else 'CPU')}: a trial needs {workers} x "
+            f"{option('GPU' if need.gpus else 'CPU')}: a trial needs {workers} x "
             f"({need.cpus:g} CPUs, {need.gpus:g} GPUs), each of them on one node, and the "
             f"{len(described)} nodes have room for {fitting}; lower it"
         )
@@ -248,7 +237,7 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
 
 
 def _need(job: TrialJob, gpus: float) -> Need:
-    """What a trial, or each of its workers, reserves on one node of a cluster of so many GPUs."""
+    """Return what a trial, or each of its workers, reserves on one node of the cluster."""
     if job.inner is not None:
         return Need(job.inner.cpus_per_worker, gpus_per_worker(job.inner, job.device, gpus))
     each = job.options.gpus_per_trial
@@ -257,21 +246,14 @@ def _need(job: TrialJob, gpus: float) -> Need:
     return Need(job.cpus, each)
 
 
-def _option(job: TrialJob, kind: str) -> str:
-    """The option that says how much a trial reserves."""
-    if job.inner is not None:
-        return "config.cluster.workers"
-    return f"{job.section}.{kind.lower()}s_per_trial"
-
-
 def _room(
     nodes: Sequence[Mapping[str, float]], need: Need, workers: int, most: int, driver: float
 ) -> int:
-    """Trials that find room at once, whichever nodes the drivers of their runs are on.
+    """Return how many trials find room at once, wherever the drivers of their runs are.
 
     Args:
-        nodes: What the nodes have.
-        need: What each worker takes of one node.
+        nodes: Resources of every node.
+        need: Reservation of each worker on one node.
         workers: Workers of a trial.
         most: Most trials.
         driver: CPUs of a driver.

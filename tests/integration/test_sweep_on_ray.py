@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import struct
 import sys
 import termios
 import threading
@@ -195,7 +197,7 @@ def test_a_terminal_shows_a_bar_that_is_drawn_over_itself(
     trials = [Trial(f"t{x}", {"x": x}) for x in (1, 2, 3)]
     master, slave = pty.openpty()
     text: list[bytes] = []
-    termios.tcsetwinsize(slave, (24, 90))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
     reader = threading.Thread(target=_read_all, args=(master, text))
     reader.start()
     with os.fdopen(slave, "w") as terminal:

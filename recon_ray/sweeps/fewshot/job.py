@@ -1,9 +1,8 @@
-"""The driver of ``jobs/fewshot.py``."""
+"""Driver of ``jobs/fewshot.py``: fine-tuning on every episode, averaged over the folds."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +17,6 @@ from recon_ray.sweeps.tables import (
     Spread,
     TrialRow,
     is_fraction,
-    mean_and_deviation,
     read_rows,
     spreads,
     summary_cells,
@@ -29,7 +27,7 @@ from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob
 from recon_ray.tasks.classify.classifier_checks import load_start
 from recon_ray.tasks.classify.config import FinetuneConfig
-from recon_ray.tasks.classify.episodes import SharedClouds, read_clouds
+from recon_ray.tasks.classify.episodes import read_clouds
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
@@ -37,7 +35,7 @@ from recon_ray.tasks.run import Run, open_run
 logger = logging.getLogger(__name__)
 
 METRIC = "accuracy"
-#: Published mean and deviation by (way, shot), in percent; which deviation is not said.
+#: Published mean and deviation by (way, shot), in percent; the kind of deviation is not stated.
 PUBLISHED = {
     (5, 10): (97.3, 1.9),
     (5, 20): (98.9, 1.2),
@@ -57,13 +55,15 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
     load_start(base.init_from, **sizes)  # refused here rather than in every trial
     if config.data.verify:
         prepared.verify_hashes()
+    megabytes = shared.nbytes / 1e6
     if job.dry_run:
-        return _dry_run(trials, shared)
+        clouds = f"{shared.count} clouds in all ({megabytes:.1f} MB)"
+        head = f"dry run: {len(trials)} episodes with {clouds}, nothing was run"
+        return JobResult("\n".join([head, *(f"  {trial.name}" for trial in trials)]))
     run = open_run("fewshot", config, label=config.train.tune, resume=config.resume)
     folders = TrialFolders(run.folder.place)
     work = TrialWork("finetune", base, folders.storage, "val/accuracy")
     refuse_stale(run, folders, trials, work.config_of, called={})
-    megabytes = shared.nbytes / 1e6
     logger.info("%d episodes share %d clouds (%.1f MB)", len(trials), shared.count, megabytes)
     trial_job = TrialJob(
         run=work,
@@ -81,19 +81,15 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
 
 
 def fold_config(config: FewshotConfig) -> FinetuneConfig:
-    """The configuration of jobs/finetune.py that all folds have in common.
-
-    The set's hashes are compared once, by the driver.
-    """
+    """Return the configuration of jobs/finetune.py that all folds have in common."""
     options = {name: getattr(config, name) for name in FinetuneConfig.model_fields}
     options["cluster"] = config.cluster.model_copy(update={"workers": 0})
-    options["data"] = config.data.model_copy(update={"verify": False})
-    options["resume"] = "auto"
-    return FinetuneConfig(**options)
+    options["data"] = config.data.model_copy(update={"verify": False})  # the driver does it, once
+    return FinetuneConfig(**{**options, "resume": "auto"})
 
 
 def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
-    """One fold.
+    """Return the trial of one fold.
 
     The published runs leave out what does not fill the last batch of an epoch. Under protocol sound
     the batch is the largest one that leaves nothing out, up to ``train.global_batch_size``.
@@ -112,15 +108,6 @@ def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
     return Trial(f"{way}way_{shot}shot_{fold:02d}", values)
 
 
-def _dry_run(trials: Sequence[Trial], shared: SharedClouds) -> JobResult:
-    lines = [
-        f"dry run: {len(trials)} episodes with {shared.count} clouds in all "
-        f"({shared.nbytes / 1e6:.1f} MB), nothing was run",
-        *(f"  {trial.name}" for trial in trials),
-    ]
-    return JobResult("\n".join(lines))
-
-
 # --- Results --------------------------------------------------------------------------------------
 
 
@@ -128,6 +115,7 @@ def _finish(run: Run, rows: list[TrialRow]) -> JobResult:
     groups = spreads(rows, METRIC, over=("fold", "train.global_batch_size"))
     head, cells = summary_cells(groups, METRIC, percent=is_fraction(METRIC, rows))
     beside = [[*line, _published(group)] for line, group in zip(cells, groups, strict=True)]
+    summary = [*head, "published (ModelNet40), mean ± std in %"], beside
     own = sorted({row.selection for row in rows if row.selection})
     story = SweepStory(
         title=f"Few-shot {run.config.run.name}",
@@ -137,32 +125,23 @@ def _finish(run: Run, rows: list[TrialRow]) -> JobResult:
         config=dump_yaml(run.config),
         rows=rows,
         groups=groups,
-        summary=([*head, "published (ModelNet40), mean ± std in %"], beside),
+        summary=summary,
     )
     named = {f"{METRIC}_{g.values['way']}way_{g.values['shot']}shot": g for g in groups}
     metrics = mean_metrics(named)
     means = [metrics[name] for name in named if name in metrics]
     whole = {METRIC: fmean(means)} if means else {}
-    return finish_trials(run, story, table=_table(groups), metrics=whole | metrics)
+    table = f"{text_table(*summary)}\nstd: {DEVIATION}; the published kind is not stated"
+    return finish_trials(run, story, table=table, metrics=whole | metrics)
 
 
 def with_episode(row: TrialRow) -> TrialRow:
-    """The same row with way, shot and fold of its episode, if any, as values of their own."""
+    """Return the row with way, shot and fold of its episode, if any, as values of their own."""
     if "data.episode" not in row.values:
         return row
     way, shot, fold = row.values["data.episode"]
     more = {key: value for key, value in row.values.items() if key != "data.episode"}
     return replace(row, values={"way": way, "shot": shot, "fold": fold, **more})
-
-
-def _table(groups: Sequence[Spread]) -> str:
-    head = ["way", "shot", "folds", "accuracy, mean ± std", "published (ModelNet40)"]
-    rows = []
-    for group in groups:
-        way, shot = str(group.values["way"]), str(group.values["shot"])
-        ours = mean_and_deviation(group.numbers, percent=True)
-        rows.append([way, shot, str(len(group.numbers)), ours, _published(group)])
-    return f"{text_table(head, rows)}\nstd: {DEVIATION}; the published kind is not stated"
 
 
 def _published(group: Spread) -> str:

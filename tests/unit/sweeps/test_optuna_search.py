@@ -9,21 +9,21 @@ import pytest
 from ray.tune.search import Searcher
 
 from recon_ray.errors import ConfigError
-from recon_ray.sweeps.optuna_search import OptunaSource, check_optuna
+from recon_ray.sweeps.config import SweepSection
+from recon_ray.sweeps.optuna_search import OptunaSource, import_optuna
 from recon_ray.sweeps.search_space import parse_space
 
-SPACE = parse_space(
-    {
-        "optim.lr": {"loguniform": [1e-5, 1e-2]},
-        "train.tune": {"choice": ["full", "mlp3"]},
-        "train.epochs": {"randint": [1, 3]},
-    }
-)
+SPACE = {
+    "optim.lr": {"loguniform": [1e-5, 1e-2]},
+    "train.tune": {"choice": ["full", "mlp3"]},
+    "train.epochs": {"randint": [1, 3]},
+}
 
 
 def source(count: int, **more: Any) -> OptunaSource:
     pytest.importorskip("optuna", reason="Optuna is not installed (recon-ray[search])")
-    return OptunaSource(SPACE, count=count, seed=0, metric="accuracy", mode="max", **more)
+    options = SweepSection(space=SPACE, samples=count, search="optuna")
+    return OptunaSource(parse_space(SPACE), options, "accuracy", **more)
 
 
 def test_proposals_are_legal_and_end_after_their_number() -> None:
@@ -53,4 +53,4 @@ def test_a_continued_search_finishes_what_was_begun_and_counts_what_is_done() ->
 def test_without_optuna_the_search_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"Optuna is not installed; pip install 'recon-ray"):
-        check_optuna()
+        import_optuna()
