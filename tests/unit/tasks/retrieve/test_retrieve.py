@@ -291,7 +291,7 @@ def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
     [
         ({"query": "absent.ply"}, ConfigError, r"query=absent\.ply: no such file; give a picture"),
         ({"query": "notes.md"}, ConfigError, r"ends in \.md is neither a picture \(\.png"),
-        ({"query": "broken.png"}, DataError, r"broken\.png: is no readable PNG or JPEG"),
+        ({"query": "broken.png"}, DataError, r"broken\.png: is not a readable PNG or JPEG"),
         ({"query": "few.npy"}, DataError, r"few\.npy: 5 points are too few for the model's 8"),
         (
             {"query": "words", "teacher": {"text": {"name": None}}},
