@@ -71,7 +71,7 @@ def stored_teachers(
     Raises:
         ConfigError: If features are configured that are not there, or are another teacher's.
         DataError: If a cache is damaged.
-        TeacherError: If the teacher whose cache is searched cannot be loaded.
+        TeacherError: If the teacher, whose identity the cache must have, cannot be loaded.
     """
     options, verify = config.teacher, config.data.verify
     image = text = None
@@ -98,14 +98,11 @@ def _image_cache(
     config: PretrainConfig, prepared: PreparedSet, splits: Sequence[str]
 ) -> TeacherCache:
     options = config.teacher.image
-    wanted = _wanted_images(options, prepared)
     if options.cache is not None:
+        wanted = _wanted_images(options, prepared)
         return _named_cache(config, Path(options.cache), wanted, splits)
-    found, reason = find_caches(prepared, wanted)
-    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    fitting, reason = _fitting_caches(options, prepared, splits)
     if not fitting:
-        if found:
-            reason = f"{found[-1].path.name}: {_absent(found[-1], splits)}"
         nearest = f" (the nearest is {reason})" if reason else ""
         raise ConfigError(
             f"teacher.image.mode=cached: {prepared.path} has no features of {options.name} as "
@@ -117,6 +114,17 @@ def _image_cache(
         return int(choices["seed"]) == config.run.seed, int(choices["copies"])
 
     return sorted(fitting, key=preference)[-1]
+
+
+def _fitting_caches(
+    options: ImageEncoderSection, prepared: PreparedSet, splits: Sequence[str]
+) -> tuple[list[TeacherCache], str | None]:
+    """Find the caches with all splits, else the reason why the nearest does not fit."""
+    found, reason = find_caches(prepared, _wanted_images(options, prepared))
+    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    if found and not fitting:
+        reason = f"{found[-1].path.name}: {_absent(found[-1], splits)}"
+    return fitting, reason
 
 
 def _absent(cache: TeacherCache, splits: Sequence[str]) -> str | None:
@@ -239,8 +247,7 @@ def stored_images(
         return _of_source(prepared, "image_features", splits)
     if not find_caches(prepared, {"kind": "image"})[0]:
         return None
-    found, _ = find_caches(prepared, _wanted_images(options, prepared))
-    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    fitting, _ = _fitting_caches(options, prepared, splits)
     if not fitting:
         return None
     parts = [fitting[-1].image_features(prepared, split, verify=verify) for split in splits]

@@ -1,9 +1,9 @@
 """Features of frozen teachers that were computed once, beside their prepared set.
 
 A cache is a folder ``<set>/teachers/<key>/``: its ``_manifest.json`` (written last) holds the
-identity of teacher, preprocessing and pictures, and ``key`` is the hash of it. Image features are in
-``<split>/part-*.parquet``, with the shards and the order of rows of the set; text features in
-``text_bank.parquet``.
+identity of teacher, preprocessing and pictures, and ``key`` is the hash of it. Image features are
+in ``<split>/part-*.parquet``, with the shards and the order of rows of the set; text features are
+in ``text_bank.parquet``.
 """
 
 from __future__ import annotations

@@ -64,28 +64,22 @@ def svm_accuracy(
 
 
 def few_label_accuracy(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
+    *data: np.ndarray,
     shots: int,
     draws: int,
     seed: int,
     c: float = PAPER_C,
 ) -> float:
-    """Return the mean test accuracy of linear SVMs that see ``shots`` labels a class.
+    """Return the mean test accuracy of linear SVMs with few labels a class.
 
     Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes.
-        test: (T, D) test features.
-        test_labels: (T,) their classes.
+        data: As :func:`svm_accuracy` takes it.
         shots: Labels a class; all labels of a class with fewer.
         draws: Random draws that are averaged.
         seed: Seed of the draws.
         c: Inverse regularization.
     """
+    train, train_labels, test, test_labels = data
     accuracies = []
     for draw in range(draws):
         random = np.random.default_rng([seed, draw])
@@ -144,11 +138,7 @@ def choose_k(train: np.ndarray, train_labels: np.ndarray, ks: Sequence[int]) -> 
 
 
 def logistic_accuracy(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
+    *data: np.ndarray,
     seed: int = 0,
     grid: Sequence[float] = LOGISTIC_C,
 ) -> float:
@@ -158,10 +148,7 @@ def logistic_accuracy(
     model is then fitted to all of them.
 
     Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes, at least two different ones.
-        test: (T, D) test features.
-        test_labels: (T,) their classes.
+        data: As :func:`svm_accuracy` takes it.
         seed: Seed of the choice of the held-out part.
         grid: Inverse regularizations that are tried.
     """
@@ -170,6 +157,7 @@ def logistic_accuracy(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    train, train_labels, test, test_labels = data
     middle = grid[len(grid) // 2]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=middle, max_iter=200))
     held = held_out(train_labels, seed=seed)
@@ -252,22 +240,15 @@ class ProbeEvaluation(FrozenEvaluation):
 
 
 def probe_accuracies(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
+    *data: np.ndarray,
     options: ProbeSection,
     seed: int = 0,
     follows_reference: bool = False,
 ) -> dict[str, float]:
-    """Return the test accuracies of all probes; data as :func:`svm_accuracy`.
+    """Return the test accuracies of all probes.
 
     Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes.
-        test: (T, D) test features.
-        test_labels: (T,) their classes.
+        data: As :func:`svm_accuracy` takes it.
         options: Probes.
         seed: Seed of their draws.
         follows_reference: Solve the linear SVM on all labels as published.
@@ -277,7 +258,7 @@ def probe_accuracies(
         ``knn<k>_accuracy`` for each k, and as configured ``logistic_accuracy`` and
         ``few_label_accuracy``.
     """
-    data = (train, train_labels, test, test_labels)
+    train, train_labels, test, test_labels = data
     svm = svm_accuracy(*data, c=options.svm_c, follows_reference=follows_reference)
     found = {"accuracy": svm}
     classes = nearest_neighbors(train, train_labels, test, options.knn)

@@ -24,7 +24,7 @@ def read_query(text: str, num_points: int, up_axis: str, seed: int) -> Query:
         seed: Seed of the sampling.
 
     Raises:
-        ConfigError: If there is no such file, or it is of no known kind.
+        ConfigError: If there is no such file, or its kind is unknown.
         DataError: If it cannot be read.
     """
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - words may begin with an unknown ~name

@@ -86,7 +86,7 @@ class Candidates:
     Attributes:
         names: C names.
         texts: Text of each in the prompts.
-        of_label: Name number of every label of the set; -1 for a class that is no candidate.
+        of_label: Name number of every label of the set; -1 for a class that cannot be chosen.
     """
 
     names: tuple[str, ...]
