@@ -32,10 +32,10 @@ Normalization: TypeAlias = Literal["whole", "subset", "none"]
 
 @dataclass(frozen=True)
 class PointChoice:
-    """The points of a stored cloud that an evaluation reads; the same ones every time.
+    """The choice of points of a stored cloud in an evaluation; the same ones every time.
 
     Attributes:
-        num_points: How many.
+        num_points: Number of points.
         how: ``fps`` takes the farthest points, ``resample`` thins evenly and then picks at random
             (:func:`recon_ray.points.transforms.resample`), ``random`` picks at random. Random picks
             depend on the seed and the sample.
@@ -52,7 +52,7 @@ class PointChoice:
     seed: int = 0
 
     def samples(self, stored: int) -> bool:
-        """Return whether anything is chosen from clouds of so many points: else all are read."""
+        """Return whether a part of clouds of so many points is chosen, else all are read."""
         return self.num_points < stored
 
     def __call__(self, points: Tensor, sample_ids: Tensor) -> Tensor:
@@ -80,9 +80,41 @@ class PointChoice:
         return points if is_all else transforms.random_subset(points, count, source)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrozenEvaluation:
+    """Measurement of frozen weights on whole splits; small and picklable.
+
+    Attributes:
+        weights: Run, checkpoint or file.
+        sizes: Constructor arguments that a foreign file does not hold.
+        choice: Choice of the points.
+        batch_size: Clouds a worker encodes at once.
+        limit: Use the first rows of a split only.
+    """
+
+    weights: str
+    sizes: Mapping[str, Any]
+    choice: PointChoice
+    batch_size: int
+    limit: int | None = None
+
+    def extract(
+        self,
+        encode: Encode,
+        runtime: EvaluationRuntime,
+        split: str,
+        **options: Any,  # noqa: ANN401
+    ) -> dict[str, np.ndarray]:
+        """Encode every cloud of a split; see :func:`extract_features` for further options."""
+        batch_size, limit = self.batch_size, self.limit
+        return extract_features(
+            encode, runtime, split, self.choice, batch_size=batch_size, limit=limit, **options
+        )
+
+
 @dataclass
 class Tally:
-    """How often clouds were sampled and encoded, over all workers."""
+    """Numbers of sampled and encoded clouds, over all workers."""
 
     sampled_clouds: int = 0
     encoded_clouds: int = 0
@@ -93,7 +125,7 @@ class Tally:
         self.encoded_clouds += clouds * encodings
 
     def counts(self) -> dict[str, int]:
-        """The numbers by name."""
+        """Return the numbers by name."""
         return dict(vars(self))
 
 
@@ -109,17 +141,17 @@ def extract_features(
     encodings: int = 1,
     labeled: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Encode every cloud of a split once and give everything to every rank.
+    """Encode every cloud of a split once and return all features on every rank.
 
     Args:
-        encode: Gives the features of a batch; its names must not be ``sample_id`` or ``label``.
-        runtime: The worker's outside.
+        encode: Returns the features of a batch, without the names ``sample_id`` and ``label``.
+        runtime: Interface of the worker.
         split: Name of the split.
-        choice: Which points are read.
+        choice: Choice of the points.
         batch_size: Clouds a worker encodes at once.
         limit: Use the first rows only.
-        tally: Where what was done is counted.
-        encodings: How many models ``encode`` runs on a cloud.
+        tally: Counts of clouds, which are increased.
+        encodings: Number of models that ``encode`` runs on a cloud.
         labeled: Leave out clouds without a class.
 
     Returns:
@@ -147,7 +179,7 @@ def extract_features(
         )
 
     rows = [features_of(batch) for batch in batches_on(batches, runtime.device)]
-    if not rows:  # more workers than clouds: this one gives none, of the same widths
+    if not rows:  # more workers than clouds: no rows from this one, of the same widths
         one = evaluation_batches(table, BatchOptions(), batch_size=1, rank=0, world_size=1)
         first = {name: value.to(runtime.device) for name, value in next(iter(one)).items()}
         rows = [{name: value[:0] for name, value in features_of(first).items()}]
@@ -174,7 +206,7 @@ def _in_order(rows: Mapping[str, Tensor], *, labeled: bool = False) -> dict[str,
 def without_last_batch(
     features: Mapping[str, np.ndarray], batch_size: int, *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Leave out as many random samples as do not fill a last batch (published training loaders).
+    """Leave out as many random samples as an incomplete last batch has (published loaders).
 
     Args:
         features: Arrays of B rows each.
@@ -213,7 +245,7 @@ def load_embedder(
         trained: Load the weights; otherwise only their architecture is used, freshly drawn from
             torch's default generator.
         follows_reference: Draw them as the published networks of the downstream tasks are drawn.
-        sizes: Constructor arguments that the shapes in a foreign file do not show.
+        sizes: Constructor arguments that a foreign file does not hold.
 
     Raises:
         CheckpointError: If they cannot be read, or lack a part.

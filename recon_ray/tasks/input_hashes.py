@@ -1,7 +1,7 @@
-"""Inputs of a run by content: ``inputs.json`` holds the hashes of its sets and its weights.
+"""Hashes of the sets and the weights that a run reads, in its ``inputs.json``.
 
-Options only name places: a set that was prepared again lies where the old one did, and results of
-the old one do not belong to it.
+Options only name places. A set that was prepared again, or weights that were trained again, have
+the place of the old ones, but results of the old ones do not belong to them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from recon_ray.config.sections.common import JobConfig
@@ -19,7 +20,7 @@ from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.weights.find import hash_of_weights
 
 INPUTS = "inputs.json"
-#: Options that name a folder, and the files that describe its content.
+#: Options that name a folder, and the files that identify its content.
 SETS = {
     "data.path": (MANIFEST,),
     "data.episodes": (EPISODES_RECORD, MANIFEST),
@@ -29,12 +30,10 @@ WEIGHTS = "init_from"
 
 
 def inputs_of(config: JobConfig) -> dict[str, str]:
-    """SHA-256 of every set and of the weights that a configuration names.
+    """Return the SHA-256 of every set and of the weights that a configuration names, by option.
 
-    A set counts by its manifest, which has the hashes of its files.
-
-    Returns:
-        Option to hash; a missing set is left out, as its reader refuses it.
+    A set counts by its manifest, which has the hashes of its files. A missing set or file is left
+    out; reading it is refused elsewhere.
     """
     found: dict[str, str] = {}
     for option, files in SETS.items():
@@ -44,10 +43,8 @@ def inputs_of(config: JobConfig) -> dict[str, str]:
             found[option] = hashlib.sha256(path.read_bytes()).hexdigest()
     place = _value(config, WEIGHTS)
     if place is not None:
-        try:
+        with suppress(CheckpointError):
             found[WEIGHTS] = hash_of_weights(place)
-        except CheckpointError:
-            return found
     return found
 
 
@@ -58,13 +55,13 @@ def refuse_other_inputs(
     *,
     called: Mapping[str, str] | None = None,
 ) -> None:
-    """Refuse to continue, or to count, a run of other sets or weights.
+    """Refuse to continue or count a run whose sets or weights have changed.
 
     Args:
         folder: The run's folder; without an ``inputs.json`` nothing is refused.
         config: Its configuration.
-        inputs: The hashes now, from :func:`inputs_of`.
-        called: Names of options in the message, where they differ from those of the configuration.
+        inputs: Hashes of now, from :func:`inputs_of`.
+        called: Other names of options for the message.
 
     Raises:
         ConfigError: Naming what has changed.

@@ -1,4 +1,4 @@
-"""How the clouds of a published data set are brought to a classifier: by its card."""
+"""Normalization, choice and augmentation of the points of a data set, by its card."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Transform = Literal["rotate", "scale", "none"]
 
 @dataclass(frozen=True)
 class CloudPipeline:
-    """From stored clouds to those that a classifier sees.
+    """Steps from stored clouds to the input of a classifier.
 
     The published order: normalize the whole cloud, thin it evenly to some candidates, pick points
     of these at random, turn or stretch. In training each epoch thins from another point on.
 
     Attributes:
-        num_points: Points that the classifier sees.
+        num_points: Points of the input.
         normalize: Centre and scale the stored cloud (``whole``), the chosen points (``subset``), or
             neither.
-        augment: What training does to the chosen points.
-        transform: What voting does to them.
+        augment: Augmentation of the chosen points in training.
+        transform: Augmentation of them in voting.
         min_sq_norm: Skip rule of the sampling.
     """
 
@@ -55,12 +55,12 @@ class CloudPipeline:
         return points
 
     def test(self) -> PointChoice:
-        """The points that an evaluation without voting reads: the farthest ones."""
+        """Return the choice of an evaluation without voting: the farthest points."""
         skip = self.min_sq_norm
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
 
     def zeroshot(self, *, follows_reference: bool, seed: int) -> PointChoice:
-        """The points that zero-shot reads: resampled as published, else random ones.
+        """Return the choice of zero-shot: points resampled as published, else random ones.
 
         Args:
             follows_reference: Whether they are resampled.
@@ -87,7 +87,7 @@ class CloudPipeline:
         return transforms.normalize(points) if self.normalize == "subset" else points
 
     def vote(self, candidates: Tensor, source: SampleGenerator) -> Tensor:
-        """One subset of thinned clouds, turned or stretched, as a voting repeat sees it."""
+        """Return one subset of thinned clouds, turned or stretched, for a voting repeat."""
         points = self.pick(candidates, source)
         if self.transform == "rotate":
             return transforms.rotate_y(points, source)
@@ -103,11 +103,11 @@ def pipeline_of(
     augment: Literal["auto", "rotate", "scale_translate", "none"] = "auto",
     transform: Literal["auto", "rotate", "scale", "none"] = "auto",
 ) -> CloudPipeline:
-    """Decide what is automatic by the card of the set (spec of the published runs).
+    """Resolve automatic options by the card of the set (spec of the published runs).
 
     Args:
         card: The manifest's card; None for a set that is not a published one.
-        num_points: Points that the classifier sees.
+        num_points: Points of the input.
         follows_reference: Whether sampling skips points at the origin.
         normalize: ``auto`` is the card's, else ``whole``.
         augment: ``auto`` is scale_translate for ModelNet, else rotate (few-shot episodes too).

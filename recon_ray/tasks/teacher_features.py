@@ -17,6 +17,7 @@ from recon_ray.data.loading.images import IMAGES_VERSION, ImageTransform
 from recon_ray.errors import ConfigError, TeacherError
 from recon_ray.tasks.cache_teachers.config import CacheSection, CacheTeachersConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.cache import (
     Identity,
     StoredBank,
@@ -27,7 +28,9 @@ from recon_ray.teachers.cache import (
     views_identity,
 )
 from recon_ray.teachers.create import create_image_teacher, create_text_teacher
+from recon_ray.teachers.feature_table import TableTextTeacher
 from recon_ray.teachers.protocol import ImageTeacher, Precision, TextTeacher
+from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class StoredTeachers:
-    """What need not be computed in the training; picklable.
+    """Teachers' features that are read in the training instead of computed; picklable.
 
     Attributes:
         image: Image features of the training split, None to run the teacher.
@@ -51,35 +54,35 @@ class StoredTeachers:
 
     @property
     def features(self) -> tuple[StoredFeatures, ...]:
-        """What is read beside the training rows."""
+        """Features that are read beside the training rows."""
         return tuple(one for one in (self.image, self.text) if one is not None)
 
 
 def stored_teachers(
     config: PretrainConfig, prepared: PreparedSet, texts: Sequence[str]
 ) -> StoredTeachers:
-    """Find what is there already of the configured teachers.
+    """Find the stored features of the configured teachers.
 
     Args:
         config: The job's configuration.
         prepared: The prepared set.
-        texts: What a text teacher reads.
+        texts: Texts of the text teacher.
 
     Raises:
-        ConfigError: If features are asked for that are not there, or are another teacher's.
+        ConfigError: If features are configured that are not there, or are another teacher's.
         DataError: If a cache is damaged.
-        TeacherError: If the teacher that would tell whether a cache fits cannot be had.
+        TeacherError: If the teacher, whose identity the cache must have, cannot be loaded.
     """
     options, verify = config.teacher, config.data.verify
     image = text = None
     splits = [split.name for split in prepared.join(config.data.train_splits).members]
     if options.image.name == SOURCE:
-        image = joined_features([source_features(prepared, "image_features", s) for s in splits])
+        image = _of_source(prepared, "image_features", splits)
     elif options.image.name is not None and options.image.mode == "cached":
         cache = _image_cache(config, prepared, splits)
         image = joined_features([cache.image_features(prepared, s, verify=verify) for s in splits])
     if options.text.name == SOURCE:
-        text = joined_features([source_features(prepared, "text_features", s) for s in splits])
+        text = _of_source(prepared, "text_features", splits)
     bank = None
     if options.text.name not in (None, SOURCE):
         use_prompts = config.data.text == "category"
@@ -87,30 +90,45 @@ def stored_teachers(
     return StoredTeachers(image, text, bank)
 
 
+def _of_source(prepared: PreparedSet, column: str, splits: Sequence[str]) -> StoredFeatures:
+    return joined_features([source_features(prepared, column, split) for split in splits])
+
+
 def _image_cache(
     config: PretrainConfig, prepared: PreparedSet, splits: Sequence[str]
 ) -> TeacherCache:
     options = config.teacher.image
-    wanted = _wanted_images(options, prepared)
     if options.cache is not None:
+        wanted = _wanted_images(options, prepared)
         return _named_cache(config, Path(options.cache), wanted, splits)
-    found, reason = find_caches(prepared, wanted)
-    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    fitting, reason = _fitting_caches(options, prepared, splits)
     if not fitting:
-        if found:
-            reason = f"{found[-1].path.name}: {_absent(found[-1], splits)}"
         nearest = f" (the nearest is {reason})" if reason else ""
         raise ConfigError(
             f"teacher.image.mode=cached: {prepared.path} has no features of {options.name} as "
             f"configured{nearest}; make them: {cache_command(config)}"
         )
-    seed = config.run.seed
-    fitting.sort(key=lambda cache: (_choice(cache, "seed") == seed, _choice(cache, "copies")))
-    return fitting[-1]
+
+    def preference(cache: TeacherCache) -> tuple[bool, int]:
+        choices = cache.identity["choices"]
+        return int(choices["seed"]) == config.run.seed, int(choices["copies"])
+
+    return sorted(fitting, key=preference)[-1]
+
+
+def _fitting_caches(
+    options: ImageEncoderSection, prepared: PreparedSet, splits: Sequence[str]
+) -> tuple[list[TeacherCache], str | None]:
+    """Find the caches with all splits, else the reason why the nearest does not fit."""
+    found, reason = find_caches(prepared, _wanted_images(options, prepared))
+    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    if found and not fitting:
+        reason = f"{found[-1].path.name}: {_absent(found[-1], splits)}"
+    return fitting, reason
 
 
 def _absent(cache: TeacherCache, splits: Sequence[str]) -> str | None:
-    """Say in words which of the splits a cache of images lacks first; None if it has all."""
+    """Return a sentence on the first split that a cache of images lacks, None if it has all."""
     has = cache.manifest["splits"]
     lacks = next((split for split in splits if split not in has), None)
     return None if lacks is None else f"it holds {', '.join(has) or 'no split'}, not {lacks!r}"
@@ -134,12 +152,8 @@ def _named_cache(
     return cache
 
 
-def _choice(cache: TeacherCache, name: str) -> int:
-    return int(cache.identity["choices"][name])
-
-
 def _wanted_images(options: ImageEncoderSection, prepared: PreparedSet) -> Identity:
-    """What a cache must be of; weights that are pinned need not be there to know their hash."""
+    """Return the identity that a cache must have; pinned weights are not loaded for their hash."""
     if options.sha256 is None:
         return image_identity(make_image_teacher(options), options, prepared)
     return {
@@ -188,22 +202,21 @@ def stored_bank(
     Args:
         options: The text teacher, which has a name.
         prepared: The prepared set.
-        texts: What the bank holds.
+        texts: Texts of the bank.
         use_prompts: Whether each is put into the 60 prompts.
 
     Raises:
-        TeacherError: If the teacher that would tell whether a bank fits cannot be had.
+        TeacherError: If the teacher whose bank is searched cannot be loaded.
     """
     if not find_caches(prepared, {"kind": "text"})[0]:
         return None
-    pin = options.sha256
-    if pin is None:
+    if options.sha256 is None:
         teacher = make_text_teacher(options)
         assert teacher is not None
-        wanted = text_identity(teacher.identity, texts, use_prompts=use_prompts)
+        identity = teacher.identity
     else:
-        wanted = text_identity({"sha256": pin.strip().lower()}, texts, use_prompts=use_prompts)
-    fitting, _ = find_caches(prepared, wanted)
+        identity = {"sha256": options.sha256.strip().lower()}
+    fitting, _ = find_caches(prepared, text_identity(identity, texts, use_prompts=use_prompts))
     return StoredBank(fitting[0]) if fitting else None
 
 
@@ -214,7 +227,7 @@ def stored_images(
     *,
     verify: bool,
 ) -> StoredFeatures | None:
-    """Find the image features of splits that the source shipped, or that a cache of them holds.
+    """Find the image features of splits, of the source or in a cache.
 
     Args:
         options: The image teacher, which has a name.
@@ -226,16 +239,15 @@ def stored_images(
         None if they have to be computed.
 
     Raises:
-        ConfigError: If the source's are asked for and there are none.
+        ConfigError: If those of the source are configured and there are none.
         DataError: If a cache is damaged.
-        TeacherError: If the teacher that would tell whether a cache fits cannot be had.
+        TeacherError: If the teacher whose cache is searched cannot be loaded.
     """
     if options.name == SOURCE:
-        return joined_features([source_features(prepared, "image_features", s) for s in splits])
+        return _of_source(prepared, "image_features", splits)
     if not find_caches(prepared, {"kind": "image"})[0]:
         return None
-    found, _ = find_caches(prepared, _wanted_images(options, prepared))
-    fitting = [cache for cache in found if _absent(cache, splits) is None]
+    fitting, _ = _fitting_caches(options, prepared, splits)
     if not fitting:
         return None
     parts = [fitting[-1].image_features(prepared, split, verify=verify) for split in splits]
@@ -243,7 +255,7 @@ def stored_images(
 
 
 def cache_command(config: PretrainConfig) -> str:
-    """The command that makes the cache which a configuration asks for."""
+    """Return the command that makes the cache for a configuration."""
     now, usual = config.model_dump(), CacheTeachersConfig().model_dump()
     words = ["python", "jobs/cache_teachers.py", f"data.path={config.data.path}"]
     for section, names in _CACHE_OPTIONS.items():
@@ -278,7 +290,7 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - the value o
 
 
 def image_transform(teacher: ImageTeacher, options: ImageEncoderSection) -> ImageTransform:
-    """How pictures are brought to a teacher."""
+    """Return the augmentation and size of pictures for a teacher."""
     return ImageTransform(kind=options.augment, image_size=teacher.image_size, bgr=options.bgr)
 
 
@@ -289,11 +301,11 @@ def make_image_teacher(
 
     Args:
         options: Its section, with a name.
-        precision: What the forward pass computes in.
+        precision: Precision of the forward pass.
         sha256: Hash that the weights must have besides the configured one.
 
     Raises:
-        TeacherError: If it cannot be had; the message names the section.
+        TeacherError: If it cannot be loaded; the message names the section.
     """
     assert options.name is not None
     with _naming("teacher.image"):
@@ -306,10 +318,10 @@ def make_image_teacher(
 
 
 def make_text_teacher(options: TextTeacherSection) -> TextTeacher | None:
-    """Make the configured text teacher on the CPU; None where there is none.
+    """Make the configured text teacher on the CPU; None without a name.
 
     Raises:
-        TeacherError: If it cannot be had; the message names the section.
+        TeacherError: If it cannot be loaded; the message names the section.
     """
     if options.name is None:
         return None
@@ -324,3 +336,39 @@ def _naming(section: str) -> Iterator[None]:
         yield
     except TeacherError as error:
         raise type(error)(f"{section}: {error}") from error
+
+
+# -- Checks --------------------------------------------------------------------------------------
+
+
+def check_width(side: str, name: str, dim: int, weights: LoadedWeights, projection: str) -> None:
+    """Refuse a teacher whose features have another width than a projection of the model.
+
+    Args:
+        side: Section of the teacher: ``image`` or ``text``.
+        name: Name of the teacher.
+        dim: Width of its features.
+        weights: The model's weights.
+        projection: Projection that is compared with it: ``image`` or ``text``.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    width = weights.architecture[f"{projection}_dim"]
+    if dim != width:
+        raise ConfigError(
+            f"teacher.{side}.name={name}: its features are {dim} wide, the {projection} projection "
+            f"of {weights.source} gives {width}; name the teacher of the pre-training"
+        )
+
+
+def check_texts_known(
+    teacher: TextTeacher | StoredBank, texts: Sequence[str], *, use_prompts: bool = True
+) -> None:
+    """Refuse a table of features that lacks a text, before anything starts.
+
+    Raises:
+        TeacherError: Naming the first one.
+    """
+    if isinstance(teacher, TableTextTeacher):
+        text_bank(teacher, texts, use_prompts=use_prompts)

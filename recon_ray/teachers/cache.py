@@ -1,9 +1,9 @@
-"""Features of frozen teachers that were computed once, and stay beside their prepared set.
+"""Features of frozen teachers that were computed once, beside their prepared set.
 
-A cache is a folder ``<set>/teachers/<key>/``: its ``_manifest.json`` (written last) says which
-teacher saw which pictures how, and ``key`` names exactly that. Image features lie in
-``<split>/part-*.parquet``, with the shards and the order of rows of the set; text features in
-``text_bank.parquet``.
+A cache is a folder ``<set>/teachers/<key>/``: its ``_manifest.json`` (written last) holds the
+identity of teacher, preprocessing and pictures, and ``key`` is the hash of it. Image features are
+in ``<split>/part-*.parquet``, with the shards and the order of rows of the set; text features are
+in ``text_bank.parquet``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TeacherCache:
 
     Attributes:
         path: Its folder.
-        manifest: What its ``_manifest.json`` holds.
+        manifest: Content of its ``_manifest.json``.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class TeacherCache:
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict):
             raise DataError(
-                f"{path}: is no finished teacher cache ({MANIFEST} is missing or unreadable); "
+                f"{path}: is not a finished teacher cache ({MANIFEST} is missing or unreadable); "
                 "run jobs/cache_teachers.py again, which finishes it"
             )
         version = manifest.get("version")
@@ -142,11 +142,7 @@ class TeacherCache:
 
 @dataclass(frozen=True)
 class StoredBank:
-    """A text bank that is read instead of computed; what it holds does not depend on that.
-
-    Attributes:
-        cache: Where it lies.
-    """
+    """A text bank that is read instead of computed, with the same content."""
 
     cache: TeacherCache
 
@@ -169,7 +165,7 @@ class StoredBank:
 
 
 def views_identity(prepared: PreparedSet) -> dict[str, str]:
-    """Name the pictures of a set, and nothing else of it: points may change under a cache."""
+    """Return the identity of a set's pictures alone: its points may change under a cache."""
     shards = {
         name: [shard["views"]["sha256"] for shard in split["shards"] if shard["views"]]
         for name, split in prepared.manifest["splits"].items()
@@ -180,7 +176,7 @@ def views_identity(prepared: PreparedSet) -> dict[str, str]:
 def text_identity(
     teacher: Mapping[str, str], texts: Sequence[str], *, use_prompts: bool
 ) -> Identity:
-    """Name a text bank: teacher, texts in their order, prompts."""
+    """Return the identity of a text bank: teacher, texts in their order, prompts."""
     sentences = [PREFIXES, SUFFIXES] if use_prompts else None
     return {
         "kind": "text",
@@ -198,9 +194,9 @@ def cache_key(identity: Identity) -> str:
 
 
 def difference(found: Identity, wanted: Identity, prefix: str = "") -> str | None:
-    """Say in words what is wanted and not found first; None if there is nothing.
+    """Return a phrase on the first wanted entry that differs; None if there is none.
 
-    Only what ``wanted`` names is compared: seed, copies and precision are a cache's own choice.
+    Only the keys of ``wanted`` are compared: seed, copies and precision are a cache's own choice.
     """
     for key, value in wanted.items():
         other = found.get(key)
@@ -214,10 +210,10 @@ def difference(found: Identity, wanted: Identity, prefix: str = "") -> str | Non
 
 
 def find_caches(prepared: PreparedSet, wanted: Identity) -> tuple[list[TeacherCache], str | None]:
-    """Look through the caches of a set for those of an identity.
+    """Find the caches of a set that have an identity.
 
     Returns:
-        The fitting ones, and if there is none, why the nearest one does not fit, if there is one.
+        The fitting ones; without any, the reason why the nearest does not fit, None without one.
     """
     fitting, reason = [], None
     for cache in _caches(prepared):
@@ -235,7 +231,7 @@ def _caches(prepared: PreparedSet) -> Iterator[TeacherCache]:
     for path in sorted((prepared.path / CACHES).glob(f"*/{MANIFEST}")):
         try:
             yield TeacherCache.open(path.parent)
-        except DataError as error:  # of no use, but in nobody's way
+        except DataError as error:  # of no use, but no obstacle
             logger.warning("%s", error)
 
 

@@ -25,6 +25,8 @@ from recon_ray.teachers.weights_file import check_pin
 
 logger = logging.getLogger(__name__)
 
+TOWERS = {"open_clip": create_open_clip_image_teacher, "timm": create_timm_image_teacher}
+
 
 def create_image_teacher(
     spec: str,
@@ -54,18 +56,13 @@ def create_image_teacher(
     if specification.family == "descriptor":
         teacher = DescriptorImageTeacher(_width(specification))
         check_pin(specification.name, teacher.identity["sha256"], sha256)
-    elif specification.family == "table":
+    elif specification.family in TOWERS:
+        create = TOWERS[specification.family]
+        teacher = create(specification, sha256=sha256, statistics=statistics, precision=precision)
+    else:
         raise TeacherNameError(
             f"Teacher {spec!r} cannot encode images: a table holds features of texts only; "
             "give open_clip:<arch>:<tag or file>, timm:<arch>:<tag or file> or descriptor."
-        )
-    elif specification.family == "open_clip":
-        teacher = create_open_clip_image_teacher(
-            specification, sha256=sha256, statistics=statistics, precision=precision
-        )
-    else:
-        teacher = create_timm_image_teacher(
-            specification, sha256=sha256, statistics=statistics, precision=precision
         )
     _log("image", teacher)
     return teacher
@@ -81,9 +78,6 @@ def create_text_teacher(
             (features computed elsewhere, see :mod:`recon_ray.teachers.feature_table`).
         sha256: Hash that the weights must have.
         precision: Precision of the forward pass; features are float32 either way.
-
-    Returns:
-        The teacher.
 
     Raises:
         TeacherError: As :func:`create_image_teacher`; also for timm, which has no text encoders.

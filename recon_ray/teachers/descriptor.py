@@ -1,6 +1,6 @@
-"""Weight-free image and text descriptors: a stand-in for when no teacher's weights can be had.
+"""Weight-free image and text descriptors: a stand-in for teachers without weights at hand.
 
-They carry no knowledge of the world: texts are close when they share letters, images when they
+They hold no knowledge of the world: texts are close when they share letters, images when they
 share outline, edges and colours. That is enough to exercise every part of a run and to align shapes
 with their category names, and not enough for published numbers.
 """
@@ -60,7 +60,7 @@ class DescriptorImageTeacher(ImageTeacher):
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, dim) of images (B, 3, H, W) in [0, 1]."""
+        """Return features (B, dim) of images (B, 3, H, W) in [0, 1]."""
         images = _to_size(images)
         blocks = [_outline(images), _edges(images), _colors(images)]
         described = torch.cat([_standardize(block) for block in blocks], dim=1)
@@ -100,7 +100,7 @@ class DescriptorTextTeacher(TextTeacher):
         self.freeze()
 
     def forward(self, texts: list[str]) -> Tensor:
-        """Features (T, dim) of texts."""
+        """Return features (T, dim) of texts."""
         templates, names = zip(*map(split_prompt, texts), strict=True)
         mixed = self._hash(names) + TEMPLATE_WEIGHT * self._hash(templates)
         return SCALE * F.normalize(mixed.to(self.device), dim=1)
@@ -130,7 +130,7 @@ def split_prompt(text: str) -> tuple[str, str]:
 
 
 def _random_signs(rows: int, columns: int) -> Tensor:
-    """A (rows, columns) matrix of +-1 / sqrt(rows), from raw bits: the same in every version."""
+    """Return (rows, columns) of +-1 / sqrt(rows), from raw bits: the same in every version."""
     bits = np.random.PCG64(PROJECTION_SEED).random_raw(math.ceil(rows * columns / 64))
     signs = np.unpackbits(bits.astype("<u8").view(np.uint8))[: rows * columns]
     matrix = torch.from_numpy(signs.astype(np.float32)).reshape(rows, columns)
@@ -150,7 +150,7 @@ def _standardize(block: Tensor) -> Tensor:
 
 
 def _outline(images: Tensor) -> Tensor:
-    """Distance from the corners' colour, pooled: (B, 64)."""
+    """Return the distance from the corners' colour, pooled: (B, 64)."""
     corners = torch.stack(
         [
             images[..., y, x]
@@ -165,7 +165,7 @@ def _outline(images: Tensor) -> Tensor:
 
 
 def _edges(images: Tensor) -> Tensor:
-    """Square root of the edge energy by orientation and cell: (B, 128)."""
+    """Return the square root of the edge energy by orientation and cell: (B, 128)."""
     gray = images.mean(dim=1)
     inner = slice(2, IMAGE_SIZE - 2)  # 60 pixels: cells of 15 each
     dx = gray[:, inner, 3:-1] - gray[:, inner, 1:-3]
@@ -182,7 +182,7 @@ def _edges(images: Tensor) -> Tensor:
 
 
 def _colors(images: Tensor) -> Tensor:
-    """Mean and deviation of each channel in each cell: (B, 96)."""
+    """Return mean and deviation of each channel in each cell: (B, 96)."""
     cell = IMAGE_SIZE // COLOR_CELLS
     mean, square = F.avg_pool2d(images, cell), F.avg_pool2d(images.square(), cell)
     deviation = (square - mean.square()).clamp(min=0).sqrt()

@@ -18,7 +18,6 @@ from recon_ray.teachers.protocol import (
     TextTeacher,
     TowerImageTeacher,
     Triple,
-    choose_statistics,
 )
 from recon_ray.teachers.specification import Specification
 from recon_ray.teachers.weights_file import (
@@ -41,12 +40,9 @@ class OpenClipTextTeacher(TextTeacher):
         self,
         model: nn.Module,
         tokenizer: Callable[[list[str]], Tensor],
-        *,
-        identity: Mapping[str, str],
-        dim: int,
-        precision: Precision = "fp32",
+        **constants: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(identity=identity, dim=dim, precision=precision)
+        super().__init__(**constants)
         self.model = model
         self.tokenizer = tokenizer
         self.freeze()
@@ -75,14 +71,14 @@ def create_open_clip_image_teacher(
     visual = clip.model.visual
     assert isinstance(visual, nn.Module)
     size: Any = visual.image_size
-    mean, std = choose_statistics(statistics, clip.mean, clip.std)
     return TowerImageTeacher(
         visual,
+        statistics=statistics,
         identity=clip.identity,
         dim=clip.dim,
         image_size=int(size[0] if isinstance(size, (tuple, list)) else size),
-        mean=mean,
-        std=std,
+        mean=clip.mean,
+        std=clip.std,
         precision=precision,
     )
 

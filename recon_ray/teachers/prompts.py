@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-PREFIXES: tuple[str, ...] = (
-    "",
-    "A ",
-    "A model of ",
-    "A model of a ",
-    "A image of ",
-    "A image of a ",
-    "A 3D model of ",
-    "A 3D model of a ",
-    "A rendering model of ",
-    "A rendering model of a ",
-    "A point cloud of ",
-    "A point cloud of a ",
-    "A point cloud model of ",
-    "A point cloud model of a ",
-    "A 3D rendering model of ",
-    "A 3D rendering model of a ",
-    "A rendering image of ",
-    "A rendering image of a ",
-    "A 3D rendering image of ",
-    "A 3D rendering image of a ",
+_NOUNS = (
+    *("model", "image", "3D model", "rendering model", "point cloud", "point cloud model"),
+    *("3D rendering model", "rendering image", "3D rendering image"),
 )
+PREFIXES = ("", "A ", *(f"A {noun} of {article}" for noun in _NOUNS for article in ("", "a ")))
 """Openings of a prompt; the grammar ("A image") is the reference's, the features depend on it."""
 
 SUFFIXES: tuple[str, ...] = (".", " with white background.", " with black context.")
@@ -39,9 +22,6 @@ def prompt(text: str, index: int) -> str:
     Args:
         text: Category name or caption.
         index: 0 to 59; prefix ``index % 20``, suffix ``index // 20`` (the reference's order).
-
-    Returns:
-        The sentence.
 
     Raises:
         ValueError: If the index is outside 0 to 59.

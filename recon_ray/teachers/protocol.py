@@ -134,10 +134,22 @@ class TowerImageTeacher(ImageTeacher):
 
     Args:
         backbone: The network.
+        statistics: Normalize with its own constants (``teacher``), or with ImageNet's as the
+            reference did for every teacher (``imagenet``).
         constants: Arguments of :class:`ImageTeacher`.
     """
 
-    def __init__(self, backbone: nn.Module, **constants: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        statistics: Statistics,
+        **constants: Any,  # noqa: ANN401
+    ) -> None:
+        if statistics not in ("teacher", "imagenet"):
+            raise ValueError(f"teacher statistics is {statistics!r}: give 'teacher' or 'imagenet'.")
+        if statistics == "imagenet":
+            constants |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         super().__init__(**constants)
         self.backbone = backbone
         self.freeze()
@@ -168,19 +180,3 @@ class TextTeacher(FrozenTeacher):
             return torch.zeros(0, self.dim, device=self.device)
         with self.autocast():
             return self(list(texts)).float()
-
-
-def choose_statistics(statistics: Statistics, mean: Triple, std: Triple) -> tuple[Triple, Triple]:
-    """Choose the normalization constants of an image teacher.
-
-    Args:
-        statistics: ``teacher`` for the teacher's own, ``imagenet`` for those of the reference.
-        mean: The teacher's own channel means.
-        std: The teacher's own channel deviations.
-
-    Raises:
-        ValueError: If ``statistics`` is another word.
-    """
-    if statistics not in ("teacher", "imagenet"):
-        raise ValueError(f"teacher statistics is {statistics!r}: give 'teacher' or 'imagenet'.")
-    return (mean, std) if statistics == "teacher" else (IMAGENET_MEAN, IMAGENET_STD)

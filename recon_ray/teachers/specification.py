@@ -20,7 +20,7 @@ class Specification:
         text: The whole string.
         family: ``open_clip``, ``timm``, ``descriptor`` or ``table``.
         arch: Architecture; the width for ``descriptor``, the file for ``table``; may be empty.
-        source: What follows: empty, a tag, a file, or ``tag:file``.
+        source: The rest: empty, a tag, a file, or ``tag:file``.
     """
 
     text: str

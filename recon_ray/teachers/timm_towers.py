@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.errors import TeacherError, TeacherNameError
-from recon_ray.teachers.protocol import (
-    Precision,
-    Statistics,
-    TowerImageTeacher,
-    Triple,
-    choose_statistics,
-)
+from recon_ray.teachers.protocol import Precision, Statistics, TowerImageTeacher, Triple
 from recon_ray.teachers.specification import Specification
 from recon_ray.teachers.weights_file import find_weights_file, load_strictly, read_weights
 
@@ -89,16 +83,15 @@ def create_timm_image_teacher(
         backbone = timm.create_model(arch, pretrained=False, num_classes=0)
         state = _published_state(backbone, state, settings, specification, path)
     load_strictly(backbone, state, name=specification.name, path=path)
-    own = (HALF, HALF) if is_original else (settings["mean"], settings["std"])
-    mean, std = choose_statistics(statistics, *own)
     return TowerImageTeacher(
         backbone,
+        statistics=statistics,
         identity={"name": specification.name, "tag": file.tag, "sha256": file.sha256},
         # The pooled head of convolutional families may be wider than the last stage.
         dim=int(getattr(backbone, "head_hidden_size", None) or backbone.num_features),
         image_size=int(settings["input_size"][-1]),
-        mean=mean,
-        std=std,
+        mean=HALF if is_original else settings["mean"],
+        std=HALF if is_original else settings["std"],
         precision=precision,
     )
 

@@ -240,7 +240,7 @@ def views_per_sample(split: Split) -> int:
 def build_cache(
     plan: CachePlan, pool: EncodePool, make_worker: Callable[[], ShardWorker], *, dim: int
 ) -> list[ImageTask]:
-    """Build, or finish, the image features of a plan.
+    """Build or finish the image features of a plan.
 
     Args:
         plan: The shards.

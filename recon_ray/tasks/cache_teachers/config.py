@@ -1,4 +1,4 @@
-"""Running the frozen teachers once."""
+"""Options of ``cache_teachers``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CachedDataSection(Section):
     )
     text: Literal["category", "caption"] = Field(
         "category",
-        description="What the text teacher reads: class texts in 60 prompts, or captions.",
+        description="Texts that are encoded: class texts in 60 prompts, or captions.",
     )
     verify: bool = Field(
         True, description="Compare the SHA-256 of every shard with the manifest first."
@@ -46,7 +46,7 @@ class EncodersSection(Section):
 
 
 class CacheSection(Section):
-    """What is kept of the image teacher."""
+    """Size and precision of the cache of images."""
 
     copies: Annotated[int, Field(ge=1, le=1000)] = Field(
         8,
@@ -60,13 +60,13 @@ class CacheSection(Section):
     batch_size: Count = Field(64, description="Pictures of a forward pass.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="What the teacher computes in; online it is the step's (runtime.precision).",
+        description="Precision of the teacher; online it is the step's (runtime.precision).",
     )
 
 
 class CacheTeachersConfig(JobConfig):
     """jobs/cache_teachers.py: features of frozen teachers, computed once beside a prepared set."""
 
-    data: CachedDataSection = Field(CachedDataSection(), description="What is encoded.")
+    data: CachedDataSection = Field(CachedDataSection(), description="Set that is encoded.")
     teacher: EncodersSection = Field(EncodersSection(), description="The teachers.")
-    cache: CacheSection = Field(CacheSection(), description="What is kept.")
+    cache: CacheSection = Field(CacheSection(), description="The cache.")

@@ -12,18 +12,18 @@ from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
 
 
 class EmbeddedDataSection(EvaluatedSetSection):
-    """The prepared set whose shapes are encoded, and how points are brought to the model."""
+    """The prepared set whose shapes are encoded, and the choice of their points."""
 
     path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")  # type: ignore[assignment]
     num_points: Count = Field(
         1024,
-        description="Points of a cloud that the model is given, the farthest ones; a file that has "
-        "fewer keeps them all.",
+        description="Points of a cloud that the model reads, the farthest ones; a file with fewer "
+        "keeps them all.",
     )
 
 
 class EmbedSection(Section):
-    """What is encoded, and how many at once."""
+    """Splits and batches."""
 
     splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="Splits of data.path; by default all."
@@ -49,9 +49,9 @@ class EmbedConfig(ProtocolConfig):
         "y", description="Axis that points up in the files; they are turned to y up."
     )
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )
-    embed: EmbedSection = Field(EmbedSection(), description="What is encoded.")
+    embed: EmbedSection = Field(EmbedSection(), description="Splits and batches.")
 
     @model_validator(mode="after")
     def _is_complete(self) -> EmbedConfig:

@@ -148,7 +148,7 @@ class EmbedWorker:
 def _table(
     columns: Mapping[str, list[Any]], split: str, features: Mapping[str, Tensor]
 ) -> pa.Table:
-    """Return rows with features as lists of one length, which every reader of Parquet knows."""
+    """Return rows with features as lists of one length, as every reader of Parquet takes them."""
     count = len(columns["sample_id"])
     arrays = {
         "sample_id": pa.array(columns["sample_id"], pa.int64()),

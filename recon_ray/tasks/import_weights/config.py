@@ -31,14 +31,14 @@ class ImportWeightsConfig(JobConfig):
     ] = Field(
         "auto",
         description="Kind of model to write; auto keeps the file's. embedder takes the encoder and "
-        "projections of another kind; a kind that the file is not is refused otherwise.",
+        "projections of another kind; any other kind than the file's is refused.",
     )
     format: Literal["safetensors", "reference"] = Field(
         "safetensors",
         description="safetensors with the architecture inside, or the reference's .pth layout.",
     )
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/import_weights.py``."""
+"""Main function of ``jobs/import_weights.py``."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
 
 
 def convert(weights: LoadedWeights, kind: str = "auto") -> tuple[LoadedWeights, LoadReport]:
-    """Keep the weights that a kind of model has, and say what became of every key.
+    """Keep the weights of a kind of model, and report every key.
 
     Args:
-        weights: What was read.
+        weights: The weights of a file.
         kind: Kind of model, or ``auto`` for that of the weights.
 
     Raises:
-        CheckpointError: If the weights are not all that such a model needs.
+        CheckpointError: If the weights of such a model are not complete.
     """
     target = weights.kind if kind == "auto" else kind
     if target not in (weights.kind, "embedder"):
@@ -75,7 +75,7 @@ def convert(weights: LoadedWeights, kind: str = "auto") -> tuple[LoadedWeights, 
             f"{weights.source}: it holds the weights of a {weights.kind} model, but kind={target} "
             "was asked for; leave kind out, or give the file of such a model"
         )
-    if target == "pointmae":  # an encoder, no model by itself
+    if target == "pointmae":  # an encoder, not a whole model
         return weights, _as_it_is(weights)
     with torch.device("meta"):
         model = construct(target, weights)

@@ -23,11 +23,11 @@ class EvaluatedSetSection(Section):
     path: Location = Field(
         "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
-    num_points: Count = Field(1024, description="Points of a cloud that the model is given.")
+    num_points: Count = Field(1024, description="Points of a cloud that the model reads.")
     normalize: Normalization = Field(
         "auto",
         description="Center and scale each stored cloud (whole), the chosen points (subset), or "
-        "none; auto is what the set's card says, else whole.",
+        "none; auto is that of the set's card, else whole.",
     )
     limit: Count | None = Field(None, description="Use at most this many shapes a split.")
     verify: bool = Field(True, description="Compare the SHA-256 of every shard first.")
@@ -50,9 +50,9 @@ class ProbeSection(Section):
     untrained: bool = Field(
         True,
         description="Also probe an untrained network of the same architecture, drawn as published "
-        "with protocol=reference: what training added is the difference.",
+        "with protocol=reference: the difference is the gain of training.",
     )
-    train_split: str = Field("train", description="Split that the probes learn from.")
+    train_split: str = Field("train", description="Split that the probes are fitted to.")
     test_split: str = Field("test", description="Split that they are tested on.")
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
@@ -64,9 +64,9 @@ class LinearProbeConfig(ProtocolConfig):
         None,
         description="Weights with an encoder: run folder, checkpoint, file or published name.",
     )
-    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is classified.")
+    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Set that is classified.")
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )
     probe: ProbeSection = Field(ProbeSection(), description="The probes.")
 

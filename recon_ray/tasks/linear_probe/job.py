@@ -1,10 +1,9 @@
-"""The driver of ``jobs/linear_probe.py``."""
+"""Main function of ``jobs/linear_probe.py``."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
@@ -20,9 +19,9 @@ from recon_ray.tasks.classify.classifier_checks import (
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
 from recon_ray.tasks.linear_probe.config import LinearProbeConfig
 from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
-from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.run import open_run
 from recon_ray.weights.load import compare, construct
 
 #: Probes in the order of the table.
@@ -38,9 +37,13 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     """Extract features once, fit the probes and write ``result.json``."""
     config = job.config
     prepared = find_set("data.path", Path(config.data.path))
-    place = _check_weights(config)
+    place, weights = load_start(config.init_from, **config.model.model_dump())
+    assert place is not None
+    assert weights is not None
+    compare(construct("embedder", weights), weights, strict=True)
     _check_splits(config, prepared)
-    make = _evaluation(config, prepared, place)
+    check_points(prepared, config.data.num_points, follows_reference=False)
+    card = prepared.manifest.get("card")
     if config.data.verify:
         prepared.verify_hashes()
     use_ops(config)
@@ -50,7 +53,18 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     run = open_run("linear_probe", config, label=prepared.path.name)
     run.begin()
     found = evaluate(
-        make,
+        partial(
+            ProbeEvaluation,
+            weights=place,
+            sizes=config.model.model_dump(),
+            batch_size=config.probe.batch_size,
+            options=config.probe,
+            choice=evaluated_clouds(config.data, card, protocol=config.protocol).test(),
+            num_classes=len(prepared.classes),
+            follows_reference=config.protocol == "reference",
+            seed=config.run.seed,
+            limit=config.data.limit,
+        ),
         prepared,
         (config.probe.train_split, config.probe.test_split),
         options=BatchOptions(),
@@ -58,16 +72,21 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
         cluster=config.cluster,
         runtime=config.runtime,
     )
-    return _finish(run, config, prepared, found)
-
-
-def _check_weights(config: LinearProbeConfig) -> str:
-    """Read the weights and see that they have a whole encoder; give their place."""
-    place, weights = load_start(config.init_from, **config.model.model_dump())
-    assert place is not None
-    assert weights is not None
-    compare(construct("embedder", weights), weights, strict=True)
-    return place
+    metrics: dict[str, float] = found["metrics"]
+    return run.finish(
+        metrics,
+        table=summary(metrics),
+        selection="neighbors and regularization are chosen on training shapes; nothing is chosen "
+        f"on {config.probe.test_split!r}",
+        counts={
+            **found["counts"],
+            "classes": len(prepared.classes),
+            "workers": config.cluster.max_workers,
+        },
+        protocol=config.protocol,
+        init_from=config.init_from,
+        data=str(prepared.path),
+    )
 
 
 def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
@@ -103,53 +122,8 @@ def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
         )
 
 
-def _evaluation(
-    config: LinearProbeConfig, prepared: PreparedSet, place: str
-) -> partial[ProbeEvaluation]:
-    """What the workers run: the farthest points of each cloud, as published."""
-    check_points(prepared, config.data.num_points, follows_reference=False)
-    follows = config.protocol == "reference"
-    pipeline = pipeline_of(
-        prepared.manifest.get("card"),
-        num_points=config.data.num_points,
-        follows_reference=follows,
-        normalize=config.data.normalize,
-    )
-    return partial(
-        ProbeEvaluation,
-        place,
-        config.model.model_dump(),
-        options=config.probe,
-        choice=pipeline.test(),
-        num_classes=len(prepared.classes),
-        follows_reference=follows,
-        seed=config.run.seed,
-        limit=config.data.limit,
-    )
-
-
-def _finish(
-    run: Run, config: LinearProbeConfig, prepared: PreparedSet, found: dict[str, Any]
-) -> JobResult:
-    metrics = found["metrics"]
-    return run.finish(
-        metrics,
-        table=summary(metrics),
-        selection="neighbors and regularization are chosen on training shapes; nothing is chosen "
-        f"on {config.probe.test_split!r}",
-        counts={
-            **found["counts"],
-            "classes": len(prepared.classes),
-            "workers": config.cluster.max_workers,
-        },
-        protocol=config.protocol,
-        init_from=config.init_from,
-        data=str(prepared.path),
-    )
-
-
 def summary(metrics: dict[str, float]) -> str:
-    """Short table: every probe, on these features and on those of the untrained network."""
+    """Return a table of every probe, on these features and on those of the untrained network."""
     lines = [f"{'':28}{'untrained':>12}{'these weights':>16}"]
     for name, title in PROBES.items():
         if name in metrics:

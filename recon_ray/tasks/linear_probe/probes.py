@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recon_ray.tasks.feature_extraction import (
-    PointChoice,
+    FrozenEvaluation,
     Tally,
-    extract_features,
     load_embedder,
     without_last_batch,
 )
@@ -24,14 +23,12 @@ from recon_ray.train.runtime import EvaluationRuntime
 
 #: C of the published linear SVM evaluation.
 PAPER_C = 0.075
-#: Shapes of a batch of its extraction, which leaves out an incomplete last one of training shapes.
+#: Shapes of a batch of its extraction, which drops an incomplete last one of training shapes.
 REFERENCE_BATCH = 128
-#: Inverse regularizations that the logistic regression chooses from.
+#: Inverse regularizations of the logistic regression.
 LOGISTIC_C = (0.001, 0.01, 0.1, 1.0, 10.0)
-#: Part of the training features on which it chooses.
+#: Part of the training features on which it is chosen.
 HELD_OUT = 0.2
-#: Queries that nearest neighbors compares at once.
-QUERIES = 1024
 
 
 def svm_accuracy(
@@ -43,7 +40,7 @@ def svm_accuracy(
     c: float = PAPER_C,
     follows_reference: bool = False,
 ) -> float:
-    """Test accuracy of a linear SVM on unscaled features (published protocol).
+    """Return the test accuracy of a linear SVM on unscaled features (published protocol).
 
     Args:
         train: (B, D) training features.
@@ -67,28 +64,22 @@ def svm_accuracy(
 
 
 def few_label_accuracy(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
+    *data: np.ndarray,
     shots: int,
     draws: int,
     seed: int,
     c: float = PAPER_C,
 ) -> float:
-    """Mean test accuracy of linear SVMs that see ``shots`` labels a class.
+    """Return the mean test accuracy of linear SVMs with few labels a class.
 
     Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes.
-        test: (T, D) test features.
-        test_labels: (T,) their classes.
-        shots: Labels a class; a class with fewer gives all it has.
+        data: As :func:`svm_accuracy` takes it.
+        shots: Labels a class; all labels of a class with fewer.
         draws: Random draws that are averaged.
         seed: Seed of the draws.
         c: Inverse regularization.
     """
+    train, train_labels, test, test_labels = data
     accuracies = []
     for draw in range(draws):
         random = np.random.default_rng([seed, draw])
@@ -103,173 +94,114 @@ def few_label_accuracy(
 
 
 def nearest_neighbors(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    queries: np.ndarray,
-    k: int,
-    *,
-    leave_out_self: bool = False,
-) -> np.ndarray:
-    """Most frequent class among the k training features of largest cosine.
+    train: np.ndarray, train_labels: np.ndarray, queries: np.ndarray | None, ks: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Predict the most frequent class among the k training features of largest cosine.
 
     A tie goes to the class whose tied neighbors are the more similar, then to the lowest.
 
     Args:
         train: (B, D) training features.
         train_labels: (B,) their classes.
-        queries: (T, D) features.
-        k: Neighbors, at most B (B - 1 without the query itself).
-        leave_out_self: The queries are the training features, none of which counts for itself.
+        queries: (T, D) features; None for the training features without themselves.
+        ks: Numbers of neighbors, at most B (B - 1 without the query itself).
 
     Returns:
-        (T,) int64 classes.
+        For each k (T,) classes.
     """
-    known = F.normalize(torch.from_numpy(train).float(), dim=1)
-    labels = torch.from_numpy(train_labels).long()
-    predicted = []
-    for start in range(0, len(queries), QUERIES):
-        part = F.normalize(torch.from_numpy(queries[start : start + QUERIES]).float(), dim=1)
-        cosine = part @ known.T
-        if leave_out_self:
-            own = torch.arange(len(part))
-            cosine[own, start + own] = -torch.inf
-        nearest, rows = cosine.topk(k, dim=1)
-        votes = torch.zeros(len(part), int(labels.max()) + 1, dtype=torch.float64)
-        # A similarity is at most 1, so that k of them, shrunk, never outweigh one vote.
-        votes.scatter_add_(1, labels[rows], 1 + (nearest.double() + 1) / (4 * k))
-        predicted.append(votes.argmax(dim=1))
-    return torch.cat(predicted).numpy()
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.utils.extmath import weighted_mode
 
-
-def neighbor_accuracies(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    ks: Sequence[int],
-) -> dict[int, float]:
-    """Test accuracy of nearest neighbors for each k; arguments as :func:`svm_accuracy`."""
-    return {
-        k: float(np.mean(nearest_neighbors(train, train_labels, test, k) == test_labels))
-        for k in ks
-    }
+    search = NearestNeighbors(n_neighbors=max(ks), metric="cosine").fit(train)
+    distances, rows = search.kneighbors(queries)
+    found = {}
+    for k in ks:
+        # A distance is at most 2, so that k of them, shrunk, never outweigh one vote.
+        votes = 1 + (2 - distances[:, :k].astype(np.float64)) / (4 * k)
+        found[k] = weighted_mode(train_labels[rows[:, :k]], votes, axis=1)[0][:, 0]
+    return found
 
 
 def choose_k(train: np.ndarray, train_labels: np.ndarray, ks: Sequence[int]) -> int:
-    """The k that classifies most training features right by their neighbors; nothing is tested.
+    """Choose the k that classifies most training features right by their neighbors.
 
     Args:
         train: (B, D) training features.
         train_labels: (B,) their classes.
-        ks: What is chosen from; the first of the best.
+        ks: Candidates; the first of the best is chosen.
     """
     usable = [k for k in ks if k < len(train)] or [min(ks)]
     if len(usable) == 1:
         return usable[0]
-
-    def right(k: int) -> int:
-        found = nearest_neighbors(train, train_labels, train, k, leave_out_self=True)
-        return int((found == train_labels).sum())
-
-    return max(usable, key=right)
+    found = nearest_neighbors(train, train_labels, None, usable)
+    return max(usable, key=lambda k: int((found[k] == train_labels).sum()))
 
 
 def logistic_accuracy(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
+    *data: np.ndarray,
     seed: int = 0,
     grid: Sequence[float] = LOGISTIC_C,
 ) -> float:
-    """Test accuracy of a logistic regression on standardized features.
+    """Return the test accuracy of a logistic regression on standardized features.
 
     The regularization is chosen on a fifth of the training features, held out class by class; the
     model is then fitted to all of them.
 
     Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes, at least two different ones.
-        test: (T, D) test features.
-        test_labels: (T,) their classes.
+        data: As :func:`svm_accuracy` takes it.
         seed: Seed of the choice of the held-out part.
         grid: Inverse regularizations that are tried.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train, train_labels, test, test_labels = data
+    middle = grid[len(grid) // 2]
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=middle, max_iter=200))
     held = held_out(train_labels, seed=seed)
-    c = grid[len(grid) // 2]
     if held.any() and len(np.unique(train_labels[~held])) > 1:
-        fitting = (train[~held], train_labels[~held], train[held], train_labels[held])
-        c = max(grid, key=lambda c: _logistic(*fitting, c=c))
-    return _logistic(train, train_labels, test, test_labels, c=c)
+        split = PredefinedSplit(np.where(held, 0, -1))
+        model = GridSearchCV(model, {"logisticregression__C": grid}, cv=split)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of steps that ran out: the last ones change little
+        model.fit(train, train_labels)
+    return float(model.score(test, test_labels))
 
 
 def held_out(labels: np.ndarray, *, seed: int, fraction: float = HELD_OUT) -> np.ndarray:
     """Choose a part of every class at random, rounded down: (B,) bool."""
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
-        rows = np.random.default_rng([seed, int(label)]).permutation(
-            np.flatnonzero(labels == label)
-        )
+        rows = np.flatnonzero(labels == label)
+        rows = np.random.default_rng([seed, int(label)]).permutation(rows)
         held[rows[: int(fraction * len(rows))]] = True
     return held
-
-
-def _logistic(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    c: float,
-) -> float:
-    from sklearn.linear_model import LogisticRegression
-
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    scale = np.where(deviation > 0, deviation, 1.0)
-    model = LogisticRegression(C=c, max_iter=200)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of steps that ran out: the last ones change little
-        model.fit((train - mean) / scale, train_labels)
-    return float(np.mean(model.predict((test - mean) / scale) == test_labels))
 
 
 # -- The job -------------------------------------------------------------------------------------
 
 
-class ProbeEvaluation:
-    """Probes the features of weights, and of an untrained network beside them.
+@dataclass(frozen=True, kw_only=True)
+class ProbeEvaluation(FrozenEvaluation):
+    """Probes of the features of weights, and of an untrained network.
 
-    Args:
-        weights: Run, checkpoint or file with an encoder.
-        sizes: Constructor arguments that the shapes in a foreign file do not show.
-        options: Which probes, on which splits.
-        choice: Which points are read.
+    Attributes:
+        options: Probes and splits.
         num_classes: Classes of the set.
-        follows_reference: Leave out training shapes that fill no last batch, and draw the untrained
-            network and solve the SVM as published.
+        follows_reference: Leave out an incomplete last batch of training shapes, and draw the
+            untrained network and solve the SVM as published.
         seed: Seed of the untrained network and of the probes' draws.
-        limit: Use the first shapes of a split only.
     """
 
-    def __init__(
-        self,
-        weights: str,
-        sizes: Mapping[str, Any],
-        *,
-        options: ProbeSection,
-        choice: PointChoice,
-        num_classes: int,
-        follows_reference: bool = False,
-        seed: int = 0,
-        limit: int | None = None,
-    ) -> None:
-        self.weights, self.sizes = weights, dict(sizes)
-        self.options, self.choice, self.num_classes = options, choice, num_classes
-        self.follows_reference, self.seed, self.limit = follows_reference, seed, limit
+    options: ProbeSection
+    num_classes: int
+    follows_reference: bool = False
+    seed: int = 0
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Extract features once; rank 0 fits the probes and gives their accuracies."""
+        """Extract features once; rank 0 fits the probes and returns their accuracies."""
         options, tally = self.options, Tally()
         models = {"": load_embedder(self.weights, **self.sizes)}
         if options.untrained:
@@ -286,17 +218,9 @@ class ProbeEvaluation:
         def encode(points: Tensor) -> dict[str, Tensor]:
             return {f"svm{name}": model.svm_features(points) for name, model in models.items()}
 
+        count = len(models)
         train, test = (
-            extract_features(
-                encode,
-                runtime,
-                split,
-                self.choice,
-                batch_size=options.batch_size,
-                limit=self.limit,
-                tally=tally,
-                encodings=len(models),
-            )
+            self.extract(encode, runtime, split, tally=tally, encodings=count)
             for split in (options.train_split, options.test_split)
         )
         if self.follows_reference:
@@ -316,35 +240,29 @@ class ProbeEvaluation:
 
 
 def probe_accuracies(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
+    *data: np.ndarray,
     options: ProbeSection,
     seed: int = 0,
     follows_reference: bool = False,
 ) -> dict[str, float]:
-    """Test accuracies of all probes; data as :func:`svm_accuracy`.
+    """Return the test accuracies of all probes.
 
     Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes.
-        test: (T, D) test features.
-        test_labels: (T,) their classes.
-        options: Which probes.
+        data: As :func:`svm_accuracy` takes it.
+        options: Probes.
         seed: Seed of their draws.
         follows_reference: Solve the linear SVM on all labels as published.
 
     Returns:
         ``accuracy`` of the linear SVM, ``knn_accuracy`` with the chosen ``knn_k``, one
-        ``knn<k>_accuracy`` for each k, and as asked for ``logistic_accuracy`` and
+        ``knn<k>_accuracy`` for each k, and as configured ``logistic_accuracy`` and
         ``few_label_accuracy``.
     """
-    data = (train, train_labels, test, test_labels)
-    follows = follows_reference
-    found = {"accuracy": svm_accuracy(*data, c=options.svm_c, follows_reference=follows)}
-    neighbors = neighbor_accuracies(*data, options.knn)
+    train, train_labels, test, test_labels = data
+    svm = svm_accuracy(*data, c=options.svm_c, follows_reference=follows_reference)
+    found = {"accuracy": svm}
+    classes = nearest_neighbors(train, train_labels, test, options.knn)
+    neighbors = {k: float(np.mean(found == test_labels)) for k, found in classes.items()}
     chosen = choose_k(train, train_labels, options.knn)
     found |= {"knn_accuracy": neighbors[chosen], "knn_k": float(chosen)}
     found |= {f"knn{k}_accuracy": value for k, value in neighbors.items()}

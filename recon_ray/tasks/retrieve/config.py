@@ -18,7 +18,7 @@ class PlainImageSection(ImageEncoderSection):
     """A frozen image encoder for pictures as they are."""
 
     augment: Literal["none"] = Field(
-        "none", description="Pictures are compared as they are; a cache must be of such."
+        "none", description="Pictures are compared without augmentation, as in a cache."
     )
 
 
@@ -36,16 +36,16 @@ class RetrievalTeachersSection(Section):
 
 
 class RetrievalSection(Section):
-    """What is searched."""
+    """Splits and texts that are searched."""
 
     splits: tuple[str, ...] = Field(
         ("test",), min_length=1, description="Splits whose shapes are searched, together."
     )
     texts: Literal["category", "caption"] = Field(
         "category",
-        description="Texts that are searched: that of every class, in 60 prompts, of which any "
-        "shape of the class is right, or captions, of which any shape with the same one is right. "
-        "A query in words is put into the prompts or not, alike.",
+        description="Texts that are searched: that of every class in 60 prompts, for which any "
+        "shape of the class is right, or captions, for which any shape with the same caption is "
+        "right. A query in words is put into the prompts with category only.",
     )
     top_k: Count = Field(10, description="Shapes that a query finds.")
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
@@ -60,20 +60,20 @@ class RetrieveConfig(ProtocolConfig):
     )
     query: Query | Annotated[tuple[Query, ...], Field(min_length=1)] | None = Field(
         None,
-        description="What to search for instead of measuring: words, or a file of a picture, mesh "
-        "or cloud; a list for several.",
+        description="Query to answer instead of measuring: words, or a file of a picture, mesh or "
+        "cloud; a list for several.",
     )
     up_axis: Literal["x", "y", "z"] = Field(
         "y", description="Axis that points up in a query's file; it is turned to y up."
     )
-    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is searched.")
+    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Set that is searched.")
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )
     teacher: RetrievalTeachersSection = Field(
         RetrievalTeachersSection(), description="The teachers of the pre-training."
     )
-    retrieval: RetrievalSection = Field(RetrievalSection(), description="How it is searched.")
+    retrieval: RetrievalSection = Field(RetrievalSection(), description="The search.")
 
     @model_validator(mode="after")
     def _has_weights(self) -> RetrieveConfig:
@@ -83,7 +83,7 @@ class RetrieveConfig(ProtocolConfig):
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """All that is searched for."""
+        """All queries."""
         if self.query is None:
             return ()
         return (self.query,) if isinstance(self.query, str) else self.query

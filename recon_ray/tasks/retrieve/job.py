@@ -1,4 +1,4 @@
-"""The driver of ``jobs/retrieve.py``."""
+"""Main function of ``jobs/retrieve.py``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from recon_ray.errors import ConfigError, DataError
 from recon_ray.models.cloud import CloudModel
 from recon_ray.tasks.classify.classifier_checks import check_patches, check_points, load_start
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
-from recon_ray.tasks.feature_extraction import PointChoice
-from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.retrieve.config import RetrieveConfig
 from recon_ray.tasks.retrieve.ranks import RECALLS
-from recon_ray.tasks.retrieve.search import Pictures, Query, RetrievalEvaluation, Texts
+from recon_ray.tasks.retrieve.search import Query, RetrievalEvaluation
 from recon_ray.tasks.retrieve.sides import (
     pictures_side,
     query_sides,
@@ -32,9 +31,8 @@ from recon_ray.tasks.retrieve.sides import (
 )
 from recon_ray.tasks.run import Run, open_run
 from recon_ray.weights.load import compare, construct
-from recon_ray.weights.weight_files import LoadedWeights
 
-#: Table of what the queries have found.
+#: Table of the shapes that the queries have found.
 FOUND = "retrieved.parquet"
 
 
@@ -57,22 +55,30 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     else:
         texts = texts_side(config, prepared, weights)
         pictures = pictures_side(config, prepared, weights)
-        _check_sides(prepared, weights, texts, pictures)
+        if texts is None and pictures is None:
+            raise ConfigError(
+                f"data.path={prepared.path}: there are neither texts nor pictures that "
+                f"{weights.source} has a projection for; prepare the set with prepare.views, or "
+                "name the teacher"
+            )
+    count = 0 if texts is None else len(texts.texts)
     if config.data.verify:
         prepared.verify_hashes()
     use_ops(config)
     check_here(config)
     if job.dry_run:
-        return _dry_run(config, prepared, texts, pictures)
+        return _dry_run(config, prepared, texts=count, has_pictures=pictures is not None)
     run = open_run("retrieve", config, label=prepared.path.name)
     run.begin()
+    card = prepared.manifest.get("card")
     found = evaluate(
         partial(
             RetrievalEvaluation,
-            place,
-            config.model.model_dump(),
+            weights=place,
+            sizes=config.model.model_dump(),
+            batch_size=config.retrieval.batch_size,
             options=config.retrieval,
-            choice=_choice(config, prepared),
+            choice=evaluated_clouds(config.data, card, protocol=config.protocol).test(),
             texts=texts,
             pictures=pictures,
             queries=queries,
@@ -87,7 +93,7 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     )
     if queries:
         return _finish_queries(run, config, prepared, queries, found)
-    return _finish(run, config, prepared, texts, found)
+    return _finish(run, config, prepared, found, texts=count)
 
 
 def _check_splits(config: RetrieveConfig, prepared: PreparedSet) -> None:
@@ -100,36 +106,8 @@ def _check_splits(config: RetrieveConfig, prepared: PreparedSet) -> None:
             )
 
 
-def _check_sides(
-    prepared: PreparedSet,
-    weights: LoadedWeights,
-    texts: Texts | None,
-    pictures: Pictures | None,
-) -> None:
-    if texts is None and pictures is None:
-        raise ConfigError(
-            f"data.path={prepared.path}: there are neither texts nor pictures that {weights.source}"
-            " has a projection for; prepare the set with prepare.views, or name the teacher"
-        )
-
-
-def _choice(config: RetrieveConfig, prepared: PreparedSet) -> PointChoice:
-    """The farthest points of each cloud, as ``jobs/embed.py`` reads them."""
-    pipeline = pipeline_of(
-        prepared.manifest.get("card"),
-        num_points=config.data.num_points,
-        follows_reference=config.protocol == "reference",
-        normalize=config.data.normalize,
-    )
-    return pipeline.test()
-
-
 def _finish(
-    run: Run,
-    config: RetrieveConfig,
-    prepared: PreparedSet,
-    texts: Texts | None,
-    found: dict[str, Any],
+    run: Run, config: RetrieveConfig, prepared: PreparedSet, found: dict[str, Any], *, texts: int
 ) -> JobResult:
     directions: dict[str, dict[str, float]] = found["directions"]
     if not directions:
@@ -154,15 +132,14 @@ def _finish(
         selection=f"all shapes of {' and '.join(searched_splits(config))}, nothing chosen on them; "
         + "; ".join(f"{side}: {right[side]}" for side in used)
         + "; wrong ones of equal cosine come first",
-        counts={
-            **found["counts"],
-            "shapes": found["shapes"],
-            "texts": 0 if texts is None else len(texts.texts),
-            "directions": sizes,
-            "workers": config.cluster.max_workers,
-        },
+        counts={**_counts(config, found), "texts": texts, "directions": sizes},
         **_origin(config, prepared),
     )
+
+
+def _counts(config: RetrieveConfig, found: dict[str, Any]) -> dict[str, Any]:
+    workers = config.cluster.max_workers
+    return {**found["counts"], "shapes": found["shapes"], "workers": workers}
 
 
 def _origin(config: RetrieveConfig, prepared: PreparedSet) -> dict[str, Any]:
@@ -224,12 +201,7 @@ def _finish_queries(
         selection=f"of the shapes of {' and '.join(searched_splits(config))} the "
         f"{config.retrieval.top_k} of the highest cosine; words: text space, pictures: image "
         "space, shapes: mean over the spaces",
-        counts={
-            **found["counts"],
-            "shapes": found["shapes"],
-            "queries": len(queries),
-            "workers": config.cluster.max_workers,
-        },
+        counts={**_counts(config, found), "queries": len(queries)},
         found=rows,
         table_file=FOUND,
         **_origin(config, prepared),
@@ -237,10 +209,7 @@ def _finish_queries(
 
 
 def _dry_run(
-    config: RetrieveConfig,
-    prepared: PreparedSet,
-    texts: Texts | None,
-    pictures: Pictures | None,
+    config: RetrieveConfig, prepared: PreparedSet, *, texts: int, has_pictures: bool
 ) -> JobResult:
     shapes = sum(prepared.splits[split].rows for split in searched_splits(config))
     lines = ["dry run: weights, set and teachers fit, nothing was searched"]
@@ -248,6 +217,6 @@ def _dry_run(
     if config.queries:
         lines += [f"{'queries':28}{len(config.queries):>20,}"]
     else:
-        lines += [f"{'texts':28}{0 if texts is None else len(texts.texts):>20,}"]
-        lines += [f"{'pictures':28}{'no' if pictures is None else 'yes':>20}"]
+        lines += [f"{'texts':28}{texts:>20,}"]
+        lines += [f"{'pictures':28}{'yes' if has_pictures else 'no':>20}"]
     return JobResult("\n".join(lines))

@@ -1,4 +1,4 @@
-"""What is searched for: words, or a file of a picture, a mesh or a cloud."""
+"""Queries: words, or a file of a picture, a mesh or a cloud."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def read_query(text: str, num_points: int, up_axis: str, seed: int) -> Query:
-    """Tell what a query is, and read its file.
+    """Recognize the kind of a query, and read its file.
 
     Args:
         text: Words, or the path of a file.
@@ -24,10 +24,10 @@ def read_query(text: str, num_points: int, up_axis: str, seed: int) -> Query:
         seed: Seed of the sampling.
 
     Raises:
-        ConfigError: If there is no such file, or it is of no known kind.
+        ConfigError: If there is no such file, or its kind is unknown.
         DataError: If it cannot be read.
     """
-    path = Path(os.path.expanduser(text))  # noqa: PTH111 - words may hold what is no user's name
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - words may begin with an unknown ~name
     suffix = path.suffix.lower()
     is_known = suffix in (*PICTURE_SUFFIXES, *SHAPE_SUFFIXES)
     if not os.path.isfile(path):  # noqa: PTH113 - words may be longer than a name may be
@@ -41,7 +41,9 @@ def read_query(text: str, num_points: int, up_axis: str, seed: int) -> Query:
             picture = path.read_bytes()
             decode_image(picture, 0)
         except (DataError, OSError) as error:
-            raise DataError(f"{path}: is no readable PNG or JPEG; give another picture") from error
+            raise DataError(
+                f"{path}: is not a readable PNG or JPEG; give another picture"
+            ) from error
         return Query(text, "picture", picture=picture)
     if suffix in SHAPE_SUFFIXES:
         points = cloud_of_file(path, up_axis=up_axis, num_points=num_points, seed=seed)

@@ -1,4 +1,4 @@
-"""Retrieval between modalities: ranks by cosine, recall, and what chance would give."""
+"""Retrieval between modalities: ranks by cosine, recall, and recall by chance."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from recon_ray.train.metrics import gather_rows, is_distributed
 
-#: Numbers of found items at which recall is given.
+#: Numbers of found items at which recall is measured.
 RECALLS = (1, 5, 10)
-#: Group of an item that nothing belongs to: it is found, but right for no query.
+#: Group of an item without a counterpart: it is found, but right for no query.
 NO_GROUP = -1
 #: Cosines that are held at once.
 CELLS = 1 << 24
@@ -31,7 +31,7 @@ class Items(NamedTuple):
 
 
 def first_ranks(queries: Items, gallery: Items, *, cells: int = CELLS) -> Tensor:
-    """Rank of the best item of each query's group, from 1; equal wrong items come before it.
+    """Return the rank of the best item of each query's group, from 1, after equal wrong items.
 
     Args:
         queries: Q queries, each with an item of its group in the gallery.
@@ -54,12 +54,12 @@ def first_ranks(queries: Items, gallery: Items, *, cells: int = CELLS) -> Tensor
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Items with the highest cosines, the first ones on a tie.
+    """Return the items with the highest cosines, the first ones on a tie.
 
     Args:
         queries: (Q, D).
         gallery: (G, D).
-        count: How many, G at most.
+        count: Number of items, G at most.
 
     Returns:
         (Q, count) cosines, falling, and (Q, count) positions.
@@ -107,22 +107,20 @@ def right_items(queries: Tensor, gallery: Tensor) -> Tensor:
 
 
 def chance_recall(right: Tensor, size: int, k: int) -> float:
-    """Mean probability that of k random items one is right.
+    """Return the mean probability that of k random items one is right.
 
     Args:
         right: (Q,) right items of each query, 1 or more.
         size: Items of the gallery.
-        k: How many are drawn, without replacement.
+        k: Items that are drawn, without replacement.
     """
-    right = right.double()
-    drawn = min(k, size)
-    # C(size - right, k) / C(size, k); the logarithm of a binomial of too few is -inf.
-    missed = _log_binomial(size - right, drawn) - _log_binomial(right * 0 + size, drawn)
-    return float((1 - missed.exp()).mean())
+    from scipy.stats import hypergeom  # type: ignore[import-untyped]
+
+    return float((1 - hypergeom.pmf(0, size, right.numpy(), min(k, size))).mean())
 
 
 def chance_median_rank(right: Tensor, size: int) -> int:
-    """Smallest k at which half of the queries have a right item among k random ones."""
+    """Return the smallest k at which half of the queries have a right item among k random ones."""
     low, high = 1, size
     while low < high:
         middle = (low + high) // 2
@@ -131,9 +129,3 @@ def chance_median_rank(right: Tensor, size: int) -> int:
         else:
             high = middle
     return low
-
-
-def _log_binomial(n: Tensor, k: int) -> Tensor:
-    whole = (n + 1).lgamma() - (n - k + 1).clamp_min(1).lgamma()
-    factorial = torch.tensor(k + 1.0, dtype=torch.float64).lgamma()
-    return torch.where(n >= k, whole - factorial, -torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import filled
 from recon_ray.data.loading.images import load_images
 from recon_ray.models.recon import Embedder
-from recon_ray.tasks.feature_extraction import PointChoice, Tally, extract_features, load_embedder
+from recon_ray.tasks.feature_extraction import FrozenEvaluation, Tally, load_embedder
 from recon_ray.tasks.retrieve.config import RetrievalSection
 from recon_ray.tasks.retrieve.ranks import NO_GROUP, Items, nearest, search_metrics
 from recon_ray.tasks.teacher_features import image_transform, make_image_teacher, make_text_teacher
@@ -32,14 +33,14 @@ from recon_ray.train.runtime import EvaluationRuntime
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a set, and which shape has which.
+    """The texts of a set, and the text of each shape.
 
     Attributes:
         teacher: The text teacher.
         use_prompts: Put each text into the 60 prompts.
         texts: T distinct texts.
         numbers: Sample id to number of the shape's text, :data:`NO_GROUP` for none.
-        bank: Features that are stored already, and the texts that these are of.
+        bank: Stored features and their texts.
     """
 
     teacher: TextTeacherSection
@@ -49,7 +50,7 @@ class Texts:
     bank: tuple[StoredBank, tuple[str, ...]] | None = None
 
     def encode(self, device: torch.device, queries: Sequence[str] = ()) -> Tensor:
-        """Features of the queries, or of the set's texts without any: (T, D) on the device."""
+        """Return features of the queries, else of the set's texts: (T, D) on the device."""
         if self.bank is not None and not queries:
             bank, of_bank = self.bank
             position = {text: row for row, text in enumerate(of_bank)}
@@ -69,7 +70,7 @@ class Pictures:
     Attributes:
         teacher: The image teacher.
         stored: Features that are stored already.
-        files: Files of pictures, and how many rows of each are read.
+        files: Files of pictures, and the number of rows that are read of each.
     """
 
     teacher: ImageEncoderSection
@@ -77,7 +78,7 @@ class Pictures:
     files: tuple[tuple[str, int], ...] = ()
 
     def features(self, runtime: EvaluationRuntime, batch_size: int) -> dict[int, Tensor]:
-        """Sample id to feature (D,); shapes without a picture are not there."""
+        """Return sample id to feature (D,); shapes without a picture are absent."""
         if self.stored is not None:
             table = self.stored.read()
             features = points_to_numpy(table[self.stored.column])  # (B, K, D)
@@ -97,7 +98,7 @@ class Pictures:
     def _batches(
         self, runtime: EvaluationRuntime, batch_size: int
     ) -> Iterator[tuple[list[int], list[bytes]]]:
-        """Sample ids and first pictures of this worker's files."""
+        """Read sample ids and first pictures of this worker's files."""
         for path, count in self.files[runtime.rank :: runtime.world_size]:
             left = count
             for part in read_parts(Path(path), ["sample_id", "views"], batch_size):
@@ -116,7 +117,7 @@ def encode_pictures(
     pictures: Sequence[bytes],
     sample_ids: Sequence[int],
 ) -> Tensor:
-    """Features (B, D) of encoded pictures as they are, on the teacher's device.
+    """Return features (B, D) of encoded pictures as they are, on the teacher's device.
 
     Raises:
         DataError: If one does not decode; the message names its sample id.
@@ -134,11 +135,11 @@ def encode_pictures(
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for.
+    """A query in words, or a file of a picture, a mesh or a cloud.
 
     Attributes:
         text: The words, or the file.
-        kind: What it is.
+        kind: Kind of the query.
         picture: The encoded picture.
         points: (N, 3) points of the shape, y up.
     """
@@ -149,35 +150,21 @@ class Query:
     points: np.ndarray | None = None
 
 
-class RetrievalEvaluation:
-    """Measures a search, or answers queries.
+@dataclass(frozen=True, kw_only=True)
+class RetrievalEvaluation(FrozenEvaluation):
+    """Measurement of a search, or answers to queries.
 
-    Args:
-        weights: Run, checkpoint or file of a pre-training.
-        sizes: Constructor arguments that the shapes in a foreign file do not show.
-        options: Which splits, how many answers.
-        choice: Which points are read.
+    Attributes:
+        options: Splits and number of answers.
         texts: The texts, None to leave them out.
         pictures: The pictures, None to leave them out.
-        queries: What is searched for; nothing to measure.
-        limit: Use the first shapes of a split only.
+        queries: Queries to answer; without any, the search is measured.
     """
 
-    def __init__(
-        self,
-        weights: str,
-        sizes: Mapping[str, Any],
-        *,
-        options: RetrievalSection,
-        choice: PointChoice,
-        texts: Texts | None,
-        pictures: Pictures | None,
-        queries: Sequence[Query] = (),
-        limit: int | None = None,
-    ) -> None:
-        self.weights, self.sizes, self.options, self.choice = weights, dict(sizes), options, choice
-        self.texts, self.pictures = texts, pictures
-        self.queries, self.limit = tuple(queries), limit
+    options: RetrievalSection
+    texts: Texts | None
+    pictures: Pictures | None
+    queries: tuple[Query, ...] = ()
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
         """Return ``directions``, the metrics of each, or ``found``, a list a query; and counts."""
@@ -196,18 +183,10 @@ class RetrievalEvaluation:
     def _clouds(
         self, model: Embedder, runtime: EvaluationRuntime, tally: Tally
     ) -> tuple[dict[str, Tensor], np.ndarray]:
-        """Features of all shapes by space, on the device, and their sample ids."""
+        """Return features of all shapes by space, on the device, and their sample ids."""
+        encode = partial(_project, model)
         parts = [
-            extract_features(
-                lambda points: _project(model, points),
-                runtime,
-                split,
-                self.choice,
-                batch_size=self.options.batch_size,
-                limit=self.limit,
-                tally=tally,
-                labeled=False,
-            )
+            self.extract(encode, runtime, split, tally=tally, labeled=False)
             for split in dict.fromkeys(self.options.splits)
         ]
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -229,7 +208,7 @@ class RetrievalEvaluation:
             found["cloud_to_text"] = search_metrics(shapes, texts)
             found["text_to_cloud"] = search_metrics(texts, shapes)
         if self.pictures is not None:
-            of = self.pictures.features(runtime, self.options.batch_size)
+            of = self.pictures.features(runtime, self.batch_size)
             places = [place for place, i in enumerate(ids) if int(i) in of]
             if places:
                 features = torch.stack([of[int(ids[place])] for place in places]).to(device)
@@ -242,7 +221,7 @@ class RetrievalEvaluation:
     def _found(
         self, model: Embedder, query: Query, clouds: Mapping[str, Tensor], device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and positions of the shapes that are nearest to a query."""
+        """Return cosines and positions of the shapes that are nearest to a query."""
         if query.kind == "words":
             assert self.texts is not None
             spaces = {"text": self.texts.encode(device, [query.text])}
@@ -262,7 +241,7 @@ class RetrievalEvaluation:
 
 
 def _project(model: Embedder, points: Tensor) -> dict[str, Tensor]:
-    """Features of clouds in the space of each teacher that the model has learnt."""
+    """Return features of clouds in the space of each teacher of the model."""
     tokens = model.forward_features(points)
     found = {}
     if model.text_proj is not None:
@@ -273,7 +252,7 @@ def _project(model: Embedder, points: Tensor) -> dict[str, Tensor]:
 
 
 def _joined(spaces: Mapping[str, Tensor]) -> Tensor:
-    """Unit vectors side by side: their cosine is the mean of the spaces' cosines."""
+    """Return unit vectors side by side: their cosine is the mean of the spaces' cosines."""
     units = [F.normalize(value.float(), dim=-1) for _, value in sorted(spaces.items())]
     return torch.cat(units, dim=-1)
 

@@ -1,4 +1,4 @@
-"""What a search compares: texts, pictures, and what is searched for; checked in the driver."""
+"""The texts, pictures and queries of a search, checked in the driver."""
 
 from __future__ import annotations
 
@@ -7,69 +7,62 @@ from collections.abc import Sequence
 from typing import Any
 
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.errors import CheckpointError, ConfigError, DataError
+from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.cloud import CloudModel
 from recon_ray.tasks.classify.classifier_checks import class_texts
 from recon_ray.tasks.config_checks import texts_of
+from recon_ray.tasks.feature_extraction import check_cloud
 from recon_ray.tasks.retrieve.config import RetrieveConfig
 from recon_ray.tasks.retrieve.query_files import read_query
 from recon_ray.tasks.retrieve.ranks import NO_GROUP
 from recon_ray.tasks.retrieve.search import Pictures, Query, Texts
 from recon_ray.tasks.teacher_features import (
     SOURCE,
+    check_texts_known,
+    check_width,
     make_image_teacher,
     make_text_teacher,
     stored_bank,
     stored_images,
 )
-from recon_ray.teachers.bank import text_bank
-from recon_ray.teachers.feature_table import TableTextTeacher
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
 
 
 def searched_splits(config: RetrieveConfig) -> list[str]:
-    """Names of the splits that are searched, each once."""
+    """Return the names of the splits that are searched, each once."""
     return list(dict.fromkeys(config.retrieval.splits))
 
 
-def projection_width(weights: LoadedWeights, side: str) -> int | None:
-    """Width of a projection.
+def _has_projection(weights: LoadedWeights, side: str) -> bool:
+    """Return whether the weights have the projection of a side.
 
     Raises:
-        CheckpointError: If the weights have none at all.
+        CheckpointError: If they have none at all.
     """
-    widths = [weights.architecture.get(f"{name}_dim") for name in ("image", "text")]
-    if widths == [None, None]:
+    widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
+    if set(widths.values()) == {None}:
         raise CheckpointError(
             f"init_from: {weights.source} has no projection into the space of a teacher; give "
             "weights of a pre-training with teachers"
         )
-    width: int | None = weights.architecture.get(f"{side}_dim")
-    return width
-
-
-def _check_width(side: str, name: str, found: int, weights: LoadedWeights, width: int) -> None:
-    if found != width:
-        raise ConfigError(
-            f"teacher.{side}.name={name}: its features are {found} wide, the {side} projection of "
-            f"{weights.source} gives {width}; name the teacher of the pre-training, or null"
-        )
+    return widths[side] is not None
 
 
 def texts_side(
     config: RetrieveConfig, prepared: PreparedSet, weights: LoadedWeights
 ) -> Texts | None:
-    """The texts, and see that their teacher fits; None without teacher or projection.
+    """Return the texts of the set; None without teacher or projection.
 
     Raises:
         ConfigError: If the set has no such texts, or the teacher is another one.
     """
-    options, width = config.teacher.text, projection_width(weights, "text")
-    if options.name is None or width is None:
-        if width is None:
-            logger.info("%s has no text projection: texts are left out", weights.source)
+    options = config.teacher.text
+    if not _has_projection(weights, "text"):
+        logger.info("%s has no text projection: texts are left out", weights.source)
+        return None
+    if options.name is None:
         return None
     if options.name == SOURCE:
         raise ConfigError(
@@ -79,14 +72,13 @@ def texts_side(
     use_prompts = config.retrieval.texts == "category"
     every, numbers = _numbers(config, prepared)
     stored = stored_bank(options, prepared, every, use_prompts=use_prompts)
-    teacher_or_bank = stored or make_text_teacher(options)
-    assert teacher_or_bank is not None
-    _check_width("text", options.name, teacher_or_bank.dim, weights, width)
+    teacher = stored or make_text_teacher(options)
+    assert teacher is not None
+    check_width("text", options.name, teacher.dim, weights, "text")
     used = sorted({number for number in numbers.values() if number != NO_GROUP})
     shown = list(dict.fromkeys(every)) if use_prompts else [every[number] for number in used]
+    check_texts_known(teacher, shown, use_prompts=use_prompts)
     position = {text: place for place, text in enumerate(shown)}
-    if isinstance(teacher_or_bank, TableTextTeacher):
-        text_bank(teacher_or_bank, shown, use_prompts=use_prompts)  # tells now what it lacks
     of = {
         i: NO_GROUP if number == NO_GROUP else position[every[number]]
         for i, number in numbers.items()
@@ -96,7 +88,7 @@ def texts_side(
 
 
 def _numbers(config: RetrieveConfig, prepared: PreparedSet) -> tuple[list[str], dict[int, int]]:
-    """All texts of the set, and sample id to the number of a shape's text.
+    """Return all texts of the set, and sample id to the number of a shape's text.
 
     Raises:
         ConfigError: If no shape has one.
@@ -127,15 +119,16 @@ def _numbers(config: RetrieveConfig, prepared: PreparedSet) -> tuple[list[str], 
 def pictures_side(
     config: RetrieveConfig, prepared: PreparedSet, weights: LoadedWeights
 ) -> Pictures | None:
-    """The pictures, and see that their teacher fits; None without teacher, projection or pictures.
+    """Return the pictures of the set; None without teacher, projection or pictures.
 
     Raises:
         ConfigError: If the teacher is another one.
     """
-    options, width = config.teacher.image, projection_width(weights, "image")
-    if options.name is None or width is None:
-        if width is None:
-            logger.info("%s has no image projection: pictures are left out", weights.source)
+    options = config.teacher.image
+    if not _has_projection(weights, "image"):
+        logger.info("%s has no image projection: pictures are left out", weights.source)
+        return None
+    if options.name is None:
         return None
     if options.name != SOURCE and not prepared.has_views:
         logger.info("%s has no pictures: they are left out", prepared.path)
@@ -143,7 +136,7 @@ def pictures_side(
     splits = searched_splits(config)
     stored = stored_images(options, prepared, splits, verify=config.data.verify)
     teacher = stored or make_image_teacher(options)
-    _check_width("image", options.name, teacher.dim, weights, width)
+    check_width("image", options.name, teacher.dim, weights, "image")
     if stored is not None:
         return Pictures(options, stored)
     files = []
@@ -156,7 +149,7 @@ def pictures_side(
 
 
 def read_queries(config: RetrieveConfig, model: CloudModel) -> tuple[Query, ...]:
-    """Read what is searched for.
+    """Read the queries.
 
     Raises:
         ConfigError: If a file is absent, or of no known kind.
@@ -166,20 +159,16 @@ def read_queries(config: RetrieveConfig, model: CloudModel) -> tuple[Query, ...]
         read_query(text, config.data.num_points, config.up_axis, config.run.seed)
         for text in config.queries
     )
-    needed = max(model.num_groups, model.group_size)
     for query in queries:
-        if query.points is not None and len(query.points) < needed:
-            raise DataError(
-                f"{query.text}: {len(query.points)} points are too few for the model's "
-                f"{model.num_groups} patches of {model.group_size} points; leave it out"
-            )
+        if query.points is not None:
+            check_cloud(query.text, len(query.points), model)
     return queries
 
 
 def query_sides(
     config: RetrieveConfig, weights: LoadedWeights, queries: Sequence[Query]
 ) -> tuple[Texts | None, Pictures | None]:
-    """What encodes the queries in words and in pictures, as far as there are such.
+    """Return the encoders of queries in words and in pictures; None for a kind without queries.
 
     Raises:
         ConfigError: If there is no teacher for them, or it is another one.
@@ -189,36 +178,32 @@ def query_sides(
     shown = [query.text for query in queries if query.kind == "picture"]
     texts = pictures = None
     if words:
-        width, name = _needed(config, weights, "text", words[0])
+        name = _needed(config.teacher.text.name, weights, "text", words[0])
         teacher = make_text_teacher(config.teacher.text)
         assert teacher is not None
-        _check_width("text", name, teacher.dim, weights, width)
+        check_width("text", name, teacher.dim, weights, "text")
         use_prompts = config.retrieval.texts == "category"
-        if isinstance(teacher, TableTextTeacher):  # tells now what it lacks
-            text_bank(teacher, words, use_prompts=use_prompts)
+        check_texts_known(teacher, words, use_prompts=use_prompts)
         texts = Texts(config.teacher.text, use_prompts)
     if shown:
-        width, name = _needed(config, weights, "image", shown[0])
-        encoder = make_image_teacher(config.teacher.image)
-        _check_width("image", name, encoder.dim, weights, width)
+        name = _needed(config.teacher.image.name, weights, "image", shown[0])
+        dim = make_image_teacher(config.teacher.image).dim
+        check_width("image", name, dim, weights, "image")
         pictures = Pictures(config.teacher.image)
     return texts, pictures
 
 
-def _needed(
-    config: RetrieveConfig, weights: LoadedWeights, side: str, query: str
-) -> tuple[int, str]:
-    """Width of the projection that a query needs, and the name of the teacher."""
-    width = projection_width(weights, side)
-    name = config.teacher.text.name if side == "text" else config.teacher.image.name
-    if name in (None, SOURCE):
+def _needed(name: str | None, weights: LoadedWeights, side: str, query: str) -> str:
+    """Return the name of the teacher that encodes a query; refuse weights without its space."""
+    has_projection = _has_projection(weights, side)
+    if name is None or name == SOURCE:
         raise ConfigError(
             f"teacher.{side}.name={name or 'null'}: the query {query!r} needs a teacher that "
             "encodes it; name the one of the pre-training"
         )
-    if width is None:
+    if not has_projection:
         raise ConfigError(
             f"query={query}: {weights.source} has no {side} projection; give weights of a "
             f"pre-training with teacher.{side}, or search for something else"
         )
-    return width, str(name)
+    return name

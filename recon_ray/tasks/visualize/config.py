@@ -18,7 +18,7 @@ from recon_ray.config.sections.foreign_model import ForeignModelSection
 
 
 class ShownDataSection(Section):
-    """The prepared set from which shapes are shown, and how points are brought to the model."""
+    """The prepared set of the shapes, and the choice and normalization of their points."""
 
     path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
     split: str = Field("test", description="Split whose shapes are shown.")
@@ -29,12 +29,12 @@ class ShownDataSection(Section):
 
 
 class VisualizeSection(Section):
-    """What is drawn."""
+    """Kinds of pictures."""
 
     kinds: tuple[Literal["reconstruction", "attention"], ...] | None = Field(
         None,
-        description="What is drawn; by default all that the model can (a model without a decoder "
-        "reconstructs nothing).",
+        description="Pictures to draw; by default both, or attention alone for a model without a "
+        "decoder, which reconstructs nothing.",
         min_length=1,
     )
     blocks: tuple[Count, ...] = Field(
@@ -63,8 +63,8 @@ class VisualizeConfig(JobConfig):
     data: ShownDataSection = Field(ShownDataSection(), description="Prepared shapes.")
     shapes: Count | tuple[str, ...] = Field(
         6,
-        description="Shapes of data.path: how many, of as many classes as there are, or a list of "
-        "object ids.",
+        description="Shapes of data.path: their number, from as many classes as possible, or a "
+        "list of object ids.",
     )
     files: tuple[LocalPath, ...] = Field(
         (), description="Meshes or clouds to show as well (.ply, .off, .obj, .npy, ...)."
@@ -73,9 +73,9 @@ class VisualizeConfig(JobConfig):
         "y", description="Axis that points up in the files; they are turned to y up."
     )
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )
-    visualize: VisualizeSection = Field(VisualizeSection(), description="What is drawn.")
+    visualize: VisualizeSection = Field(VisualizeSection(), description="Pictures.")
     cluster: ClusterSection = Field(
         ClusterSection(workers=0), description="The job runs in one process, without Ray."
     )

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/visualize.py``."""
+"""Main function of ``jobs/visualize.py``."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ SHEET_ROWS = 12
 
 
 def visualize(job: Job[VisualizeConfig]) -> JobResult:
-    """Draw what a model reconstructs of shapes, and where its tokens look.
+    """Draw the reconstructions of shapes by a model, and the attention of its tokens.
 
     Raises:
         ConfigError: If an option does not fit the model or the data.
-        CheckpointError: If the weights are not there or make no model, or nothing can be written.
+        CheckpointError: If the weights are not there or do not fit a model, or nothing can be
+            written.
         DataError: If the set or a file is damaged.
     """
     config = job.config
@@ -58,7 +59,7 @@ def visualize(job: Job[VisualizeConfig]) -> JobResult:
     return run.finish(
         {"reconstruction_loss": sum(losses) / len(losses)} if losses else {},
         table=_table(views),
-        selection="the shapes that were asked for",
+        selection="the configured shapes",
         counts={"shapes": len(views), "files": len(files)},
         kinds=list(kinds),
         files=files,
@@ -66,10 +67,10 @@ def visualize(job: Job[VisualizeConfig]) -> JobResult:
 
 
 def open_model(config: VisualizeConfig) -> tuple[CloudModel, str]:
-    """Make the model of ``init_from``, in evaluation mode on its device; also give its source.
+    """Make the model of ``init_from``, in evaluation mode on its device; also return its source.
 
     Raises:
-        CheckpointError: If there are no such weights, or they make no model.
+        CheckpointError: If there are no such weights, or they do not fit a model.
     """
     assert config.init_from is not None
     weights = find_weights(
@@ -86,10 +87,10 @@ def open_model(config: VisualizeConfig) -> tuple[CloudModel, str]:
 
 
 def choose_kinds(config: VisualizeConfig, model: CloudModel, source: str) -> tuple[str, ...]:
-    """Return what is drawn: what was asked for, or else all that the model can.
+    """Return the configured kinds of pictures, or else all kinds of the model.
 
     Raises:
-        ConfigError: If the model cannot do what was asked for, or has no such block.
+        ConfigError: If the model has no decoder for a configured kind, or no such block.
     """
     wanted = config.visualize.kinds
     has_decoder = hasattr(model, "decoder")
@@ -124,9 +125,9 @@ def look(
 
     Args:
         model: In evaluation mode.
-        shape: What it sees.
-        number: Which of the shapes it is, from 1; its files begin with it.
-        kinds: What is drawn.
+        shape: The shape.
+        number: Its number from 1, with which its files begin.
+        kinds: Kinds of pictures.
         config: Seed of the mask, and the blocks of the attention.
     """
     points = shape.points[None].to(next(model.parameters()).device)

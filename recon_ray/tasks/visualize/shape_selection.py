@@ -1,4 +1,4 @@
-"""The shapes that a job shows: some of a prepared set, or single files."""
+"""The shapes of a job that draws them: some of a prepared set, or single files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from recon_ray.tasks.visualize.config import ShownDataSection, VisualizeConfig
 
 @dataclass(frozen=True)
 class ChosenShape:
-    """A shape in the form in which a model gets it.
+    """A shape as the input of a model.
 
     Attributes:
         object_id: Its id in the prepared set, or the file.
         name: The last part of that, fit for the name of a file.
         category: Its class, empty if it has none.
-        key: What its random numbers belong to: the id of the sample, or the number of the file.
+        key: Key of its random numbers: the id of the sample, or the number of the file.
         points: (N, 3) float32.
     """
 
@@ -44,7 +44,7 @@ class ChosenShape:
 
     @property
     def title(self) -> str:
-        """The class, and on a second line the shape."""
+        """Class, and on a second line the shape."""
         return f"{self.category}\n{self.object_id}" if self.category else self.object_id
 
 
@@ -76,8 +76,8 @@ def shapes_of_set(
 
     Args:
         prepared: The set.
-        data: Which split, and how its points are brought to the model.
-        wanted: How many, of as many classes as there are, or object ids.
+        data: Split, and choice and normalization of the points.
+        wanted: Number of shapes, from as many classes as possible, or object ids.
         seed: Seed of the choice of points.
 
     Raises:
@@ -109,7 +109,7 @@ def shapes_of_set(
 
 
 def _some(index: pa.Table, count: int) -> list[int]:
-    """Rows of as many classes as there are, the first of each and then others in order."""
+    """Return rows of as many classes as possible, the first of each and then others in order."""
     _, first = np.unique(index["label"].to_numpy(), return_index=True)
     rest = np.setdiff1d(np.arange(len(index)), first)
     return [int(row) for row in np.concatenate([first, rest])[:count]]
@@ -139,7 +139,7 @@ def _read_row(prepared: PreparedSet, split: str, row: int) -> pa.Table:
 
 
 def _bring(cloud: np.ndarray, data: ShownDataSection, source: SampleGenerator) -> Tensor:
-    """Choose points and normalize: (n, 3) to (N, 3), as a training does."""
+    """Choose points and normalize them as in training: (n, 3) to (N, 3)."""
     points = torch.from_numpy(np.array(cloud, dtype=np.float32))[None]
     if points.shape[1] > data.num_points:
         points = transforms.random_subset(points, data.num_points, source)

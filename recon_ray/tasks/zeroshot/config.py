@@ -25,7 +25,7 @@ class TextOnlySection(Section):
 
 
 class ZeroshotSection(Section):
-    """How classes are told from texts."""
+    """Classification by texts."""
 
     kind: Literal["full", "text", "image"] = Field(
         "full",
@@ -38,9 +38,9 @@ class ZeroshotSection(Section):
     )
     classes: tuple[str, ...] | dict[str, str] | None = Field(
         None,
-        description="Names to choose from: a list, which holds the set's classes and any others, "
-        "or a mapping of some of its classes to what the prompts say of them; by default the texts "
-        "of the set's card.",
+        description="Names to choose from: a list of the set's classes and any others, or a "
+        "mapping of some of its classes to their texts in the prompts; by default the texts of the "
+        "set's card.",
     )
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
@@ -64,14 +64,14 @@ class ZeroshotConfig(ProtocolConfig):
         None,
         description="Weights of a pre-training: run folder, checkpoint, file or published name.",
     )
-    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="What is classified.")
+    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Set that is classified.")
     model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that the shapes in a foreign file do not show."
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )
     teacher: TextOnlySection = Field(
         TextOnlySection(), description="The text teacher of the pre-training."
     )
-    zeroshot: ZeroshotSection = Field(ZeroshotSection(), description="How classes are told.")
+    zeroshot: ZeroshotSection = Field(ZeroshotSection(), description="The classification.")
 
     @model_validator(mode="after")
     def _has_weights(self) -> ZeroshotConfig:

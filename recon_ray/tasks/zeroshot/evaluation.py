@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,8 @@ from recon_ray.config.sections.training import TextTeacherSection
 from recon_ray.models.recon import Embedder
 from recon_ray.tasks.classify.confusion import confusion_matrix
 from recon_ray.tasks.feature_extraction import (
-    PointChoice,
+    FrozenEvaluation,
     Tally,
-    extract_features,
     load_embedder,
     without_last_batch,
 )
@@ -33,12 +32,12 @@ from recon_ray.train.runtime import EvaluationRuntime
 def encode_texts(
     teacher: TextTeacher, texts: Sequence[str], device: torch.device, *, use_prompts: bool = True
 ) -> Tensor:
-    """Run a text teacher on a device; the workers share the texts, and each gets all features.
+    """Run a text teacher on a device; the workers share the texts, and all features reach each.
 
     Args:
         teacher: The teacher, which is moved to the device.
         texts: C texts, the same on every worker.
-        device: Where it runs.
+        device: Device of the teacher.
         use_prompts: Put each into the 60 prompts.
 
     Returns:
@@ -66,36 +65,28 @@ def class_vectors(bank: Tensor) -> Tensor:
 
 
 def zeroshot_predictions(features: Tensor, vectors: Tensor) -> Tensor:
-    """Most similar class of each feature, the lowest on a tie.
+    """Return the most similar class of each feature, the lowest on a tie: (B,) int64.
 
     Args:
         features: (B, D) projected tokens.
         vectors: (C, D) of unit length.
-
-    Returns:
-        (B,) int64.
     """
     return (F.normalize(features.float(), dim=-1) @ vectors.T).argmax(dim=-1)
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Fraction of equal entries.
-
-    Args:
-        predictions: (B,) predicted classes.
-        labels: (B,) true classes.
-    """
+    """Return the fraction of equal entries of (B,) predicted and (B,) true classes."""
     return float(torch.eq(predictions, labels).float().mean())
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What shapes are classified as.
+    """The classes to choose from.
 
     Attributes:
         names: C names.
-        texts: What the prompts say of each.
-        of_label: Name number of every label of the set; -1 for a class that is no candidate.
+        texts: Text of each in the prompts.
+        of_label: Name number of every label of the set; -1 for a class that cannot be chosen.
     """
 
     names: tuple[str, ...]
@@ -103,41 +94,26 @@ class Candidates:
     of_label: tuple[int, ...]
 
 
-class ZeroshotEvaluation:
-    """Classifies splits by the texts of the candidates.
+@dataclass(frozen=True, kw_only=True)
+class ZeroshotEvaluation(FrozenEvaluation):
+    """Classification of splits by the texts of the candidates.
 
-    Args:
-        weights: Run, checkpoint or file of a pre-training.
-        sizes: Constructor arguments that the shapes in a foreign file do not show.
-        candidates: What is chosen from.
-        options: Which token, which splits.
-        choice: Which points are read.
+    Attributes:
+        candidates: The classes.
+        options: Token and splits.
         teacher: The text teacher.
-        bank: Features of the texts that are stored already.
-        drops_last: Leave out what does not fill a last batch of the training split, as published.
-        limit: Use the first shapes of a split only.
+        bank: Stored features of the texts.
+        drops_last: Leave out an incomplete last batch of the training split, as published.
     """
 
-    def __init__(
-        self,
-        weights: str,
-        sizes: Mapping[str, Any],
-        *,
-        candidates: Candidates,
-        options: ZeroshotSection,
-        choice: PointChoice,
-        teacher: TextTeacherSection,
-        bank: StoredBank | None = None,
-        drops_last: bool = False,
-        limit: int | None = None,
-    ) -> None:
-        self.weights, self.sizes = weights, dict(sizes)
-        self.candidates, self.options, self.choice = candidates, options, choice
-        self.teacher, self.bank = teacher, bank
-        self.drops_last, self.limit = drops_last, limit
+    candidates: Candidates
+    options: ZeroshotSection
+    teacher: TextTeacherSection
+    bank: StoredBank | None = None
+    drops_last: bool = False
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Return the confusion matrix of every split, and what was computed."""
+        """Return the confusion matrix of every split, and the counts."""
         vectors = class_vectors(self._bank(runtime.device)).cpu()
         model = load_embedder(self.weights, **self.sizes)
         model = runtime.inference.place(model, runtime.device)
@@ -164,23 +140,14 @@ class ZeroshotEvaluation:
         vectors: Tensor,
         tally: Tally,
     ) -> np.ndarray:
-        options = self.options
+        kind, ratio = self.options.kind, self.options.ratio
 
         def encode(points: Tensor) -> dict[str, Tensor]:
-            kind, ratio = options.kind, options.ratio
             return {"feature": model.zeroshot_features(points, kind=kind, ratio=ratio)}
 
-        found = extract_features(
-            encode,
-            runtime,
-            split,
-            self.choice,
-            batch_size=options.batch_size,
-            limit=self.limit,
-            tally=tally,
-        )
+        found = self.extract(encode, runtime, split, tally=tally)
         if self.drops_last and split == "train":
-            found = without_last_batch(found, options.batch_size, seed=self.choice.seed)
+            found = without_last_batch(found, self.batch_size, seed=self.choice.seed)
         predicted = zeroshot_predictions(torch.from_numpy(found["feature"]), vectors).numpy()
         labels = np.array(self.candidates.of_label)[found["label"]]
         return confusion_matrix(labels, predicted, len(vectors))

@@ -1,4 +1,4 @@
-"""The driver of ``jobs/zeroshot.py``."""
+"""Main function of ``jobs/zeroshot.py``."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ from recon_ray.tasks.classify.confusion import (
     overall_accuracy,
 )
 from recon_ray.tasks.config_checks import check_here, find_set, use_ops
-from recon_ray.tasks.feature_extraction import PointChoice
-from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
-from recon_ray.tasks.teacher_features import SOURCE, make_text_teacher, stored_bank
+from recon_ray.tasks.teacher_features import (
+    SOURCE,
+    check_texts_known,
+    check_width,
+    make_text_teacher,
+    stored_bank,
+)
 from recon_ray.tasks.zeroshot.config import ZeroshotConfig
 from recon_ray.tasks.zeroshot.evaluation import Candidates, ZeroshotEvaluation
-from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.cache import StoredBank
-from recon_ray.teachers.feature_table import TableTextTeacher
 from recon_ray.weights.load import compare, construct
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -52,26 +55,36 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     place, weights = _weights(config)
     candidates = _candidates(config, prepared)
     bank, identity = _text_features(config, prepared, weights, candidates)
-    choice = _choice(config, prepared)
+    follows = config.protocol == "reference"
+    check_points(prepared, config.data.num_points, follows_reference=follows)
+    clouds = evaluated_clouds(config.data, prepared.manifest.get("card"), protocol=config.protocol)
     if config.data.verify:
         prepared.verify_hashes()
     use_ops(config)
     check_here(config)
     if job.dry_run:
-        return _dry_run(config, prepared, candidates, identity)
+        shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
+        lines = [
+            "dry run: weights, set and text teacher fit, nothing was classified",
+            f"{'shapes':28}{shapes:>20,}",
+            f"{'classes to choose from':28}{len(candidates.names):>20,}",
+            f"{'text teacher':28}{identity['name']:>20}",
+        ]
+        return JobResult("\n".join(lines))
     run = open_run("zeroshot", config, label=prepared.path.name)
     run.begin()
     found = evaluate(
         partial(
             ZeroshotEvaluation,
-            place,
-            config.model.model_dump(),
+            weights=place,
+            sizes=config.model.model_dump(),
+            batch_size=config.zeroshot.batch_size,
             candidates=candidates,
             options=config.zeroshot,
-            choice=choice,
+            choice=clouds.zeroshot(follows_reference=follows, seed=config.run.seed),
             teacher=config.teacher.text,
             bank=bank,
-            drops_last=config.protocol == "reference",
+            drops_last=follows,
             limit=config.data.limit,
         ),
         prepared,
@@ -113,10 +126,10 @@ def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
 
 
 def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
-    """What is chosen from, by the options and the set's card.
+    """Return the classes to choose from, by the options and the set's card.
 
     Raises:
-        ConfigError: If a name is none of the set's, or a class that occurs is no candidate.
+        ConfigError: If a name is not a class of the set, or a class that occurs is missing.
     """
     classes, given, path = prepared.classes, config.zeroshot.classes, prepared.path
     check_classes(prepared)
@@ -165,7 +178,7 @@ def _text_features(
     weights: LoadedWeights,
     candidates: Candidates,
 ) -> tuple[StoredBank | None, dict[str, str]]:
-    """Find stored features of the texts, or see that the teacher fits; give its identity too.
+    """Find stored features of the texts, else check the teacher; also return its identity.
 
     Raises:
         ConfigError: If there is no teacher, or its features are of another width.
@@ -180,28 +193,9 @@ def _text_features(
     teacher = bank or make_text_teacher(options)
     assert teacher is not None
     side = "text" if kind == "text" else "image"
-    width = weights.architecture[f"{side}_dim"]
-    if teacher.dim != width:
-        raise ConfigError(
-            f"teacher.text.name={options.name}: its features are {teacher.dim} wide, the {side} "
-            f"projection of {weights.source} gives {width}; name the teacher of the pre-training"
-        )
-    if isinstance(teacher, TableTextTeacher):
-        text_bank(teacher, candidates.texts)  # a text that it lacks is told before anything starts
+    check_width("text", str(options.name), teacher.dim, weights, side)
+    check_texts_known(teacher, candidates.texts)
     return bank, dict(teacher.identity)
-
-
-def _choice(config: ZeroshotConfig, prepared: PreparedSet) -> PointChoice:
-    """Which points are read: the published resampling, or the same random ones every time."""
-    follows = config.protocol == "reference"
-    check_points(prepared, config.data.num_points, follows_reference=follows)
-    pipeline = pipeline_of(
-        prepared.manifest.get("card"),
-        num_points=config.data.num_points,
-        follows_reference=follows,
-        normalize=config.data.normalize,
-    )
-    return pipeline.zeroshot(follows_reference=follows, seed=config.run.seed)
 
 
 def _finish(
@@ -245,19 +239,3 @@ def _finish(
         data=str(prepared.path),
         **confusion_records(whole, candidates.names),
     )
-
-
-def _dry_run(
-    config: ZeroshotConfig,
-    prepared: PreparedSet,
-    candidates: Candidates,
-    identity: dict[str, str],
-) -> JobResult:
-    shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
-    lines = [
-        "dry run: weights, set and text teacher fit, nothing was classified",
-        f"{'shapes':28}{shapes:>20,}",
-        f"{'classes to choose from':28}{len(candidates.names):>20,}",
-        f"{'text teacher':28}{identity['name']:>20}",
-    ]
-    return JobResult("\n".join(lines))

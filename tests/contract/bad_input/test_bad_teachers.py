@@ -113,4 +113,4 @@ def test_a_damaged_or_partial_cache_is_refused(jobs: Jobs, copy: Path, cache: Pa
         2, r"cache=.*: it does not fit \(it holds test, not 'train'\); .* make another: python"
     )
     (cache / "_manifest.json").unlink()
-    jobs.pretrain(*given).refused(1, "is no finished teacher cache")
+    jobs.pretrain(*given).refused(1, "is not a finished teacher cache")

@@ -280,7 +280,7 @@ def test_an_unfinished_or_older_cache_is_refused_by_name_and_otherwise_passed_ov
     assert find_caches(copy, identity(copy)) == ([], None)
     assert "version 0" in caplog.text
     manifest.unlink()
-    with pytest.raises(DataError, match="is no finished teacher cache"):
+    with pytest.raises(DataError, match="is not a finished teacher cache"):
         TeacherCache.open(cache.path)
 
 

@@ -99,19 +99,19 @@ def test_neighbors_vote_by_cosine_and_ties_go_to_the_more_similar():
     train = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.05, 1.0]])
     labels = np.array([0, 0, 1, 1])
     queries = np.array([[10.0, 1.0], [0.1, 0.2]])
-    assert nearest_neighbors(train, labels, queries, 1).tolist() == [0, 1]
-    assert nearest_neighbors(train, labels, queries, 4).tolist() == [0, 1]  # two votes each
+    assert nearest_neighbors(train, labels, queries, [1])[1].tolist() == [0, 1]
+    assert nearest_neighbors(train, labels, queries, [4])[4].tolist() == [0, 1]  # two votes each
 
 
 def test_a_vote_outweighs_any_similarity():
     train = np.array([[1.0, 0.0], [0.0, 1.0], [-0.1, 1.0]])
     labels = np.array([0, 1, 1])
-    assert nearest_neighbors(train, labels, np.array([[1.0, 0.0]]), 3).tolist() == [1]
+    assert nearest_neighbors(train, labels, np.array([[1.0, 0.0]]), [3])[3].tolist() == [1]
 
 
 def test_a_training_feature_does_not_count_for_itself():
     train = np.array([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0]])
-    found = nearest_neighbors(train, np.array([0, 1, 1]), train, 1, leave_out_self=True)
+    found = nearest_neighbors(train, np.array([0, 1, 1]), None, [1])[1]
     assert found.tolist() == [1, 0, 1]
 
 
@@ -120,10 +120,8 @@ def test_the_number_of_neighbors_is_chosen_on_the_training_features():
     labels = np.repeat([0, 1], 40)
     train = np.stack([np.where(labels, 1.0, -1.0), np.ones(80)], axis=1)
     train += random.normal(0, 1.0, train.shape)  # overlapping: one neighbour is often wrong
-    right = {
-        k: (nearest_neighbors(train, labels, train, k, leave_out_self=True) == labels).mean()
-        for k in (1, 15)
-    }
+    found = nearest_neighbors(train, labels, None, (1, 15))
+    right = {k: (found[k] == labels).mean() for k in found}
     assert right[15] > right[1]
     assert choose_k(train, labels, (1, 15)) == 15
 
