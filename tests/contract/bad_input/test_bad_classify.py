@@ -97,7 +97,7 @@ def test_a_classifier_of_another_family_or_of_other_classes_is_refused(
     before = jobs.left_behind()
     tuned, start = f"init_from={jobs.runs / 'tuned'}", f"data.path={copy}"
     plain = jobs.evaluate(f"init_from={jobs.runs / 'run'}", start)
-    plain.refused(2, r"init_from: .*/run .* holds the weights of a recon model, which gives no cl")
+    plain.refused(2, r"init_from: .*/run .* holds the weights of a recon model, which \w+ no cl")
     jobs.evaluate(start).refused(2, r"init_from: no classifier is named; give a run folder of jobs")
     jobs.evaluate(tuned, start, "data.split=val").refused(2, r"data\.split=val: .* has the splits")
     change_manifest(copy, _other_names)
