@@ -67,6 +67,10 @@ class ProtocolFlags:
 REFERENCE_SKIP = 1e-3
 
 
+SOUND = ProtocolFlags(*[False] * len(fields(ProtocolFlags)))
+REFERENCE = ProtocolFlags(*[True] * len(fields(ProtocolFlags)))
+
+
 def protocol_flags(name: ProtocolName) -> ProtocolFlags:
     """Return the flags of a protocol."""
-    return ProtocolFlags(*[name == "reference"] * len(fields(ProtocolFlags)))
+    return REFERENCE if name == "reference" else SOUND

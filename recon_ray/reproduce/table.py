@@ -155,8 +155,8 @@ def metric_of(plan: RowPlan, line: Line) -> str:
     """Return the name of a line's number: that of voting is what the protocol reports."""
     if line.metric != "accuracy_vote":
         return line.metric
-    is_reference = option(plan.config, "protocol") == "reference"
-    return "accuracy_vote_max" if is_reference else "accuracy_vote_mean"
+    best = option(plan.config, "flags").best_vote
+    return "accuracy_vote_max" if best else "accuracy_vote_mean"
 
 
 def numbered(lines: Sequence[TableLine]) -> tuple[list[list[str]], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import assemble
-from recon_ray.config.sections.common import JobConfig
+from recon_ray.config.sections.common import JobConfig, ProtocolConfig
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.optuna_search import import_optuna
@@ -126,8 +126,8 @@ def _validates(base: JobConfig) -> bool:
     validation = getattr(base, "validation", None)
     if validation is not None:
         return validation.every_epochs is not None
-    is_reference = getattr(base, "protocol", "sound") == "reference"
-    return is_reference or base.data.validation_split is not None  # type: ignore[attr-defined]
+    by_test = isinstance(base, ProtocolConfig) and base.flags.selects_on_test
+    return by_test or getattr(getattr(base, "data", None), "validation_split", None) is not None
 
 
 # --- Options of one job in another job's configuration -------------------------------------------

@@ -235,7 +235,7 @@ def load_embedder(
     weights: str,
     *,
     trained: bool = True,
-    follows_reference: bool = False,
+    torch_init: bool = False,
     **sizes: Any,  # noqa: ANN401 - constructor arguments
 ) -> Embedder:
     """Make the encoder and projections of weights, in evaluation mode, on the CPU.
@@ -244,14 +244,14 @@ def load_embedder(
         weights: Run folder, checkpoint or file.
         trained: Load the weights; otherwise only their architecture is used, freshly drawn from
             torch's default generator.
-        follows_reference: Draw them as the published networks of the downstream tasks are drawn.
+        torch_init: Draw them as the published downstream networks, by torch's defaults.
         sizes: Constructor arguments that a foreign file does not hold.
 
     Raises:
         CheckpointError: If they cannot be read, or lack a part.
     """
     found = find_weights(weights, **sizes)
-    model = construct("embedder", found, init="reference" if follows_reference else "scratch")
+    model = construct("embedder", found, init="reference" if torch_init else "scratch")
     assert isinstance(model, Embedder)
     if trained:
         initialize(model, found, strict=True)

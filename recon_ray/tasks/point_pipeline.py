@@ -59,14 +59,14 @@ class CloudPipeline:
         skip = self.min_sq_norm
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
 
-    def zeroshot(self, *, follows_reference: bool, seed: int) -> PointChoice:
+    def zeroshot(self, *, resamples: bool, seed: int) -> PointChoice:
         """Return the choice of zero-shot: points resampled as published, else random ones.
 
         Args:
-            follows_reference: Whether they are resampled.
+            resamples: Whether they are resampled.
             seed: Seed of the choice, which is the same every time.
         """
-        how: Literal["resample", "random"] = "resample" if follows_reference else "random"
+        how: Literal["resample", "random"] = "resample" if resamples else "random"
         return replace(self.test(), how=how, seed=seed)
 
     def candidates(self, points: Tensor, start: Tensor | None = None) -> Tensor:
@@ -98,7 +98,7 @@ def pipeline_of(
     card: Mapping[str, Any] | None,
     *,
     num_points: int,
-    follows_reference: bool,
+    skips_origin: bool,
     normalize: Literal["auto", "whole", "subset", "none"] = "auto",
     augment: Literal["auto", "rotate", "scale_translate", "none"] = "auto",
     transform: Literal["auto", "rotate", "scale", "none"] = "auto",
@@ -108,7 +108,7 @@ def pipeline_of(
     Args:
         card: The manifest's card; None for a set that is not a published one.
         num_points: Points of the input.
-        follows_reference: Whether sampling skips points at the origin.
+        skips_origin: Whether sampling skips points at the origin.
         normalize: ``auto`` is the card's, else ``whole``.
         augment: ``auto`` is scale_translate for ModelNet, else rotate (few-shot episodes too).
         transform: ``auto`` is scale for ModelNet, rotate for PB_T50_RS, else none.
@@ -122,17 +122,17 @@ def pipeline_of(
     if transform == "auto":
         by_turning = name == "scanobjectnn_pb_t50_rs"
         transform = "scale" if is_modelnet else "rotate" if by_turning else "none"
-    skip = REFERENCE_SKIP if follows_reference else -1.0
+    skip = REFERENCE_SKIP if skips_origin else -1.0
     return CloudPipeline(num_points, normalize, augment, transform, skip)
 
 
 def evaluated_clouds(
-    data: EvaluatedSetSection, card: Mapping[str, Any] | None, *, protocol: str
+    data: EvaluatedSetSection, card: Mapping[str, Any] | None, *, skips_origin: bool
 ) -> CloudPipeline:
     """Return the pipeline of the jobs that evaluate without training; see :func:`pipeline_of`."""
     return pipeline_of(
         card,
         num_points=data.num_points,
-        follows_reference=protocol == "reference",
+        skips_origin=skips_origin,
         normalize=data.normalize,
     )

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import arguments_of
+from recon_ray.protocols import REFERENCE_SKIP
 
-REFERENCE_SKIP = 1e-3
-"""Squared radius around the origin in which the reference's sampling never picks a point."""
 HEAD_WIDTH = 64
 """Width of an attention head in every published model."""
 

@@ -45,7 +45,7 @@ def load_start(spec: str | None, **sizes: Any) -> tuple[str | None, LoadedWeight
     return absolute(place), weights
 
 
-def check_points(prepared: PreparedSet, num_points: int, *, follows_reference: bool) -> None:
+def check_points(prepared: PreparedSet, num_points: int, *, published: bool = False) -> None:
     """Refuse more points than are stored, and a number that the published rule does not have.
 
     Raises:
@@ -56,7 +56,7 @@ def check_points(prepared: PreparedSet, num_points: int, *, follows_reference: b
             f"data.num_points={num_points}: {prepared.path} holds {prepared.num_points} points a "
             "shape; lower it, or prepare the set again with a larger prepare.num_points"
         )
-    if follows_reference and num_points not in CANDIDATE_POINTS:
+    if published and num_points not in CANDIDATE_POINTS:
         known = ", ".join(map(str, CANDIDATE_POINTS))
         raise ConfigError(
             f"data.num_points={num_points}: protocol=reference samples {known} points; choose one "
@@ -97,16 +97,16 @@ def check_batch(prepared: PreparedSet, split: str, labeled: int) -> int:
     return labeled - labeled % REFERENCE_BATCH
 
 
-def class_texts(prepared: PreparedSet, *, follows_reference: bool) -> dict[str, str]:
+def class_texts(prepared: PreparedSet, *, published: bool) -> dict[str, str]:
     """Return the text of each class for zero-shot prompts: the card's, misspelt as published.
 
     Args:
         prepared: The set.
-        follows_reference: Repeat the published misspellings.
+        published: Repeat the published misspellings.
     """
     texts = dict(zip(prepared.classes, texts_of(prepared, "category"), strict=True))
     name = str((prepared.manifest.get("card") or {}).get("name", ""))
-    for start, label, text in REFERENCE_TEXTS if follows_reference else ():
+    for start, label, text in REFERENCE_TEXTS if published else ():
         if name.startswith(start) and label in texts:
             texts[label] = text
     return texts

@@ -139,7 +139,7 @@ class FinetuneConfig(TrainingConfig):
                 raise ValueError(
                     f"data.{key}={name} is one of data.train_splits; choose a held-out split"
                 )
-        if self.protocol == "reference" and self.data.validation_split is not None:
+        if self.flags.selects_on_test and self.data.validation_split is not None:
             raise ValueError(
                 f"data.validation_split={self.data.validation_split} is not used by protocol="
                 "reference, which chooses on the test split; leave it out, or protocol=sound"

@@ -121,11 +121,11 @@ def _pipeline(
     pipeline = pipeline_of(
         prepared.manifest.get("card"),
         num_points=int(count),
-        follows_reference=flags.skips_origin,
+        skips_origin=flags.skips_origin,
         normalize=recorded if data.normalize == "auto" else data.normalize,
         transform=config.eval.transform,
     )
-    check_points(prepared, pipeline.num_points, follows_reference=flags.published_num_points)
+    check_points(prepared, pipeline.num_points, published=flags.published_num_points)
     return pipeline
 
 

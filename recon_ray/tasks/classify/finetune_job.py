@@ -68,7 +68,7 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
     if data.validation_fraction is not None:
         prepared = _hold_out(config, prepared)
     check_classes(prepared)
-    check_points(prepared, data.num_points, follows_reference=config.flags.published_num_points)
+    check_points(prepared, data.num_points, published=config.flags.published_num_points)
     count = len(prepared.classes)
     for split in data.train_splits:
         check_labels(prepared, "data.train_splits", split, count)
@@ -117,7 +117,7 @@ def make_task(
     pipeline = pipeline_of(
         card,
         num_points=config.data.num_points,
-        follows_reference=config.flags.skips_origin,
+        skips_origin=config.flags.skips_origin,
         normalize=config.data.normalize,
         augment=config.data.augment,
     )

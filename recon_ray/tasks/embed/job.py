@@ -91,7 +91,7 @@ def _check(config: EmbedConfig, prepared: PreparedSet | None, model: Encoder) ->
     check_patches(config.data.num_points, model)
     if prepared is None:
         return
-    check_points(prepared, config.data.num_points, follows_reference=False)
+    check_points(prepared, config.data.num_points)
     for split in config.embed.splits or ():
         if split not in prepared.splits:
             raise ConfigError(
@@ -106,7 +106,7 @@ def _plan(
     """Plan the parts of the set and of the files, with the farthest points of each cloud."""
 
     def choice(card: dict[str, Any] | None) -> PointChoice:
-        return evaluated_clouds(config.data, card, protocol=config.protocol).test()
+        return evaluated_clouds(config.data, card, skips_origin=config.flags.skips_origin).test()
 
     tasks: list[EmbedTask] = []
     if prepared is not None:

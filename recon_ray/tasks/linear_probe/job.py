@@ -42,7 +42,7 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     assert weights is not None
     compare(construct("embedder", weights), weights, strict=True)
     _check_splits(config, prepared)
-    check_points(prepared, config.data.num_points, follows_reference=False)
+    check_points(prepared, config.data.num_points)
     card = prepared.manifest.get("card")
     if config.data.verify:
         prepared.verify_hashes()
@@ -59,9 +59,11 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
             sizes=config.model.model_dump(),
             batch_size=config.probe.batch_size,
             options=config.probe,
-            choice=evaluated_clouds(config.data, card, protocol=config.protocol).test(),
+            choice=evaluated_clouds(
+                config.data, card, skips_origin=config.flags.skips_origin
+            ).test(),
             num_classes=len(prepared.classes),
-            follows_reference=config.protocol == "reference",
+            flags=config.flags,
             seed=config.run.seed,
             limit=config.data.limit,
         ),
@@ -113,7 +115,7 @@ def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
             "of fewer than two classes; raise data.limit or choose another split"
         )
     count = len(labels)
-    if config.protocol == "reference":
+    if config.flags.drops_last_batch:
         count = check_batch(prepared, config.probe.train_split, count)
     if max(config.probe.knn) > count:
         raise ConfigError(

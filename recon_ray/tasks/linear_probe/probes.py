@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recon_ray.protocols import SOUND, ProtocolFlags
 from recon_ray.tasks.feature_extraction import (
     FrozenEvaluation,
     Tally,
@@ -38,7 +39,7 @@ def svm_accuracy(
     test_labels: np.ndarray,
     *,
     c: float = PAPER_C,
-    follows_reference: bool = False,
+    dual: bool = False,
 ) -> float:
     """Return the test accuracy of a linear SVM on unscaled features (published protocol).
 
@@ -48,13 +49,13 @@ def svm_accuracy(
         test: (T, D) test features.
         test_labels: (T,) their classes.
         c: Inverse regularization.
-        follows_reference: Solve the dual problem, which was scikit-learn's default when the numbers
+        dual: Solve the dual problem, which was scikit-learn's default when the numbers
             were published, even where it is slower and stops before it converges. Otherwise
             scikit-learn chooses.
     """
     from sklearn.svm import LinearSVC  # 100 MB that other ranks do not need
 
-    model = LinearSVC(C=c, dual=True if follows_reference else "auto", random_state=0)
+    model = LinearSVC(C=c, dual=True if dual else "auto", random_state=0)
     with warnings.catch_warnings():
         # Both stop at the default number of iterations, converged or not, and a set of captioned
         # shapes may have nearly as many classes as samples.
@@ -190,14 +191,13 @@ class ProbeEvaluation(FrozenEvaluation):
     Attributes:
         options: Probes and splits.
         num_classes: Classes of the set.
-        follows_reference: Leave out an incomplete last batch of training shapes, and draw the
-            untrained network and solve the SVM as published.
+        flags: Published habits that are repeated.
         seed: Seed of the untrained network and of the probes' draws.
     """
 
     options: ProbeSection
     num_classes: int
-    follows_reference: bool = False
+    flags: ProtocolFlags = SOUND
     seed: int = 0
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class ProbeEvaluation(FrozenEvaluation):
             models["_untrained"] = load_embedder(
                 self.weights,
                 trained=False,
-                follows_reference=self.follows_reference,
+                torch_init=self.flags.torch_init,
                 **self.sizes,
             )
         place = partial(runtime.inference.place, device=runtime.device)
@@ -223,7 +223,7 @@ class ProbeEvaluation(FrozenEvaluation):
             self.extract(encode, runtime, split, tally=tally, encodings=count)
             for split in (options.train_split, options.test_split)
         )
-        if self.follows_reference:
+        if self.flags.drops_last_batch:
             train = without_last_batch(train, REFERENCE_BATCH, seed=self.seed)
         metrics: dict[str, float] = {"chance": 1 / self.num_classes}
         for name in models if runtime.rank == 0 else ():
@@ -232,7 +232,7 @@ class ProbeEvaluation(FrozenEvaluation):
                 *data,
                 options=options,
                 seed=self.seed,
-                follows_reference=self.follows_reference,
+                dual=self.flags.dual_svm,
             )
             metrics |= {f"{probe}{name}": value for probe, value in found.items()}
         counts = {"probe_train": len(train["label"]), "probe_test": len(test["label"])}
@@ -243,7 +243,7 @@ def probe_accuracies(
     *data: np.ndarray,
     options: ProbeSection,
     seed: int = 0,
-    follows_reference: bool = False,
+    dual: bool = False,
 ) -> dict[str, float]:
     """Return the test accuracies of all probes.
 
@@ -251,7 +251,7 @@ def probe_accuracies(
         data: As :func:`svm_accuracy` takes it.
         options: Probes.
         seed: Seed of their draws.
-        follows_reference: Solve the linear SVM on all labels as published.
+        dual: Solve the dual problem of the linear SVM on all labels, as published.
 
     Returns:
         ``accuracy`` of the linear SVM, ``knn_accuracy`` with the chosen ``knn_k``, one
@@ -259,7 +259,7 @@ def probe_accuracies(
         ``few_label_accuracy``.
     """
     train, train_labels, test, test_labels = data
-    svm = svm_accuracy(*data, c=options.svm_c, follows_reference=follows_reference)
+    svm = svm_accuracy(*data, c=options.svm_c, dual=dual)
     found = {"accuracy": svm}
     classes = nearest_neighbors(train, train_labels, test, options.knn)
     neighbors = {k: float(np.mean(found == test_labels)) for k, found in classes.items()}

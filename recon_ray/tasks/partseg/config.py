@@ -85,7 +85,7 @@ class PartsegConfig(TrainingConfig):
     @property
     def selection_split(self) -> str | None:
         """Split by which the best epoch is chosen; None where the last one counts."""
-        if self.data.validation_split is None and self.protocol == "reference":
+        if self.data.validation_split is None and self.flags.selects_on_test:
             return self.data.test_split
         return self.data.validation_split
 

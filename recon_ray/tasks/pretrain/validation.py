@@ -17,7 +17,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Recon
-from recon_ray.protocols import ProtocolFlags, protocol_flags
+from recon_ray.protocols import SOUND, ProtocolFlags
 from recon_ray.tasks.classify.classifier_checks import check_batch, check_points, class_texts
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.feature_extraction import PointChoice, extract_features, without_last_batch
@@ -55,7 +55,7 @@ class ValidationPlan:
     texts: Sequence[str]
     choice: PointChoice
     svm_c: float
-    flags: ProtocolFlags = protocol_flags("sound")  # noqa: RUF009 - frozen
+    flags: ProtocolFlags = SOUND
     seed: int = 0
 
     @property
@@ -111,7 +111,7 @@ class Validation:
             train, test = found
             data = (train["features"], train["label"], test["features"], test["label"])
             dual = plan.flags.dual_svm
-            return {plan.metric: svm_accuracy(*data, c=plan.svm_c, follows_reference=dual)}
+            return {plan.metric: svm_accuracy(*data, c=plan.svm_c, dual=dual)}
         assert self._vectors is not None
         features, labels = (
             torch.from_numpy(np.concatenate([one[name] for one in found]))
@@ -194,7 +194,7 @@ def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> Val
     flags = config.flags
     plan = ValidationPlan(
         options,
-        texts=list(class_texts(prepared, follows_reference=flags.published_texts).values()),
+        texts=list(class_texts(prepared, published=flags.published_texts).values()),
         choice=_choice(config, prepared),
         svm_c=config.eval.svm_c,
         flags=flags,
@@ -221,17 +221,17 @@ def _choice(config: PretrainConfig, prepared: PreparedSet) -> PointChoice:
     flags, is_svm = config.flags, config.validation.kind == "svm"
     num_points = config.data.num_points
     published = flags.published_num_points and not is_svm
-    check_points(prepared, num_points, follows_reference=published)
+    check_points(prepared, num_points, published=published)
     is_raw = config.validation.path is None and not config.data.normalize
     pipeline = pipeline_of(
         prepared.manifest.get("card"),
         num_points=num_points,
-        follows_reference=flags.skips_origin,
+        skips_origin=flags.skips_origin,
         normalize="none" if is_raw else "auto",
     )
     if is_svm:
         return pipeline.test()
-    return pipeline.zeroshot(follows_reference=flags.resamples_zeroshot, seed=config.run.seed)
+    return pipeline.zeroshot(resamples=flags.resamples_zeroshot, seed=config.run.seed)
 
 
 def _check_split(config: PretrainConfig, prepared: PreparedSet, split: str) -> None:

@@ -48,7 +48,7 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     compare(model, weights, strict=True)
     assert isinstance(model, CloudModel)
     check_patches(config.data.num_points, model)
-    check_points(prepared, config.data.num_points, follows_reference=False)
+    check_points(prepared, config.data.num_points)
     queries = read_queries(config, model)
     if queries:
         texts, pictures = query_sides(config, weights, queries)
@@ -78,7 +78,9 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
             sizes=config.model.model_dump(),
             batch_size=config.retrieval.batch_size,
             options=config.retrieval,
-            choice=evaluated_clouds(config.data, card, protocol=config.protocol).test(),
+            choice=evaluated_clouds(
+                config.data, card, skips_origin=config.flags.skips_origin
+            ).test(),
             texts=texts,
             pictures=pictures,
             queries=queries,

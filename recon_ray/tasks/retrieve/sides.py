@@ -98,7 +98,7 @@ def _numbers(config: RetrieveConfig, prepared: PreparedSet) -> tuple[list[str], 
         column, every = "caption", texts_of(prepared, "caption")
         number: dict[Any, int] = {text: place for place, text in enumerate(every) if text}
     else:
-        texts = class_texts(prepared, follows_reference=config.protocol == "reference")
+        texts = class_texts(prepared, published=config.flags.published_texts)
         every = list(texts.values())
         number = {label: label for label in range(len(every))}
     numbers: dict[int, int] = {}

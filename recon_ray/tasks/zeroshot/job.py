@@ -55,9 +55,11 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     place, weights = _weights(config)
     candidates = _candidates(config, prepared)
     bank, identity = _text_features(config, prepared, weights, candidates)
-    follows = config.protocol == "reference"
-    check_points(prepared, config.data.num_points, follows_reference=follows)
-    clouds = evaluated_clouds(config.data, prepared.manifest.get("card"), protocol=config.protocol)
+    flags = config.flags
+    check_points(prepared, config.data.num_points, published=flags.published_num_points)
+    clouds = evaluated_clouds(
+        config.data, prepared.manifest.get("card"), skips_origin=flags.skips_origin
+    )
     if config.data.verify:
         prepared.verify_hashes()
     use_ops(config)
@@ -81,10 +83,10 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
             batch_size=config.zeroshot.batch_size,
             candidates=candidates,
             options=config.zeroshot,
-            choice=clouds.zeroshot(follows_reference=follows, seed=config.run.seed),
+            choice=clouds.zeroshot(resamples=flags.resamples_zeroshot, seed=config.run.seed),
             teacher=config.teacher.text,
             bank=bank,
-            drops_last=follows,
+            drops_last=flags.drops_last_batch,
             limit=config.data.limit,
         ),
         prepared,
@@ -135,7 +137,7 @@ def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
     check_classes(prepared)
     for split in config.zeroshot.splits:
         check_labels(prepared, "zeroshot.splits", split, len(classes))
-    texts = class_texts(prepared, follows_reference=config.protocol == "reference")
+    texts = class_texts(prepared, published=config.flags.published_texts)
     if given is None or isinstance(given, dict):
         unknown = [name for name in given or () if name not in texts]
         if unknown:

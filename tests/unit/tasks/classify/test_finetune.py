@@ -92,10 +92,10 @@ def test_accuracy_of_nothing_is_not_a_number():
 )
 def test_the_card_decides_how_clouds_are_brought(name, normalize, augment, transform):
     card = None if name is None else as_record(CARDS[name])
-    pipeline = pipeline_of(card, num_points=1024, follows_reference=False)
+    pipeline = pipeline_of(card, num_points=1024, skips_origin=False)
     assert pipeline == CloudPipeline(1024, normalize, augment, transform, -1.0)
     given = pipeline_of(
-        card, num_points=1024, follows_reference=True, normalize="none", augment="none",
+        card, num_points=1024, skips_origin=True, normalize="none", augment="none",
         transform="none",
     )  # fmt: skip
     assert given == CloudPipeline(1024, "none", "none", "none", 1e-3)

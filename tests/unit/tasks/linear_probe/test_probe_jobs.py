@@ -148,7 +148,7 @@ def test_probes_of_weights_and_of_an_untrained_network_read_every_cloud_once(pro
 def test_an_untrained_network_is_drawn_as_published_where_that_is_asked_for(
     probe, weights, monkeypatch
 ):
-    published = load_embedder(str(weights), trained=False, follows_reference=True).encoder
+    published = load_embedder(str(weights), trained=False, torch_init=True).encoder
     assert published.embed.fc3.bias.any()  # torch's default
     assert published.class_token.std().item() == pytest.approx(0.02, rel=0.3)
     assert not load_embedder(str(weights), trained=False).encoder.embed.fc3.bias.any()
@@ -156,7 +156,7 @@ def test_an_untrained_network_is_drawn_as_published_where_that_is_asked_for(
     drawn = []
 
     def load(*args: Any, **options: Any) -> Any:
-        drawn.append((options.get("trained", True), options.get("follows_reference", False)))
+        drawn.append((options.get("trained", True), options.get("torch_init", False)))
         return load_embedder(*args, **options)
 
     monkeypatch.setattr(probes, "load_embedder", load)
@@ -207,7 +207,7 @@ def test_weights_without_a_projection_classify_by_the_other(zero, tmp_path):
 def test_published_prompts_keep_their_misspelt_class(tiny_prepared, zero, tmp_path):
     card = {"name": "scanobjectnn_obj_bg", "classes": ["sofa", "toilet"], "texts": ["a", "toilet"]}
     scan = PreparedSet(tiny_prepared.path, {"classes": card["classes"], "card": card}, "", {})
-    published = class_texts(scan, follows_reference=True)
+    published = class_texts(scan, published=True)
     assert published == {"sofa": "a", "toilet": "toile"}
-    assert class_texts(scan, follows_reference=False) == {"sofa": "a", "toilet": "toilet"}
-    assert "toilet" not in class_texts(tiny_prepared, follows_reference=True)
+    assert class_texts(scan, published=False) == {"sofa": "a", "toilet": "toilet"}
+    assert "toilet" not in class_texts(tiny_prepared, published=True)

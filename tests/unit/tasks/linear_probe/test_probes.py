@@ -36,8 +36,8 @@ def test_only_the_reference_solves_the_dual_problem(monkeypatch):
     )
     train, labels = _clusters(10, 3, 0.1, 0)
     options = ProbeSection(knn=(1,), logistic=False, shots=2, draws=1)
-    for follows in (True, False):
-        probe_accuracies(train, labels, train, labels, options=options, follows_reference=follows)
+    for dual in (True, False):
+        probe_accuracies(train, labels, train, labels, options=options, dual=dual)
     assert solved == [True, "auto", "auto", "auto"]
 
 
