@@ -182,6 +182,7 @@ def run_evaluation(
     label: str,
     fits: str,
     finish: Callable[[Run, dict[str, Any]], JobResult],
+    verify: bool,
     options: BatchOptions = BatchOptions(),  # noqa: B008 - frozen
     resume: str = "never",
 ) -> JobResult:
@@ -195,10 +196,13 @@ def run_evaluation(
         label: End of a generated run name.
         fits: Report of a dry run.
         finish: Writes the result from what the evaluation has computed.
-        options: What a batch holds.
+        verify: Compare the hashes of the set first.
+        options: Content of a batch.
         resume: As :class:`~recon_ray.tasks.run.Run` has it.
     """
     config = job.config
+    if verify:
+        prepared.verify_hashes()
     use_ops(config)
     check_here(config)
     if job.dry_run:

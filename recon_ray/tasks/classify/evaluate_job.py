@@ -42,8 +42,6 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
         )
     prepared = find_set("data.path", config.data.path)
     make, weights, pipeline = _plan(config, prepared)
-    if config.data.verify:
-        prepared.verify_hashes()
     split = config.data.split
     logger.info("%s, normalize=%s", describe_set(prepared, split), pipeline.normalize)
     clouds = prepared.splits[split].rows
@@ -62,6 +60,7 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
         label=split,
         resume=config.resume,
         fits="\n".join(fits),
+        verify=config.data.verify,
         finish=lambda run, found: _finish(run, config, prepared, found),
     )
 

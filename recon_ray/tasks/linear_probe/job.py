@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.errors import ConfigError
 from recon_ray.tasks.classify.classifier_checks import (
     check_batch,
@@ -16,12 +15,13 @@ from recon_ray.tasks.classify.classifier_checks import (
     check_points,
     load_start,
 )
-from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.linear_probe.config import LinearProbeConfig
 from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import open_run
+from recon_ray.tasks.run import Run
 from recon_ray.weights.load import compare, construct
 
 #: Probes in the order of the table.
@@ -43,25 +43,18 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     compare(construct("embedder", weights), weights, strict=True)
     _check_splits(config, prepared)
     check_points(prepared, config.data.num_points)
-    card = prepared.manifest.get("card")
-    if config.data.verify:
-        prepared.verify_hashes()
-    use_ops(config)
-    check_here(config)
-    if job.dry_run:
-        return JobResult("dry run: weights and set fit, nothing was probed")
-    run = open_run("linear_probe", config, label=prepared.path.name)
-    run.begin()
-    found = evaluate(
+    choice = evaluated_clouds(
+        config.data, prepared.manifest.get("card"), skips_origin=config.flags.skips_origin
+    ).test()
+    return run_evaluation(
+        job,
         partial(
             ProbeEvaluation,
             weights=place,
             sizes=config.model.model_dump(),
             batch_size=config.probe.batch_size,
             options=config.probe,
-            choice=evaluated_clouds(
-                config.data, card, skips_origin=config.flags.skips_origin
-            ).test(),
+            choice=choice,
             num_classes=len(prepared.classes),
             flags=config.flags,
             seed=config.run.seed,
@@ -69,11 +62,16 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
         ),
         prepared,
         (config.probe.train_split, config.probe.test_split),
-        options=BatchOptions(),
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
+        label=prepared.path.name,
+        fits="weights and set fit, nothing was probed",
+        verify=config.data.verify,
+        finish=lambda run, found: _finish(run, config, prepared, found),
     )
+
+
+def _finish(
+    run: Run, config: LinearProbeConfig, prepared: PreparedSet, found: dict[str, Any]
+) -> JobResult:
     metrics: dict[str, float] = found["metrics"]
     return run.finish(
         metrics,

@@ -291,6 +291,7 @@ def _score_only(job: Job[PartsegConfig]) -> JobResult:
         label=f"test-{prepared.path.name}",
         resume=config.resume,
         fits="the weights fit the set, nothing was scored",
+        verify=False,  # done when the set was opened
         finish=lambda run, found: _record(
             run, config, prepared, found, found["metrics"], {}, selection
         ),

@@ -9,14 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.models.cloud import CloudModel
 from recon_ray.tasks.classify.classifier_checks import check_patches, check_points, load_start
-from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.retrieve.config import RetrieveConfig
@@ -29,7 +28,7 @@ from recon_ray.tasks.retrieve.sides import (
     searched_splits,
     texts_side,
 )
-from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.run import Run
 from recon_ray.weights.load import compare, construct
 
 #: Table of the shapes that the queries have found.
@@ -61,41 +60,44 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
                 f"{weights.source} has a projection for; prepare the set with prepare.views, or "
                 "name the teacher"
             )
-    count = 0 if texts is None else len(texts.texts)
-    if config.data.verify:
-        prepared.verify_hashes()
-    use_ops(config)
-    check_here(config)
-    if job.dry_run:
-        return _dry_run(config, prepared, texts=count, has_pictures=pictures is not None)
-    run = open_run("retrieve", config, label=prepared.path.name)
-    run.begin()
-    card = prepared.manifest.get("card")
-    found = evaluate(
+    count, splits = 0 if texts is None else len(texts.texts), searched_splits(config)
+    shapes = sum(prepared.splits[split].rows for split in splits)
+    fits = ["weights, set and teachers fit, nothing was searched", f"{'shapes':28}{shapes:>20,}"]
+    if queries:
+        fits += [f"{'queries':28}{len(queries):>20,}"]
+    else:
+        fits += [f"{'texts':28}{count:>20,}"]
+        fits += [f"{'pictures':28}{'no' if pictures is None else 'yes':>20}"]
+
+    def finish(run: Run, found: dict[str, Any]) -> JobResult:
+        if queries:
+            return _finish_queries(run, config, prepared, queries, found)
+        return _finish(run, config, prepared, found, texts=count)
+
+    clouds = evaluated_clouds(
+        config.data, prepared.manifest.get("card"), skips_origin=config.flags.skips_origin
+    )
+    return run_evaluation(
+        job,
         partial(
             RetrievalEvaluation,
             weights=place,
             sizes=config.model.model_dump(),
             batch_size=config.retrieval.batch_size,
             options=config.retrieval,
-            choice=evaluated_clouds(
-                config.data, card, skips_origin=config.flags.skips_origin
-            ).test(),
+            choice=clouds.test(),
             texts=texts,
             pictures=pictures,
             queries=queries,
             limit=config.data.limit,
         ),
         prepared,
-        searched_splits(config),
-        options=BatchOptions(),
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
+        splits,
+        label=prepared.path.name,
+        fits="\n".join(fits),
+        verify=config.data.verify,
+        finish=finish,
     )
-    if queries:
-        return _finish_queries(run, config, prepared, queries, found)
-    return _finish(run, config, prepared, found, texts=count)
 
 
 def _check_splits(config: RetrieveConfig, prepared: PreparedSet) -> None:
@@ -208,17 +210,3 @@ def _finish_queries(
         table_file=FOUND,
         **_origin(config, prepared),
     )
-
-
-def _dry_run(
-    config: RetrieveConfig, prepared: PreparedSet, *, texts: int, has_pictures: bool
-) -> JobResult:
-    shapes = sum(prepared.splits[split].rows for split in searched_splits(config))
-    lines = ["dry run: weights, set and teachers fit, nothing was searched"]
-    lines += [f"{'shapes':28}{shapes:>20,}"]
-    if config.queries:
-        lines += [f"{'queries':28}{len(config.queries):>20,}"]
-    else:
-        lines += [f"{'texts':28}{texts:>20,}"]
-        lines += [f"{'pictures':28}{'yes' if has_pictures else 'no':>20}"]
-    return JobResult("\n".join(lines))

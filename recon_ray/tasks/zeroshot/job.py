@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recon_ray.cluster.evaluate import evaluate
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.tasks.classify.classifier_checks import (
     check_classes,
@@ -28,10 +26,11 @@ from recon_ray.tasks.classify.confusion import (
     confusion_records,
     overall_accuracy,
 )
-from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.run import Run
 from recon_ray.tasks.teacher_features import (
     SOURCE,
     check_texts_known,
@@ -60,22 +59,15 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     clouds = evaluated_clouds(
         config.data, prepared.manifest.get("card"), skips_origin=flags.skips_origin
     )
-    if config.data.verify:
-        prepared.verify_hashes()
-    use_ops(config)
-    check_here(config)
-    if job.dry_run:
-        shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
-        lines = [
-            "dry run: weights, set and text teacher fit, nothing was classified",
-            f"{'shapes':28}{shapes:>20,}",
-            f"{'classes to choose from':28}{len(candidates.names):>20,}",
-            f"{'text teacher':28}{identity['name']:>20}",
-        ]
-        return JobResult("\n".join(lines))
-    run = open_run("zeroshot", config, label=prepared.path.name)
-    run.begin()
-    found = evaluate(
+    shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
+    fits = [
+        "weights, set and text teacher fit, nothing was classified",
+        f"{'shapes':28}{shapes:>20,}",
+        f"{'classes to choose from':28}{len(candidates.names):>20,}",
+        f"{'text teacher':28}{identity['name']:>20}",
+    ]
+    return run_evaluation(
+        job,
         partial(
             ZeroshotEvaluation,
             weights=place,
@@ -91,12 +83,11 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
         ),
         prepared,
         list(dict.fromkeys(config.zeroshot.splits)),
-        options=BatchOptions(),
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
+        label=prepared.path.name,
+        fits="\n".join(fits),
+        verify=config.data.verify,
+        finish=lambda run, found: _finish(run, config, prepared, candidates, found, identity),
     )
-    return _finish(run, config, prepared, candidates, found, identity)
 
 
 def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
