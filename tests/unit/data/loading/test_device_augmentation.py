@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pictures import encoded, noise
 from PIL import Image
 
 from recon_ray.data.loading.augmentation import (
@@ -27,6 +27,7 @@ from recon_ray.data.loading.device_augmentation import DeviceAugmentation, bicub
 from recon_ray.data.loading.images import ImageTransform, load_images, load_raw_images, sample_rng
 
 SIZE = 96  # of the result; the square before the crop is 110
+SQUARE = (SIZE, SIZE)
 STILL = DrawnOperation(IDENTITY, 1, 1.0)
 NO_GRAY = (SIZE,) * 4  # beyond the corner
 
@@ -38,32 +39,20 @@ def smooth_picture(seed, size=(80, 80), coarse=7):
     return Image.fromarray(colors).resize(size, Image.Resampling.BICUBIC)
 
 
-def noise(seed, size=(SIZE, SIZE)):
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
-
-
 def special_pictures():
     """One level only, two levels, few levels, dark, and much white: tables at their limits."""
-    flat = Image.new("RGB", (SIZE, SIZE), (7, 0, 255))
+    flat = Image.new("RGB", SQUARE, (7, 0, 255))
     two = flat.copy()
     two.paste((8, 255, 250), (0, 0, 1, 1))
-    few = noise(5).point(lambda value: value // 64 + 100)
-    dark = noise(6).point(lambda value: value // 3)
-    white = Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
+    few = noise(5, SQUARE).point(lambda value: value // 64 + 100)
+    dark = noise(6, SQUARE).point(lambda value: value // 3)
+    white = Image.new("RGB", SQUARE, (255, 255, 255))
     white.paste(noise(7, (20, 30)), (40, 50))
-    return [flat, two, few, dark, white, noise(8), smooth_picture(9, (SIZE, SIZE))]
+    return [flat, two, few, dark, white, noise(8, SQUARE), smooth_picture(9, SQUARE)]
 
 
 def pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def encoded(image):
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +89,7 @@ def test_an_operation_is_that_of_pil(device_augmentation, index):
 
 
 def test_operations_are_chosen_picture_by_picture(device_augmentation):
-    image, count = smooth_picture(1, (SIZE, SIZE)), len(OPERATIONS)
+    image, count = smooth_picture(1, SQUARE), len(OPERATIONS)
     found = device_augmentation.operate(
         pixels(image).expand(count, -1, -1, -1),
         torch.arange(count),
@@ -162,11 +151,8 @@ def test_cut_out_is_exact(device_augmentation):
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (0, 5), (3, 0)])
 @pytest.mark.parametrize("bgr", [False, True])
 def test_a_batch_is_augmented_as_on_the_host(device_augmentation, views, seed, epoch, bgr):
-    how = {
-        "epoch": epoch,
-        "seed": seed,
-        "transform": ImageTransform(kind="reference", image_size=SIZE, bgr=bgr),
-    }
+    transform = ImageTransform(kind="reference", image_size=SIZE, bgr=bgr)
+    how = {"epoch": epoch, "seed": seed, "transform": transform}
     expected = load_images(views, range(len(views)), **how)
     images, parameters = load_raw_images(views, range(len(views)), **how)
     assert images.dtype == torch.uint8
@@ -189,11 +175,8 @@ def test_what_is_drawn_is_the_hosts(views):
 
 
 def test_a_sample_does_not_depend_on_its_batch_or_on_threads(device_augmentation, views):
-    how = {
-        "epoch": 1,
-        "seed": 4,
-        "transform": ImageTransform(kind="reference", image_size=SIZE),
-    }
+    transform = ImageTransform(kind="reference", image_size=SIZE)
+    how = {"epoch": 1, "seed": 4, "transform": transform}
     whole = load_raw_images(views, range(48), **how)
     some = [30, 2, 17]
     part = load_raw_images([views[i] for i in some], some, num_threads=3, **how)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
+from pictures import encoded
+from pictures import noise as picture
 from PIL import Image, ImageEnhance, ImageOps
 
 from recon_ray.data.loading.augmentation import (
@@ -38,18 +38,6 @@ GOLDEN = [
     [1, 18, 9, 186, 240, 9, 6, 0, 2, 2, 0, 158, 163, 174, 179],
     [1, 9, 2, 112, 111, 5, 5, 1, 2, 7, 1, 40, 82, 48, 90],
 ]
-
-
-def picture(seed=0, size=(40, 30)):
-    """A random RGB image of (width, height)."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def encoded(image, form="PNG"):
-    stream = io.BytesIO()
-    image.save(stream, format=form)
-    return stream.getvalue()
 
 
 def load(rows, ids, epoch=0, seed=0, num_threads=1, **transform):

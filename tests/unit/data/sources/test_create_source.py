@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
 from recon_ray.data.sources.create_source import SOURCES, create_source
-from recon_ray.errors import ConfigError
+from recon_ray.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -33,3 +34,20 @@ def test_what_is_missing_is_named(tmp_path):
         create_source("modelnet40", None, {})
     with pytest.raises(ConfigError, match=r"prepare\.table=gone\.csv: no such file"):
         create_source("custom", tmp_path, {"table": "gone.csv"})
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("shapenet55", "shapenet_pc/ and ShapeNet-55/, there or one folder down"),
+        ("modelnet40", "modelnet40_train.txt, *.dat, *train*.h5"),
+        ("shapenetpart", "synsetoffset2category.txt, there or one folder"),
+        ("fewshot", "{way}way_{shot}shot/{fold}.pkl"),
+        ("openshape", "objaverse-processed/merged_for_training_final/"),
+        ("hdf5", "*train*.h5 or *test*.h5"),
+    ],
+)
+def test_a_folder_of_another_layout_is_refused(tmp_path, name, layout):
+    (tmp_path / "robot" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=re.escape(f"expected {layout}")):
+        create_source(name, tmp_path, {}).scan()

@@ -91,11 +91,6 @@ def test_wrong_episodes_are_refused(tmp_path, rows, message):
         _source(tmp_path).scan()
 
 
-def test_a_folder_without_episodes_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"expected \{way\}way_\{shot\}shot/\{fold\}\.pkl"):
-        _source(tmp_path).scan()
-
-
 # --- Episodes drawn from ModelNet40 --------------------------------------------------------------
 
 

@@ -90,10 +90,7 @@ def test_missing_unlisted_and_foreign_shapes_are_told_apart(tmp_path):
     assert reasons["airplane_0009"] == "in neither list"
 
 
-def test_incomplete_folders_are_refused(tmp_path):
-    _write_shapes(tmp_path, ["robot/train/robot_0001"])
-    with pytest.raises(DataError, match=r"expected modelnet40_train\.txt, \*\.dat, \*train\*\.h5"):
-        _source(tmp_path).scan()
+def test_one_list_without_the_other_is_refused(tmp_path):
     write_modelnet_texts(tmp_path, TRAIN, TEST)
     (tmp_path / "modelnet40_test.txt").unlink()
     with pytest.raises(DataError, match=r"modelnet40_test\.txt: the list is missing"):

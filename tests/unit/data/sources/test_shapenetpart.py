@@ -42,11 +42,8 @@ def _source(root):
 
 def test_every_point_keeps_its_normal_and_part(root, tmp_path):
     manifest = prepare(_source(root), tmp_path / "out", OPTIONS)
-    assert {n: s["rows"] for n, s in manifest["splits"].items()} == {
-        "train": 2,
-        "val": 1,
-        "test": 2,
-    }
+    counts = {name: split["rows"] for name, split in manifest["splits"].items()}
+    assert counts == {"train": 2, "val": 1, "test": 2}
     columns = ("points", "normals", "part_labels", "valid_points", "label", "category")
     for split, shapes in SPLITS.items():
         rows = read_rows(tmp_path / "out", split, columns)
@@ -120,12 +117,7 @@ def test_a_shape_of_two_lists_is_two_samples_as_in_the_official_ones(root, tmp_p
     np.testing.assert_array_equal(first[:70], again[:70])
 
 
-def test_without_the_table_of_categories_it_is_no_shapenetpart(root):
-    (root / "synsetoffset2category.txt").unlink()
-    with pytest.raises(
-        DataError, match=r"expected synsetoffset2category\.txt, there or one folder"
-    ):
-        _source(root).scan()
+def test_a_wrong_line_in_the_table_of_categories_is_named(root):
     (root / "synsetoffset2category.txt").write_text("Cap\n")
     with pytest.raises(DataError, match=r"category\.txt line 1: is not a category and a synset"):
         _source(root).scan()

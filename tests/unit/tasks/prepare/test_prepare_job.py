@@ -31,6 +31,10 @@ def _job(folder: Path, **options: object) -> Job[PrepareConfig]:
     return Job("prepare", config, {}, ())
 
 
+def _prepare(folder: Path, **options: object) -> JobResult:
+    return driver.prepare(_job(folder, **options))
+
+
 def _clouds(folder: Path) -> Path:
     write_clouds(folder, [f"c{index % 2}/{index}" for index in range(6)], count=40)
     return folder
@@ -141,12 +145,12 @@ def _archive(tmp_path: Path) -> Path:
 
 def test_an_archive_is_unpacked_prepared_and_cleared_away(tmp_path):
     archive, output = _archive(tmp_path), tmp_path / "set"
-    job = _job(tmp_path, source="custom", input=archive, output=output, prepare=OPTIONS)
-    driver.prepare(job)
+    how = {"source": "custom", "input": archive, "output": output, "prepare": OPTIONS}
+    _prepare(tmp_path, **how)
     assert PreparedSet.open(output).manifest["rows"] == 6
     assert not (output / ".source").exists()
     before = (output / "_manifest.json").read_bytes()
-    driver.prepare(job)  # a finished set is compared with the archive again
+    _prepare(tmp_path, **how)  # a finished set is compared with the archive again
     assert (output / "_manifest.json").read_bytes() == before
     assert not (output / ".source").exists()
 
@@ -164,7 +168,7 @@ def test_an_archive_of_a_folder_is_that_folder(tmp_path, folder, split):
     archive = Path(shutil.make_archive(str(tmp_path / "shapes"), "zip", base))
     options = {**OPTIONS, "test_fraction": 0.0}
     output = tmp_path / "set"
-    driver.prepare(_job(tmp_path, source="custom", input=archive, output=output, prepare=options))
+    _prepare(tmp_path, source="custom", input=archive, output=output, prepare=options)
     manifest = PreparedSet.open(output).manifest
     assert (manifest["rows"], manifest["quarantined"]) == (6, 0)
     assert manifest["classes"] == ["c0", "c1"]
@@ -175,7 +179,7 @@ def test_what_was_unpacked_survives_a_failed_job(tmp_path):
     archive, output = _archive(tmp_path), tmp_path / "set"
     few = {**OPTIONS, "num_points": 64, "max_quarantine_fraction": 0}
     with pytest.raises(DataError, match="6 of 6 samples are unreadable"):
-        driver.prepare(_job(tmp_path, source="custom", input=archive, output=output, prepare=few))
+        _prepare(tmp_path, source="custom", input=archive, output=output, prepare=few)
     assert len(list((output / ".source").rglob("*.npy"))) == 6
 
 
@@ -193,11 +197,8 @@ def ten_classes(tmp_path_factory) -> Path:
 
 def test_episodes_are_drawn_from_a_prepared_set_and_read_back(ten_classes, tmp_path):
     def draw(name: str, seed: int) -> JobResult:
-        output = tmp_path / name
-        options = {"seed": seed}
-        return driver.prepare(
-            _job(tmp_path, source="fewshot", input=ten_classes, output=output, prepare=options)
-        )
+        how = {"source": "fewshot", "input": ten_classes, "prepare": {"seed": seed}}
+        return _prepare(tmp_path, output=tmp_path / name, **how)
 
     assert "40 episodes" in draw("a", 0).table
     episodes = read_episodes(tmp_path / "a")
@@ -208,10 +209,8 @@ def test_episodes_are_drawn_from_a_prepared_set_and_read_back(ten_classes, tmp_p
     assert {row["object_id"] for row in train} <= ids
     record = json.loads((tmp_path / "a" / "_episodes.json").read_text())
     assert record["manifest_sha256"] == PreparedSet.open(ten_classes).manifest_hash
-    assert (
-        "40 episodes, with the recorded hash"
-        in driver.prepare(_job(tmp_path, verify=tmp_path / "a")).table
-    )
+    verified = _prepare(tmp_path, verify=tmp_path / "a")
+    assert "40 episodes, with the recorded hash" in verified.table
     draw("b", 0)
     assert read_episodes(tmp_path / "b").equals(episodes)
     draw("c", 1)
@@ -222,10 +221,9 @@ def test_episodes_are_drawn_from_a_prepared_set_and_read_back(ten_classes, tmp_p
     content[50] ^= 1
     (tmp_path / "b" / "episodes.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"episodes\.parquet: is damaged or was changed"):
-        driver.prepare(_job(tmp_path, verify=tmp_path / "b"))
+        _prepare(tmp_path, verify=tmp_path / "b")
 
 
 def test_episodes_are_not_mixed_into_a_prepared_set(ten_classes, tmp_path):
-    job = _job(tmp_path, source="fewshot", input=ten_classes, output=ten_classes)
     with pytest.raises(ConfigError, match="holds a prepared set; give the episodes another"):
-        driver.prepare(job)
+        _prepare(tmp_path, source="fewshot", input=ten_classes, output=ten_classes)
