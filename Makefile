@@ -23,7 +23,7 @@ test-all: $(VENV)/.installed-dev $(VENV)/.ops
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -q -m 'ray and not long'
 
-# Half an hour of killed workers, lost nodes and full disks; `python tests/soak/soak.py --help`.
+# Half an hour of killed workers, lost nodes and full disks, see `python tests/soak/soak.py --help`.
 soak: $(VENV)/.installed-dev $(VENV)/.ops
 	$(BIN)/python tests/soak/soak.py
 

@@ -16,6 +16,7 @@ from recon_ray.runs.storage import (
     absolute,
     join,
     open_filesystem,
+    read_bytes,
     reason_of,
     replace_file,
     with_retries,
@@ -77,10 +78,7 @@ class RunFolder:
         path = f"{self._root}/{name}"
 
         def content() -> bytes | None:
-            if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
-                return None
-            with self._fs.open_input_stream(path) as stream:
-                return bytes(stream.read())
+            return read_bytes(self._fs, path)
 
         try:
             return content() if self.is_local else with_retries(content)

@@ -23,7 +23,13 @@ from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
-from recon_ray.runs.storage import open_filesystem, reason_of, replace_file
+from recon_ray.runs.storage import (
+    open_filesystem,
+    read_bytes,
+    reason_of,
+    replace_file,
+    with_retries,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,30 +98,11 @@ class LeaseFile:
             OSError: If the storage does not answer.
             ValueError: If the file is half written, or not a lease.
         """
-        if self._fs.get_file_info(self.path).type == pafs.FileType.NotFound:
-            return None
+        content = read_bytes(self._fs, self.path)
         try:
-            with self._fs.open_input_stream(self.path) as stream:
-                return Holder(**json.loads(bytes(stream.read())))
-        except FileNotFoundError:  # deleted just now
-            return None
+            return None if content is None else Holder(**json.loads(content))
         except TypeError as error:
             raise ValueError(f"{self.path}: not a lease") from error
-
-    def read_patiently(self) -> Holder | None:
-        """Return the holder; read several times where that fails. A damaged file has no holder.
-
-        Raises:
-            OSError: If the storage does not answer.
-        """
-        for left in reversed(range(LOOKS)):
-            try:
-                return self.read()
-            except (OSError, ValueError) as error:
-                if not left and isinstance(error, OSError):
-                    raise
-            time.sleep(LOOK_SECONDS if left else 0)
-        return None
 
     def write(self, holder: Holder) -> None:
         """Replace the file in one step.
@@ -270,10 +257,15 @@ class Lease:
             self._finalizer()
 
     def _found(self) -> Holder | None:
-        try:
-            return self._file.read_patiently()
-        except OSError as error:
-            raise self._unreadable(error) from error
+        """Return the holder; a file that stays damaged has none."""
+        for _ in range(LOOKS):
+            try:
+                return with_retries(self._file.read)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            except ValueError:
+                time.sleep(LOOK_SECONDS)
+        return None
 
     def _unreadable(self, error: OSError | ValueError) -> CheckpointError:
         return CheckpointError(

@@ -57,6 +57,21 @@ def _cut(place: str) -> tuple[str, str, str]:
     return place.partition("?") if is_uri(place) else (place, "", "")
 
 
+def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
+    """Return the content of a file, None where there is none.
+
+    Raises:
+        OSError: If the file system does not answer.
+    """
+    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+        return None
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError:  # deleted just now
+        return None
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write a local file in one step: under a temporary name, then renamed.
 

@@ -1,17 +1,17 @@
-"""One long run that everything happens to, and the proof that it made no difference.
+"""A long run under random faults, compared with an undisturbed one.
 
 ``python tests/soak/soak.py [--minutes 20] [--seed 0] [--mode shared] [--fixed] [--folder F]``
 
 A cluster of one to three nodes on this machine pre-trains a small model while, in an order drawn
-from the seed, workers and drivers are killed, nodes come, go and are drained, checkpoints are cut
-off, and the storage is slow or full. Then the run is ended and compared with one that nobody
+from the seed, workers and drivers are killed, nodes are added, removed and drained, checkpoints are
+truncated, and the storage is slow or full. Then the run is ended and compared with one that was not
 disturbed:
 
 * every sample was used once in every epoch (``ledger.parquet``), every step recorded once;
 * with ``--fixed`` (always two workers) the final weights are the same, bit for bit; without it the
   number of workers changes, sums round differently, and the weights have to lie close together.
 
-Not a part of the test suite; it takes the minutes it is given and about half as many again.
+Not a part of the test suite; it takes the given minutes and about half as many again.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ FAULTS = Path(__file__).with_name("faults")
 PER_CLASS, CLASSES, BATCH = 45, ("chair", "lamp", "mug"), 16
 #: Training between two events, in seconds.
 PAUSE = (4.0, 15.0)
-#: Longest median recovery, in seconds, on a machine that does nothing else.
+#: Longest median recovery, in seconds, on an otherwise idle machine.
 PROMISED = {"kill_worker": 30, "remove_node": 60}
-#: Largest distance to the undisturbed weights, as a part of the way that those have gone.
+#: Largest distance to the undisturbed weights, relative to their distance from the start.
 CLOSE = 0.1
 
 
 @dataclass(frozen=True)
 class Happened:
-    """One event and what came of it."""
+    """One event and its effect on the run."""
 
     second: float
     event: str
@@ -70,8 +70,8 @@ class Soak:
     """Disturbs a run until the time is up.
 
     Args:
-        folder: Where everything lies.
-        seed: Decides what happens in which order.
+        folder: Folder of the run, its data and the results.
+        seed: Seed of the order of events.
         mode: ``data.mode``.
         fixed: Always two workers.
     """
@@ -92,7 +92,7 @@ class Soak:
         self.happened: list[Happened] = []
         self.began = time.monotonic()
 
-    # -- events: each returns whether the workers have to start anew ------------------------------
+    # -- events: each returns whether the workers have to start again -----------------------------
 
     def kill_worker(self) -> bool:
         pids = [pid for node in self.cluster.nodes for pid in node.workers()]
@@ -140,7 +140,7 @@ class Soak:
         return used
 
     def truncate_checkpoint(self) -> bool:
-        """Cut the newest checkpoint off, and make the run need it."""
+        """Truncate the newest checkpoint, and make the run need it."""
         store = CheckpointStore(str(self.run.folder / "checkpoints"))
         self.run.until(lambda: len(store.names()) > 1, "two checkpoints")
         self.run.process.send_signal(signal.SIGKILL)
@@ -152,7 +152,7 @@ class Soak:
         return True
 
     def full_disk(self) -> bool:
-        """No space from here on: the run ends with one sentence; then there is some again."""
+        """Fill the disk until the run has ended with its one sentence."""
         self.fault.write_text("full")
         log = self.run.wait(1, 120)
         assert "free space or choose another run.storage" in log.splitlines()[-1], log
@@ -161,14 +161,14 @@ class Soak:
         return True
 
     def slow_storage(self) -> bool:
-        """Every file takes two seconds, for three commits."""
+        """Delay every file by two seconds, until a commit is done."""
         before = self.newest
         self.fault.write_text("slow 2")
         self.run.until(lambda: self.newest > before, "a slow commit", 120)
         self.fault.unlink()
         return False
 
-    # -- the course of it -------------------------------------------------------------------------
+    # -- course of the run ------------------------------------------------------------------------
 
     @property
     def workers(self) -> int:
@@ -183,7 +183,7 @@ class Soak:
         return self.random.choice(self.cluster.nodes[1:])
 
     def possible(self) -> list[Callable[[], bool]]:
-        """What can happen now; rare things are rarer."""
+        """Return the events that are possible now; an event that is listed twice is likelier."""
         always = [self.kill_worker, self.kill_driver, self.stop_driver, self.slow_storage]
         always += [self.truncate_checkpoint, self.full_disk]
         extra = len(self.cluster.nodes) - 1
@@ -192,7 +192,7 @@ class Soak:
         return [*always, *added, *removed]
 
     def disturb(self, minutes: float) -> None:
-        """Let things happen for so long; everything at least once if there is time."""
+        """Trigger events for so many minutes, each kind at least once if there is time."""
         if self.fixed:
             self.cluster.add_node(cpus=2)
         self.run.start()
@@ -212,7 +212,7 @@ class Soak:
         self.run.until(lambda: time.monotonic() > until and self.run.step > step, "progress", 300)
 
     def observe(self, event: Callable[[], bool]) -> None:
-        """Let one thing happen and wait until the run trains again."""
+        """Trigger one event and wait until the run trains again."""
         count, step, at = len(self.run.starts), self.run.step, time.monotonic()
         restarts = event()
         recovery, start = None, {}
@@ -225,7 +225,7 @@ class Soak:
         say(" ".join(f"{key}={value}" for key, value in asdict(self.happened[-1]).items()))
 
     def finish(self) -> dict[str, float]:
-        """End the run, do the same undisturbed, and compare."""
+        """End the run, repeat it undisturbed, and compare the two."""
         self.run.process.send_signal(signal.SIGTERM)
         self.run.wait(143)
         steps = f"train.steps={self.run.events[-1]['step'] + 20}"
@@ -275,7 +275,7 @@ def write_config(folder: Path, cluster: LocalCluster, fixed: bool) -> Path:
 
 
 def compare(run: ElasticRun, other: ElasticRun, fixed: bool) -> dict[str, float]:
-    """Distance of the weights, and of the losses, to those of the undisturbed run."""
+    """Return the distance of weights and losses to those of the undisturbed run."""
 
     def weights(one: ElasticRun) -> dict:
         return CheckpointStore(str(one.folder / "checkpoints")).load_latest().model
@@ -299,12 +299,12 @@ def compare(run: ElasticRun, other: ElasticRun, fixed: bool) -> dict[str, float]
         assert apart == 0, "the weights are not the same"
         assert ours == undisturbed, "the losses are not the same"
     else:
-        assert apart / way < CLOSE, "the weights have gone another way"
+        assert apart / way < CLOSE, "the weights are too far apart"
     return found
 
 
 def slow_recoveries(happened: list[Happened]) -> str:
-    """Name the events after which the run usually took longer to go on than is promised."""
+    """Name the events whose median recovery took longer than promised."""
     slow = []
     for event, promised in PROMISED.items():
         all_of = [h for h in happened if h.event == event]
@@ -315,7 +315,7 @@ def slow_recoveries(happened: list[Happened]) -> str:
 
 
 def table(happened: list[Happened]) -> str:
-    """The events as a Markdown table, and the slowest recovery of each kind."""
+    """Return the events as a Markdown table, and the slowest recovery of each kind."""
     lines = ["| second | event | step | workers after | recovery, s | steps again | reason |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     lines += [
