@@ -209,7 +209,8 @@ def _unknown(key: str, origin: str, keys: SchemaIndex, *, is_section: bool) -> s
 
 def _found(node: yaml.Node) -> str:
     if isinstance(node, yaml.MappingNode):
-        return f"a section with keys {', '.join(name.value for name, _ in node.value)}"
+        names = ", ".join(name.value for name, _ in node.value)
+        return f"a section with keys {names}" if names else "an empty section"
     if isinstance(node, yaml.SequenceNode):
         text = f"[{', '.join(map(_found, node.value))}]"
     else:

@@ -133,15 +133,15 @@ class Reader:
         self._add(root)
 
     def _includes(self, root: yaml.Node) -> Iterator[tuple[str, str]]:
-        nodes = [node for key, node in root.value if key.value == "include"]
-        root.value = [pair for pair in root.value if pair[0].value != "include"]
-        if nodes and isinstance(nodes[0], yaml.SequenceNode):
-            nodes = nodes[0].value
-        for node in nodes:
+        pairs = [pair for pair in root.value if pair[0].value == "include"]
+        root.value = [pair for pair in root.value if pair not in pairs]
+        if pairs and isinstance(pairs[0][1], yaml.SequenceNode):
+            pairs = [(node, node) for node in pairs[0][1].value]
+        for key, node in pairs:
             if isinstance(node, yaml.ScalarNode) and scalar(node) is not None:
-                yield node.value, _place(node)
+                yield node.value, _place(key)
             else:
-                self.problems.append(f"include ({_place(node)}): expected a list of YAML files")
+                self.problems.append(f"include ({_place(key)}): expected a list of YAML files")
 
     def argument(self, text: str) -> None:
         """Read one ``key=value`` argument; the value is YAML, or else text."""
