@@ -117,14 +117,12 @@ def _run_rows(run: Run, folders: TrialFolders, table: TablePlan) -> None:
     work_of = {t.name: works[plan.row.name] for plan in plans for t in plan.trials}
     job = TrialJob(
         run=lambda trial, *others: work_of[trial.name](trial, *others),
-        folder=folders.uri,
+        folders=folders,
         section="reproduce",
         options=table.config.reproduce,
         metric=SCORE,
-        mode="max",
         device=table.config.runtime.device,
         shared=shared,
-        shared_bytes=0 if shared is None else shared.nbytes,
     )
     run_trials(job, table.config.cluster, [t for plan in first for t in plan.trials], run=run)
     then = [
@@ -135,8 +133,7 @@ def _run_rows(run: Run, folders: TrialFolders, table: TablePlan) -> None:
         if folders.status(split(str(trial.values["init_from"]))[1]) == "done"
     ]
     if then:
-        job = replace(job, shared=None, shared_bytes=0)
-        run_trials(job, table.config.cluster, then, run=run)
+        run_trials(replace(job, shared=None), table.config.cluster, then, run=run)
 
 
 def _works(folders: TrialFolders, plans: Sequence[RowPlan]) -> dict[str, TrialWork]:

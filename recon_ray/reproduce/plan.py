@@ -88,6 +88,11 @@ class TablePlan:
     pretrain: PretrainConfig | None
     rows: tuple[RowPlan, ...]
 
+    @property
+    def scaled(self) -> list[str]:
+        """What the pre-training of this table has less of than the published one."""
+        return [] if self.pretrain is None else scaled_down(self.pretrain, PRETRAINING)
+
     def starts_itself(self, plan: RowPlan) -> bool:
         """Return whether a row starts from the pre-training of this table."""
         own = self.pretrain
@@ -343,8 +348,7 @@ def plan_text(
     steps: list[tuple[str, JobConfig, int, int, str, str, str]] = []
     if own is not None:
         why = f"cannot run: {fault}" if fault else ""
-        notes = ", ".join(scaled_down(own, PRETRAINING))
-        steps.append((PRETRAIN, own, int(has_weights), 1, "-", notes, why))
+        steps.append((PRETRAIN, own, int(has_weights), 1, "-", ", ".join(table.scaled), why))
     for plan in table.rows:
         names = [trial.name for trial in plan.trials]
         done = 0 if fresh else sum(folders.status(name) == "done" for name in names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, DataError
 from recon_ray.figures.trials import draw_beside
-from recon_ray.reproduce.paper import PRETRAINED_ON, PRETRAINING, Line
-from recon_ray.reproduce.plan import RowPlan, TablePlan, scaled_down
+from recon_ray.reproduce.paper import PRETRAINED_ON, Line
+from recon_ray.reproduce.plan import RowPlan, TablePlan
 from recon_ray.runs.folder import RunFolder
 from recon_ray.sweeps.fewshot.job import with_episode
 from recon_ray.sweeps.report import SweepStory, finish_trials, mean_metrics
@@ -39,7 +39,6 @@ from recon_ray.tasks.registry import JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.weights.catalog import CATALOG
 
-TABLE_FILE, MARKDOWN_FILE = "table.parquet", "table.md"
 HEAD = ("", "ours, mean ± std", "best", "runs", "published", "measured on", "notes")
 #: Columns of texts.
 TEXTS = (0, 5, 6)
@@ -233,8 +232,7 @@ def _origin_notes(table: TablePlan, plan: RowPlan) -> list[str]:
     if own is None or not table.starts_itself(plan):
         return [*set_notes(plan), *_weights_notes(str(option(plan.config, "init_from")))]
     names = (own.teacher.image.name, own.teacher.text.name)
-    scaled = scaled_down(own, PRETRAINING)
-    return [*set_notes(plan), *_pretraining_notes(own.data.path, names, scaled)]
+    return [*set_notes(plan), *_pretraining_notes(own.data.path, names, table.scaled)]
 
 
 def _length_notes(plan: RowPlan) -> list[str]:
@@ -250,33 +248,25 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
     Returns:
         What the job prints; runs that failed and sets that are damaged are its failure.
     """
-    found = {
-        plan.row.name: [
-            with_episode(row)
-            for row in (
-                read_rows(folders, plan.trials)
-                if plan.is_run
-                else [TrialRow(trial.name, trial.values, "waiting") for trial in plan.trials]
-            )
-        ]
-        for plan in table.rows
-    }
-    lines = [
-        TableLine(plan, line, [r for r in rows if line.only.items() <= r.values.items()], notes)
-        for plan in table.rows
-        for rows, notes in [(found[plan.row.name], _notes(table, plan))]
-        for line in plan.row.lines
-    ]
-    rows = _scored(table, found)
+    lines, rows = [], []
+    for plan in table.rows:
+        waiting = [TrialRow(trial.name, trial.values, "waiting") for trial in plan.trials]
+        found = read_rows(folders, plan.trials) if plan.is_run else waiting
+        own = [with_episode(row) for row in found]
+        rows += [_scored(plan, row) for row in own] if plan.is_run else []
+        notes = _notes(table, plan)
+        for line in plan.row.lines:
+            among = [row for row in own if line.only.items() <= row.values.items()]
+            lines.append(TableLine(plan, line, among, notes))
     cells, remarks = numbered(lines)
     title = f"The published table: {run.config.run.name}"
     # Numbers are fractions of 1, published ones percent.
     records = [{**line.record(), "notes": "; ".join(line.notes)} for line in lines]
     columns = pa.Table.from_pylist(records).drop_columns(["values"])
-    write_file(run.folder.local / TABLE_FILE, parquet_bytes(columns))
+    write_file(run.folder.local / "table.parquet", parquet_bytes(columns))
     listed = [f"- {remark}" for remark in remarks]
     page = [f"# {title}", "", markdown_table(HEAD, cells, left=TEXTS), "", f"std: {DEVIATION}.", ""]
-    run.folder.write(MARKDOWN_FILE, "\n".join([*page, *listed, ""]))
+    run.folder.write("table.md", "\n".join([*page, *listed, ""]))
     picture = draw_beside(
         run.folder.local / "figures" / "beside_published.png",
         [line.line.title for line in lines],
@@ -296,8 +286,7 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
         figures=[("ours beside published", picture)],
         notes=remarks,
     )
-    own = table.pretrain
-    is_short = any(plan.scaled for plan in table.rows) or (own and scaled_down(own, PRETRAINING))
+    is_short = table.scaled or any(plan.scaled for plan in table.rows)
     result = finish_trials(
         run,
         story,
@@ -311,14 +300,10 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
     return JobResult(result.table, result.result_path, "\n".join(failures) or None)
 
 
-def _scored(table: TablePlan, found: Mapping[str, Sequence[TrialRow]]) -> list[TrialRow]:
-    """Return the runs that were to be done, each with its row, its number under one name."""
-    scored = []
-    for plan in table.rows:
-        metric = metric_of(plan, plan.row.lines[0])
-        for row in found[plan.row.name] if plan.is_run else ():
-            number = {SCORE: row.metrics[metric]} if metric in row.metrics else {}
-            own = {key: value for key, value in row.values.items() if key != "init_from"}
-            values = {"row": plan.row.name, **own}
-            scored.append(replace(row, values=values, metrics={**number, **row.metrics}))
-    return scored
+def _scored(plan: RowPlan, row: TrialRow) -> TrialRow:
+    """Return a run with the row among its values, and with its number under one name."""
+    metric = metric_of(plan, plan.row.lines[0])
+    number = {SCORE: row.metrics[metric]} if metric in row.metrics else {}
+    own = {key: value for key, value in row.values.items() if key != "init_from"}
+    values = {"row": plan.row.name, **own}
+    return replace(row, values=values, metrics={**number, **row.metrics})

@@ -75,7 +75,7 @@ def _trial_job(plan: Plan, folders: TrialFolders, work: TrialWork) -> TrialJob:
     options, base = plan.config.sweep, plan.base
     return TrialJob(
         run=work,
-        folder=folders.uri,
+        folders=folders,
         section="sweep",
         options=options,
         metric=plan.metric,

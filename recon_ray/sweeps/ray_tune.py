@@ -54,7 +54,9 @@ def run_on_ray(
         folder=working_directory(),
     )
     resources = {"cpu": plan.cpus} | ({"gpu": plan.gpus} if plan.gpus else {})
-    storage, is_temporary = _tune_storage(job)
+    # Tune's own state, which nobody reads, lies beside the trials where that is a folder.
+    is_temporary = is_uri(job.folders.uri)
+    storage = tempfile.mkdtemp() if is_temporary else str(Path(job.folders.uri).absolute())
     # It looks for the records that its own loggers would have written.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     listed = [{"name": trial.name, "values": dict(trial.values)} for trial in trials]
@@ -114,13 +116,6 @@ def _scheduler(job: TrialJob) -> TrialScheduler | None:
 
 def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
     return str(trial.config["trial"]["name"])
-
-
-def _tune_storage(job: TrialJob) -> tuple[str, bool]:
-    """Return the folder of Tune's own state, which nobody reads, and whether it is temporary."""
-    if is_uri(job.folder):
-        return tempfile.mkdtemp(prefix="recon-tune-"), True
-    return str(Path(job.folder).absolute()), False
 
 
 def _trainable(

@@ -77,9 +77,7 @@ class Spread:
             "trials": list(self.numbers.index),
             "count": len(self.numbers),
             **_statistics(self.numbers, "mean", "std", "min", "max"),
-            "labeled": {
-                label: _statistics(series, "mean", "std") for label, series in self.labeled.items()
-            },
+            "labeled": {key: _statistics(own, "mean", "std") for key, own in self.labeled.items()},
         }
 
 

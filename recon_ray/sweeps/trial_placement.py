@@ -53,7 +53,7 @@ class TrialJob:
     Attributes:
         run: Runs one trial in its process and returns its metrics; picklable. Its arguments are the
             trial, what is shared, the threads that it may use, and a report of its progress.
-        folder: Folder or URI of the sweep's run.
+        folders: Folders of the trials.
         section: Name of the options in messages (``sweep``).
         options: What a trial reserves and, in a sweep, what stops it early.
         metric: What compares the trials.
@@ -61,26 +61,19 @@ class TrialJob:
         device: ``runtime.device`` of the trials.
         inner: Workers of the run inside each trial; None for plain functions.
         epochs: Epochs of a whole trial, for early stopping.
-        shared: Data that all trials read; placed in the object store once.
-        shared_bytes: About its size.
+        shared: Data that all trials read, placed in the object store once; ``nbytes`` is its size.
     """
 
     run: Callable[[Trial, Any, int, Report], dict[str, float]]
-    folder: str
+    folders: TrialFolders
     section: str
     options: TrialSection
     metric: str
-    mode: str
+    mode: str = "max"
     device: str = "auto"
     inner: ClusterSection | None = None
     epochs: int = 0
     shared: Any = None
-    shared_bytes: int = 0
-
-    @property
-    def folders(self) -> TrialFolders:
-        """Folders of the trials."""
-        return TrialFolders(self.folder)
 
     @property
     def stopping(self) -> SweepSection | None:
@@ -139,14 +132,14 @@ def trial_session(job: TrialJob, cluster: ClusterSection, count: int) -> Iterato
     Raises:
         ConfigError: If there is none, or trials that are stopped early would leak their workers.
     """
-    at_once = _wanted(job, count)
+    at_once, shared_bytes = _wanted(job, count), getattr(job.shared, "nbytes", 0)
     needs_dashboard = job.inner is not None and job.stopping is not None
     local = cluster.model_copy(
         update={
             "workers": at_once,
             "cpus_per_worker": job.cpus,
             # Blocks are copied once while they are placed.
-            "object_store_bytes": max(cluster.object_store_bytes, int(2.5 * job.shared_bytes)),
+            "object_store_bytes": max(cluster.object_store_bytes, int(2.5 * shared_bytes)),
         }
     )
     # What trials print would tear the table apart: it is in their folders.

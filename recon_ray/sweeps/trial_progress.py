@@ -27,13 +27,7 @@ class TrialProgress:
     """
 
     def __init__(
-        self,
-        total: int,
-        metric: str,
-        mode: str = "max",
-        ended: int = 0,
-        *,
-        is_alone: bool = True,
+        self, total: int, metric: str, mode: str = "max", ended: int = 0, is_alone: bool = True
     ) -> None:
         self.metric = metric
         self.running: dict[str, str] = {}
@@ -68,11 +62,11 @@ class TrialProgress:
     def done(self, name: str, metrics: Mapping[str, float]) -> None:
         """Count a trial that has ended with a result."""
         value = metrics.get(self.metric)
-        if value is not None and (
-            self.best is None or self._sign * value > self._sign * self.best[0]
-        ):
+        if value is None:
+            return self._end(name, "done")
+        if self.best is None or self._sign * value > self._sign * self.best[0]:
             self.best = (value, name)
-        self._end(name, "done" if value is None else f"{self.metric} {value:.4g}")
+        return self._end(name, f"{self.metric} {value:.4g}")
 
     def stopped(self, name: str) -> None:
         """Count a trial that was stopped early."""

@@ -98,11 +98,10 @@ def tracked_job(
 ) -> TrialJob:
     return TrialJob(
         run=Tracked(str(folder), fails=fails),
-        folder=str(folder),
+        folders=TrialFolders(str(folder)),
         section="sweep",
         options=options,
         metric="accuracy",
-        mode="max",
         shared={"offset": 0.5},
         **more,
     )

@@ -67,14 +67,12 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
     logger.info("%d episodes share %d clouds (%.1f MB)", len(trials), shared.count, megabytes)
     trial_job = TrialJob(
         run=work,
-        folder=folders.uri,
+        folders=folders,
         section="fewshot",
         options=config.fewshot,
         metric=METRIC,
-        mode="max",
         device=config.runtime.device,
         shared=shared,
-        shared_bytes=shared.nbytes,
     )
     run_trials(trial_job, config.cluster, trials, run=run)
     return _finish(run, [with_episode(row) for row in read_rows(folders, trials)])

@@ -14,6 +14,7 @@ from recon_ray.cluster.session import ray_session
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.config import TrialSection
+from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import DRIVER_CPUS, TrialJob, TrialPlan, plan_trials
 
 Node = dict[str, float]
@@ -187,8 +188,8 @@ def test_gpus_that_are_too_few_are_not_left_out_silently(cluster, caplog, gpus, 
 
 def trials(count: int = 8, *, inner: ClusterSection | None = None, **options: Any) -> TrialPlan:
     job = TrialJob(
-        run=lambda *_: {}, folder="runs", section="sweep", options=TrialSection(**options),
-        metric="accuracy", mode="max", inner=inner,
+        run=lambda *_: {}, folders=TrialFolders("runs"), section="sweep",
+        options=TrialSection(**options), metric="accuracy", inner=inner,
     )  # fmt: skip
     return plan_trials(job, ClusterSection(address="127.0.0.1:1"), count)
 
