@@ -287,7 +287,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
 
 def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
     """Return one split of a manifest after looking at the footers of its files."""
-    files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    files: dict[str, Any] = {kind: [] for kind in KINDS}
     for shard in entry["shards"]:
         for kind in (kind for kind in KINDS if shard.get(kind) is not None):
             files[kind].append(root / shard[kind]["file"])

@@ -150,7 +150,7 @@ def choose_features(
     """Choose one of the K stored features of each sample.
 
     Args:
-        filled: (B, K) bool, see :func:`filled`.
+        filled: (B, K) bool, which features are not all zeros.
         sample_ids: B numbers that name the samples over the whole data set.
         draw: ``copy`` takes number ``epoch`` mod K: copy k was augmented as in epoch k, so that
             the first K epochs are those of a teacher that runs online, and all copies are used

@@ -392,7 +392,7 @@ def _merge(parts: list[Shape]) -> Shape:
     if parts[0].is_mesh:
         faces = np.concatenate([p.faces + o for p, o in zip(parts, offsets, strict=True)])
     if any(part.colors is not None for part in parts):
-        sizes = [(len(p.faces), 3, 3) if p.is_mesh else (len(p.vertices), 3) for p in parts]
+        sizes = [(len(p.vertices), 3) if (f := p.faces) is None else (len(f), 3, 3) for p in parts]
         gray = [np.full(size, GREY, np.uint8) for size in sizes]
         own = [part.colors for part in parts]
         colors = np.concatenate([g if o is None else o for g, o in zip(gray, own, strict=True)])

@@ -34,28 +34,27 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
     counts = [int(c) for c in header.get("COUNT", ["1"] * len(fields))]
     kinds = zip(header["TYPE"], header["SIZE"], strict=True)
     dtypes = [np.dtype(f"<{KINDS[kind]}{size}") for kind, size in kinds]
-    sizes = [header["POINTS"]] if "POINTS" in header else [header["WIDTH"], header["HEIGHT"]]
-    num = math.prod(int(size[0]) for size in sizes)
+    names = ("POINTS",) if "POINTS" in header else ("WIDTH", "HEIGHT")
+    num = math.prod(int(header[name][0]) for name in names)
     mode = header["DATA"][0].lower()
     if mode == "ascii":
         return _ascii(content[start:], fields, counts, num, path)
     if mode not in ("binary", "binary_compressed"):
         raise DataError(f"{path}: unknown PCD data type {mode}")
     body = content[start:]
-    expected = num * sum(d.itemsize * c for d, c in zip(dtypes, counts, strict=True))
+    sizes = [num * d.itemsize * c for d, c in zip(dtypes, counts, strict=True)]
     if mode == "binary_compressed":
         packed, size = (int(v) for v in np.frombuffer(body[:8], "<u4"))
         body = _lzf_decompress(body[8 : 8 + packed], size)
-    if len(body) < expected:
+    if len(body) < sum(sizes):
         raise DataError(
-            f"{path}: the header announces {num} points ({expected} bytes), "
+            f"{path}: the header announces {num} points ({sum(sizes)} bytes), "
             f"but {len(body)} bytes follow"
         )
     if mode == "binary":
         layout = [(f"{i}", d, (c,)) for i, (d, c) in enumerate(zip(dtypes, counts, strict=True))]
         rows = np.frombuffer(body, np.dtype(layout), num)
         return {field: rows[f"{i}"][:, 0] for i, field in enumerate(fields)}
-    sizes = [dtype.itemsize * count * num for dtype, count in zip(dtypes, counts, strict=True)]
     columns = zip(fields, dtypes, counts, np.cumsum([0, *sizes[:-1]]), strict=True)
     return {f: np.frombuffer(body, d, num * c, start)[::c] for f, d, c, start in columns}
 
