@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-_COLUMNS = {name: pa.int16() for name in ("way", "shot", "fold")}
+EPISODE_KEYS = ("way", "shot", "fold")
+_COLUMNS = dict.fromkeys(EPISODE_KEYS, pa.int16())
 _COLUMNS |= {"split": pa.string(), "object_id": pa.string()}
 _COLUMNS |= {"label": pa.int32()}  # 0 to way - 1, within the episode
 EPISODES = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
@@ -69,20 +71,20 @@ def draw_episodes(
             f"episodes of {max(ways)} classes need as many; there are training shapes of "
             f"{len(classes)}"
         )
-    _check_enough(train, classes, max(shots), "training")
-    _check_enough(test, classes, test_per_class, "test")
+    for what, shapes, count in (("training", train, max(shots)), ("test", test, test_per_class)):
+        for label in classes:
+            if (found := len(shapes.get(label, []))) < count:
+                raise DataError(
+                    f"class {label} has {found} {what} shapes, but episodes take {count} of each "
+                    "class"
+                )
     rows: list[tuple[int, int, int, str, str, int]] = []
-    for way in ways:
-        for shot in shots:
-            for fold in range(folds):
-                generator = sample_generator(seed, f"episode {way} {shot} {fold}")
-                chosen = [classes[i] for i in generator.permutation(len(classes))[:way]]
-                for split, shapes, count in (
-                    ("train", train, shot),
-                    ("test", test, test_per_class),
-                ):
-                    drawn = _draw(shapes, chosen, count, generator)
-                    rows += [(way, shot, fold, split, *entry) for entry in drawn]
+    for way, shot, fold in itertools.product(ways, shots, range(folds)):
+        generator = sample_generator(seed, f"episode {way} {shot} {fold}")
+        chosen = [classes[i] for i in generator.permutation(len(classes))[:way]]
+        for split, shapes, count in (("train", train, shot), ("test", test, test_per_class)):
+            drawn = _draw(shapes, chosen, count, generator)
+            rows += [(way, shot, fold, split, *entry) for entry in drawn]
     return episode_table(rows)
 
 
@@ -92,17 +94,6 @@ def _by_class(ids: Sequence[str], labels: Sequence[int]) -> dict[int, list[str]]
         if label >= 0:
             shapes[int(label)].append(object_id)
     return dict(shapes)
-
-
-def _check_enough(
-    shapes: Mapping[int, list[str]], classes: Sequence[int], count: int, what: str
-) -> None:
-    for label in classes:
-        found = len(shapes.get(label, []))
-        if found < count:
-            raise DataError(
-                f"class {label} has {found} {what} shapes, but episodes take {count} of each class"
-            )
 
 
 def _draw(

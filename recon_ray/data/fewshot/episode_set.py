@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recon_ray.data.fewshot.draw import EPISODE_KEYS
 from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.sources.cards import CARDS, as_record
@@ -47,8 +48,7 @@ def episode_rows(episodes: pa.Table, episode: tuple[int, int, int]) -> pa.Table:
     wanted = (pc.field("way") == way) & (pc.field("shot") == shot) & (pc.field("fold") == fold)
     rows = episodes.filter(wanted)
     if not len(rows):
-        keys = zip(*(episodes[name].to_pylist() for name in ("way", "shot", "fold")), strict=True)
-        have = sorted({*keys})
+        have = sorted({*zip(*(episodes[key].to_pylist() for key in EPISODE_KEYS), strict=True)})
         shown = ", ".join("/".join(map(str, key)) for key in have[:3])
         raise DataError(
             f"there is no episode of way {way}, shot {shot}, fold {fold}; there are {len(have)}: "
@@ -58,11 +58,7 @@ def episode_rows(episodes: pa.Table, episode: tuple[int, int, int]) -> pa.Table:
 
 
 def collect_clouds(prepared: PreparedSet, episodes: pa.Table) -> dict[str, pa.Table]:
-    """Read the clouds that episodes use, file by file, and nothing else.
-
-    Args:
-        prepared: The set that holds them.
-        episodes: Rows of :func:`recon_ray.data.format.prepared.read_episodes`.
+    """Read the clouds that the rows of episodes use, file by file, and nothing else.
 
     Returns:
         Split name to rows of :data:`COLUMNS`.
@@ -80,8 +76,7 @@ def collect_clouds(prepared: PreparedSet, episodes: pa.Table) -> dict[str, pa.Ta
             is_wanted = pc.is_in(table["object_id"], value_set=wanted).to_numpy()
             parts.append(table.take(pa.array(np.flatnonzero(is_wanted))))
         clouds[split] = pa.concat_tables(parts).combine_chunks()
-        missing = {*wanted.to_pylist()} - {*clouds[split]["object_id"].to_pylist()}
-        if missing:
+        if missing := {*wanted.to_pylist()} - {*clouds[split]["object_id"].to_pylist()}:
             raise DataError(
                 f"{prepared.path}: {len(missing)} shapes of the episodes are not in its split "
                 f"{split!r} ({min(missing)}); give the set that they were drawn from"
@@ -117,11 +112,9 @@ def make_episode(
         mine = rows.filter(pc.equal(rows["split"], split))
         place = {name: i for i, name in enumerate(table["object_id"].to_pylist())}
         chosen = table.take(pa.array([place[name] for name in mine["object_id"].to_pylist()]))
-        labels = mine["label"].to_pylist()
-        own = chosen["label"].to_pylist()
+        labels, own = mine["label"].to_pylist(), chosen["label"].to_pylist()
         names |= {new: prepared.classes[old] for new, old in zip(labels, own, strict=True)}
-        at = chosen.schema.get_field_index("label")
-        kind = chosen.schema.field(at)
+        at, kind = chosen.schema.get_field_index("label"), chosen.schema.field("label")
         tables[split] = chosen.set_column(at, kind, pa.array(labels, kind.type))
     count = max(episode[0], outputs or 0)
     classes = [names.get(label, f"unused {label}") for label in range(count)]

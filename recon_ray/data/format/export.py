@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from recon_ray.data.format.prepared import PreparedSet
 
 EXPORT = "_export.json"  # written last
-KINDS = ("geometry", "features")
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +28,7 @@ logger = logging.getLogger(__name__)
 def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
     """Write the geometry, and the features, of a set with plain list columns, and read them back.
 
-    Args:
-        prepared: The set.
-        output: Folder of the copy; an earlier export in it is replaced.
+    An earlier export in the output is replaced.
 
     Returns:
         The record that is written beside the files: their set, rows and hashes.
@@ -45,11 +42,11 @@ def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
         )
     # Marks the folder from the beginning, so that an interrupted export can be repeated.
     write_json(output / EXPORT, {"set": str(prepared.path), "complete": False})
-    files = []
-    for split in prepared.splits.values():
-        for kind in KINDS:
-            for path in getattr(split, kind):
-                files.append(_export_file(prepared.path, path, output))
+    files = [
+        _export_file(prepared.path, path, output)
+        for split in prepared.splits.values()
+        for path in (*split.geometry, *split.features)
+    ]
     record = {
         "set": str(prepared.path),
         "complete": True,

@@ -63,15 +63,10 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - what JSON holds is checked w
 
 
 def write_table(root: Path, file: str, table: pa.Table) -> dict[str, Any]:
-    """Write a table as Parquet, whole or not at all.
-
-    Args:
-        root: Folder of the set.
-        file: Path below it.
-        table: The rows; equal ones give equal bytes.
+    """Write a table as Parquet, whole or not at all; equal rows give equal bytes.
 
     Returns:
-        Its entry in a manifest: ``file``, ``bytes`` and ``sha256``.
+        Its entry in a manifest: ``file`` (the path below the set), ``bytes`` and ``sha256``.
     """
     content = parquet_bytes(table)
     write_file(root / file, content)
@@ -163,12 +158,7 @@ def read_table(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    """Read a Parquet file a part at a time, in this thread.
-
-    Args:
-        path: The file.
-        columns: Names of the columns.
-        rows: Rows of every part but the last.
+    """Read a Parquet file in parts of so many rows, in this thread.
 
     Raises:
         DataError: If it is unreadable or lacks a column.
@@ -201,12 +191,7 @@ def _opened(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
 
 
 def remove_temporaries(root: Path, folders: Iterable[str]) -> None:
-    """Delete the unfinished files of processes that have ended.
-
-    Args:
-        root: Folder of the set; other folders in it are not searched.
-        folders: Names of its own folders, which are searched at any depth.
-    """
+    """Delete the unfinished files of ended processes in a set and, at any depth, in its folders."""
     inside = (path for name in folders for path in (root / name).rglob(f"{TEMPORARY}*"))
     for path in (*root.glob(f"{TEMPORARY}*"), *inside):
         owner = path.name.removeprefix(TEMPORARY).split("-")[0]
@@ -219,8 +204,6 @@ def _alive(process: int) -> bool:
         return False  # an earlier process of this number: this one has not begun to write
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
     return True

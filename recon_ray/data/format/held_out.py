@@ -60,7 +60,7 @@ def hold_out(prepared: PreparedSet, split: str, name: str, fraction: float) -> H
         random = np.random.default_rng([SEED, int(label) + 1])
         count = min(max(round(fraction * len(own)), 1), len(own) - 1)
         chosen.append(random.permutation(own)[:count])
-    held = np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+    held = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *chosen]))
     if not len(held):
         raise DataError(f"{prepared.path}: no class has two shapes in {split!r} to hold one out")
     splits = {

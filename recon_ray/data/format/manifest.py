@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from recon_ray import __version__
@@ -30,6 +31,12 @@ def make_manifest(
     histogram: Counter[str] = Counter(dict.fromkeys(listing.classes, 0))
     for record in records:
         histogram.update(record["labels"])
+    views = {
+        "format": options.image_format,
+        "size": options.image_size,
+        "per_sample": options.views,
+        "style": options.view_style,
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "package_version": __version__,
@@ -55,31 +62,18 @@ def make_manifest(
         "excluded": len(listing.excluded),
         "class_histogram": dict(histogram),
         "coordinates": _statistics([record["coordinates"] for record in records]),
-        "views": _views(plan),
+        "views": views if options.views else None,
         "features": _features(plan),
         "tables": dict(tables),
         "splits": _splits(plan, records),
     }
 
 
-def _views(plan: Plan) -> dict[str, Any] | None:
-    options = plan.options
-    found = {
-        "format": options.image_format,
-        "size": options.image_size,
-        "per_sample": options.views,
-        "style": options.view_style,
-    }
-    return found if options.views else None
-
-
 def _features(plan: Plan) -> dict[str, Any] | None:
-    features = plan.listing.features
-    if features is None:
+    if plan.listing.features is None:
         return None
-    shapes = {"image": features.image, "text": features.text}
-    lists = {name: None if shape is None else list(shape) for name, shape in shapes.items()}
-    return {**lists, "teacher": features.teacher}
+    features = asdict(plan.listing.features).items()
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in features}
 
 
 def _splits(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:

@@ -58,8 +58,7 @@ class Split:
         if self.parts:
             heads: list[Split] = []
             for part in self.parts:
-                left = rows - sum(split.rows for split in heads)
-                if left > 0:
+                if (left := rows - sum(split.rows for split in heads)) > 0:
                     heads.append(part.head(left))
             return _joined(self.name, heads)
         count = int(np.searchsorted(np.cumsum(self.shard_rows), rows)) + 1
@@ -87,20 +86,16 @@ class PreparedSet:
     def open(cls, path: Path | str) -> PreparedSet:
         """Open a set: read its manifest and the footers of its files.
 
-        Args:
-            path: Folder of the set; kept as an absolute one, for processes that run elsewhere.
-
         Raises:
             DataError: If the folder or its manifest is missing, the schema is of another version, a
                 file is missing or has another number of rows than in the manifest.
         """
-        root = Path(path).absolute()
+        root = Path(path).absolute()  # for processes that run elsewhere
         manifest, digest = _read_manifest(root)
         try:
             entries = manifest["splits"].items()
-            opened = cls(
-                root, manifest, digest, {name: _open_split(root, name, e) for name, e in entries}
-            )
+            splits = {name: _open_split(root, name, entry) for name, entry in entries}
+            opened = cls(root, manifest, digest, splits)
             _ = opened.layout, opened.classes
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
@@ -210,8 +205,7 @@ class PreparedSet:
     def join(self, names: Sequence[str]) -> Split:
         """Return several splits as one, named ``train+val``; a single one is that split itself.
 
-        Args:
-            names: Names of the splits; their order changes only the name of the result.
+        The order of the names changes only the name of the result.
 
         Raises:
             DataError: If a split does not exist.
@@ -226,24 +220,19 @@ def _joined(name: str, splits: Sequence[Split]) -> Split:
     parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
     first, last = parts[0], parts[-1]
 
-    def all_of(kind: str) -> list[Any]:
-        return [value for part in parts for value in getattr(part, kind)]
-
+    lists = {k: [v for part in parts for v in getattr(part, k)] for k in (*KINDS, "shard_rows")}
     return Split(
         name,
         sum(part.rows for part in parts),
         first.first_sample_id,
         last.first_sample_id + last.planned - first.first_sample_id,
-        **{kind: all_of(kind) for kind in (*KINDS, "shard_rows")},
+        **lists,
         parts=parts,
     )
 
 
 def read_episodes(path: Path | str) -> pa.Table:
     """Read the few-shot episodes of a prepared set, or of a folder that holds only episodes.
-
-    Args:
-        path: Output of ``jobs/prepare.py source=fewshot``.
 
     Returns:
         Rows of ``way``, ``shot``, ``fold``, ``split``, ``object_id`` and ``label``.
@@ -298,13 +287,10 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
 
 def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
     """Return one split of a manifest after looking at the footers of its files."""
-    shards = entry["shards"]
-    files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
-    for shard in shards:
-        for kind in KINDS:
-            if shard.get(kind) is not None:
-                files[kind].append(root / shard[kind]["file"])
-                check_rows(files[kind][-1], shard["rows"])
-    rows = [shard["rows"] for shard in shards]
+    files: dict[str, Any] = {kind: [] for kind in KINDS}
+    for shard in entry["shards"]:
+        for kind in (kind for kind in KINDS if shard.get(kind) is not None):
+            files[kind].append(root / shard[kind]["file"])
+            check_rows(files[kind][-1], shard["rows"])
     counts = entry["rows"], entry["first_sample_id"], entry["planned"]
-    return Split(name, *counts, files["geometry"], files["views"], rows, files["features"])
+    return Split(name, *counts, shard_rows=[shard["rows"] for shard in entry["shards"]], **files)

@@ -77,58 +77,32 @@ class Layout:
 
     def schemas(self) -> dict[str, pa.Schema]:
         """Return the columns of every kind of files: ``geometry`` and perhaps the others."""
-        schemas = {"geometry": geometry_schema(self)}
-        if self.views:
-            schemas["views"] = views_schema()
-        if self.image_features or self.text_features:
-            schemas["features"] = features_schema(self)
+        points = tensor_type(self.dtype, (self.num_points, 3))
+        geometry = {
+            "object_id": pa.string(),
+            "label": pa.int32(),
+            "category": pa.string(),
+            "caption": pa.string(),
+            "points": points,
+            "normals": points if self.normals else None,
+            "colors": tensor_type("uint8", (self.num_points, 3)) if self.colors else None,
+            "part_labels": tensor_type("uint8", (self.num_points,)) if self.part_labels else None,
+            "valid_points": pa.int32() if self.valid_points else None,
+        }
+        views = {"views": pa.list_(pa.binary()) if self.views else None}
+        shapes = {"image_features": self.image_features, "text_features": self.text_features}
+        features = {name: s and tensor_type("float16", s) for name, s in shapes.items()}
+        schemas = {}
+        for kind, columns in zip(KINDS, (geometry, views, features), strict=True):
+            fields = [pa.field(name, t, nullable=False) for name, t in columns.items() if t]
+            if fields:
+                schemas[kind] = pa.schema([pa.field("sample_id", pa.int64(), False), *fields])
         return schemas
 
 
-def geometry_schema(layout: Layout) -> pa.Schema:
-    """Return the columns of the ``geometry`` files."""
-    tensors = {"points": tensor_type(layout.dtype, (layout.num_points, 3))}
-    if layout.normals:
-        tensors["normals"] = tensors["points"]
-    if layout.colors:
-        tensors["colors"] = tensor_type("uint8", (layout.num_points, 3))
-    if layout.part_labels:
-        tensors["part_labels"] = tensor_type("uint8", (layout.num_points,))
-    scalars = {
-        "sample_id": pa.int64(),
-        "object_id": pa.string(),
-        "label": pa.int32(),
-        "category": pa.string(),
-        "caption": pa.string(),
-    }
-    counts = {"valid_points": pa.int32()} if layout.valid_points else {}
-    return _required({**scalars, **tensors, **counts})
-
-
-def features_schema(layout: Layout) -> pa.Schema:
-    """Return the columns of the ``features`` files: the id and the source's teacher features."""
-    shapes = {"image_features": layout.image_features, "text_features": layout.text_features}
-    tensors = {name: tensor_type("float16", s) for name, s in shapes.items() if s is not None}
-    return _required({"sample_id": pa.int64(), **tensors})
-
-
-def views_schema() -> pa.Schema:
-    """Return the columns of the ``views`` files: the id and the encoded pictures of each sample."""
-    return _required({"sample_id": pa.int64(), "views": pa.list_(pa.binary())})
-
-
 def tensor_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
-    """Return the Arrow type of a column whose rows are tensors of one shape.
-
-    Args:
-        dtype: Name of the element type: float32, float16 or uint8.
-        shape: Shape of a row.
-    """
+    """Return the Arrow type of rows that are float32, float16 or uint8 tensors of one shape."""
     return pa.fixed_shape_tensor(pa.type_for_alias(dtype), shape)
-
-
-def _required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
@@ -214,26 +188,17 @@ def _unpacked_chunk(chunk: pa.FixedSizeBinaryArray, kind: pa.FixedShapeTensorTyp
 
 
 def tensor_column(values: np.ndarray) -> pa.FixedShapeTensorArray:
-    """Wrap an array as a fixed-shape tensor column.
-
-    Args:
-        values: (B, ...) array, (B, N, 3) for points.
-    """
+    """Wrap a (B, ...) array, (B, N, 3) for points, as a fixed-shape tensor column."""
     shape = values.shape[1:]
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
-    kind = pa.fixed_shape_tensor(flat.type, shape)
-    return pa.ExtensionArray.from_storage(kind, storage)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), storage)
 
 
 def points_to_numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return a fixed-shape tensor column as one array.
+    """Return a fixed-shape tensor column as one array, (B, N, 3) for points, in the stored type.
 
-    Args:
-        column: A column of tensors, (N, 3) for points, in one chunk or several.
-
-    Returns:
-        (B, N, 3) in the stored type; may be a read-only view of Arrow's memory: copy to write.
+    It may be a read-only view of Arrow's memory: copy to write.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     arrays = [chunk.to_numpy_ndarray() for chunk in chunks if len(chunk)]

@@ -54,12 +54,7 @@ class StoredFeatures:
 
 
 def source_features(prepared: PreparedSet, column: str, split: str) -> StoredFeatures:
-    """Return the features that the source of a set shipped with its samples.
-
-    Args:
-        prepared: The set.
-        column: ``image_features`` or ``text_features``.
-        split: Name of the split.
+    """Return the ``image_features`` or ``text_features`` that the source of a set shipped.
 
     Raises:
         ConfigError: If the set has none.
@@ -84,11 +79,7 @@ def source_features(prepared: PreparedSet, column: str, split: str) -> StoredFea
 
 
 def joined_features(parts: Sequence[StoredFeatures]) -> StoredFeatures:
-    """Return the features of several splits as those of the joined one.
-
-    Args:
-        parts: Features of one teacher, in the order in which the splits are joined.
-    """
+    """Return one teacher's features of several splits, in order, as those of the joined split."""
     if len(parts) == 1:
         return parts[0]
     contents = digest([dict(part.identity) for part in parts])

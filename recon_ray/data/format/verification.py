@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 def verify_hashes(root: Path, manifest: Manifest) -> None:
     """Check the SHA-256 of every file, see :meth:`PreparedSet.verify_hashes`."""
     kinds = Layout.of_manifest(manifest).schemas()
-    for shard in _shards(manifest):
-        for kind in kinds:
-            verify_hash(root, shard[kind])
-    for entry in _tables(manifest):
+    files = (shard[kind] for shard in _shards(manifest) for kind in kinds)
+    for entry in (*files, *manifest.get("tables", {}).values()):
         verify_hash(root, entry)
 
 
@@ -37,7 +35,7 @@ def verify_files(root: Path, manifest: Manifest) -> None:
                 f"{root / shard['geometry']['file']}: the files beside it hold other samples; "
                 f"{AGAIN}"
             )
-    for entry in _tables(manifest):
+    for entry in manifest.get("tables", {}).values():
         check_rows(verify_hash(root, entry), entry["rows"])
     _verify_counts(root / MANIFEST, manifest)
 
@@ -45,10 +43,6 @@ def verify_files(root: Path, manifest: Manifest) -> None:
 def _shards(manifest: Manifest) -> Iterator[dict[str, Any]]:
     for split in manifest["splits"].values():
         yield from split["shards"]
-
-
-def _tables(manifest: Manifest) -> list[dict[str, Any]]:
-    return list(manifest.get("tables", {}).values())
 
 
 def _verify_file(

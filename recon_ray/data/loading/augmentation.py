@@ -64,10 +64,8 @@ class DrawnAugmentation:
 
     def numbers(self) -> list[int]:
         """Return the choices as ``NUM_CHOICES`` whole numbers, in the order of the attributes."""
-        numbers = [int(self.mirrored), *self.crop]
-        for one in self.operations:
-            numbers += [one.index, one.magnitude, int(one.sign < 0)]
-        return [*numbers, *self.gray]
+        operations = [n for o in self.operations for n in (o.index, o.magnitude, int(o.sign < 0))]
+        return [int(self.mirrored), *self.crop, *operations, *self.gray]
 
 
 NUM_CHOICES = 1 + 4 + 3 * NUM_OPS + 4
@@ -112,8 +110,8 @@ def draw_operations(rng: np.random.Generator) -> tuple[DrawnOperation, ...]:
     for index in rng.integers(len(OPERATIONS), size=NUM_OPS):
         magnitude = int(rng.integers(1, MAX_MAGNITUDE))
         sign = 1.0 if rng.random() < 0.5 else -1.0
-        is_applied = rng.random() < 0.5
-        drawn.append(DrawnOperation(int(index) if is_applied else IDENTITY, magnitude, sign))
+        chosen = int(index) if rng.random() < 0.5 else IDENTITY
+        drawn.append(DrawnOperation(chosen, magnitude, sign))
     return tuple(drawn)
 
 
@@ -134,8 +132,7 @@ def augment(image: Image.Image, drawn: DrawnAugmentation, image_size: int) -> Im
     if drawn.mirrored:
         image = ImageOps.mirror(image)
     image = crop_and_resize(image, drawn.crop, image_size)
-    image = operate(image, drawn.operations)
-    return cut_out(image, drawn.gray)
+    return cut_out(operate(image, drawn.operations), drawn.gray)
 
 
 def crop_and_resize(image: Image.Image, crop: Box, size: int) -> Image.Image:
@@ -185,17 +182,14 @@ def blend_factor(magnitude: int) -> float:
 
 def affine_map(index: int, magnitude: int, sign: float, width: int, height: int) -> Coefficients:
     """Return the map of an operation that moves pixels; that of any other changes nothing."""
-    if index == SHEAR_X:
-        return 1, sign * 0.03 * magnitude, 0, 0, 1, 0
-    if index == SHEAR_Y:
-        return 1, 0, 0, sign * 0.03 * magnitude, 1, 0
-    if index == TRANSLATE_X:
-        return 1, 0, sign * int(0.03 * magnitude * width), 0, 1, 0
-    if index == TRANSLATE_Y:
-        return 1, 0, 0, 0, 1, sign * int(0.03 * magnitude * height)
-    if index == ROTATE:
-        return _rotation(sign * int(3.0 * magnitude), width / 2, height / 2)
-    return 1, 0, 0, 0, 1, 0
+    maps: dict[int, Coefficients] = {
+        SHEAR_X: (1, sign * 0.03 * magnitude, 0, 0, 1, 0),
+        SHEAR_Y: (1, 0, 0, sign * 0.03 * magnitude, 1, 0),
+        TRANSLATE_X: (1, 0, sign * int(0.03 * magnitude * width), 0, 1, 0),
+        TRANSLATE_Y: (1, 0, 0, 0, 1, sign * int(0.03 * magnitude * height)),
+        ROTATE: _rotation(sign * int(3.0 * magnitude), width / 2, height / 2),
+    }
+    return maps.get(index, (1, 0, 0, 0, 1, 0))
 
 
 def _rotation(degrees: float, x: float, y: float) -> Coefficients:

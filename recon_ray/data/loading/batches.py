@@ -91,11 +91,10 @@ def make_batch(rows: Mapping[str, Any], options: BatchOptions, *, epoch: int) ->
     if options.images is not None:
         batch |= _load_images(rows["views"], batch["sample_id"], options.images, options, epoch)
     for name, draw in options.features.items():
-        random = feature_random(name, options, epoch)
-        features, ids = rows[name], rows["sample_id"]
-        chosen = choose_features(filled(features), ids, draw, epoch=epoch, random=random)
-        drawn = features[np.arange(len(features)), chosen]
-        batch[name] = torch.from_numpy(drawn.astype(np.float32))
+        random, features = feature_random(name, options, epoch), rows[name]
+        stored, ids = filled(features), rows["sample_id"]
+        chosen = choose_features(stored, ids, draw, epoch=epoch, random=random)
+        batch[name] = torch.from_numpy(features[np.arange(len(ids)), chosen].astype(np.float32))
     for name in options.beside:
         batch[name] = torch.from_numpy(np.array(rows[name]))
     return batch
@@ -209,11 +208,7 @@ class IndexedTable:
         return len(self.sample_id)
 
     def take(
-        self,
-        rows: np.ndarray,
-        columns: Collection[str] | None = None,
-        *,
-        pinned: bool = False,
+        self, rows: np.ndarray, columns: Collection[str] | None = None, *, pinned: bool = False
     ) -> dict[str, Any]:
         """Gather rows by position; only these are copied.
 
@@ -234,16 +229,15 @@ class _Rows:
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         filled = list(_pieces(tables)) or list(tables[:1])
         self._offsets = np.cumsum([0, *(len(table) for table in filled)])
-        schema = filled[0].schema
-        tensors = [name for name in schema.names if _is_tensor(schema.field(name).type)]
-        self._tensors = {
-            name: [_as_tensor(points_to_numpy(table[name])) for table in filled] for name in tensors
-        }
+        self._tensors: dict[str, list[Tensor]] = {}
         self.numbers: dict[str, np.ndarray] = {}
         self._others: dict[str, pa.ChunkedArray] = {}
-        for name in (name for name in schema.names if name not in tensors):
+        for name, kind in zip(filled[0].schema.names, filled[0].schema.types, strict=True):
+            if _is_tensor(kind):
+                self._tensors[name] = [_as_tensor(points_to_numpy(t[name])) for t in filled]
+                continue
             column = pa.chunked_array([chunk for table in filled for chunk in table[name].chunks])
-            if pa.types.is_integer(column.type):
+            if pa.types.is_integer(kind):
                 self.numbers[name] = column.to_numpy().astype(np.int64)
             else:
                 self._others[name] = column
@@ -307,7 +301,6 @@ class ShuffleBuffer:
     Args:
         batch_size: Rows of every batch; a last incomplete one is dropped.
         capacity: Rows that are held before the first one leaves.
-        seed: Seed of the draws.
         pinned: Put the tensors of a batch into memory that a GPU can copy from by itself.
     """
 
@@ -339,16 +332,15 @@ class ShuffleBuffer:
             at = int(self._random.integers(len(refs)))
             refs[at], refs[-1] = refs[-1], refs[at]
             picked.append(refs.pop())
-        names = blocks[picked[0][0]][0].keys()
         rows: dict[str, Any] = {
-            name: [blocks[block][0][name][row] for block, row in picked] for name in names
+            name: self._joined([blocks[block][0][name][row] for block, row in picked])
+            for name in blocks[picked[0][0]][0]
         }
         for block, _ in picked:
-            columns, left = blocks[block]
-            blocks[block] = (columns, left - 1)
-            if left == 1:
-                del blocks[block]
-        return {name: self._joined(values) for name, values in rows.items()}
+            columns, left = blocks.pop(block)
+            if left > 1:
+                blocks[block] = (columns, left - 1)
+        return rows
 
     def _joined(self, values: list[Any]) -> Any:  # noqa: ANN401 - as the column is
         first = values[0]
@@ -360,12 +352,9 @@ class ShuffleBuffer:
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
+    def values(column: pa.ChunkedArray) -> Any:  # noqa: ANN401 - an array or a list
         if _is_tensor(column.type):
-            columns[name] = points_to_numpy(column)
-        elif pa.types.is_integer(column.type):
-            columns[name] = column.to_numpy()
-        else:
-            columns[name] = column.to_pylist()
-    return columns
+            return points_to_numpy(column)
+        return column.to_numpy() if pa.types.is_integer(column.type) else column.to_pylist()
+
+    return {name: values(table[name]) for name in table.column_names}

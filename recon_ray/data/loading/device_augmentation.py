@@ -81,14 +81,13 @@ class DeviceAugmentation(nn.Module):
         """
         self._check(images, parameters)
         with torch.autocast(images.device.type, enabled=False):
-            width, height, mirrored, left, top, *rest = parameters.unbind(1)
-            crop_width, crop_height, *rest = rest
-            squared = self._to_square(images, width, height)
-            pictures = self._crop(squared, mirrored, left, top, crop_width, crop_height)
-            for number in range(NUM_OPS):
-                index, magnitude, is_negative = rest[3 * number : 3 * number + 3]
-                pictures = self.operate(pictures, index, magnitude, is_negative)
-            return cut_out(pictures, *rest[3 * NUM_OPS :]).float() / 255
+            width, height, mirrored, *rest = parameters.unbind(1)
+            at = torch.arange(self.side, device=images.device)[None]
+            across, down = (bicubic_weights(at, size, self.side) for size in (width, height))
+            pictures = self._crop(resample(images, across, down), mirrored, *rest[:4])
+            for first in range(4, 4 + 3 * NUM_OPS, 3):
+                pictures = self.operate(pictures, *rest[first : first + 3])
+            return cut_out(pictures, *rest[4 + 3 * NUM_OPS :]).float() / 255
 
     def _check(self, images: Tensor, parameters: Tensor) -> None:
         if images.shape[1:] != (3, self.side, self.side) or images.dtype != torch.uint8:
@@ -103,27 +102,13 @@ class DeviceAugmentation(nn.Module):
                 f"({len(images)}, {NUM_PARAMETERS})."
             )
 
-    def _to_square(self, images: Tensor, width: Tensor, height: Tensor) -> Tensor:
-        at = torch.arange(self.side, device=images.device)[None]
-        return resample(
-            images, bicubic_weights(at, width, self.side), bicubic_weights(at, height, self.side)
-        )
-
-    def _crop(
-        self,
-        images: Tensor,
-        mirrored: Tensor,
-        left: Tensor,
-        top: Tensor,
-        width: Tensor,
-        height: Tensor,
-    ) -> Tensor:
-        at = torch.arange(self.side, device=images.device)[None]
+    def _crop(self, images: Tensor, mirrored: Tensor, *crop: Tensor) -> Tensor:
+        left, top, width, height = crop
+        at, size = torch.arange(self.side, device=images.device)[None], self.image_size
         x = torch.where(mirrored[:, None] > 0, self.side - 1 - at, at) - left[:, None]
-        across = bicubic_weights(x, width, self.image_size)
-        down = bicubic_weights(at - top[:, None], height, self.image_size)
+        across = bicubic_weights(x, width, size)
+        down = bicubic_weights(at - top[:, None], height, size)
         # Pillow 13 begins with the columns where they lose most: these pictures are turned.
-        size = self.image_size
         turned = ((height > size) & (height - size > 2 * (width - size))).view(-1, 1, 1)
         first, second = torch.where(turned, down, across), torch.where(turned, across, down)
         turned = turned[:, None]

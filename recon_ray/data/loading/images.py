@@ -37,17 +37,10 @@ NUM_PARAMETERS = 2 + NUM_CHOICES
 
 
 def decode_image(data: bytes, sample_id: int) -> Tensor:
-    """Decode one PNG or JPEG.
-
-    Args:
-        data: The file's bytes.
-        sample_id: Row of the image, for the error message.
-
-    Returns:
-        (3, H, W) uint8, RGB; an alpha channel is dropped.
+    """Decode one PNG or JPEG to (3, H, W) uint8, RGB; an alpha channel is dropped.
 
     Raises:
-        DataError: If the bytes are not such an image.
+        DataError: If the bytes are not such an image; the message has the sample id.
     """
     pixels = torch.from_numpy(np.array(_open(data, sample_id), dtype=np.uint8))
     return pixels.permute(2, 0, 1).contiguous()
@@ -108,7 +101,7 @@ def load_images(
         epoch: Which augmentation of the sample (an epoch, or the index of a cached copy).
         seed: Seed of the run.
         transform: Transform of a view.
-        num_threads: Threads to decode and transform with; the result does not depend on it.
+        num_threads: Threads to decode with; the result does not depend on it.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1], RGB, not normalized, which is done by the teachers.
@@ -212,8 +205,7 @@ def _for_each_view(
 
     if num_threads > 1:
         shares = [range(first, len(ids), num_threads) for first in range(num_threads)]
-        for _ in _pool(num_threads).map(load_some, shares):
-            pass  # raises what a thread raised
+        list(_pool(num_threads).map(load_some, shares))  # raises what a thread raised
     else:
         load_some(range(len(ids)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -26,19 +27,15 @@ def prefetch(items: Callable[[], Iterator[T]], *, depth: int = 2) -> Iterator[T]
 
     def put(kind: str, value: Any) -> bool:  # noqa: ANN401 - an item or an exception
         while not stopped.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-            return True
+                return True
         return False
 
     def produce() -> None:
         try:
-            for item in items():
-                if not put("item", item):
-                    return
-            put("end", None)
+            if all(put("item", item) for item in items()):
+                put("end", None)
         except BaseException as error:
             put("error", error)
 
@@ -60,12 +57,7 @@ def prefetch(items: Callable[[], Iterator[T]], *, depth: int = 2) -> Iterator[T]
 def prefetch_batches(
     batches: Callable[[], Iterator[Batch]], device: torch.device
 ) -> Iterator[Batch]:
-    """Prepare batches ahead, for a GPU in pinned memory, from which it copies by itself.
-
-    Args:
-        batches: Makes the iterator, inside a thread.
-        device: Where the batches will be used.
-    """
+    """Prepare batches ahead, for a GPU in pinned memory, from which it copies by itself."""
     if device.type != "cuda":
         return prefetch(batches)
     return prefetch(
@@ -74,12 +66,7 @@ def prefetch_batches(
 
 
 def batches_on(batches: Callable[[], Iterator[Batch]], device: torch.device) -> Iterator[Batch]:
-    """Bring batches to a device; a GPU copies the next one while it computes.
-
-    Args:
-        batches: Makes the iterator, inside a thread.
-        device: Where the batches are brought.
-    """
+    """Bring batches to a device; a GPU copies the next one while it computes."""
     if device.type != "cuda":
         for batch in prefetch(batches):
             yield {name: value.to(device) for name, value in batch.items()}

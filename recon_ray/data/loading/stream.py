@@ -47,10 +47,7 @@ class SplitBlocks:
     features: tuple[list[Any], ...] = ()
 
     def fetch(self, *, limit: int | None = None) -> IndexedTable:
-        """Map the blocks into this process, without copies.
-
-        Args:
-            limit: Take the first rows only.
+        """Map the blocks into this process, without copies; with a limit only the first rows.
 
         Raises:
             DataError: If the blocks do not hold the split's rows.
@@ -121,11 +118,7 @@ def _files(splits: Sequence[Split], kind: Literal["geometry", "views"]) -> list[
 
 
 def decoded_bytes(
-    prepared: PreparedSet,
-    split: Split,
-    *,
-    views: bool,
-    features: Sequence[StoredFeatures] = (),
+    prepared: PreparedSet, split: Split, *, views: bool, features: Sequence[StoredFeatures] = ()
 ) -> int:
     """Bytes that a split takes in memory: points and features exactly, images as on disk."""
     itemsize = np.dtype(prepared.manifest.get("points_dtype", "float32")).itemsize
@@ -138,10 +131,9 @@ def fits_object_store(size: int) -> bool:
     """Return whether that many bytes fit the object store of every node."""
     import ray
 
-    stores = [
-        node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]
-    ]
-    return bool(stores) and size <= STORE_FRACTION * min(stores)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = min((resources.get("object_store_memory", 0.0) for resources in alive), default=-1.0)
+    return size <= STORE_FRACTION * room
 
 
 def stream_dataset(

@@ -7,7 +7,6 @@ without manifest is not a prepared set, and the bytes do not depend on the paral
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from pathlib import Path
@@ -45,11 +44,7 @@ SHOWN = 10
 
 
 def prepare(
-    source: Source,
-    output: Path | str,
-    options: PrepareOptions,
-    *,
-    run: Run | None = None,
+    source: Source, output: Path | str, options: PrepareOptions, *, run: Run = run_serial
 ) -> dict[str, Any]:
     """Build, or finish, a prepared set.
 
@@ -58,7 +53,7 @@ def prepare(
         output: Folder of the set; made if needed. A set of the same plan in it is continued.
         options: How samples become rows.
         run: Executes the shard tasks: ``run(build_shard, tasks)`` yields their records in any
-            order. Default: one after the other in this process.
+            order.
 
     Returns:
         The manifest.
@@ -79,12 +74,11 @@ def prepare(
         len(plan.tasks),
         len(records),
     )
-    if todo:
-        with contextlib.suppress(FileNotFoundError):  # an incomplete set must not look complete
-            (root / MANIFEST).unlink()
+    if todo:  # an incomplete set must not look complete
+        (root / MANIFEST).unlink(missing_ok=True)
     _check_quarantine(root, plan, records)
     try:
-        for record in _built(run or run_serial, todo):
+        for record in _built(run, todo):
             records[record["key"]] = record
             _check_quarantine(root, plan, records)
     finally:
@@ -148,7 +142,11 @@ def _adopt(root: Path, plan: Plan) -> Plan:
             f"{root}: holds another prepared set ({reason}); choose another output or delete the "
             "folder"
         )
-    _remove_leftovers(root, plan)
+    planned = {(task.split, task.name) for task in plan.tasks}
+    for path in (path for kind in KINDS for path in (root / kind).glob("*/part-*.parquet")):
+        if (path.parent.name, path.name) not in planned:
+            path.unlink()
+    remove_temporaries(root, FOLDERS)
     shards = [
         {
             "shard": f"{task.split}/{task.name}",
@@ -161,16 +159,6 @@ def _adopt(root: Path, plan: Plan) -> Plan:
     content = {"hash": plan.hash, "settings": settings, "shards": shards, "repaired": repaired}
     write_json(root / PLAN, content)
     return plan
-
-
-def _remove_leftovers(root: Path, plan: Plan) -> None:
-    """Delete temporaries of dead processes, and shards outside the plan."""
-    planned = {(task.split, task.name) for task in plan.tasks}
-    for kind in KINDS:
-        for path in (root / kind).glob("*/part-*.parquet"):
-            if (path.parent.name, path.name) not in planned:
-                path.unlink()
-    remove_temporaries(root, FOLDERS)
 
 
 # The whole set

@@ -93,9 +93,7 @@ def finished(task: ShardTask) -> Record | None:
     record = read_json(_record_path(task))
     if not isinstance(record, dict) or record.get("key") != task.key:
         return None
-    for part in (record.get(kind) for kind in KINDS):
-        if part is None:
-            continue
+    for part in filter(None, map(record.get, KINDS)):
         path = Path(task.root) / part["file"]
         if not path.is_file() or path.stat().st_size != part["bytes"]:
             return None
@@ -213,12 +211,14 @@ def _features(sample: Sample, layout: Layout, name: str) -> dict[str, np.ndarray
 
 def _write_tables(task: ShardTask, rows: list[_Row]) -> dict[str, Any]:
     """Write the files of every kind of the set; return their entries, None for other kinds."""
-    tables = {"geometry": _geometry_columns, "views": _views_columns, "features": _feature_columns}
-    ids = [row.sample_id for row in rows]
+    columns = _geometry_columns(rows, task.layout)
+    columns |= {"sample_id": [row.sample_id for row in rows], "views": [row.views for row in rows]}
+    for name in ("image_features", "text_features"):
+        if (shape := getattr(task.layout, name)) is not None:
+            columns[name] = _stacked([row.features[name] for row in rows], "float16", shape)
     written: dict[str, Any] = dict.fromkeys(KINDS)
     for kind, schema in task.layout.schemas().items():
-        columns = {"sample_id": ids, **tables[kind](rows, task.layout)}
-        table = pa.table(columns, schema=schema)
+        table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
         written[kind] = write_table(Path(task.root), f"{kind}/{task.split}/{task.name}", table)
     return written
 
@@ -244,20 +244,6 @@ def _geometry_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
     if layout.valid_points:
         columns["valid_points"] = [d.valid for d in drawn]
     return columns
-
-
-def _views_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
-    del layout
-    return {"views": [list(row.views) for row in rows]}
-
-
-def _feature_columns(rows: list[_Row], layout: Layout) -> dict[str, Any]:
-    shapes = {name: getattr(layout, name) for name in ("image_features", "text_features")}
-    return {
-        name: _stacked([row.features[name] for row in rows], "float16", shape)
-        for name, shape in shapes.items()
-        if shape is not None
-    }
 
 
 def _stacked(arrays: list[Any], dtype: str, shape: tuple[int, ...]) -> pa.FixedShapeTensorArray:

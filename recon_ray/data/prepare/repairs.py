@@ -47,12 +47,7 @@ def is_repaired(task: ShardTask, record: Record) -> bool:
 
 
 def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
-    """Return the plan that a folder was begun with, if only files that were left out changed.
-
-    Args:
-        plan: The present plan.
-        found: The folder's ``plan.json``.
-        records: Folder of the records of its shards.
+    """Return the plan of a folder's ``plan.json``, if only files that were left out changed.
 
     Returns:
         The plan with the sizes that those files had; their shards keep their keys. Any other
@@ -75,7 +70,5 @@ def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
 def _left_out(records: Path) -> dict[str, int]:
     """Return the planned size of every sample that the finished shards left out."""
     found = [read_json(path) for path in records.rglob("*.json")]
-    entries = [
-        e for record in found if isinstance(record, dict) for e in record.get("quarantine", ())
-    ]
+    entries = [e for r in found if isinstance(r, dict) for e in r.get("quarantine", ())]
     return {e["object_id"]: e["size_bytes"] for e in entries if "size_bytes" in e}

@@ -17,6 +17,7 @@ from recon_ray.machine import available_memory, cpu_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from multiprocessing.process import BaseProcess
 
     from recon_ray.data.prepare.shard_plan import ShardTask
 
@@ -97,14 +98,13 @@ def _end_with_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
-    if parent is None:
-        return
 
-    def watch() -> None:
-        parent.join()
+    def watch(process: BaseProcess) -> None:
+        process.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if parent is not None:
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 class ShardProgress:

@@ -72,12 +72,7 @@ def sample_points(
 
 
 def pad_points(shape: Shape, num_points: int, name: str) -> SurfacePoints:
-    """Keep all points of a cloud and repeat them, in their order, until there are enough.
-
-    Args:
-        shape: Cloud.
-        num_points: N, how many rows there are.
-        name: Name of the shape in messages.
+    """Keep all points of a cloud and repeat them, in their order, until there are ``num_points``.
 
     Raises:
         DataError: If it is a mesh, or has more points.
@@ -95,11 +90,7 @@ def pad_points(shape: Shape, num_points: int, name: str) -> SurfacePoints:
 def cloud_of_file(path: Path, *, up_axis: str, num_points: int, seed: int) -> np.ndarray:
     """Read a file as a cloud (N, 3), y up; a mesh is sampled, a cloud keeps all its points.
 
-    Args:
-        path: A mesh or a cloud.
-        up_axis: Axis that points up in it: x, y or z.
-        num_points: Points that are sampled on a mesh, by area.
-        seed: Seed of the sampling, which depends on the name of the file too.
+    The sampling depends on the seed and the name of the file.
 
     Raises:
         DataError: If it cannot be read; the message names it.

@@ -167,15 +167,10 @@ class Plan:
 
 
 def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
-    """Scan the source and assign its samples to shards.
+    """Scan the source and assign its samples to shards of the prepared set at ``root``.
 
     Samples are shuffled within their split, by the seed, unless the source gives them an order:
     sources list them by category, and training shuffles only within a window later.
-
-    Args:
-        source: Lists the samples.
-        root: Folder of the prepared set.
-        options: How samples become rows.
 
     Raises:
         ConfigError: If an option contradicts the source.
@@ -187,12 +182,7 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
 
 
 def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
-    """Return the plan for other sizes of some files.
-
-    Args:
-        plan: A plan of at least one sample.
-        sizes: Planned sizes by object id; the present ones are kept in ``repaired``.
-    """
+    """Return the plan for other sizes by object id; the present ones are kept in ``repaired``."""
     items = tuple(
         replace(item, size_bytes=sizes.get(item.object_id, item.size_bytes))
         for item in plan.listing.items
@@ -220,12 +210,8 @@ def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions
             name = f"part-{index:05d}-of-{total:05d}.parquet"
             chosen = tuple(items[index * size : (index + 1) * size])
             key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
-            tasks.append(
-                ShardTask(
-                    root, split, name, key, first_id, chosen, source, options, layout,
-                    listing.held_bytes,
-                )
-            )  # fmt: skip
+            place = (root, split, name, key, first_id, chosen)
+            tasks.append(ShardTask(*place, source, options, layout, listing.held_bytes))
             first_id += len(chosen)
     return Plan(settings, plan_hash, source.name, listing, options, layout, tuple(tasks))
 
@@ -251,14 +237,12 @@ def _check_listing(listing: Listing) -> None:
                 f"object id {item.object_id!r} is used twice, by {files}; give each its own"
             )
         seen[item.object_id] = item
-    unwritable = [
-        i.file or i.object_id for i in listing.items if not is_text(i.object_id + i.category)
-    ]
+    unwritable = [i for i in listing.items if not is_text(i.object_id + i.category)]
     if unwritable:
+        name = unwritable[0].file or unwritable[0].object_id
         more = f" and {len(unwritable) - 1} more" if len(unwritable) > 1 else ""
         raise DataError(
-            f"{unwritable[0]!a}{more}: the name is not UTF-8 text, which the prepared set needs; "
-            "rename it, "
+            f"{name!a}{more}: the name is not UTF-8 text, which the prepared set needs; rename it, "
             "for example with convmv -f latin1 -t utf8 -r --notest <folder>"
         )
 

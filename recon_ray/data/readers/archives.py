@@ -31,15 +31,9 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """Unpack an archive, or find it unpacked.
+    """Unpack a ``.zip``, ``.tar`` or packed ``.tar`` file into a folder, and return the folder.
 
-    Args:
-        archive: A ``.zip``, ``.tar`` or packed ``.tar`` file.
-        target: Folder for its files. A complete one of the same archive is used as it is; an
-            incomplete one, of an interrupted job, is made again.
-
-    Returns:
-        The folder.
+    A complete folder of the same archive is used as it is; an incomplete one is made again.
 
     Raises:
         DataError: If the archive is damaged, a member would lie outside the folder or is not a
@@ -50,9 +44,16 @@ def unpack(archive: Path, target: Path) -> Path:
     if read_json(target / MARKER) == identity:
         logger.info("%s: already unpacked in %s", archive, target)
         return target
-    _clear(archive, target)
+    # Leftovers of an interrupted job or of another archive go, but no folder of others.
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if target.exists():
+        if read_json(target / MARKER) is None:
+            raise DataError(
+                f"{target}: is not of this package, {archive} is not unpacked into it; move it away"
+            )
+        shutil.rmtree(target)
     logger.info("unpacking %s to %s", archive, target)
-    partial = _partial(target)
     partial.mkdir(parents=True)
     try:
         _unpack(archive, partial)
@@ -91,26 +92,6 @@ def _unpack(archive: Path, target: Path) -> None:
         ) from error
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f"{target.name}.partial")
-
-
-def _clear(archive: Path, target: Path) -> None:
-    """Remove the leftovers of an interrupted job or another archive, but no folder of others.
-
-    Raises:
-        DataError: If the folder was not made by :func:`unpack`.
-    """
-    shutil.rmtree(_partial(target), ignore_errors=True)
-    if not target.exists():
-        return
-    if read_json(target / MARKER) is None:
-        raise DataError(
-            f"{target}: is not of this package, {archive} is not unpacked into it; move it away"
-        )
-    shutil.rmtree(target)
-
-
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Yield the name, the size and the open content of every file in an archive."""
     if archive.name.lower().endswith(".zip"):
@@ -122,9 +103,7 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                         yield info.filename, info.file_size, source
         return
     with tarfile.open(archive) as tarred:
-        for member in tarred:
-            if member.isdir():
-                continue
+        for member in (member for member in tarred if not member.isdir()):
             if not member.isfile():
                 raise DataError(
                     f"{archive}: its member {member.name} is a link or a device, which no data set "

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Content = TypeVar("Content")
-BUDGET_BYTES = 512 << 20
+BUDGET_BYTES = 512 << 20  # size on disk of the files that are kept
 
 
 class RecentFiles(Generic[Content]):
@@ -23,18 +23,10 @@ class RecentFiles(Generic[Content]):
 
     Args:
         read: Reads a whole file.
-        at_least: Files kept even if they are larger than the budget.
-        budget_bytes: Size on disk of the files kept beyond that.
     """
 
-    def __init__(
-        self,
-        read: Callable[[Path], Content],
-        *,
-        at_least: int = 2,
-        budget_bytes: int = BUDGET_BYTES,
-    ) -> None:
-        self._read, self._at_least, self._budget_bytes = read, at_least, budget_bytes
+    def __init__(self, read: Callable[[Path], Content]) -> None:
+        self._read = read
         self._contents: OrderedDict[tuple[str, int, int], Content] = OrderedDict()
 
     def get(self, path: Path) -> Content:
@@ -50,7 +42,7 @@ class RecentFiles(Generic[Content]):
         key = (str(path), found.st_size, found.st_mtime_ns)
         if key not in self._contents:
             sizes = [size for _, size, _ in self._contents]  # the oldest first
-            while len(sizes) >= self._at_least and sum(sizes) + found.st_size > self._budget_bytes:
+            while len(sizes) >= 2 and sum(sizes) + found.st_size > BUDGET_BYTES:
                 self._contents.popitem(last=False)
                 del sizes[0]
             self._contents[key] = self._read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from recon_ray.data.readers.meshes import Shape, check_shape
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import h5py
@@ -36,15 +38,20 @@ def read_labels(path: Path) -> CloudFile:
     Raises:
         DataError: If the file is missing, cut off or no HDF5 file, or its arrays do not fit.
     """
-    import h5py  # only these data sets need it
-
-    try:
-        if not path.is_file():
-            raise DataError(f"{path}: file not found")
-        with h5py.File(path, "r") as file:
-            return _labels(file, path)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        missing = [name for name in ("data", "label") if name not in file]
+        if missing:
+            found = ", ".join(file) or "none"
+            raise DataError(f"{path}: has no array {missing[0]!r}, only {found}")
+        shape, kind = file["data"].shape, file["data"].dtype
+        labels = np.asarray(file["label"][()])
+    if len(shape) != 3 or shape[2] < 3 or kind.kind not in "fiu":
+        raise DataError(f"{path}: data is {kind} {shape}; expected numbers of shape (n, N, 3)")
+    if labels.size != shape[0]:
+        raise DataError(f"{path}: holds {shape[0]} clouds but {labels.size} labels")
+    if labels.dtype.kind not in "fiu" or (labels != np.round(labels)).any():
+        raise DataError(f"{path}: its labels are {labels.dtype}; expected whole numbers")
+    return CloudFile(labels.reshape(-1).astype(np.int64), int(shape[1]))
 
 
 def read_cloud(path: Path, row: int) -> Shape:
@@ -63,42 +70,30 @@ def read_cloud(path: Path, row: int) -> Shape:
     return shape
 
 
-def _labels(file: h5py.File, path: Path) -> CloudFile:
-    missing = [name for name in ("data", "label") if name not in file]
-    if missing:
-        found = ", ".join(file) or "none"
-        raise DataError(f"{path}: has no array {missing[0]!r}, only {found}")
-    shape, kind = file["data"].shape, file["data"].dtype
-    if len(shape) != 3 or shape[2] < 3 or kind.kind not in "fiu":
-        raise DataError(f"{path}: data is {kind} {shape}; expected numbers of shape (n, N, 3)")
-    labels = np.asarray(file["label"][()])
-    if labels.size != shape[0]:
-        raise DataError(f"{path}: holds {shape[0]} clouds but {labels.size} labels")
-    if labels.dtype.kind not in "fiu" or (labels != np.round(labels)).any():
-        raise DataError(f"{path}: its labels are {labels.dtype}; expected whole numbers")
-    return CloudFile(labels.reshape(-1).astype(np.int64), int(shape[1]))
-
-
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    import h5py  # see above
-
-    try:
-        with h5py.File(path, "r") as file:
-            points = file["data"][()]
-            normals = file["normal"][()] if "normal" in file else None
-    except (OSError, RuntimeError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        points = file["data"][()]
+        normals = file["normal"][()] if "normal" in file else None
     fits = normals is not None and normals.shape == (*points.shape[:2], 3)
     return points, normals if fits else None
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    if path.is_file() and path.stat().st_size == 0:
-        return DataError(f"{path}: the file is empty")
-    reason = str(error).splitlines()[0][:160]
-    return DataError(
-        f"{path}: is damaged or cut off, or not an HDF5 file ({reason}); fetch it again"
-    )
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    import h5py  # only these data sets need it
+
+    if not path.is_file():
+        raise DataError(f"{path}: file not found")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise DataError(
+            f"{path}: is damaged or cut off, or not an HDF5 file ({reason}); fetch it again"
+        ) from error
 
 
 _RECENT = RecentFiles(_read)

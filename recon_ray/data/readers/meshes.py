@@ -54,10 +54,7 @@ class Shape:
 
 
 def load_shape(path: Path) -> Shape:
-    """Read a mesh or a cloud from a file and check it.
-
-    Args:
-        path: A file with one of :data:`SHAPE_SUFFIXES`.
+    """Read a mesh or a cloud from a file with one of :data:`SHAPE_SUFFIXES` and check it.
 
     Raises:
         DataError: If the file is missing, empty, damaged or of another type, has no faces or no
@@ -83,11 +80,7 @@ def load_shape(path: Path) -> Shape:
 
 
 def check_shape(shape: Shape, name: str) -> None:
-    """Check that a sample can be made from a shape.
-
-    Args:
-        shape: Mesh or cloud.
-        name: Name of the shape in messages, usually the file.
+    """Check that a sample can be made from a shape; its name for messages is usually the file.
 
     Raises:
         DataError: On no points, one point, points that are not finite or all alike, a face with a
@@ -115,12 +108,7 @@ def check_shape(shape: Shape, name: str) -> None:
 
 
 def to_y_up(shape: Shape, up_axis: str) -> Shape:
-    """Turn a shape so that its up axis is y, by a proper rotation.
-
-    Args:
-        shape: Mesh or cloud.
-        up_axis: The axis that points up in the source: x, y or z.
-    """
+    """Turn a shape so that its up axis (x, y or z) becomes y, by a proper rotation."""
     if up_axis == "y":
         return shape
     normals = None if shape.normals is None else turn_y_up(shape.normals, up_axis)
@@ -236,15 +224,13 @@ def _read_numpy(path: Path) -> Shape:
         arrays = {key: archive[key] for key in archive.files}
     if "faces" in arrays and "vertices" in arrays:
         return _mesh_from_tables(arrays["vertices"], arrays["faces"], path)
-    key = next((key for key in POINT_KEYS if key in arrays), None)
-    if key is None and len(arrays) == 1:
-        key = next(iter(arrays))
-    if key is None:
+    found = [key for key in POINT_KEYS if key in arrays] or list(arrays)
+    if not found or (found[0] not in POINT_KEYS and len(found) > 1):
         raise DataError(
             f"{path}: has no array named {', '.join(POINT_KEYS)}, "
             f"only {', '.join(arrays) or 'none'}"
         )
-    return _cloud_from_table(arrays[key], path)
+    return _cloud_from_table(arrays[found[0]], path)
 
 
 def _mesh_from_tables(vertices: np.ndarray, faces: np.ndarray, path: Path) -> Shape:
@@ -321,11 +307,8 @@ def _placed(loaded: trimesh.Scene | trimesh.Trimesh) -> list[tuple[trimesh.Trime
     """List the geometries of a scene with their 4 x 4 poses."""
     if not hasattr(loaded, "graph"):
         return [(loaded, np.eye(4))]
-    placed = []
-    for node in loaded.graph.nodes_geometry:
-        pose, name = loaded.graph[node]
-        placed.append((loaded.geometry[name], np.asarray(pose, np.float64)))
-    return placed
+    nodes = [loaded.graph[node] for node in loaded.graph.nodes_geometry]
+    return [(loaded.geometry[name], np.asarray(pose, np.float64)) for pose, name in nodes]
 
 
 def _digest(shape: Shape) -> bytes:
@@ -344,9 +327,7 @@ def _trimesh_part(geometry: trimesh.Trimesh, pose: np.ndarray) -> Shape | None:
         known = np.asarray(colors)[:, :3].astype(np.uint8) if usable else None
         return Shape(vertices, None, known, _ply_normals(geometry, pose))
     faces = np.asarray(geometry.faces, np.int64)
-    if len(faces) == 0:
-        return None
-    return Shape(vertices, faces, _corner_colors(geometry.visual, faces))
+    return Shape(vertices, faces, _corner_colors(geometry.visual, faces)) if len(faces) else None
 
 
 def _ply_normals(geometry: trimesh.PointCloud, pose: np.ndarray) -> np.ndarray | None:
@@ -407,23 +388,17 @@ def _merge(parts: list[Shape]) -> Shape:
     if len(parts) == 1:
         return parts[0]
     offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
-    faces = None
+    faces = colors = normals = None
     if parts[0].is_mesh:
         faces = np.concatenate([p.faces + o for p, o in zip(parts, offsets, strict=True)])
-    colors = None
     if any(part.colors is not None for part in parts):
-        colors = np.concatenate([_colors_or_grey(part) for part in parts])
-    normals = None
+        sizes = [(len(p.vertices), 3) if (f := p.faces) is None else (len(f), 3, 3) for p in parts]
+        gray = [np.full(size, GREY, np.uint8) for size in sizes]
+        own = [part.colors for part in parts]
+        colors = np.concatenate([g if o is None else o for g, o in zip(gray, own, strict=True)])
     if all(part.normals is not None for part in parts):
         normals = np.concatenate([part.normals for part in parts])
     return Shape(np.concatenate([part.vertices for part in parts]), faces, colors, normals)
-
-
-def _colors_or_grey(shape: Shape) -> np.ndarray:
-    if shape.colors is not None:
-        return shape.colors
-    size = (len(shape.vertices), 3) if shape.faces is None else (len(shape.faces), 3, 3)
-    return np.full(size, GREY, np.uint8)
 
 
 READERS: dict[str, Callable[[Path], Shape]] = {

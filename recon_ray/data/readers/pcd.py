@@ -5,6 +5,7 @@ By hand: the library for it needs a compiler to install.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,31 +34,29 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
     counts = [int(c) for c in header.get("COUNT", ["1"] * len(fields))]
     kinds = zip(header["TYPE"], header["SIZE"], strict=True)
     dtypes = [np.dtype(f"<{KINDS[kind]}{size}") for kind, size in kinds]
-    if "POINTS" in header:
-        num = int(header["POINTS"][0])
-    else:
-        num = int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
+    names = ("POINTS",) if "POINTS" in header else ("WIDTH", "HEIGHT")
+    num = math.prod(int(header[name][0]) for name in names)
     mode = header["DATA"][0].lower()
     if mode == "ascii":
         return _ascii(content[start:], fields, counts, num, path)
     if mode not in ("binary", "binary_compressed"):
         raise DataError(f"{path}: unknown PCD data type {mode}")
     body = content[start:]
-    expected = num * sum(d.itemsize * c for d, c in zip(dtypes, counts, strict=True))
+    sizes = [num * d.itemsize * c for d, c in zip(dtypes, counts, strict=True)]
     if mode == "binary_compressed":
         packed, size = (int(v) for v in np.frombuffer(body[:8], "<u4"))
         body = _lzf_decompress(body[8 : 8 + packed], size)
-    if len(body) < expected:
+    if len(body) < sum(sizes):
         raise DataError(
-            f"{path}: the header announces {num} points ({expected} bytes), "
+            f"{path}: the header announces {num} points ({sum(sizes)} bytes), "
             f"but {len(body)} bytes follow"
         )
     if mode == "binary":
-        names = [f"{i}" for i in range(len(fields))]
-        layout = [(n, d, (c,)) for n, d, c in zip(names, dtypes, counts, strict=True)]
+        layout = [(f"{i}", d, (c,)) for i, (d, c) in enumerate(zip(dtypes, counts, strict=True))]
         rows = np.frombuffer(body, np.dtype(layout), num)
-        return {f: rows[n][:, 0] for f, n in zip(fields, names, strict=True)}
-    return _by_column(body, fields, dtypes, counts, num)
+        return {field: rows[f"{i}"][:, 0] for i, field in enumerate(fields)}
+    columns = zip(fields, dtypes, counts, np.cumsum([0, *sizes[:-1]]), strict=True)
+    return {f: np.frombuffer(body, d, num * c, start)[::c] for f, d, c, start in columns}
 
 
 def packed_colors(columns: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -102,17 +101,6 @@ def _ascii(
     return {field: table[:, start] for field, start in zip(fields, starts, strict=True)}
 
 
-def _by_column(
-    body: bytes, fields: list[str], dtypes: list[np.dtype], counts: list[int], num: int
-) -> dict[str, np.ndarray]:
-    columns = {}
-    start = 0
-    for field, dtype, count in zip(fields, dtypes, counts, strict=True):
-        columns[field] = np.frombuffer(body, dtype, num * count, start)[::count]
-        start += dtype.itemsize * num * count
-    return columns
-
-
 def _lzf_decompress(data: bytes, size: int) -> bytes:
     """Undo the LZF packing: literal runs, and copies of up to 264 bytes from up to 8 KiB back."""
     out = bytearray()
@@ -132,9 +120,8 @@ def _lzf_decompress(data: bytes, size: int) -> bytes:
         i += 1
         if reference < 0:
             raise ValueError("the compressed data refer to before their beginning")
-        for _ in range(length + 2):  # source and copy may overlap
-            out.append(out[reference])
-            reference += 1
+        for place in range(reference, reference + length + 2):  # source and copy may overlap
+            out.append(out[place])
     if len(out) != size:
         raise ValueError(f"the compressed data give {len(out)} bytes instead of {size}")
     return bytes(out)

@@ -48,32 +48,20 @@ def load_object_array(path: Path) -> Any:  # noqa: ANN401 - the caller checks th
     Raises:
         DataError: See :func:`load_pickle`.
     """
+    form = np.lib.format
     with _opened(path) as stream:
-        if not _header(stream, path).hasobject:
-            try:
+        try:
+            is_first = form.read_magic(stream) == (1, 0)
+            read = form.read_array_header_1_0 if is_first else form.read_array_header_2_0
+            if not read(stream)[2].hasobject:
                 return np.load(path, allow_pickle=False)
-            except (ValueError, OSError, EOFError) as error:
-                raise _no_array(path, error) from error
-        value = _unpickle(stream, path)
+        except (ValueError, OSError, EOFError) as error:
+            reason = _first_line(error)
+            raise DataError(
+                f"{path}: cannot be read as an array that NumPy wrote ({reason})"
+            ) from error
+        value = _unpickle(stream, path)  # at the content, behind the header
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-
-
-def _header(stream: BinaryIO, path: Path) -> np.dtype:
-    """Read the header of a ``.npy`` file; leaves the stream at the content."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        return read(stream)[2]
-    except (ValueError, OSError, EOFError) as error:
-        raise _no_array(path, error) from error
-
-
-def _no_array(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read as an array that NumPy wrote ({_first_line(error)})")
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -128,15 +116,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise RefusedPickleError(f"the outside object {pid!r}")
 
 
-def _numpy_builders() -> dict[tuple[str, str], Any]:
-    """Take the functions from what NumPy's own pickles name, so that no private name is used."""
-    array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-    from_buffer = np.zeros(1).__reduce_ex__(5)[0]
-    return {
-        ("multiarray", "_reconstruct"): array,
-        ("multiarray", "scalar"): scalar,
-        ("numeric", "_frombuffer"): from_buffer,
-    }
-
-
-NUMPY_BUILDERS = _numpy_builders()
+#: Functions that NumPy's own pickles name, taken from there, so that no private name is used.
+NUMPY_BUILDERS: dict[tuple[str, str], Any] = {
+    ("multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+    ("multiarray", "scalar"): np.float64(0).__reduce__()[0],
+    ("numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+}

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_rows(path: Path, num_columns: int, *, delimiter: str | None = None) -> np.ndarray:
-    """Read a file of numbers as (lines, num_columns) float64.
-
-    Args:
-        path: The file.
-        num_columns: Numbers in every line.
-        delimiter: Separator of the numbers, None for blanks.
+    """Read a file of numbers, separated by blanks or a delimiter, as (lines, num_columns) float64.
 
     Raises:
         DataError: If the file is missing or empty, or a line has another number of columns or a

@@ -32,14 +32,10 @@ SOURCES: tuple[str, ...] = ("synthetic", "custom", *PUBLISHED)
 
 
 def create_source(name: str, folder: Path | None, settings: Mapping[str, Any]) -> Source:
-    """Make a source by its name.
+    """Make one of the :data:`SOURCES` for a folder; ``synthetic`` needs none.
 
-    Args:
-        name: One of :data:`SOURCES`.
-        folder: Folder of the data set; ``synthetic`` needs none.
-        settings: The user's choices, by the names of the sources' attributes: seed,
-            train_per_class, test_per_class (synthetic), table, test_fraction (custom); others are
-            ignored.
+    The settings are the user's choices, by the names of the sources' attributes: seed,
+    train_per_class, test_per_class (synthetic), table, test_fraction (custom); others are ignored.
 
     Raises:
         ConfigError: If the name is unknown, or the folder or the table is missing.

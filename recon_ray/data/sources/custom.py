@@ -110,12 +110,8 @@ class CustomSource:
 def packed_folder(folder: Path) -> Path:
     """Return the folder from which an archive was made: ``zip -r a.zip shapes`` packs its name too.
 
-    Args:
-        folder: The unpacked archive.
-
-    Returns:
-        The only folder in it if there are no other shapes and it is not a split; else the folder
-        itself.
+    It is the only folder in the unpacked archive if there are no other shapes and it is not a
+    split; else the unpacked archive itself.
     """
     inside = [
         path
@@ -303,13 +299,9 @@ def _by_given_labels(items: list[Item]) -> tuple[list[Item], tuple[str, ...]]:
             max(names),
             len(names),
         )
-    labeled = [
-        replace(item, label=numbers[item.label], category=item.category or names[item.label])
-        if item.label >= 0
-        else item
-        for item in items
-    ]
-    return labeled, tuple(names[label] for label in sorted(names))
+    numbers[-1], names[-1] = -1, ""  # of items without a label
+    labeled = [replace(i, label=numbers[i.label], category=names[i.label]) for i in items]
+    return labeled, tuple(names[label] for label in sorted(names) if label >= 0)
 
 
 def _random_split(items: list[Item], test_fraction: float, seed: int) -> list[Item]:

@@ -82,8 +82,7 @@ def split_files(root: Path) -> dict[str, list[Path]]:
     """
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in visible(root, "*.h5"):
-        split = _split(path)
-        if split is None:
+        if (split := _split(path)) is None:
             logger.warning("%s: ignored, its name contains no split", path)
         else:
             files[split].append(path)
@@ -112,7 +111,7 @@ def list_rows(
     names: Sequence[str],
     classes: Sequence[str],
 ) -> tuple[list[Item | Excluded], int]:
-    """List the rows of some files.
+    """List the rows of the files of every split.
 
     Args:
         folder: Names in the items are relative to it.

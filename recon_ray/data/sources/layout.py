@@ -27,10 +27,7 @@ SHOWN = 10  # names in a log line; all of them are in the quarantine file
 def find_root(folder: Path, is_root: Callable[[Path], bool], expected: str) -> Path:
     """Find the folder that holds a data set: the given one, or one of those directly in it.
 
-    Args:
-        folder: Given by the user.
-        is_root: Recognises the layout.
-        expected: The layout in words, for the message.
+    The layout is recognised by ``is_root``, and named in messages by ``expected``.
 
     Raises:
         DataError: If there is none, or the folders in it hold several.
@@ -75,10 +72,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def check_disjoint(lists: Mapping[str, Sequence[str]]) -> None:
-    """Check that no two lists name the same sample.
-
-    Args:
-        lists: The entries of each list, by its name.
+    """Check that no two lists, the entries by the list's name, name the same sample.
 
     Raises:
         DataError: If two do; the message names both and the sample.
@@ -168,9 +162,7 @@ def split_reference(file: str) -> tuple[str, int]:
 
 def check_lists(card: Card, paths: Iterable[Path]) -> None:
     """Warn of every list that is not the official one, by its SHA-256."""
-    for path in paths:
-        if path.name not in card.lists:
-            continue
+    for path in (path for path in paths if path.name in card.lists):
         if card.lists[path.name] in _hashes(path.read_bytes()):
             logger.info("%s: is the official list", path)
         else:
@@ -196,14 +188,7 @@ def make_listing(
     classes: Sequence[str],
     **more: Any,  # noqa: ANN401
 ) -> Listing:
-    """Report and list the entries of a set.
-
-    Args:
-        title: Name of the set in the log.
-        entries: Samples and exclusions.
-        classes: Class names in label order.
-        more: Further attributes of the listing.
-    """
+    """Report the samples and exclusions of a set, and list them; ``more`` goes to the listing."""
     found = list(entries)
     items = tuple(entry for entry in found if isinstance(entry, Item))
     excluded = tuple(entry for entry in found if isinstance(entry, Excluded))
@@ -212,14 +197,9 @@ def make_listing(
 
 
 def published_listing(card: Card, entries: Iterable[Item | Excluded], **more: Any) -> Listing:  # noqa: ANN401
-    """Report and list the entries of a published set, with the facts of its card.
+    """Report and list the entries of a published set, with the facts of its card or other ones.
 
     A split without the published number of samples is a warning.
-
-    Args:
-        card: The card.
-        entries: Samples and exclusions.
-        more: Further attributes of the listing, or other values than the card's.
     """
     facts = {"num_points": card.num_points, "up_axis": card.up_axis, "license_note": card.license}
     listing = make_listing(card.title, entries, card.classes, card=card, **{**facts, **more})

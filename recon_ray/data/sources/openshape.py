@@ -65,11 +65,9 @@ class OpenShapeSource:
         folder, card = Path(self.folder), CARDS[self.name]
         root = find_root(folder, lambda path: _shapes(path) is not None, f"{SHAPES[0]}/")
         shapes = _shapes(root) or root
-        listed = root / LIST
+        listed, filtered = root / LIST, root / FILTER
         files = _listed(listed) if listed.is_file() else _found(shapes)
-        prefix = shapes.relative_to(folder)
-        items = [_item(folder, prefix, file) for file in files]
-        filtered = root / FILTER
+        items = [_item(folder, shapes, file) for file in files]
         return published_listing(
             card,
             items,
@@ -139,12 +137,12 @@ def _found(shapes: Path) -> list[Path]:
     return [path.relative_to(shapes) for path in visible(shapes, "**/*.npy")]
 
 
-def _item(folder: Path, prefix: Path, file: Path) -> Item:
-    path = folder / prefix / file
+def _item(folder: Path, shapes: Path, file: Path) -> Item:
+    path = shapes / file
     return Item(
         object_id=file.as_posix().removesuffix(".npy"),
         split="train",
-        file=(prefix / file).as_posix(),
+        file=path.relative_to(folder).as_posix(),
         size_bytes=path.stat().st_size if path.is_file() else -1,
     )
 
@@ -176,7 +174,8 @@ def _image_features(content: dict[str, Any]) -> np.ndarray:
     """Return (1 + 12, D): the thumbnail, zero where there is none, and the rendered views."""
     if content["image_feat"] is None:
         raise ValueError("image_feat is None: the features of its pictures are missing")
-    views = np.asarray(content["image_feat"], np.float32).reshape(-1, _width(content["image_feat"]))
+    found = np.asarray(content["image_feat"], np.float32)
+    views = found.reshape(-1, found.shape[-1])
     if len(views) > NUM_VIEWS:
         raise ValueError(f"image_feat has {len(views)} views instead of {NUM_VIEWS}")
     features = np.zeros((1 + NUM_VIEWS, views.shape[1]), np.float32)
@@ -184,10 +183,6 @@ def _image_features(content: dict[str, Any]) -> np.ndarray:
         features[0] = np.asarray(content["thumbnail_feat"], np.float32).reshape(-1)
     features[1 : 1 + len(views)] = views
     return features
-
-
-def _width(values: Any) -> int:  # noqa: ANN401 - an array
-    return int(np.asarray(values).shape[-1])
 
 
 def _text_features(content: dict[str, Any], width: int) -> np.ndarray:
@@ -205,10 +200,6 @@ def _text_features(content: dict[str, Any], width: int) -> np.ndarray:
 
 def _caption(content: dict[str, Any]) -> str:
     """Return the first text that is not empty."""
-    for name, _ in TEXTS:
-        values = content.get(name)
-        listed = values if isinstance(values, list | tuple) else [values]
-        text = next((str(value) for value in listed if value), "")
-        if text:
-            return text
-    return ""
+    values = [content.get(name) for name, _ in TEXTS]
+    texts = [v for found in values for v in (found if isinstance(found, list | tuple) else [found])]
+    return next((str(text) for text in texts if text), "")

@@ -97,16 +97,7 @@ class SyntheticSource:
 
 
 def make_shape(category: str, index: int, seed: int = 0) -> tuple[Shape, str]:
-    """Make a shape and its caption.
-
-    Args:
-        category: A key of ``CATEGORIES``.
-        index: Number of the shape within its category.
-        seed: Seed of the data set.
-
-    Returns:
-        Colored mesh with y up, and its caption.
-    """
+    """Make a shape of a category, a colored mesh with y up, and its caption."""
     kind = CATEGORIES[category]
     generator = sample_generator(seed, f"{category}:{index}")
     position = dict(zip(kind.ranges, generator.random(len(kind.ranges)), strict=True))
@@ -130,16 +121,12 @@ def _vary(color: Color, spread: np.ndarray) -> Color:
 
 
 def _caption(category: str, kind: Category, position: Mapping[str, float], color: str) -> str:
-    size = _third(position[kind.size[0]], kind.size[1], kind.size[2])
-    words = [word for word in (size, color, category) if word]
+    def third(parameter: str, low: str, high: str) -> str:
+        place = position[parameter]
+        return low if place < 1 / 3 else high if place > 2 / 3 else ""
+
+    words = [word for word in (third(*kind.size), color, category) if word]
     article = "an" if words[0][0] in "aeiou" else "a"
     text = f"{article} {' '.join(words)}"
-    detail = max(kind.details, key=lambda entry: abs(position[entry[0]] - 0.5))
-    phrase = _third(position[detail[0]], detail[1], detail[2])
+    phrase = third(*max(kind.details, key=lambda entry: abs(position[entry[0]] - 0.5)))
     return f"{text} with {phrase}" if phrase else text
-
-
-def _third(position: float, low: str, high: str) -> str:
-    if position < 1 / 3:
-        return low
-    return high if position > 2 / 3 else ""

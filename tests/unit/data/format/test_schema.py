@@ -13,7 +13,6 @@ import pytest
 from recon_ray.data.format.files import parquet_bytes, read_parts, read_schema, read_table
 from recon_ray.data.format.schema import (
     Layout,
-    geometry_schema,
     packed,
     points_to_numpy,
     tensor_column,
@@ -40,7 +39,7 @@ def _table(points: np.ndarray) -> pa.Table:
         ),
     }
     layout = Layout(points.shape[1], points.dtype.name, part_labels=True)
-    return pa.table(columns, schema=geometry_schema(layout))
+    return pa.table(columns, schema=layout.schemas()["geometry"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

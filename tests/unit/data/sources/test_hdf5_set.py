@@ -184,8 +184,8 @@ def test_a_row_beyond_the_end_is_named(tmp_path):
 # --- Files kept open -----------------------------------------------------------------------------
 
 
-def test_recent_files_are_read_once_while_they_fit(tmp_path):
-    read = []
+def test_recent_files_are_read_once_while_they_fit(tmp_path, monkeypatch):
+    read, budget = [], "recon_ray.data.readers.file_cache.BUDGET_BYTES"
 
     def load(path):
         read.append(path.name)
@@ -193,12 +193,14 @@ def test_recent_files_are_read_once_while_they_fit(tmp_path):
 
     for name in "abc":
         (tmp_path / name).write_bytes(name.encode() * 100)
-    small = RecentFiles(load, at_least=2, budget_bytes=150)
+    monkeypatch.setattr(budget, 150)
+    small = RecentFiles(load)
     for name in "abaacab":
         assert small.get(tmp_path / name) == name.encode() * 100
     assert "".join(read) == "abcb"  # c took the place of b, the one not used for longest
     read.clear()
-    large = RecentFiles(load, at_least=1, budget_bytes=300)
+    monkeypatch.setattr(budget, 300)
+    large = RecentFiles(load)
     for name in "abcabc":
         large.get(tmp_path / name)
     assert "".join(read) == "abc"
