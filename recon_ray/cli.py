@@ -83,7 +83,10 @@ def run_job(name: str, arguments: Sequence[str] | None = None) -> int:
         run = job.load_main()
         result = run(Job(name, loaded.config, loaded.origins, loaded.files, line.dry_run))
     except KeyboardInterrupt:
-        _complain(_interrupted(can_resume))
+        way = "run the same command again"
+        if can_resume:
+            way = "the same command with the same run.name continues from the last commit"
+        _complain(f"interrupted; {way}")
         return INTERRUPTED
     except Exception as error:
         return _failed(name, error)
@@ -106,21 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list_jobs() -> str:
-    """Return the jobs with the first line of what each does."""
-    lines = [
-        "usage: python -m recon_ray JOB [CONFIG.yaml ...] [key=value ...] [--help]",
-        "",
-        "jobs:",
-    ]
+    """Return the jobs with the first line of each one's docstring, without its file name."""
+    lines = [_LIST_USAGE, "", "jobs:"]
     for name, job in JOBS.items():
-        lines.append(f"  {name:16} {_summary(job.load_config())}")
+        text = _summary(job.load_config())
+        lines.append(f"  {name:16} {text.partition(': ')[2] or text}")
     return "\n".join(lines)
 
 
 def _summary(schema: type[BaseModel]) -> str:
-    """Return the first line of a job's docstring, without the file that it names."""
-    text = (schema.__doc__ or "").strip().partition("\n")[0]
-    return text.partition(": ")[2] or text
+    return (schema.__doc__ or "").strip().partition("\n")[0]
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -210,25 +208,16 @@ def _help(
     table = format_help(schema, section, width=max(shutil.get_terminal_size((110, 24)).columns, 80))
     if section is not None:
         return table
-    summary = (schema.__doc__ or "").strip().partition("\n")[0]
     files = f"Without a CONFIG.yaml it reads {default}." if default else ""
-    head = "\n".join(part for part in (summary, files) if part)
-    flags = (
-        "  --help [SECTION]  describe all options, or those of a section such as run\n"
-        "  --print-config    print the resolved configuration and stop\n"
-        "  --dry-run         build everything, take one step, report memory and time, stop"
-    )
-    lines = [
-        flags,
+    head = "\n".join(part for part in (_summary(schema), files) if part)
+    flags = [
+        "  --help [SECTION]  describe all options, or those of a section such as run",
+        "  --print-config    print the resolved configuration and stop",
+        "  --dry-run         build everything, take one step, report memory and time, stop",
         *(f"  {flag + ' [NAME]':17} {found.meaning}" for flag, found in job.flags.items()),
     ]
-    blocks = (
-        _USAGE.format(name=name),
-        head,
-        "\n".join(lines),
-        "options (key, type, default, meaning):",
-        table,
-    )
+    title = "options (key, type, default, meaning):"
+    blocks = (_USAGE.format(name=name), head, "\n".join(flags), title, table)
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -236,7 +225,7 @@ def _help(
 
 
 def _failed(name: str, error: Exception) -> int:
-    """Say in one sentence what went wrong; the traceback goes to a file, or is shown on request."""
+    """Report an error in one sentence; its traceback goes to a file, or is shown on request."""
     own = find_recon_error(error)
     debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     if debug:
@@ -255,8 +244,7 @@ def _failed(name: str, error: Exception) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else "no message"
+    text = (str(error).strip().splitlines() or ["no message"])[0]
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
@@ -269,12 +257,6 @@ def _write_traceback(name: str, error: BaseException) -> str | None:
     except OSError:
         return None
     return path
-
-
-def _interrupted(can_resume: bool) -> str:
-    if can_resume:
-        return "interrupted; the same command with the same run.name continues from the last commit"
-    return "interrupted; run the same command again"
 
 
 def _complain(message: str) -> None:

@@ -72,26 +72,13 @@ def find_recon_error(error: BaseException) -> ReconError | None:
     Ray wraps an exception of a worker in others: as ``cause`` (in a class that derives from both,
     so that ``isinstance`` is no proof and the text is a traceback), as values of
     ``worker_failures``, or in ``args``.
-
-    Args:
-        error: What was caught.
-
-    Returns:
-        The error with its own message, or None if there is none inside.
     """
     own = [found for found in _nested(error) if isinstance(found, ReconError)]
     return next((found for found in own if not _is_wrapper(found)), own[0] if own else None)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the exception that the user's code or ours raised, without Ray's wrapping.
-
-    Args:
-        error: What was caught.
-
-    Returns:
-        The first exception inside that wraps no other; the error itself if it is none of Ray's.
-    """
+    """Return the first exception inside that wraps no other: the user's code or ours raised it."""
     if not _is_wrapper(error):
         return error
     return next((found for found in _nested(error) if not _is_wrapper(found)), error)

@@ -33,11 +33,7 @@ class Finding:
 
 
 def gather(found: Mapping[str, Sequence[Finding]]) -> list[Finding]:
-    """Join equal findings of several places, check by check, the worst of each first.
-
-    Args:
-        found: Place (``driver``, a node) to its findings, in the order of the checks.
-    """
+    """Join equal findings of several places, check by check, the worst of each first."""
     places: dict[Finding, tuple[str, ...]] = {}
     for place, findings in found.items():
         for finding in findings:
@@ -48,12 +44,7 @@ def gather(found: Mapping[str, Sequence[Finding]]) -> list[Finding]:
 
 
 def format_table(rows: Sequence[Finding], places: int) -> str:
-    """Format findings as a table for the terminal, with the advice below each.
-
-    Args:
-        rows: Result of :func:`gather`.
-        places: How many places were checked.
-    """
+    """Format the rows of :func:`gather` as a table for the terminal, the advice below each."""
     cells = [("check", "", "where", "found")]
     for row in rows:
         texts = (row.found, f"-> {row.advice}" if row.advice else "")

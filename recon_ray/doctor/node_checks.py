@@ -39,19 +39,13 @@ def alive_nodes() -> list[Node]:
     addresses = [node["NodeManagerAddress"] for node in alive]
     nodes = []
     for i, (node, name) in enumerate(zip(alive, addresses, strict=True)):
-        if addresses.count(name) > 1:
-            name = f"{name}#{addresses[:i].count(name) + 1}"
-        nodes.append(Node(node["NodeID"], name, dict(node["Resources"])))
+        number = f"#{addresses[:i].count(name) + 1}" if addresses.count(name) > 1 else ""
+        nodes.append(Node(node["NodeID"], name + number, dict(node["Resources"])))
     return nodes
 
 
 class NodeActors:
-    """An actor on every node; it reserves no resources.
-
-    Args:
-        nodes: The nodes.
-        timeout_seconds: How long a call may take.
-    """
+    """An actor on every node; it reserves no resources, and a call may take ``timeout_seconds``."""
 
     def __init__(self, nodes: Sequence[Node], *, timeout_seconds: float) -> None:
         self._timeout = timeout_seconds
@@ -64,11 +58,7 @@ class NodeActors:
     def run(
         self, function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]]
     ) -> dict[str, Any]:
-        """Call a function on nodes at once.
-
-        Args:
-            function: The function.
-            arguments: Name of a node to the arguments there.
+        """Call a function on nodes at once, with arguments by the name of the node.
 
         Returns:
             Name of a node to the result, or to the exception (TimeoutError without an answer).

@@ -17,7 +17,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.doctor.findings import Finding
 from recon_ray.doctor.machine_checks import gigabytes
 from recon_ray.errors import ConfigError, ReconError
-from recon_ray.runs.storage import open_filesystem
+from recon_ray.runs.storage import exists, open_filesystem, reason_of
 
 #: Size of the file that is written.
 TRIAL_BYTES = 16 * 1024**2
@@ -40,7 +40,7 @@ def driver_probe(storage: str) -> Iterator[tuple[str, Finding]]:
     name, made = _probe_name(), False
     try:
         filesystem, root = open_filesystem(storage)
-        if not _exists(filesystem, root):
+        if not exists(filesystem, root):
             filesystem.create_dir(root, recursive=True)
             made = True
         probe, finding = name, write_trial(storage, name)
@@ -51,7 +51,7 @@ def driver_probe(storage: str) -> Iterator[tuple[str, Finding]]:
     finally:
         with suppress(*_FAILURES):  # an error was reported already
             filesystem, root = open_filesystem(storage)
-            if _exists(filesystem, f"{root}/{name}"):
+            if exists(filesystem, f"{root}/{name}"):
                 filesystem.delete_file(f"{root}/{name}")
             if made and not filesystem.get_file_info(pafs.FileSelector(root)):
                 filesystem.delete_dir(root)
@@ -92,7 +92,7 @@ def inspect_storage(storage: str, probe: str) -> Finding:
     own = _probe_name()
     try:
         filesystem, root = open_filesystem(storage)
-        if probe and not _exists(filesystem, f"{root}/{probe}"):
+        if probe and not exists(filesystem, f"{root}/{probe}"):
             return Finding(
                 "storage", "error", f"{storage}: not the driver's, its file is not here",
                 "give a run.storage that all nodes share: a mounted folder, or a URI such as "
@@ -101,7 +101,7 @@ def inspect_storage(storage: str, probe: str) -> Finding:
         try:
             return write_trial(storage, own)
         finally:
-            if _exists(filesystem, f"{root}/{own}"):
+            if exists(filesystem, f"{root}/{own}"):
                 filesystem.delete_file(f"{root}/{own}")
     except _FAILURES as error:
         return _refused(storage, error)
@@ -111,14 +111,9 @@ def _probe_name() -> str:
     return f".recon-doctor-{secrets.token_hex(8)}"
 
 
-def _exists(filesystem: pafs.FileSystem, path: str) -> bool:
-    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
-
-
 def _refused(storage: str, error: Exception) -> Finding:
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     advice = "choose another run.storage, or get the right to write there"
-    return Finding("storage", "error", f"{storage}: {reason}", advice)
+    return Finding("storage", "error", f"{storage}: {reason_of(error)}", advice)
 
 
 def inspect_data(path: str) -> list[Finding]:

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
 from recon_ray.losses.chamfer import chamfer as chamfer_distance
 from recon_ray.losses.contrast import self_contrast
 from recon_ray.losses.distill import smooth_l1_distill
-
-
-class PretrainOutput(Protocol):
-    """The part of a model's output that the losses read."""
-
-    @property
-    def prediction(self) -> Tensor:
-        """(B, M, K, 3) reconstructed patches."""
-
-    @property
-    def target(self) -> Tensor:
-        """(B, M, K, 3) true patches."""
-
-    @property
-    def image(self) -> Tensor | None:
-        """(B, d) projected image token."""
-
-    @property
-    def text(self) -> Tensor | None:
-        """(B, d) projected text token."""
-
-    @property
-    def contrast(self) -> Tensor | None:
-        """(B, c) projected class token of norm 1."""
+from recon_ray.models.decoder import ReconOutput
 
 
 def pretrain_losses(
-    output: PretrainOutput,
+    output: ReconOutput,
     *,
     image_features: Tensor | None = None,
     text_features: Tensor | None = None,
@@ -73,10 +50,8 @@ def pretrain_losses(
     if labels is not None:
         token = _require(output.contrast, "labels", "self_contrast")
         losses["self_contrast"] = self_contrast(token, labels)
-    total = losses["reconstruction"]
-    for name in list(losses)[1:]:
-        total = total + losses[name]
-    return {**losses, "loss": total}
+    first, *others = losses.values()
+    return {**losses, "loss": sum(others, start=first)}
 
 
 def _require(token: Tensor | None, given: str, argument: str) -> Tensor:

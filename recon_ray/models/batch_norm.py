@@ -161,7 +161,8 @@ class BatchNorm(nn.Module):
         """
         keep = x.shape[0] if keep is None else keep
         if not self.training:
-            return self._normalize_by_running(x[:keep]), None
+            scale, shift = self.affine()
+            return torch.addcmul(shift, x[:keep], scale).to(x.dtype), None
         rows = x.reshape(-1, self.num_features)
         sync = self.sync and _is_distributed()
         if rows.shape[0] < 2 and not sync:
@@ -190,10 +191,6 @@ class BatchNorm(nn.Module):
         """Return scale (C,) and shift (C,) of the layer in evaluation."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
-
-    def _normalize_by_running(self, x: Tensor) -> Tensor:
-        scale, shift = self.affine()
-        return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 def set_sync_batch_norm(model: nn.Module, enabled: bool) -> None:

@@ -7,14 +7,17 @@ class position move with the head, and the batch statistics of the frozen embedd
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from recon_ray.models.cloud import EncoderModel
+from recon_ray.models.cloud import CloudModel, EncoderModel
 from recon_ray.models.heads import ClassHead
 from recon_ray.models.initialization import init_classifier
 from recon_ray.points.random import RandomSource
+
+ProtocolT = TypeVar("ProtocolT", bound="Protocol")
 
 PROTOCOLS = ("full", "linear", "mlp3", "probe")
 """Trained parts: everything; the head with class token and class position (the published probes
@@ -24,15 +27,14 @@ PROTOCOLS = ("full", "linear", "mlp3", "probe")
 def is_head_parameter(name: str) -> bool:
     """Return whether a parameter is in the group that learns ten times as fast (published rule).
 
-    Args:
-        name: Dotted name; prefixes of wrappers make no difference.
+    Prefixes of wrappers in the dotted name make no difference.
     """
     parts = name.split(".")
     return "head" in parts or parts[-1] in ("class_token", "class_pos")
 
 
-class Protocol:
-    """Mixin of classifiers with a module ``head``: freezes what a protocol does not train."""
+class Protocol(CloudModel):
+    """Base of models with a module ``head``: freezes what a protocol does not train."""
 
     protocol = "full"
 
@@ -44,11 +46,18 @@ class Protocol:
         """
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-        assert isinstance(self, nn.Module)
         self.protocol = protocol
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(self._is_trained(name))
         self.train(self.training)
+
+    def train(self: ProtocolT, mode: bool = True) -> ProtocolT:
+        """Set training mode; the frozen encoders of a probe stay in evaluation mode."""
+        super().train(mode)
+        if self.protocol == "probe":
+            for name, part in self.named_children():
+                part.train(mode and name == "head")
+        return self
 
     def _is_trained(self, name: str) -> bool:
         if self.protocol == "full":
@@ -57,7 +66,6 @@ class Protocol:
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return names and parameters that the protocol trains."""
-        assert isinstance(self, nn.Module)
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
@@ -105,13 +113,6 @@ class Classifier(Protocol, EncoderModel):
         self.head = ClassHead(4 * embed_dim, num_classes, head, dropout=dropout)
         init_classifier(self, init)
 
-    def train(self, mode: bool = True) -> Classifier:
-        """Set training mode; the frozen encoder of a probe stays in evaluation mode."""
-        super().train(mode)
-        if self.protocol == "probe":
-            self.encoder.eval()
-        return self
-
     def _encode(self, points: Tensor, source: RandomSource) -> tuple[Tensor, Tensor]:
         if self.protocol != "probe":
             return super()._encode(points, source)
@@ -127,8 +128,6 @@ class Classifier(Protocol, EncoderModel):
     def forward(self, points: Tensor, source: RandomSource = None) -> Tensor:
         """Return logits (B, classes) of (B, N, 3) clouds.
 
-        Args:
-            points: (B, N, 3) clouds.
-            source: Random numbers of stochastic depth and dropout.
+        Stochastic depth and dropout draw from ``source``.
         """
         return self.forward_head(self.forward_features(points, source), source)

@@ -43,8 +43,6 @@ class ReconDecoder(Checkpointing):
 
     Args:
         embed_dim: Width D.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
         group_size: Points K in a patch.
         drop_path: Drop rate of the last block.
 

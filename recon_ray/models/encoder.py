@@ -37,8 +37,6 @@ class ReconEncoder(Checkpointing):
 
     Args:
         embed_dim: Width D.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
         drop_path: Drop rate of the last block; the rate grows linearly from 0.
         patch_widths: Widths of the patch embedding.
     """
@@ -64,7 +62,6 @@ class ReconEncoder(Checkpointing):
         self.norm = nn.LayerNorm(embed_dim)
         rates = drop_path_rates(drop_path, depth, ReconBlock.drop_path_calls)
         self.register_buffer("drop_rates", rates, persistent=False)
-        self.drop_path = drop_path
 
     def forward_blocks(
         self,
@@ -134,8 +131,6 @@ class PlainEncoder(Checkpointing):
     Args:
         tokens: Names of the query tokens in front of the patches; may be empty.
         embed_dim: Width D.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
         drop_path: Drop rate of the last block; the rate grows linearly from 0.
         patch_widths: Widths of the patch embedding.
     """
@@ -163,7 +158,6 @@ class PlainEncoder(Checkpointing):
         self.norm = nn.LayerNorm(embed_dim)
         rates = drop_path_rates(drop_path, depth, Block.drop_path_calls)
         self.register_buffer("drop_rates", rates, persistent=False)
-        self.drop_path = drop_path
 
     def forward(
         self,

@@ -180,12 +180,7 @@ class PatchEmbed(Checkpointing):
 
 
 class PositionEmbed(nn.Module):
-    """Embedding of coordinates (..., 3) as (..., D) by a two-layer network.
-
-    Args:
-        embed_dim: Width D.
-        hidden: Width of the layer between.
-    """
+    """Embedding of coordinates by a two-layer network."""
 
     def __init__(self, embed_dim: int, hidden: int = 128) -> None:
         super().__init__()

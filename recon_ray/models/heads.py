@@ -14,12 +14,7 @@ from recon_ray.points.random import RandomSource
 
 
 class ContrastHead(nn.Module):
-    """Projection of the class token to the unit sphere, for self-contrast.
-
-    Args:
-        embed_dim: Width D of the token.
-        width: Width of both layers.
-    """
+    """Projection of the class token to the unit sphere, for self-contrast."""
 
     def __init__(self, embed_dim: int, width: int = 128) -> None:
         super().__init__()

@@ -17,9 +17,11 @@ reaches its own initialization before it loads weights. Their heads always have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from recon_ray.models.classifier import Classifier
@@ -116,7 +118,7 @@ def init_two_tower_classifier(model: TwoTowerClassifier, init: str) -> None:
 
 
 def _init_recon_encoder(encoder: ReconEncoder) -> None:
-    encoder.apply(_truncated_normal)
+    _draw_linear(encoder, partial(nn.init.trunc_normal_, std=0.02))
     _init_tokens(encoder)
 
 
@@ -127,37 +129,25 @@ def _init_tokens(encoder: ReconEncoder, *, class_token: bool = True) -> None:
 
 
 def _init_plain_encoder(encoder: PlainEncoder) -> None:
-    encoder.apply(_truncated_normal)
+    _draw_linear(encoder, partial(nn.init.trunc_normal_, std=0.02))
     for name in encoder.tokens:
         nn.init.normal_(encoder.get_parameter(f"{name}_pos"))
 
 
 def _init_decoder(decoder: nn.Module) -> None:
-    decoder.get_submodule("blocks").apply(_xavier)
+    _draw_linear(decoder.get_submodule("blocks"), nn.init.xavier_uniform_)
     nn.init.trunc_normal_(decoder.get_parameter("mask_token"), std=0.02)
 
 
 def _init_projections(*heads: nn.Module | None) -> None:
     for head in heads:
         if head is not None:
-            head.apply(_shifted_normal)
+            _draw_linear(head, partial(nn.init.normal_, mean=0.02, std=0.01))
 
 
-def _truncated_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _shifted_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, mean=0.02, std=0.01)
-        nn.init.zeros_(module.bias)
+def _draw_linear(module: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -30,10 +30,7 @@ def random_mask(centers: Tensor, num_masked: int, source: RandomSource = None) -
 def block_mask(centers: Tensor, num_masked: int, source: RandomSource = None) -> Tensor:
     """Hide the ``num_masked`` patches nearest to a random one, itself included.
 
-    Args:
-        centers: (B, G, 3) patch centers.
-        num_masked: Number M of patches to hide.
-        source: Random numbers.
+    Arguments are those of :func:`random_mask`.
     """
     batch, num_groups, _ = centers.shape
     pick = random.randint(source, num_groups, batch, 1, device=centers.device)
@@ -122,11 +119,10 @@ def hide_patches(
     else:
         num_masked = check_mask(mask, *centers.shape[:2])
     visible, hidden = split_by_mask(mask, num_masked)  # (B, V), (B, M)
-    visible_centers = ops.gather_points(centers, visible)
     return SplitPatches(
         mask=mask,
         visible=_pick_patches(patches, visible),
-        visible_centers=visible_centers,
+        visible_centers=ops.gather_points(centers, visible),
         hidden=_pick_patches(patches, hidden),
         hidden_centers=ops.gather_points(centers, hidden),
     )

@@ -37,12 +37,7 @@ class PartFeatures(NamedTuple):
 
 
 class CategoryEmbed(nn.Module):
-    """Embedding of the category of a shape.
-
-    Args:
-        num_categories: Number of categories.
-        width: Width of the embedding.
-    """
+    """Embedding of the category of a shape."""
 
     def __init__(self, num_categories: int, width: int) -> None:
         super().__init__()
@@ -93,7 +88,6 @@ class PartHead(nn.Module):
         point_dim: Width of a point's features.
         global_dim: Width of the shape's features.
         widths: Widths of the two hidden layers.
-        num_parts: Number of parts.
         dropout: Part of the first hidden layer's units that is dropped in training.
     """
 
@@ -124,16 +118,11 @@ def is_part_head_parameter(name: str) -> bool:
     """Return whether a parameter is in the group that learns ten times as fast (published rule).
 
     These are the layers that the published model names after convolutions, and the batch norm of
-    the category; the other batch norms are not.
-
-    Args:
-        name: Dotted name; prefixes of wrappers make no difference.
+    the category; the other batch norms are not. Prefixes of wrappers make no difference.
     """
     parts = name.split(".")
-    if "category" in parts:
-        return True
     in_head = "propagation" in parts or "part_head" in parts
-    return in_head and parts[-2].startswith("fc")
+    return "category" in parts or (in_head and parts[-2].startswith("fc"))
 
 
 class PartSegmenter(EncoderModel):

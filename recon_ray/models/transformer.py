@@ -53,12 +53,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without bias in the input projection.
-
-    Args:
-        dim: Width D.
-        num_heads: Number H of heads; must divide D.
-    """
+    """Multi-head self-attention without bias in the input projection; H heads of width D / H."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -85,12 +80,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries to other tokens.
-
-    Args:
-        dim: Width D.
-        num_heads: Number H of heads; must divide D.
-    """
+    """Multi-head attention of queries to other tokens; H heads of width D / H."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -119,11 +109,7 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU, four times as wide in between.
-
-    Args:
-        dim: Width D.
-    """
+    """Two layers with GELU, four times as wide in between."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,12 +122,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Ordinary pre-norm transformer block, of the decoder and of plain encoders.
-
-    Args:
-        dim: Width D.
-        num_heads: Number of attention heads.
-    """
+    """Ordinary pre-norm transformer block, of the decoder and of plain encoders."""
 
     drop_path_calls = 2
 
@@ -168,10 +149,6 @@ class ReconBlock(nn.Module):
 
     The residual carries the normalized value, as in the reference: released weights need it.
     Patches never read the tokens and the tokens never read each other.
-
-    Args:
-        dim: Width D.
-        num_heads: Number of attention heads.
     """
 
     drop_path_calls = 4
@@ -235,10 +212,7 @@ class Checkpointing(nn.Module):
     def _call(self, part: Callable[..., T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401
         """Call a part; with checkpointing it is called again in the backward pass.
 
-        Args:
-            part: A function without side effects that draws nothing from torch's generator.
-            arguments: Its arguments; tensors among them are kept.
-            options: Small arguments, by name.
+        It has no side effects and draws nothing from torch's generator.
         """
         if not (self.checkpointing and torch.is_grad_enabled()):
             return part(*arguments, **options)

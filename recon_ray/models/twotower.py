@@ -136,7 +136,7 @@ class TwoTower(CloudModel):
         )
 
 
-class TwoTowerClassifier(Protocol, CloudModel):
+class TwoTowerClassifier(Protocol):
     """Classifier of clouds by one or both pre-trained towers.
 
     The state dict has both towers whatever the stream; an unused one is neither run nor trained.
@@ -199,14 +199,6 @@ class TwoTowerClassifier(Protocol, CloudModel):
         init_two_tower_classifier(self, init)
         self.set_protocol("full")
 
-    def train(self, mode: bool = True) -> TwoTowerClassifier:
-        """Set training mode; the frozen towers of a probe stay in evaluation mode."""
-        super().train(mode)
-        if self.protocol == "probe":
-            self.encoder.eval()
-            self.contrast_encoder.eval()
-        return self
-
     def _is_trained(self, name: str) -> bool:
         unused = {"MDM": "contrast_encoder.", "CMC": "encoder."}.get(self.stream)
         return not (unused and name.startswith(unused)) and super()._is_trained(name)
@@ -239,8 +231,6 @@ class TwoTowerClassifier(Protocol, CloudModel):
     def forward(self, points: Tensor, source: RandomSource = None) -> Tensor:
         """Return logits (B, classes) of (B, N, 3) clouds.
 
-        Args:
-            points: (B, N, 3) clouds.
-            source: Random numbers of stochastic depth and dropout.
+        Stochastic depth and dropout draw from ``source``.
         """
         return self.forward_head(self.forward_features(points, source), source)

@@ -2,7 +2,9 @@
 
 In order: ``recon_ops`` (the compiled distribution), an installed ``pointnet2_ops`` for the
 operations it has, and the plain-torch reference. All return the same results; :func:`set_backend`
-forces one. Arguments are checked here, so that backends get valid ones only.
+forces one. Arguments are checked here, so that backends get valid ones only: every operation
+raises TypeError for a wrong dtype, ValueError for a shape, size or device that does not fit, and
+IndexError for an index out of range (checked on the CPU only).
 """
 
 from __future__ import annotations
@@ -175,10 +177,6 @@ def furthest_point_sample(
 
     See :func:`recon_ray.points.reference.furthest_point_sample` for the rule, the arguments and the
     results.
-
-    Raises:
-        TypeError: If ``xyz`` is not a floating point tensor.
-        ValueError: If a shape or size does not fit.
     """
     _check_points("xyz", xyz)
     _check_count("num_samples", num_samples, "points in xyz", xyz.shape[1])
@@ -199,10 +197,6 @@ def knn(xyz: Tensor, query: Tensor, k: int, *, sorted: bool = True) -> tuple[Ten
     """Find the ``k`` nearest of (B, N, 3) points to each (B, S, 3) query.
 
     See :func:`recon_ray.points.reference.knn`.
-
-    Raises:
-        TypeError: If an argument is not a floating point tensor.
-        ValueError: If a shape, size or device does not fit.
     """
     _check_pair("xyz", xyz, "query", query)
     _check_count("k", k, "points in xyz", xyz.shape[1])
@@ -215,10 +209,6 @@ def group_knn(
     """Cut patches (B, G, k, 3) of the ``k`` nearest points, relative to their center.
 
     See :func:`recon_ray.points.reference.group_knn`.
-
-    Raises:
-        TypeError: If an argument is not a floating point tensor.
-        ValueError: If a shape, size or device does not fit.
     """
     _check_pair("xyz", xyz, "centers", centers)
     _check_count("k", k, "points in xyz", xyz.shape[1])
@@ -238,10 +228,6 @@ def ball_query(
     """Find up to ``max_neighbors`` points closer than ``radius`` to each query.
 
     See :func:`recon_ray.points.reference.ball_query`.
-
-    Raises:
-        TypeError: If an argument is not a floating point tensor.
-        ValueError: If a shape, size or device does not fit.
     """
     _check_pair("xyz", xyz, "query", query)
     if max_neighbors < 1:
@@ -250,25 +236,13 @@ def ball_query(
 
 
 def gather_points(features: Tensor, idx: Tensor) -> Tensor:
-    """Pick rows of (B, N, C) features by (B, S) indices: (B, S, C).
-
-    Raises:
-        TypeError: If the dtypes are not floating point and integer.
-        ValueError: If a shape or device does not fit.
-        IndexError: If an index is out of range (checked on the CPU only).
-    """
+    """Pick rows of (B, N, C) features by (B, S) indices: (B, S, C)."""
     _check_rows(features, idx, 2)
     return _implementation().gather_points(features, idx)
 
 
 def group_points(features: Tensor, idx: Tensor) -> Tensor:
-    """Pick rows of (B, N, C) features by (B, S, K) indices: (B, S, K, C).
-
-    Raises:
-        TypeError: If the dtypes are not floating point and integer.
-        ValueError: If a shape or device does not fit.
-        IndexError: If an index is out of range (checked on the CPU only).
-    """
+    """Pick rows of (B, N, C) features by (B, S, K) indices: (B, S, K, C)."""
     _check_rows(features, idx, 3)
     return _implementation().group_points(features, idx)
 
@@ -277,10 +251,6 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Find the three (B, M, 3) known points nearest to each (B, N, 3) unknown one.
 
     See :func:`recon_ray.points.reference.three_nn`.
-
-    Raises:
-        TypeError: If an argument is not a floating point tensor.
-        ValueError: If a shape or device does not fit.
     """
     _check_pair("unknown", unknown, "known", known)
     if backend() == "pointnet2_ops":
@@ -291,13 +261,7 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
-    """Blend three rows of (B, M, C) features by (B, N, 3) indices and weights: (B, N, C).
-
-    Raises:
-        TypeError: If the dtypes are not floating point and integer.
-        ValueError: If a shape or device does not fit.
-        IndexError: If an index is out of range (checked on the CPU only).
-    """
+    """Blend three rows of (B, M, C) features by (B, N, 3) indices and weights: (B, N, C)."""
     _check_floats("weight", weight)
     _check_rows(features, idx, 3)
     if idx.shape[-1] != 3 or weight.shape != idx.shape:
@@ -312,10 +276,6 @@ def chamfer_distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     """Return squared distances and indices of the nearest points between (B, n, 3) and (B, m, 3).
 
     See :func:`recon_ray.points.reference.chamfer_distance`.
-
-    Raises:
-        TypeError: If an argument is not a floating point tensor.
-        ValueError: If a shape or device does not fit.
     """
     _check_pair("a", a, "b", b)
     return _implementation().chamfer_distance(a, b)
@@ -325,10 +285,6 @@ def chamfer_loss(pred: Tensor, target: Tensor, *, norm: str = "l2") -> Tensor:
     """Average the symmetric Chamfer distance over a batch of point sets.
 
     See :func:`recon_ray.points.reference.chamfer_loss`.
-
-    Raises:
-        TypeError: If an argument is not a floating point tensor.
-        ValueError: If a shape, device or the norm does not fit.
     """
     _check_pair("pred", pred, "target", target)
     if norm not in ("l1", "l2"):

@@ -110,12 +110,8 @@ class SampleGenerator:
     def randint(self, high: int, *shape: int) -> Tensor:
         """Return (B, *shape) int64 numbers, uniform in [0, high).
 
-        Args:
-            high: Exclusive upper bound, at most 2**31.
-            shape: Shape per sample.
-
         Raises:
-            ValueError: If ``high`` is out of range.
+            ValueError: If ``high`` is not in 1..2**31.
         """
         if not 1 <= high <= 1 << 31:
             raise ValueError(f"high must be in 1..2**31, found {high}")

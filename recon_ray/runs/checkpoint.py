@@ -32,7 +32,7 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import open_filesystem, with_retries
+from recon_ray.runs.storage import exists, open_filesystem, with_retries
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class CheckpointStore:
             CheckpointError: If ``best.json`` is damaged, or the storage cannot be reached.
         """
         best = self.best()
-        return best["name"] if best is not None else next(reversed(self.names()), None)
+        return next(reversed(self.names()), None) if best is None else best["name"]
 
     def hash_of_model(self, name: str) -> str:
         """Return a SHA-256 of a checkpoint's weights, architecture and records, by its manifest.
@@ -231,7 +231,7 @@ class CheckpointStore:
 
         def complete() -> list[str]:
             names = sorted(name for name in self._folders() if name.startswith("step-"))
-            return [name for name in names if self._exists(f"{self.path(name)}/{MANIFEST}")]
+            return [name for name in names if exists(self._fs, f"{self.path(name)}/{MANIFEST}")]
 
         try:
             return self._steadily(complete)
@@ -351,14 +351,11 @@ class CheckpointStore:
     def _steadily(self, attempt: Callable[[], T]) -> T:
         return attempt() if self.is_local else with_retries(attempt)
 
-    def _exists(self, path: str) -> bool:
-        return self._fs.get_file_info(path).type != pafs.FileType.NotFound
-
     def _remove(self, path: str) -> None:
         if self.is_local:
             shutil.rmtree(path, ignore_errors=True)
-        elif self._exists(path):
-            if self._exists(f"{path}/{MANIFEST}"):  # first: without it the rest does not count
+        elif exists(self._fs, path):
+            if exists(self._fs, f"{path}/{MANIFEST}"):  # first: without it the rest does not count
                 self._fs.delete_file(f"{path}/{MANIFEST}")
             self._fs.delete_dir(path)
 
@@ -462,13 +459,9 @@ def pack(
 def expendable(
     names: Sequence[str], *, keep: int, every: int | None, best: str | None
 ) -> list[str]:
-    """Return the checkpoints that need not stay.
+    """Return the checkpoints, of names from the oldest on, that need not stay.
 
-    Args:
-        names: Folder names, oldest first.
-        keep: How many of the last stay.
-        every: Interval in steps of further ones that stay, None for none.
-        best: Folder name of the best one, which stays, if any.
+    The last ``keep`` stay, the best one, and those after every so many steps.
     """
     return [
         name

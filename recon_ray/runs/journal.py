@@ -23,11 +23,7 @@ LONGEST = 300
 
 
 class Journal:
-    """The events of a run; one process adds to them at a time.
-
-    Args:
-        folder: The run's folder.
-    """
+    """The events of a run; one process adds to them at a time."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder

@@ -7,12 +7,7 @@ from typing import Any
 
 
 def read_lines(text: str, *, key: str) -> list[dict[str, Any]]:
-    """Return the records of a file, without half written or damaged lines.
-
-    Args:
-        text: Content of the file.
-        key: Field that every record has.
-    """
+    """Return the records of a text that have a key, without half written or damaged lines."""
     records = []
     for line in text.split("\n"):
         try:

@@ -78,11 +78,7 @@ class Holder:
 
 
 class LeaseFile:
-    """The file in a run's folder, and the thread that renews it.
-
-    Args:
-        uri: Folder or URI of the run.
-    """
+    """The file in a run's folder, and the thread that renews it."""
 
     def __init__(self, uri: str) -> None:
         self._fs, root = open_filesystem(uri)

@@ -27,8 +27,7 @@ _listeners: list[Listener] = []
 def recording_to(listener: Listener) -> Iterator[None]:
     """Call a function with every record that this process writes meanwhile, after it is written.
 
-    Args:
-        listener: The function; a sweep passes the records on to the scheduler of its trials.
+    A sweep passes the records on to the scheduler of its trials.
     """
     _listeners.append(listener)
     try:
@@ -68,14 +67,9 @@ class Recorder:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Add one record.
-
-        Args:
-            step: Optimizer steps done.
-            epoch: Epoch in work.
-            values: Metric name (``train/loss``) to number.
-        """
-        record = {"step": step, "epoch": epoch, **{k: _jsonable(v) for k, v in values.items()}}
+        """Add one record of named metrics (``train/loss``); values not finite become null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        record = {"step": step, "epoch": epoch, **finite}
         with self._noting():
             with self._path.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
@@ -103,10 +97,9 @@ class Recorder:
             )
 
     def _keep_until(self, step: int) -> None:
-        if not self._path.exists():
-            return
         if step == 0:  # no checkpoint: the evaluation at step 0 comes again too
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
+        if not self._path.exists():
             return
         lines = self._path.read_text(errors="replace").splitlines()
         kept = [
@@ -115,7 +108,3 @@ class Recorder:
             if any(record["step"] <= step for record in read_lines(line, key="step"))
         ]
         replace_file(self._path, "".join(f"{line}\n" for line in kept))
-
-
-def _jsonable(value: float) -> float | None:
-    return value if math.isfinite(value) else None

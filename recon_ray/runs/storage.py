@@ -57,13 +57,18 @@ def _cut(place: str) -> tuple[str, str, str]:
     return place.partition("?") if is_uri(place) else (place, "", "")
 
 
+def exists(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether there is a file or folder."""
+    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+
 def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
     """Return the content of a file, None where there is none.
 
     Raises:
         OSError: If the file system does not answer.
     """
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+    if not exists(filesystem, path):
         return None
     try:
         with filesystem.open_input_stream(path) as stream:
@@ -96,7 +101,7 @@ RETRY_SECONDS = (1.0, 4.0)
 T = TypeVar("T")
 
 
-def reason_of(error: OSError | ValueError) -> str:
+def reason_of(error: Exception) -> str:
     """Return the reason in an error of a file system, without the path."""
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 

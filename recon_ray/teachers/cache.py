@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,12 @@ def find_caches(prepared: PreparedSet, wanted: Identity) -> tuple[list[TeacherCa
         The fitting ones; without any, the reason why the nearest does not fit, None without one.
     """
     fitting, reason = [], None
-    for cache in _caches(prepared):
+    for path in sorted((prepared.path / CACHES).glob(f"*/{MANIFEST}")):
+        try:
+            cache = TeacherCache.open(path.parent)
+        except DataError as error:  # of no use, but no obstacle
+            logger.warning("%s", error)
+            continue
         if cache.identity.get("kind") != wanted["kind"]:
             continue
         wrong = difference(cache.identity, wanted)
@@ -225,14 +230,6 @@ def find_caches(prepared: PreparedSet, wanted: Identity) -> tuple[list[TeacherCa
         else:
             reason = f"{cache.path.name}: {wrong}"
     return fitting, None if fitting else reason
-
-
-def _caches(prepared: PreparedSet) -> Iterator[TeacherCache]:
-    for path in sorted((prepared.path / CACHES).glob(f"*/{MANIFEST}")):
-        try:
-            yield TeacherCache.open(path.parent)
-        except DataError as error:  # of no use, but no obstacle
-            logger.warning("%s", error)
 
 
 def _short(value: object) -> str:

@@ -61,7 +61,8 @@ class DescriptorImageTeacher(ImageTeacher):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, dim) of images (B, 3, H, W) in [0, 1]."""
-        images = _to_size(images)
+        if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            images = F.adaptive_avg_pool2d(images, IMAGE_SIZE)
         blocks = [_outline(images), _edges(images), _colors(images)]
         described = torch.cat([_standardize(block) for block in blocks], dim=1)
         return SCALE * F.normalize(described @ self.projection, dim=1)
@@ -112,14 +113,7 @@ class DescriptorTextTeacher(TextTeacher):
 
 
 def split_prompt(text: str) -> tuple[str, str]:
-    """Take a prompt apart into its template and the name in it.
-
-    Args:
-        text: A sentence; if it is none of the prompts, all of it counts as the name.
-
-    Returns:
-        Template (may be empty) and name.
-    """
+    """Return template and name of a prompt; another sentence is a name without template."""
     fitting = [suffix for suffix in SUFFIXES if text.endswith(suffix)]
     if not fitting:
         return "", text
@@ -137,13 +131,6 @@ def _random_signs(rows: int, columns: int) -> Tensor:
     return (2 * matrix - 1) / math.sqrt(rows)
 
 
-def _to_size(images: Tensor) -> Tensor:
-    """Average (B, 3, H, W) down, or repeat it up, to the descriptor's 64 pixels."""
-    if images.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE):
-        return images
-    return F.adaptive_avg_pool2d(images, IMAGE_SIZE)
-
-
 def _standardize(block: Tensor) -> Tensor:
     """Remove the mean of each row of (B, X) and give it unit length (zeros stay zeros)."""
     return F.normalize(block - block.mean(dim=1, keepdim=True), dim=1, eps=1e-6)
@@ -151,13 +138,8 @@ def _standardize(block: Tensor) -> Tensor:
 
 def _outline(images: Tensor) -> Tensor:
     """Return the distance from the corners' colour, pooled: (B, 64)."""
-    corners = torch.stack(
-        [
-            images[..., y, x]
-            for y in (slice(0, 4), slice(-4, None))
-            for x in (slice(0, 4), slice(-4, None))
-        ]
-    )
+    ends = (slice(0, 4), slice(-4, None))
+    corners = torch.stack([images[..., y, x] for y in ends for x in ends])
     background = corners.mean(dim=(0, 3, 4)).reshape(-1, 3, 1, 1)
     distance = (images - background).abs().mean(dim=1, keepdim=True)
     # Saturates early, so that the shape counts and its shading hardly does.

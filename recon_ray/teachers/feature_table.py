@@ -68,11 +68,7 @@ class TableTextTeacher(TextTeacher):
 def create_table_teacher(
     specification: Specification, *, sha256: str | None = None
 ) -> TableTextTeacher:
-    """Create the teacher of ``table:<file>``.
-
-    Args:
-        specification: The teacher; everything after the first colon is the file.
-        sha256: Hash that the file must have.
+    """Create the teacher of ``table:<file>``, where everything after the first colon is the file.
 
     Raises:
         TeacherError: If the file is missing, another one than pinned, or holds something else.

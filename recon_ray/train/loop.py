@@ -65,13 +65,7 @@ def take_step(step: Step, batch: Batch, epoch: int | Tensor) -> None:
 
 
 class Trainer:
-    """Training of one task, on one worker.
-
-    Args:
-        task: The task.
-        runtime: Ranks, device, storage, samples.
-        settings: The configuration and what the job adds to it.
-    """
+    """Training of one task, on one worker."""
 
     def __init__(self, task: Task, runtime: Runtime, settings: FitSettings) -> None:
         self.task, self.runtime, self.settings = task, runtime, settings

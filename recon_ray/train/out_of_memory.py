@@ -35,11 +35,7 @@ def training_advice(train: TrainSection, *, world_size: int) -> str:
 
 @contextmanager
 def translate_oom(device: torch.device, advice: str) -> Iterator[None]:
-    """Translate every out-of-memory exception into one sentence.
-
-    Args:
-        device: Device of the model.
-        advice: Options to change.
+    """Translate every out-of-memory exception into one sentence, with advice on options.
 
     Raises:
         OutOfMemoryError: If memory runs out.
@@ -47,17 +43,12 @@ def translate_oom(device: torch.device, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(word in str(error) for word in _WORDS):
             raise
         on_host = isinstance(error, MemoryError) or "CPUAllocator" in str(error)
         whose = "memory" if on_host or device.type != "cuda" else "the GPU's memory"
         raise OutOfMemoryError(f"{whose} is exhausted ({_reason(error)}); {advice}") from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(word in str(error) for word in _WORDS)
 
 
 def _reason(error: Exception) -> str:

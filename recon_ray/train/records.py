@@ -38,11 +38,7 @@ class TrainRecords:
     Args:
         progress: State of the run, whose losses and seconds are kept up to date.
         recorder: Writer on rank 0, None on the others.
-        device: Device of the steps.
         batch_size: Samples of a step.
-        steps_per_epoch: Steps of an epoch.
-        epochs: Epochs that are trained.
-        max_steps: Steps that are trained.
         newest_checkpoint: Place of the newest one, which an error names; kept up to date.
     """
 

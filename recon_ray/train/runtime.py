@@ -30,7 +30,6 @@ class EvaluationRuntime(Protocol):
 
     def table(self, split: str) -> IndexedTable:
         """Return all rows of a split for evaluation."""
-        ...
 
 
 class Runtime(EvaluationRuntime, Protocol):
@@ -42,31 +41,23 @@ class Runtime(EvaluationRuntime, Protocol):
 
     def feed(self) -> TrainFeed:
         """Return the training samples."""
-        ...
 
     def stop_request(self) -> StopRequest:
         """Return the request that is due; every rank calls it equally often, rank 0's counts."""
-        ...
 
     def reason(self) -> str:
         """Return why there was a request, for messages."""
-        ...
 
     def committed(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Announce a checkpoint that is in the store; called by every rank equally often."""
-        ...
 
 
 class LocalRuntime:
     """Runtime of one process without Ray: same order of samples, same files.
 
     Args:
-        folder: The run's folder.
         tables: Split name to rows in memory.
-        train_feed: Training samples.
-        device: Where the model runs.
         keep_checkpoints: Newest checkpoints that are kept.
-        inference: How models are evaluated.
         keep_every: Those after every so many steps are kept too.
     """
 

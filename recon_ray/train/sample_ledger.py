@@ -40,11 +40,7 @@ class SampleLedger:
         self._own[epoch] = counts
 
     def merge(self, device: torch.device) -> None:
-        """Add up the counts of the workers; every rank takes part.
-
-        Args:
-            device: Where the workers exchange tensors.
-        """
+        """Add up the counts of the workers, which exchange tensors on ``device``, on every rank."""
         for epoch, own in sorted(self._own.items()):
             total = reduce_padded(own, device, dist.ReduceOp.SUM)
             before = _padded(self.merged.get(epoch), len(total))

@@ -56,14 +56,7 @@ class Progress:
         self.seen[sample_ids] = 1
 
     def choose(self, name: str, metric: str, values: Mapping[str, float], epoch: int) -> bool:
-        """Note a checkpoint whose validation is the best so far; return whether it is.
-
-        Args:
-            name: Name of the checkpoint.
-            metric: Value that is compared.
-            values: Values of the validation.
-            epoch: Epoch after which it was done.
-        """
+        """Note the checkpoint of a validation if it is the best so far; return whether it is."""
         value = values.get(metric, math.nan)
         if not math.isfinite(value) or (self.best is not None and value <= self.best["value"]):
             return False
@@ -105,7 +98,7 @@ def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None
         except CheckpointError as error:
             failure = str(error)
     raise_on_all_ranks(failure)
-    box = [found.name if found is not None else None]
+    box = [None if found is None else found.name]
     dist.broadcast_object_list(box, src=0)
     if box[0] is None or rank == 0:
         return found

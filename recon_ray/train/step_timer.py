@@ -29,9 +29,6 @@ class StepClock:
 
     The host stays at most :data:`AHEAD` steps in front. Waiting for data counts only where the
     device had finished everything by then, so the fraction is not more than a little too large.
-
-    Args:
-        device: Where the steps run.
     """
 
     def __init__(self, device: torch.device) -> None:

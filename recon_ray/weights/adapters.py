@@ -83,18 +83,10 @@ HEAD = tuple(
 PARTS = (
     Rule("category.fc", "label_conv.0", is_convolution=True),
     Rule("category.norm", "label_conv.1"),
-    *(
-        rule
-        for layer in (0, 1)
-        for rule in (
-            Rule(
-                f"propagation.fc{layer + 1}",
-                f"propagation_0.mlp_convs.{layer}",
-                is_convolution=True,
-            ),
-            Rule(f"propagation.norm{layer + 1}", f"propagation_0.mlp_bns.{layer}"),
-        )
-    ),
+    Rule("propagation.fc1", "propagation_0.mlp_convs.0", is_convolution=True),
+    Rule("propagation.norm1", "propagation_0.mlp_bns.0"),
+    Rule("propagation.fc2", "propagation_0.mlp_convs.1", is_convolution=True),
+    Rule("propagation.norm2", "propagation_0.mlp_bns.1"),
     *(Rule(f"part_head.fc{n}", f"convs{n}", is_convolution=True) for n in (1, 2, 3)),
     *(Rule(f"part_head.norm{n}", f"bns{n}") for n in (1, 2)),
 )

@@ -81,26 +81,29 @@ def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the constructor arguments of a reference model off the shapes of its weights.
 
     Arguments without a shape are left out (``num_groups``), or have the value of all published
-    models (heads of 64 channels, the sampling's skip rule).
-
-    Args:
-        kind: Kind of model.
-        state: State dict in our names.
+    models (heads of 64 channels, the sampling's skip rule). The state dict has our names.
 
     Raises:
         CheckpointError: If a weight that every such model has is missing.
     """
-    sizes = {**_encoder(state), "fps_min_sq_norm": REFERENCE_SKIP}
-    if sizes["embed_dim"] % HEAD_WIDTH == 0:
-        sizes["num_heads"] = sizes["embed_dim"] // HEAD_WIDTH
-    sizes |= _decoder(state)
+    embed_dim, third = _shape(state, "encoder.embed.fc4.weight")
+    widths = (_shape(state, f"encoder.embed.fc{layer}.weight")[0] for layer in (1, 2))
+    sizes: dict[str, Any] = {"embed_dim": embed_dim, "depth": _layers(state, "encoder")}
+    sizes |= {"patch_widths": (*widths, third), "fps_min_sq_norm": REFERENCE_SKIP}
+    if embed_dim % HEAD_WIDTH == 0:
+        sizes["num_heads"] = embed_dim // HEAD_WIDTH
+    if "decoder.head.weight" in state:
+        sizes["decoder_depth"] = _layers(state, "decoder")
+        sizes["group_size"] = _shape(state, "decoder.head.weight")[0] // 3
     for name, key in (("image_dim", "image_proj.weight"), ("text_dim", "text_proj.weight")):
         sizes[name] = state[key].shape[0] if key in state else None
     sizes["self_contrast"] = "contrast_head.fc1.weight" in state
     if kind in ("classifier", "twotower_classifier"):
         sizes |= _head(state)
     if kind == "twotower_classifier":
-        sizes |= {"drop_first_patches": True, **_stream(sizes["embed_dim"], state)}
+        sizes["drop_first_patches"] = True
+        if _shape(state, "head.fc1.weight")[1] == 4 * embed_dim:  # the other two have one width
+            sizes["stream"] = "ALL"
     if kind == "partseg":
         sizes |= _parts(state)
     known = arguments_of("recon" if kind == "pointmae" else kind)
@@ -118,35 +121,10 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _encoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    embed_dim, third = _shape(state, "encoder.embed.fc4.weight")
-    widths = (_shape(state, f"encoder.embed.fc{layer}.weight")[0] for layer in (1, 2))
-    return {
-        "embed_dim": embed_dim,
-        "depth": _layers(state, "encoder"),
-        "patch_widths": (*widths, third),
-    }
-
-
-def _decoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    if "decoder.head.weight" not in state:
-        return {}
-    return {
-        "decoder_depth": _layers(state, "decoder"),
-        "group_size": _shape(state, "decoder.head.weight")[0] // 3,
-    }
-
-
 def _head(state: Mapping[str, Tensor]) -> dict[str, Any]:
     is_linear = "head.fc3.weight" not in state
     last = _shape(state, "head.fc1.weight" if is_linear else "head.fc3.weight")
     return {"num_classes": last[0], "head": "linear" if is_linear else "mlp"}
-
-
-def _stream(embed_dim: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Recognize the stream ``ALL`` by its width; the other two have one width."""
-    is_all = _shape(state, "head.fc1.weight")[1] == 4 * embed_dim
-    return {"stream": "ALL"} if is_all else {}
 
 
 def _parts(state: Mapping[str, Tensor]) -> dict[str, Any]:

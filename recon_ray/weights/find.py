@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs as pafs
-
+from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.checkpoint import MANIFEST, Checkpoint, CheckpointStore
-from recon_ray.runs.storage import absolute, is_uri, join, open_filesystem, split
+from recon_ray.runs.checkpoint import MANIFEST, CheckpointStore
+from recon_ray.runs.storage import absolute, exists, is_uri, join, open_filesystem, split
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.weight_files import LoadedWeights, from_own, read_file
 
@@ -52,15 +50,13 @@ def find_weights(
 def hash_of_weights(spec: str | Path) -> str:
     """Return a SHA-256 of the content of weights, without reading those of a run.
 
-    Args:
-        spec: See :func:`find_weights`.
-
     Raises:
-        CheckpointError: If there are no such weights.
+        CheckpointError: If there are none; see :func:`find_weights`.
     """
     text = str(spec)
     if is_uri(text) or Path(text).is_dir():
         store, name = _place_of(text)
+        name = name or store.selected()
         if name is None:
             raise _no_checkpoint(text)
         return store.hash_of_model(name)
@@ -74,46 +70,26 @@ def hash_of_weights(spec: str | Path) -> str:
 
 @lru_cache(maxsize=8)
 def _hash_of_file(path: Path, size: int, modified: int) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def _from_run(path: str) -> LoadedWeights:
-    found = _checkpoint(path.rstrip("/"))
+    """Load the checkpoint in a folder: itself, or the best validated one, or else the latest."""
+    store, name = _place_of(path.rstrip("/"))
+    found = store.load_selected() if name is None else store.load(name)
+    if found is None:
+        raise _no_checkpoint(path.rstrip("/"))
     weights = from_own(found.model, found.architecture, source=f"{path} ({found.name})")
     return replace(weights, extra=found.records)
 
 
-def _checkpoint(path: str) -> Checkpoint:
-    """Load the checkpoint in a folder: itself, or the best validated one, or else the latest.
-
-    Raises:
-        CheckpointError: If there is none, or it is damaged.
-    """
-    if _has(path, MANIFEST):
-        parent, name = split(absolute(path))
-        return CheckpointStore(parent).load(name)
-    found = _store_of(path).load_selected()
-    if found is None:
-        raise _no_checkpoint(path)
-    return found
-
-
 def _place_of(path: str) -> tuple[CheckpointStore, str | None]:
-    """Return store and name of the checkpoint for :func:`_checkpoint`, unless it is damaged."""
+    """Return the store in a folder, and the name of the checkpoint if it is the folder of one."""
     if _has(path, MANIFEST):
         parent, name = split(absolute(path))
         return CheckpointStore(parent), name
-    store = _store_of(path)
-    return store, store.selected()
-
-
-def _store_of(path: str) -> CheckpointStore:
     inner = join(path, "checkpoints")
-    return CheckpointStore(inner if _has(path, "checkpoints") else path)
+    return CheckpointStore(inner if _has(path, "checkpoints") else path), None
 
 
 def _no_checkpoint(path: str) -> CheckpointError:
@@ -125,6 +101,6 @@ def _no_checkpoint(path: str) -> CheckpointError:
 def _has(path: str, name: str) -> bool:
     try:
         filesystem, root = open_filesystem(path)
-        return filesystem.get_file_info(f"{root}/{name}").type != pafs.FileType.NotFound
+        return exists(filesystem, f"{root}/{name}")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: it cannot be reached ({error})") from error

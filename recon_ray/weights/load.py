@@ -118,19 +118,18 @@ def compare(model: nn.Module, weights: LoadedWeights, *, strict: bool = False) -
     kind, own = kind_of(model), model.state_dict()
     if weights.kind not in SOURCES[kind]:
         raise CheckpointError(_wrong_kind(kind, weights))
-    offered = _offered(kind, weights)
+    is_same = weights.kind == kind
+    offered = {key for key in weights.state if is_same or key.startswith(SHARED)}
     _check_shapes(own, weights.state, offered, weights.source)
     missing = tuple(key for key in own if key not in offered)
     unexpected = tuple(key for key in weights.state if key not in offered or key not in own)
     _check_missing(kind, weights, missing, strict=strict)
     _check_surplus(weights, unexpected)
-    used = [key for key in own if key in offered]
+    used = {key: weights.renamed.get(key, key) for key in own if key in offered}
     return LoadReport(
         source=weights.source,
-        loaded=tuple(key for key in used if weights.renamed.get(key, key) == key),
-        renamed=tuple(
-            (key, weights.renamed[key]) for key in used if weights.renamed.get(key, key) != key
-        ),
+        loaded=tuple(key for key, theirs in used.items() if theirs == key),
+        renamed=tuple(names for names in used.items() if names[0] != names[1]),
         missing=missing,
         unexpected=tuple(weights.renamed.get(key, key) for key in unexpected),
         unknown=weights.unknown,
@@ -139,12 +138,7 @@ def compare(model: nn.Module, weights: LoadedWeights, *, strict: bool = False) -
 
 
 def initialize(model: nn.Module, weights: LoadedWeights, *, strict: bool = False) -> LoadReport:
-    """Load weights of own runs or imported files into a model.
-
-    Args:
-        model: One of :data:`recon_ray.models.presets.MODELS`.
-        weights: Weights for it.
-        strict: Refuse any missing key, as in evaluation.
+    """Load weights of own runs or imported files into a model; the arguments are :func:`compare`'s.
 
     Returns:
         Report of every key; log its :meth:`LoadReport.summary`.
@@ -153,7 +147,7 @@ def initialize(model: nn.Module, weights: LoadedWeights, *, strict: bool = False
         CheckpointError: See :func:`compare`.
     """
     report = compare(model, weights, strict=strict)
-    names = [*report.loaded, *(ours for ours, _ in report.renamed)]
+    names = [*report.loaded, *dict(report.renamed)]
     model.load_state_dict({name: weights.state[name] for name in names}, strict=False)
     return report
 
@@ -178,12 +172,7 @@ def build(weights: LoadedWeights, **overrides: Any) -> tuple[nn.Module, LoadRepo
 
 
 def construct(kind: str, weights: LoadedWeights, **overrides: Any) -> nn.Module:  # noqa: ANN401
-    """Make a model of a kind with the sizes of the weights, without loading them.
-
-    Args:
-        kind: Kind of model.
-        weights: Weights with the sizes.
-        overrides: Constructor arguments that differ.
+    """Make a model of a kind with the sizes of the weights or ``overrides``, without loading them.
 
     Raises:
         CheckpointError: If an argument is wrong, or missing in the file.
@@ -229,13 +218,6 @@ def _check_complete(kind: str, weights: LoadedWeights, arguments: Mapping[str, A
             f"{weights.source}: it does not contain {' and '.join(absent)} of a {kind} model; give "
             f"{' '.join(f'{name}=...' for name in absent)} (in a job model.{absent[0]}=...)"
         )
-
-
-def _offered(kind: str, weights: LoadedWeights) -> set[str]:
-    """Return the keys of the weights with the same meaning in a model of ``kind``."""
-    if weights.kind == kind:
-        return set(weights.state)
-    return {key for key in weights.state if key.startswith(SHARED)}
 
 
 def _check_shapes(

@@ -68,10 +68,7 @@ class LoadedWeights:
 
 
 def read_file(path: str | Path) -> LoadedWeights:
-    """Read a file of weights of any known layout.
-
-    Args:
-        path: A safetensors file, or a torch file of the reference or of Point-MAE.
+    """Read a safetensors file, or a torch file of the reference or of Point-MAE.
 
     Raises:
         CheckpointError: If the file is missing, damaged, holds code, or another family of models.
@@ -99,7 +96,7 @@ def read_checkpoint(checkpoint: Mapping[str, Any], *, source: str) -> LoadedWeig
         kind = identify_reference(state)
         ours, renamed, unknown = from_reference(state, kind)
         architecture = infer(kind, ours)
-    extra = {key: checkpoint[key] for key in checkpoint if _is_plain(checkpoint[key])}
+    extra = {k: v for k, v in checkpoint.items() if isinstance(v, str | int | float | bool)}
     return LoadedWeights(kind, architecture, ours, source, renamed, unknown, dropped, extra)
 
 
@@ -272,9 +269,7 @@ def save_weights(
 def save_reference(path: str | Path, weights: LoadedWeights) -> None:
     """Write weights with the reference's names and layout, for its own programs.
 
-    Args:
-        path: File to write; complete or not there at all.
-        weights: The weights.
+    The file is complete or not there at all.
 
     Raises:
         CheckpointError: If a weight has no name there, or the file cannot be written.
@@ -312,7 +307,3 @@ def _naming(source: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)

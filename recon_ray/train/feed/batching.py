@@ -7,6 +7,7 @@ slice of each global batch. A changed number of workers therefore changes nothin
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,12 +52,7 @@ class BatchPlan:
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
     def rank_rows(self, rows: np.ndarray, rank: int) -> np.ndarray:
-        """A worker's slice of one global batch.
-
-        Args:
-            rows: (global_batch_size,) row numbers of the batch.
-            rank: The worker's rank.
-        """
+        """Return a worker's slice of the (global_batch_size,) row numbers of one global batch."""
         return rows[rank * self.per_worker : (rank + 1) * self.per_worker]
 
 
@@ -67,6 +63,15 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
         (num_rows,) int64.
     """
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def rank_shares(
+    num_rows: int, *, seed: int, epoch: int, start_step: int, plan: BatchPlan, rank: int
+) -> Iterator[np.ndarray]:
+    """Return the row numbers (B,) of a worker's share of every global batch from a step on."""
+    order, size = epoch_order(num_rows, seed=seed, epoch=epoch), plan.global_batch_size
+    for step in range(start_step, steps_per_epoch(num_rows, size)):
+        yield plan.rank_rows(order[step * size : (step + 1) * size], rank)
 
 
 def steps_per_epoch(num_rows: int, global_batch_size: int, *, split: str = "train") -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from recon_ray.data.loading.batches import Batch, BatchOptions, IndexedTable, make_batch
-from recon_ray.train.feed.batching import BatchPlan, epoch_order, steps_per_epoch
+from recon_ray.train.feed.batching import BatchPlan, rank_shares
 
 
 class TrainFeed(Protocol):
@@ -21,11 +21,9 @@ class TrainFeed(Protocol):
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
         """Return the worker's share of every global batch from ``start_step`` on."""
-        ...
 
     def gather_on_device(self, batch: Batch) -> Batch:
         """Complete a batch of :meth:`epoch` on the device; part of the step."""
-        ...
 
 
 class IndexedFeed:
@@ -51,10 +49,8 @@ class IndexedFeed:
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
         """Return the worker's share of every global batch from ``start_step`` on."""
-        order = epoch_order(self.rows, seed=self.seed, epoch=epoch)
-        size = plan.global_batch_size
-        for step in range(start_step, steps_per_epoch(self.rows, size)):
-            rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
+        place = {"seed": self.seed, "epoch": epoch, "start_step": start_step, "rank": rank}
+        for rows in rank_shares(self.rows, plan=plan, **place):
             taken = self.table.take(rows, self.options.needs, pinned=self.pinned)
             yield make_batch(taken, self.options, epoch=epoch)
 

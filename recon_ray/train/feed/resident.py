@@ -20,7 +20,7 @@ from recon_ray.data.loading.batches import (
     text_numbers,
 )
 from recon_ray.errors import ConfigError
-from recon_ray.train.feed.batching import BatchPlan, epoch_order, steps_per_epoch
+from recon_ray.train.feed.batching import BatchPlan, rank_shares
 from recon_ray.train.feed.indexed import IndexedFeed, TrainFeed
 
 logger = logging.getLogger(__name__)
@@ -125,17 +125,13 @@ class ResidentFeed:
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
         """Return the row numbers of the worker's share of every global batch."""
         options = self._options
-        order = epoch_order(self.rows, seed=self._seed, epoch=epoch)
-        size = plan.global_batch_size
-        for step in range(start_step, steps_per_epoch(self.rows, size)):
-            rows = plan.rank_rows(order[step * size : (step + 1) * size], rank)
+        place = {"seed": self._seed, "epoch": epoch, "start_step": start_step, "rank": rank}
+        for rows in rank_shares(self.rows, plan=plan, **place):
             ids = self._sample_id[rows]
             batch = {"row": torch.from_numpy(rows), "sample_id": torch.from_numpy(ids)}
             for name, draw in options.features.items():
-                random = feature_random(name, options, epoch)
-                chosen = choose_features(
-                    self._filled[name][rows], ids, draw, epoch=epoch, random=random
-                )
+                there, random = self._filled[name][rows], feature_random(name, options, epoch)
+                chosen = choose_features(there, ids, draw, epoch=epoch, random=random)
                 batch[name] = torch.from_numpy(chosen)
             yield batch
 

@@ -36,12 +36,7 @@ class StepGraph:
         self._calls = 0
 
     def __call__(self, batch: Batch, epoch: int) -> None:
-        """Take one step.
-
-        Args:
-            batch: Tensors on the CPU or the device.
-            epoch: Number of the epoch.
-        """
+        """Take one step on a batch, which is on the CPU or the device."""
         for name, value in batch.items():
             if name not in self._inputs:
                 self._inputs[name] = torch.empty_like(value, device=self._device)

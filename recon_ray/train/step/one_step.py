@@ -44,14 +44,9 @@ class Step:
 
     Args:
         take: The order of the parts: takes this object, a batch and the epoch.
-        task: The task.
-        module: Its module, on the device.
-        optimizer: Of the module's parameters.
-        settings: The configuration and what the job adds to it.
+        module: The task's module, on the device.
         plan: Cut of a worker's share into micro batches.
         feed: Source of the batches, which may gather rows on the device.
-        device: Where the module is.
-        rank: This worker.
 
     Attributes:
         meter: Sums of the losses since they were last read.
