@@ -297,10 +297,7 @@ def test_a_break_of_each_rule_is_reported(
         ("recon_ray/figures/x.py", "from recon_ray.points import ops"),
         ("recon_ray/sweeps/x.py", "import ray"),
         ("recon_ray/__init__.py", "def f():\n  from recon_ray.models import presets"),
-        (
-            "jobs/x.py",
-            "from recon_ray import __version__, figures\nfrom recon_ray import cluster",
-        ),
+        ("jobs/x.py", "from recon_ray import __version__, figures\nfrom recon_ray import cluster"),
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path: Path, file: str, source: str) -> None:

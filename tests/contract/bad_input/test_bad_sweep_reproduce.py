@@ -82,15 +82,9 @@ WRONG_TABLES: list[tuple[tuple[str, ...], str]] = [
     (("rows.svm.probe.svm_cc=1",), r"rows\.svm\.probe\.svm_cc .*did you mean probe\.svm_c\?"),
     (("rows.svm.probe.svm_c=-1",), r"rows\.svm\.probe\.svm_c .*a number > 0, found -1"),
     (("rows.svm={include: [absent.yaml]}",), r"absent\.yaml: no such file"),
-    (
-        ("rows.svm.cluster.workers=2",),
-        r"rows\.svm\.cluster\.workers: every run",
-    ),
+    (("rows.svm.cluster.workers=2",), r"rows\.svm\.cluster\.workers: every run"),
     (("cluster.workers=2",), r"cluster\.workers=2: the trials are the workers here"),
-    (
-        ("init_from=null", "pretrain.data.path=absent"),
-        r"pretrain\.data\.path=absent: no",
-    ),
+    (("init_from=null", "pretrain.data.path=absent"), r"pretrain\.data\.path=absent: no"),
 ]
 
 

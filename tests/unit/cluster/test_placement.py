@@ -45,8 +45,7 @@ def plan(*, mode: str = "shared", device: str = "auto", **options: Any) -> Worke
 
 
 @pytest.mark.parametrize(
-    ("cpus", "each", "left"),
-    [(2, 1, "0 of 2"), (2, 0.75, "0.5 of 2"), (3, 1.25, "0.5 of 3")],
+    ("cpus", "each", "left"), [(2, 1, "0 of 2"), (2, 0.75, "0.5 of 2"), (3, 1.25, "0.5 of 3")]
 )
 @pytest.mark.parametrize("mode", ["stream", "cached"])
 def test_reading_without_a_whole_free_cpu_is_refused(cluster, cpus, each, left, mode):

@@ -476,9 +476,7 @@ def test_types_are_described_in_words(
     annotation: Any, constraints: dict[str, Any], expected: str
 ) -> None:
     model = type(
-        "Probe",
-        (BaseModel,),
-        {"__annotations__": {"x": annotation}, "x": Field(**constraints)},
+        "Probe", (BaseModel,), {"__annotations__": {"x": annotation}, "x": Field(**constraints)}
     )
     assert fields.expectation(model.model_fields["x"]) == expected
 
@@ -513,8 +511,7 @@ def test_one_option_of_a_section_leaves_the_jobs_other_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema",
-    [BenchmarkConfig, FewshotConfig, FinetuneConfig, PartsegConfig, PretrainConfig],
+    "schema", [BenchmarkConfig, FewshotConfig, FinetuneConfig, PartsegConfig, PretrainConfig]
 )
 def test_every_default_that_the_help_tells_is_the_one_that_applies(schema: type[BaseModel]) -> None:
     config = schema()

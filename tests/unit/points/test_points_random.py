@@ -10,11 +10,7 @@ IDS = torch.tensor([5, 0, 123456789012, 7])
 
 
 def draws(generator: SampleGenerator) -> list[torch.Tensor]:
-    return [
-        generator.uniform(3, 2),
-        generator.randint(10, 4),
-        generator.permutation(6),
-    ]
+    return [generator.uniform(3, 2), generator.randint(10, 4), generator.permutation(6)]
 
 
 def test_numbers_do_not_depend_on_batch_split_or_order() -> None:

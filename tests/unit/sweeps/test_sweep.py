@@ -326,10 +326,7 @@ def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(
 
 
 def test_shared_clouds_are_taken_without_reading(
-    tiny_prepared: PreparedSet,
-    episodes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recon_ray.tasks.classify import episodes as episode_sets
 

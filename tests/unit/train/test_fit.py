@@ -154,11 +154,7 @@ OF_TWO = {
     # Micro batches, and to each worker its own batch-norm statistics, of which rank 0's are kept.
     "local": {"train": {"sync_batch_norm": False, "micro_batch_size": 2}},
     "local-flat": {
-        "train": {
-            "sync_batch_norm": False,
-            "micro_batch_size": 2,
-            "gradient_exchange": "flat",
-        }
+        "train": {"sync_batch_norm": False, "micro_batch_size": 2, "gradient_exchange": "flat"}
     },
     "again": {"model": {"kind": "twotower"}, "train": {"activation_checkpointing": True}},
 }

@@ -107,10 +107,7 @@ def test_weights_are_those_of_pils_bicubic_filter(length):
     weights = bicubic_weights(torch.arange(length)[None], torch.tensor([length]), SIZE)
     torch.testing.assert_close(weights.sum(2), torch.ones(1, SIZE))
     still = torch.eye(length)[None]
-    for size, across, down in (
-        ((SIZE, length), weights, still),
-        ((length, SIZE), still, weights),
-    ):
+    for size, across, down in (((SIZE, length), weights, still), ((length, SIZE), still, weights)):
         expected = pixels(image.resize(size, Image.Resampling.BICUBIC)).int()
         difference = (resample(pixels(image)[None], across, down)[0].int() - expected).abs()
         assert difference.max() <= 1

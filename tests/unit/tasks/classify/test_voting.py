@@ -71,11 +71,7 @@ def sampled(monkeypatch) -> list[tuple[int, int]]:
 def test_each_cloud_is_thinned_once_for_all_rounds(weights, tiny_prepared, tmp_path, sampled):
     found = run(evaluation(weights), tiny_prepared, tmp_path / "run")
     assert sampled == [(8, 75), (4, 75)]  # 12 clouds in batches of 8; 75 candidates for 64 points
-    assert found["counts"] == {
-        "clouds": 12,
-        "sampled_clouds": 12,
-        "encoded_clouds": 12 * 4 * 3,
-    }
+    assert found["counts"] == {"clouds": 12, "sampled_clouds": 12, "encoded_clouds": 12 * 4 * 3}
     assert len(found["rounds"]) == 4
 
 

@@ -112,10 +112,7 @@ def test_many_shapes_are_spread_over_sheets(
 
 
 def test_a_dry_run_keeps_nothing(
-    tiny_prepared: PreparedSet,
-    recon: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "--dry-run"
     assert run(tmp_path, *given) == 0
