@@ -275,9 +275,7 @@ def test_the_walk_sees_the_whole_package() -> None:
         ("recon_ray/__init__.py", "import recon_ray.models", "the package imports models outside"),
     ],
 )
-def test_a_break_of_each_rule_is_reported(
-    tmp_path: Path, file: str, source: str, expected: str
-) -> None:
+def test_broken_rules_are_reported(tmp_path: Path, file: str, source: str, expected: str) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(source)

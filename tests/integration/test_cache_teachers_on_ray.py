@@ -71,9 +71,7 @@ def contents(path: Path) -> dict[str, str]:
     }
 
 
-def test_any_number_of_actors_and_a_kill_give_the_same_bytes(
-    runner, ray_head, copy, tiny_prepared, tmp_path
-):
+def test_actors_and_a_kill_give_the_same_bytes(runner, ray_head, copy, tiny_prepared, tmp_path):
     here(runner, copy)
     whole = contents(copy)
     assert len(whole) == 2 * 4 + 1 + 2  # shards with records, manifest, the text bank with its own

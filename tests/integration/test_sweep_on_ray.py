@@ -130,9 +130,7 @@ def most_at_once(folders: TrialFolders, trials: list[Trial]) -> int:
     return max(sum(begin <= at < end for begin, end in times) for at, _ in times)
 
 
-def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
-    cluster: ClusterSection, tmp_path: Path
-) -> None:
+def test_a_quarter_of_a_gpu_lets_four_trials_run(cluster: ClusterSection, tmp_path: Path) -> None:
     options = TrialSection(cpus_per_trial=0.25, gpus_per_trial=0.25)
     job = tracked_job(tmp_path, options)
     job.run.at_once = 4
@@ -142,9 +140,7 @@ def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
     assert most_at_once(job.folders, trials) == 4
 
 
-def test_a_trial_that_raises_leaves_the_others_alone(
-    cluster: ClusterSection, tmp_path: Path
-) -> None:
+def test_a_trial_that_raises_leaves_others_alone(cluster: ClusterSection, tmp_path: Path) -> None:
     job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0), fails=True)
     trials = [Trial(f"t{x}", {"x": x}) for x in range(4)]
     progress = run(job, cluster, trials)
@@ -175,9 +171,7 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
     assert job.folders.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
 
 
-def test_median_stopping_stops_what_is_below_the_others(
-    cluster: ClusterSection, tmp_path: Path
-) -> None:
+def test_median_stopping_stops_those_below(cluster: ClusterSection, tmp_path: Path) -> None:
     """Nothing is compared before three trials have told a number."""
     job = tracked_job(tmp_path, one_by_one("median"), epochs=3)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
@@ -243,9 +237,7 @@ def command(config: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_continues_with_what_is_not_done(
-    tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_a_killed_sweep_continues_with_the_rest(tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     config = SweepConfig(
         run={"name": "s", "storage": str(tmp_path)},
         config=finetuning(tiny_prepared),
@@ -266,9 +258,7 @@ def test_a_killed_sweep_continues_with_what_is_not_done(
 
 
 @pytest.mark.long
-def test_inner_runs_that_are_stopped_leave_nothing_reserved(
-    tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_stopped_inner_runs_reserve_nothing(tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     """Each trial has two workers; the second one is stopped after its first epoch."""
     ray.shutdown()  # the other tests' cluster, which has no dashboard
     inner = finetuning(tiny_prepared) | {"cluster": {"workers": 2, "cpus_per_worker": 0.5}}

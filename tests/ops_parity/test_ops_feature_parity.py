@@ -188,9 +188,7 @@ def test_chamfer_gradient_is_zero_where_points_coincide(device: torch.device) ->
 
 
 @pytest.mark.parametrize(("n", "m"), [(32, 32), (20, 50), (700, 90)])
-def test_chamfer_loss_computes_the_gradients_that_are_needed(
-    n: int, m: int, device: torch.device
-) -> None:
+def test_chamfer_loss_computes_the_needed_gradients(n: int, m: int, device: torch.device) -> None:
     """Those of one input are the same with and without the other's, also from odd addresses."""
     batch = 40
     a = shell(1, batch * n + 1).to(device).view(-1)[1:-2].view(batch, n, 3)

@@ -31,6 +31,10 @@ class Config(BaseModel):
     optim: Optim = Field(default_factory=Optim, description="Optimizer.")
 
 
+Main = Callable[[Job[Config]], JobResult | None]
+Captured = pytest.CaptureFixture[str]
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Keep the logging of the test process, the debug switch and the temporary folder apart."""
@@ -44,17 +48,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     own.setLevel(level)
 
 
-def job(
-    main: Callable[[Job[Config]], JobResult | None],
-    *arguments: str,
-    default: str | Path | None = None,
-) -> int:
+def job(main: Main, *arguments: str, default: str | Path | None = None) -> int:
     return run_probe(main, arguments, default=default and str(default))
 
 
-def run_probe(
-    main: Callable[[Job[Config]], JobResult | None], arguments: Sequence[str] | None, **spec: Any
-) -> int:
+def run_probe(main: Main, arguments: Sequence[str] | None, **spec: Any) -> int:
     """Run a job of the registry that is there for this call only."""
     with pytest.MonkeyPatch.context() as patch:
         run = JobSpec(Config, lambda job: main(job) or JobResult(""), **spec)
@@ -62,7 +60,7 @@ def run_probe(
         return run_job("probe", arguments)
 
 
-def failing(error: BaseException) -> Callable[[Job[Config]], JobResult | None]:
+def failing(error: BaseException) -> Main:
     def main(job: Job[Config]) -> None:
         raise error
 
@@ -71,9 +69,6 @@ def failing(error: BaseException) -> Callable[[Job[Config]], JobResult | None]:
 
 def never(job: Job[Config]) -> None:
     raise AssertionError("the job ran")
-
-
-Captured = pytest.CaptureFixture[str]
 
 
 # --- Success -----------------------------------------------------------------------------------
@@ -200,9 +195,7 @@ def test_print_config_prints_what_can_be_read_again(capsys: Captured) -> None:
         ("absent.yaml", "absent.yaml: no such file"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_status_2(
-    capsys: Captured, argument: str, message: str
-) -> None:
+def test_wrong_arguments_end_with_status_2(capsys: Captured, argument: str, message: str) -> None:
     assert job(never, argument) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
@@ -221,9 +214,7 @@ def test_every_wrong_option_has_its_own_line(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("error", "status"), [(DataError("row 3 is damaged"), 1), (ConfigError("row 3 is damaged"), 2)]
 )
-def test_our_errors_are_one_line_with_their_status(
-    capsys: Captured, error: Exception, status: int
-) -> None:
+def test_our_errors_have_their_status(capsys: Captured, error: Exception, status: int) -> None:
     assert job(failing(error)) == status
     assert capsys.readouterr().err == "error: row 3 is damaged\n"
 
@@ -236,9 +227,7 @@ def test_an_interrupt_says_how_to_go_on(capsys: Captured) -> None:
     )
 
 
-def test_an_unexpected_error_is_one_line_and_a_traceback_file(
-    capsys: Captured, tmp_path: Path
-) -> None:
+def test_unexpected_errors_are_one_line_and_a_traceback(capsys: Captured, tmp_path: Path) -> None:
     assert job(failing(RuntimeError("out of\nmemory"))) == 1
     (file,) = tmp_path.glob("recon_ray-probe-*.traceback.txt")
     assert capsys.readouterr().err == (
@@ -248,9 +237,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_file(
     assert "in main" in file.read_text()
 
 
-def test_the_debug_variable_shows_the_traceback(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_debug_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RECON_DEBUG", "1")
     assert job(failing(RuntimeError("boom"))) == 1
     lines = capsys.readouterr().err.splitlines()

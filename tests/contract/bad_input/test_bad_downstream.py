@@ -134,8 +134,6 @@ def test_what_a_downstream_job_cannot_do_is_refused(
     assert jobs.left_behind() == []
 
 
-def test_a_damaged_file_ends_the_features_with_its_name(
-    jobs: Jobs, places: dict[str, Path]
-) -> None:
+def test_a_damaged_file_ends_the_features_by_name(jobs: Jobs, places: dict[str, Path]) -> None:
     refused = jobs.run("embed", f"init_from={places['text']}", f"files=[{places['cut.ply']}]")
     refused.refused(1, r"cut\.ply: cannot be read \(")

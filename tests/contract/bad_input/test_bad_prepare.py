@@ -136,9 +136,7 @@ WRONG_SOURCES: list[tuple[str, int, str]] = [
 
 
 @pytest.mark.parametrize(("options", "status", "message"), WRONG_SOURCES)
-def test_a_source_that_cannot_be_had_is_refused(
-    jobs: Jobs, options: str, status: int, message: str
-) -> None:
+def test_bad_sources_are_refused(jobs: Jobs, options: str, status: int, message: str) -> None:
     empty, table, target = jobs.folder / "empty", jobs.folder / "table.csv", jobs.folder / "set"
     empty.mkdir()
     table.write_text("path,category\na.npy,a\n")

@@ -103,9 +103,7 @@ def test_a_run_is_not_continued_from_weights_that_were_trained_again(
     jobs.evaluate(*vote).refused(2, r"init_from=.*runs/tuned: the weights are no longer what")
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
-    jobs: Jobs, finished: Path
-) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_not_begun_anew(jobs: Jobs, finished: Path) -> None:
     flip(finished / "checkpoints" / "step-00000001" / "model.pt", 500)
     jobs.pretrain("train.steps=2", "eval.enabled=false").refused(
         1, r"run/checkpoints: all 1 checkpoints are damaged; restore one from a copy, or start afre"

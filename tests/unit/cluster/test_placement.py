@@ -262,9 +262,7 @@ def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
         ("auto", [1.5], 1, 1),
     ],
 )
-def test_workers_share_the_cpus_that_there_are(
-    cluster, monkeypatch, address, nodes, workers, threads
-):
+def test_workers_share_the_cpus(cluster, monkeypatch, address, nodes, workers, threads):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("recon_ray.cluster.placement.cpu_count", lambda: 3)
     cluster(*({"CPU": float(cpus)} for cpus in nodes))

@@ -416,9 +416,7 @@ def test_dotted_keys_and_a_section_in_one_file_merge(folder: Path) -> None:
         ("a: 1\n---\nb: 2\n", "configs/a.yaml:2: not valid YAML: but found another document"),
     ],
 )
-def test_malformed_yaml_gives_one_line_with_its_place(
-    folder: Path, text: str, message: str
-) -> None:
+def test_malformed_yaml_is_one_line_with_its_place(folder: Path, text: str, message: str) -> None:
     (line,) = errors(write("a.yaml", text))
     assert line.startswith(message)
 
@@ -472,9 +470,7 @@ def test_override_checks_like_the_command_line() -> None:
         (Any, {}, "any value"),
     ],
 )
-def test_types_are_described_in_words(
-    annotation: Any, constraints: dict[str, Any], expected: str
-) -> None:
+def test_types_in_words(annotation: Any, constraints: dict[str, Any], expected: str) -> None:
     model = type(
         "Probe", (BaseModel,), {"__annotations__": {"x": annotation}, "x": Field(**constraints)}
     )

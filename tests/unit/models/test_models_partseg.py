@@ -71,9 +71,7 @@ def test_the_fast_evaluation_equals_the_straightforward_one(
     torch.testing.assert_close(model(points, category), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_output_is_a_distribution_for_every_point(
-    points: torch.Tensor, category: torch.Tensor
-) -> None:
+def test_every_point_gets_a_distribution(points: torch.Tensor, category: torch.Tensor) -> None:
     log_probs = make_model().eval()(points, category)
     assert log_probs.shape == (2, 40, 7)
     assert log_probs.dtype == torch.float32
@@ -93,9 +91,7 @@ def test_labels_follow_the_points(points: torch.Tensor, category: torch.Tensor) 
     torch.testing.assert_close(moved, model(points, category)[:, order], rtol=1e-4, atol=1e-5)
 
 
-def test_patches_of_the_chosen_blocks_are_normalized_and_the_token_is_not(
-    points: torch.Tensor,
-) -> None:
+def test_patches_of_chosen_blocks_are_normalized_the_token_is_not(points: torch.Tensor) -> None:
     model = make_model().eval()
     patches, centers = model._cut(points)
     queries, last, kept = model.encoder.forward_blocks(patches, centers, keep=(0, 2, 3))
@@ -105,9 +101,7 @@ def test_patches_of_the_chosen_blocks_are_normalized_and_the_token_is_not(
     torch.testing.assert_close(features.token, queries.max(1).values)
 
 
-def test_randomness_follows_the_sample_not_the_batch(
-    points: torch.Tensor, category: torch.Tensor
-) -> None:
+def test_randomness_belongs_to_the_sample(points: torch.Tensor, category: torch.Tensor) -> None:
     model = make_model(drop_path=0.5)
     for module in model.modules():  # batch statistics are the one thing that sees the batch
         module.training = "BatchNorm" not in type(module).__name__

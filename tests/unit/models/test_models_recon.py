@@ -168,9 +168,7 @@ def test_residual_carries_the_normalized_value() -> None:
     torch.testing.assert_close(queries.var(-1, unbiased=False), torch.ones(1, 3))
 
 
-def test_positions_are_added_before_every_block(
-    points: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_block_gets_positions(points: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model().eval()
     seen = []
     for block in model.encoder.blocks:

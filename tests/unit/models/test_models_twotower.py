@@ -111,9 +111,7 @@ def test_initial_tokens_are_zero_and_positions_are_not() -> None:
 
 
 @pytest.mark.parametrize(("stream", "width"), [("ALL", 96), ("MDM", 48), ("CMC", 48)])
-def test_a_stream_reads_and_trains_its_towers_only(
-    points: torch.Tensor, stream: str, width: int
-) -> None:
+def test_streams_use_their_towers_only(points: torch.Tensor, stream: str, width: int) -> None:
     model = make_classifier(stream).train()
     assert model.forward_features(points).shape == (4, width)
     torch.nn.functional.cross_entropy(model(points), torch.arange(4)).backward()

@@ -118,9 +118,7 @@ def test_another_format_is_refused(store):
         store.load("step-00000001")
 
 
-def test_a_full_disk_keeps_the_older_checkpoints_and_leaves_nothing_half_written(
-    store, monkeypatch
-):
+def test_a_full_disk_keeps_older_checkpoints_and_leaves_nothing_half_written(store, monkeypatch):
     _save(store, 1)
 
     def full(descriptor):

@@ -31,6 +31,7 @@ from recon_ray.tasks.classify.episodes import open_episode, shared_clouds
 from recon_ray.tasks.classify.finetune_job import finetune, open_set
 from recon_ray.tasks.registry import Job, JobResult
 
+MakeSweep = Callable[..., SweepConfig]
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 TINY = {
     "model": {
@@ -43,7 +44,7 @@ TINY = {
 
 
 @pytest.fixture
-def make_sweep(tiny_prepared: PreparedSet, tmp_path: Path) -> Callable[..., SweepConfig]:
+def make_sweep(tiny_prepared: PreparedSet, tmp_path: Path) -> MakeSweep:
     def make(sweep: dict[str, Any], **inner: Any) -> SweepConfig:
         data = {"path": str(tiny_prepared.path), "num_points": 64}
         return SweepConfig(
@@ -60,9 +61,7 @@ def run(config: SweepConfig, **origins: str) -> JobResult:
     return sweep(Job("sweep", config, origins, ()))
 
 
-def test_a_failed_trial_runs_again_and_the_others_do_not(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_a_failed_trial_runs_again_and_no_other(make_sweep: MakeSweep, tmp_path: Path) -> None:
     config = make_sweep({"space": {"model.num_heads": {"grid": [2, 5, 4]}}})
     result = run(config)
     assert result.failure is not None
@@ -78,9 +77,7 @@ def test_a_failed_trial_runs_again_and_the_others_do_not(
     assert (tmp_path / "s" / "report.html").read_text().count("data:image/png") == 2
 
 
-def test_figures_over_seeds_are_those_of_the_trial_files(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_figures_over_seeds_are_those_of_the_files(make_sweep: MakeSweep, tmp_path: Path) -> None:
     result = run(make_sweep({"seeds": 3}))
     assert result.failure is None
     files = sorted((tmp_path / "s" / "trials").glob("*/result.json"))
@@ -96,9 +93,7 @@ def test_figures_over_seeds_are_those_of_the_trial_files(
     assert table["run.seed"].to_pylist() == [0, 1, 2]
 
 
-def test_a_trial_can_be_run_again_by_hand(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_a_trial_can_be_run_again_by_hand(make_sweep: MakeSweep, tmp_path: Path) -> None:
     run(make_sweep({"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "samples": 1}))
     (folder,) = (tmp_path / "s" / "trials").iterdir()
     arguments = [str(folder / "config.yaml"), "run.name=again", f"run.storage={tmp_path}"]
@@ -113,9 +108,7 @@ def test_a_trial_can_be_run_again_by_hand(
     }
 
 
-def test_tensorboard_knows_values_and_results_of_a_trial(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_tensorboard_has_values_and_results(make_sweep: MakeSweep, tmp_path: Path) -> None:
     run(make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}}))
     (folder,) = (tmp_path / "s" / "trials").glob("*/tensorboard")
     progress = EventAccumulator(str(folder)).Reload()
@@ -124,7 +117,7 @@ def test_tensorboard_knows_values_and_results_of_a_trial(
 
 
 def test_a_search_selects_on_shapes_held_out_of_the_training_split(
-    make_sweep: Callable[..., SweepConfig], tiny_prepared: PreparedSet, tmp_path: Path
+    make_sweep: MakeSweep, tiny_prepared: PreparedSet, tmp_path: Path
 ) -> None:
     data = {
         "path": str(tiny_prepared.path), "num_points": 64, "validation_split": "val",
@@ -144,7 +137,7 @@ def test_a_search_selects_on_shapes_held_out_of_the_training_split(
     assert "optimistic" not in selection
 
 
-def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConfig]) -> None:
+def test_another_metric_needs_no_trial_again(make_sweep: MakeSweep) -> None:
     varied = {"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}}
     with pytest.raises(ReconError, match=r"sweep\.metric=acuracy: .* did you mean accuracy\?"):
         run(make_sweep({**varied, "metric": "acuracy"}))
@@ -169,7 +162,7 @@ def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConf
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_written(
-    make_sweep: Callable[..., SweepConfig],
+    make_sweep: MakeSweep,
     tmp_path: Path,
     options: dict[str, Any],
     inner: dict[str, Any],
@@ -181,25 +174,21 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scheduler_needs_something_to_compare(make_sweep: Callable[..., SweepConfig]) -> None:
+def test_a_scheduler_needs_something_to_compare(make_sweep: MakeSweep) -> None:
     config = make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}, "scheduler": "asha"})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
     with pytest.raises(ConfigError, match="the trials are not validated while they train"):
         run(config)
 
 
-def test_the_dry_run_lists_the_trials(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_the_dry_run_lists_the_trials(make_sweep: MakeSweep, tmp_path: Path) -> None:
     config = make_sweep({"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}, "seeds": 2})
     result = sweep(Job("sweep", config, {}, (), dry_run=True))
     assert "003_lr-0.0001_seed-1" in result.table
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_jobs_own_files_are_included(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_the_jobs_own_files_are_included(make_sweep: MakeSweep, tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("train:\n  tune: mlp3\noptim:\n  lr: 5e-3\n")
     config = make_sweep({"seeds": 2}, include=["inner.yaml"], optim={"lr": 1e-3})
     result = sweep(
@@ -245,9 +234,7 @@ def few(prepared: PreparedSet, episodes: Path, storage: Path, **more: Any) -> Fe
     )
 
 
-def test_every_fold_is_averaged_as_by_hand(
-    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
-) -> None:
+def test_folds_are_averaged(tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path) -> None:
     result = fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
     assert result.failure is None
     folder = tmp_path / "r" / "f"
@@ -361,9 +348,7 @@ def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
     assert {name: split.rows for name, split in found.splits.items()} == {"train": 6, "test": 8}
 
 
-def test_episodes_that_do_not_fit_are_refused(
-    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
-) -> None:
+def test_episodes_are_checked(tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path) -> None:
     section = {"way": 2, "shot": 3, "folds": 3}
     config = few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
     with pytest.raises(DataError, match=r"no episode of way 2, shot 3, fold 2; there are 2: 2/3/0"):

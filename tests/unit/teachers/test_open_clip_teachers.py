@@ -183,9 +183,7 @@ def test_a_stated_openai_tag_corrects_the_activation(openai_tag, clip_file, imag
     assert found.mean == (0.1, 0.2, 0.3)
 
 
-def test_a_file_known_by_its_hash_corrects_the_activation(
-    tiny_clip, clip_file, monkeypatch, caplog
-):
+def test_a_file_known_by_hash_corrects_the_activation(tiny_clip, clip_file, monkeypatch, caplog):
     from open_clip import pretrained
 
     digest = hashlib.sha256(clip_file.read_bytes()).hexdigest()

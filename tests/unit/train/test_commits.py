@@ -591,9 +591,7 @@ def test_records_are_sent_to_an_object_store_again_when_it_refuses(monkeypatch, 
         folder.publish()
 
 
-def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
-    tiny_config, tiny_prepared, monkeypatch
-):
+def test_a_run_on_an_object_store_stops_and_goes_on_there(tiny_config, tiny_prepared, monkeypatch):
     monkeypatch.setattr(storage, "pafs", _Filesystems())
     memory = fsspec.filesystem("memory")
     options = {"eval": {"enabled": False}, "train": {"ledger": True, "keep_checkpoints": 1}}

@@ -101,9 +101,7 @@ def whole(one) -> Path:
     return one[1]
 
 
-def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
-    tiny_config, tiny_prepared, whole
-):
+def test_the_same_seed_gives_the_same_curve_another_seed_another(tiny_config, tiny_prepared, whole):
     _, again = pretrain_here(changed(tiny_config, run={"name": "b"}), tiny_prepared)
     _, other = pretrain_here(changed(tiny_config, run={"name": "c", "seed": 4}), tiny_prepared)
     assert losses(whole) == losses(again)
@@ -112,9 +110,7 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7])
-def test_stopping_and_continuing_equals_the_uninterrupted_run(
-    tiny_config, tiny_prepared, whole, stop_after
-):
+def test_a_continued_run_equals_the_whole_run(tiny_config, tiny_prepared, whole, stop_after):
     part = changed(tiny_config, run={"name": "part"}, train={"steps": stop_after})
     pretrain_here(part, tiny_prepared)
     metrics, continued = pretrain_here(changed(part, train={"steps": None}), tiny_prepared)
@@ -227,9 +223,7 @@ def test_two_workers_compute_the_same_function_as_one(one, of_two):
 
 
 @pytest.mark.long
-def test_compiled_steps_of_two_workers_compute_the_same_function(
-    tiny_config, whole, of_two, tmp_path, monkeypatch
-):
+def test_two_workers_compute_the_same_compiled(tiny_config, whole, of_two, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
     Path(tiny_config.run.storage).mkdir()
     config = changed(tiny_config, eval={"enabled": False}, runtime={"compile": "default"})
@@ -245,9 +239,7 @@ def test_compiled_steps_of_two_workers_compute_the_same_function(
             assert found == pytest.approx(losses(expected), rel=1e-3), one.run.name
 
 
-def test_all_workers_are_told_that_all_checkpoints_are_damaged(
-    tiny_config, tiny_prepared, monkeypatch
-):
+def test_workers_are_told_that_all_checkpoints_are_damaged(tiny_config, tiny_prepared, monkeypatch):
     config = changed(tiny_config, train={"steps": 1}, eval={"enabled": False})
     _, folder = pretrain_here(config, tiny_prepared)
     (folder / "checkpoints" / "step-00000001" / "model.pt").write_bytes(b"half of it")
@@ -298,17 +290,13 @@ def test_activations_computed_again_give_the_same_training(tiny_config, tiny_pre
     assert len(calls) == 6 * 3 * (2 + 4 + 1)
 
 
-def test_two_workers_agree_on_statistics_that_are_computed_again(
-    tiny_config, tiny_prepared, of_two
-):
+def test_two_workers_agree_on_statistics_computed_again(tiny_config, tiny_prepared, of_two):
     config = changed(tiny_config, model={"kind": "twotower"}, eval={"enabled": False})
     _, one = pretrain_here(config, tiny_prepared)
     assert losses(of_two / "again") == pytest.approx(losses(one), rel=1e-4)
 
 
-def test_the_reference_protocol_trains_one_more_epoch_at_the_rate_of_the_one_before(
-    tiny_config, tiny_prepared
-):
+def test_the_reference_protocol_trains_an_epoch_more_at_the_first_rate(tiny_config, tiny_prepared):
     config = changed(tiny_config, protocol="reference", eval={"enabled": False})
     metrics, folder = pretrain_here(config, tiny_prepared)
     records = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
@@ -324,9 +312,7 @@ def test_clipping_changes_the_steps(tiny_config, tiny_prepared, whole):
     assert losses(whole)[-1] != losses(clipped)[-1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(
-    tiny_config, tiny_prepared, monkeypatch
-):
+def test_a_loss_that_is_not_finite_ends_the_run_by_name(tiny_config, tiny_prepared, monkeypatch):
     original = PretrainModule.forward
 
     def poisoned(self, batch, source):
@@ -347,9 +333,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(
     assert pretrain_here(again, tiny_prepared)[0]["steps"] == 3
 
 
-def test_fewer_samples_than_a_global_batch_are_refused_before_anything_starts(
-    tiny_config, tiny_prepared
-):
+def test_fewer_samples_than_a_global_batch_are_refused(tiny_config, tiny_prepared):
     config = changed(tiny_config, train={"global_batch_size": 25})
     with pytest.raises(ConfigError, match="'train' has only 24 samples"):
         pretrain_here(config, tiny_prepared)

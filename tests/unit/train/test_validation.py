@@ -92,9 +92,7 @@ def run(task: ScriptedTask, prepared: PreparedSet, folder: Path, **settings) -> 
     return fit(task, runtime, make_settings(global_batch_size=8, log_every_steps=1, **options))
 
 
-def test_what_a_task_measures_is_waited_for_without_the_timeout_of_a_step(
-    tiny_prepared, tmp_path, monkeypatch
-):
+def test_what_a_task_measures_is_waited_for_without_timeout(tiny_prepared, tmp_path, monkeypatch):
     said: list[str] = []
 
     @contextmanager
@@ -142,9 +140,7 @@ def test_the_first_of_equal_bests_is_marked_and_outlives_newer_checkpoints(tiny_
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 6, 7, 14])
-def test_an_interrupted_run_keeps_the_best_and_ends_like_a_whole_one(
-    tiny_prepared, tmp_path, steps
-):
+def test_an_interrupted_run_keeps_the_best_and_ends_like_a_whole(tiny_prepared, tmp_path, steps):
     script = [0.1, 0.7, 0.5, 0.3, 0.2]
     whole = run(ScriptedTask(script), tiny_prepared, tmp_path / "whole")
     first = ScriptedTask(script)

@@ -30,9 +30,7 @@ def test_a_local_copy_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Monke
         find_published("recon_svm")
 
 
-def test_what_cannot_be_found_is_said_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_absent_has_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RECON_WEIGHTS", raising=False)
     with pytest.raises(
         CheckpointError, match="name that in RECON_WEIGHTS, or give the file's path"

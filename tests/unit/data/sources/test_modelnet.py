@@ -154,9 +154,7 @@ def test_pickled_caches_make_the_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("cpus", "free_files", "processes"), [(8, 3.5, 3), (8, 0.5, 1), (2, 3.5, 2), (8, None, 8)]
 )
-def test_processes_that_hold_the_pickled_caches_fit_the_memory(
-    tmp_path, monkeypatch, caplog, cpus, free_files, processes
-):
+def test_processes_of_caches_fit_memory(tmp_path, monkeypatch, caplog, cpus, free_files, processes):
     _write_dats(tmp_path)
     tasks = make_plan(_source(tmp_path), "out", OPTIONS).tasks
     held = sum(path.stat().st_size for path in tmp_path.glob("*.dat"))

@@ -84,9 +84,7 @@ def test_a_table_of_other_classes_is_refused(tmp_path):
             _source(tmp_path).scan()
 
 
-def test_shapes_without_a_picture_are_left_out_by_id_and_do_not_count_as_unreadable(
-    tmp_path, caplog
-):
+def test_shapes_without_a_picture_are_left_out_and_do_not_count_as_unreadable(tmp_path, caplog):
     write_shapenet55(tmp_path / "in", TRAIN, TEST)
     for name in TRAIN[:4]:  # more than the unreadable ones that are tolerated
         (tmp_path / "in" / "shapenet_img" / f"{name}.png").unlink()

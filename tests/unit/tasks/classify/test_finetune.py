@@ -205,9 +205,7 @@ def test_the_reference_keeps_its_habits_in_the_model():
     ("sound", "classifier", True), ("reference", "classifier", True),
     ("sound", "twotower", True), ("reference", "twotower", False),
 ])  # fmt: skip
-def test_the_head_learns_ten_times_as_fast_but_for_the_published_two_towers(
-    config, tiny_prepared, protocol, kind, has_head
-):
+def test_the_head_learns_ten_times_as_fast(config, tiny_prepared, protocol, kind, has_head):
     config = changed(config, protocol=protocol, model={"kind": kind})
     make, _ = make_task(config, tiny_prepared)
     task = make()
@@ -316,9 +314,7 @@ def test_what_a_limit_leaves_is_counted_and_accuracy_is_recorded_as_such(config,
     assert "loss_accuracy" not in line
 
 
-def test_the_reference_chooses_on_the_test_split_and_trains_one_more_epoch(
-    config, three_splits, monkeypatch
-):
+def test_the_reference_chooses_on_test_and_trains_an_epoch_more(config, three_splits, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 70)  # the published numbers need larger clouds
     data = {"path": str(three_splits.path)}
     result, folder = run_config("finetune", changed(config, data=data, protocol="reference"))

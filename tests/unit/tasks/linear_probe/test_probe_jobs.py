@@ -145,9 +145,7 @@ def test_probes_of_weights_and_of_an_untrained_network_read_every_cloud_once(pro
     assert run_probe(probe)["metrics"] == result["metrics"]
 
 
-def test_an_untrained_network_is_drawn_as_published_where_that_is_asked_for(
-    probe, weights, monkeypatch
-):
+def test_an_untrained_network_is_drawn_as_published_where_asked(probe, weights, monkeypatch):
     published = load_embedder(str(weights), trained=False, torch_init=True).encoder
     assert published.embed.fc3.bias.any()  # torch's default
     assert published.class_token.std().item() == pytest.approx(0.02, rel=0.3)

@@ -123,9 +123,7 @@ def test_the_result_names_the_card_and_the_published_counts(tmp_path):
         ("ray", None, None, True),
     ],
 )
-def test_ray_is_used_where_the_job_joins_a_cluster(
-    monkeypatch, parallel, address, environment, on_ray
-):
+def test_ray_is_used_to_join_a_cluster(monkeypatch, parallel, address, environment, on_ray):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)

@@ -58,9 +58,7 @@ def carded(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
         ("zeroshot", "reference", "resample"),
     ],
 )
-def test_clouds_are_prepared_by_the_card_and_the_protocol(
-    tiny_config, tiny_prepared, carded, kind, protocol, how, monkeypatch
-):
+def test_clouds_of_the_card(tiny_config, tiny_prepared, carded, kind, protocol, how, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
     options = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
     task = make_task(changed(tiny_config, protocol=protocol, validation=options), tiny_prepared)
@@ -71,9 +69,7 @@ def test_clouds_are_prepared_by_the_card_and_the_protocol(
 @pytest.mark.parametrize(
     ("kind", "protocol"), [("svm", "sound"), ("svm", "reference"), ("zeroshot", "reference")]
 )
-def test_the_value_is_the_one_of_the_job_on_that_checkpoint(
-    tiny_config, carded, kind, protocol, monkeypatch
-):
+def test_the_value_is_the_jobs_on_that_checkpoint(tiny_config, carded, kind, protocol, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
     validation = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
     config = changed(
@@ -126,9 +122,7 @@ def test_zero_shot_of_the_classes_of_the_second_set(tiny_config, second):
     assert result["metrics"]["validation_zeroshot_last"] == seen[3]
 
 
-def test_the_reference_reads_both_splits_for_zero_shot_and_the_svm_always_does(
-    tiny_config, tiny_prepared, monkeypatch
-):
+def test_reference_zero_shot_and_svm_read_both_splits(tiny_config, tiny_prepared, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)
 
     def splits(protocol: str, kind: str) -> tuple[str, ...]:
