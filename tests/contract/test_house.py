@@ -17,7 +17,6 @@ from recon_ray.tasks.registry import JOBS
 ROOT = Path(__file__).resolve().parents[2]
 
 # --- The rules ----------------------------------------------------------------------------------
-
 # A module imports from units above its own here; the units of one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "machine", "torch_internals", "version", "protocols"),
@@ -62,8 +61,6 @@ SHARED_NAMES = {"config", "job", "task", "evaluation"}
 
 
 # --- Reading the imports -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Import:
     """One import: the dotted module, where, whether only inside a function or for types."""
@@ -116,8 +113,6 @@ def unit_of(path: Path, root: Path) -> str:
 
 
 # --- Checking ------------------------------------------------------------------------------------
-
-
 def violations(root: Path) -> list[str]:
     """List every break of the rules in a tree, as "file:line: what"."""
     found = []
@@ -202,8 +197,6 @@ def faces(root: Path) -> list[str]:
 
 
 # --- Tests ---------------------------------------------------------------------------------------
-
-
 def test_imports_go_one_way() -> None:
     assert violations(ROOT) == []
 

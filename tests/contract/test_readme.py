@@ -28,8 +28,6 @@ def root_models() -> list[type[BaseModel]]:
 
 
 # -- Links ---------------------------------------------------------------------------------------
-
-
 def anchors(text: str) -> set[str]:
     """Anchors of the headings of a page, as GitHub makes them."""
     titles = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", text))
@@ -60,8 +58,6 @@ def test_a_link_to_nothing_is_found(tmp_path: Path) -> None:
 
 
 # -- Options -------------------------------------------------------------------------------------
-
-
 def option_names(text: str) -> Iterator[str]:
     """Find the dotted names in the first column of tables."""
     sections = {key for model in root_models() for key in index(model).sections if key}
@@ -85,8 +81,6 @@ def test_every_option_in_a_table_exists(page: Path) -> None:
 
 
 # -- Commands ------------------------------------------------------------------------------------
-
-
 def commands(text: str) -> Iterator[list[str]]:
     """Find the calls of jobs in blocks of code, and those that are named in a line of text.
 

@@ -72,8 +72,6 @@ def never(job: Job[Config]) -> None:
 
 
 # --- Success -----------------------------------------------------------------------------------
-
-
 def test_the_last_line_is_the_path_of_the_result(capsys: Captured) -> None:
     def main(job: Job[Config]) -> JobResult:
         assert (job.name, job.config.optim.lr, job.dry_run) == ("probe", 3.0, False)
@@ -125,8 +123,6 @@ def test_the_file_that_is_read_unasked_is_named(capsys: Captured, tmp_path: Path
 
 
 # --- Flags -------------------------------------------------------------------------------------
-
-
 def test_help_shows_usage_flags_default_and_every_option(capsys: Captured) -> None:
     assert job(never, "--help", default="quickstart.yaml") == 0
     assert capsys.readouterr().out == (
@@ -209,8 +205,6 @@ def test_every_wrong_option_has_its_own_line(capsys: Captured) -> None:
 
 
 # --- Failures ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("error", "status"), [(DataError("row 3 is damaged"), 1), (ConfigError("row 3 is damaged"), 2)]
 )
@@ -247,8 +241,6 @@ def test_debug_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 # --- What Ray wraps ----------------------------------------------------------------------------
-
-
 class TaskError(Exception):
     """Like ray.exceptions.RayTaskError."""
 

@@ -42,8 +42,6 @@ def plan(*, mode: str = "shared", device: str = "auto", **options: Any) -> Worke
 
 
 # --- Reading while the workers run: what hung in measurements, and what worked --------------------
-
-
 @pytest.mark.parametrize(
     ("cpus", "each", "left"), [(2, 1, "0 of 2"), (2, 0.75, "0.5 of 2"), (3, 1.25, "0.5 of 3")]
 )
@@ -103,8 +101,6 @@ def test_an_elastic_run_is_warned_where_growing_takes_the_last_cpu(cluster, capl
 
 
 # --- More than there is --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("nodes", "options", "message"),
     [
@@ -182,8 +178,6 @@ def test_gpus_that_are_too_few_are_not_left_out_silently(cluster, caplog, gpus, 
 
 
 # --- Trials --------------------------------------------------------------------------------------
-
-
 def trials(count: int = 8, *, inner: ClusterSection | None = None, **options: Any) -> TrialPlan:
     job = TrialJob(
         run=lambda *_: {}, folder="runs", section="sweep", options=TrialSection(**options),
@@ -233,8 +227,6 @@ def test_fractions_that_add_up_to_all_there_is_fit(cluster):
 
 
 # --- Joining -------------------------------------------------------------------------------------
-
-
 def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
     monkeypatch.setattr("recon_ray.cluster.session.prepare_environment", lambda options: None)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
@@ -250,8 +242,6 @@ def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
 
 
 # --- Threads --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("address", "nodes", "workers", "threads"),
     [

@@ -80,8 +80,6 @@ def test_a_folder_that_is_not_the_drivers_is_refused(tmp_path, monkeypatch):
 
 
 # --- Requests -----------------------------------------------------------------------------------
-
-
 class Requests:
     """The actor as the watcher of rank 0 uses it, and what Ray Train knows of preemptions."""
 

@@ -118,8 +118,6 @@ def errors(*arguments: str, schema: type[BaseModel] = Config) -> list[str]:
 
 
 # --- Order of sources --------------------------------------------------------------------------
-
-
 def test_later_sources_win_and_sections_merge(folder: Path) -> None:
     a = write("a.yaml", "optim: {lr: 1, weight_decay: 2}\ntrain: {epochs: 3}\n")
     b = write("b.yml", "optim:\n  lr: 4\n")
@@ -220,8 +218,6 @@ def test_a_value_may_end_in_yaml_and_a_path_may_have_an_equals_sign(folder: Path
 
 
 # --- Free mappings -----------------------------------------------------------------------------
-
-
 def test_keys_of_a_free_mapping_keep_their_dots_and_values_are_replaced(folder: Path) -> None:
     a = write("a.yaml", "sweep:\n  optim.lr: {loguniform: [1e-5, 1e-3]}\n  run.seed: {grid: [0]}\n")
     loaded = load(Config, [a, "sweep.optim.lr={grid: [5e-4]}"])
@@ -230,8 +226,6 @@ def test_keys_of_a_free_mapping_keep_their_dots_and_values_are_replaced(folder: 
 
 
 # --- Values ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", ["5e-4", "5E-4", ".0005", "+5e-04", "0.0005", "0.5e-3"])
 def test_numbers_without_a_dot_are_numbers_everywhere(folder: Path, text: str) -> None:
     write("inner.yaml", f"optim.lr: {text}\n")
@@ -293,8 +287,6 @@ def test_a_section_may_be_given_as_one_argument() -> None:
 
 
 # --- Messages ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -439,8 +431,6 @@ def test_long_values_are_cut_in_messages() -> None:
 
 
 # --- Changes by a program ----------------------------------------------------------------------
-
-
 def test_override_checks_like_the_command_line() -> None:
     base = load(Config, ["run.name=no", "optim.lr=2", "sweep.optim.lr={grid: [1]}"]).config
     assert override(base, {}) == base
@@ -455,8 +445,6 @@ def test_override_checks_like_the_command_line() -> None:
 
 
 # --- Words -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("annotation", "constraints", "expected"),
     [
@@ -478,8 +466,6 @@ def test_types_in_words(annotation: Any, constraints: dict[str, Any], expected: 
 
 
 # --- Defaults of a job ---------------------------------------------------------------------------
-
-
 class Rates(Section):
     lr: float = 0.5
     warmup: float | None = 10.0

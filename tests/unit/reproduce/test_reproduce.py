@@ -236,8 +236,6 @@ def test_few_shot_folds_fill_the_lines_of_their_setting(make: Make, tmp_path: Pa
 
 
 # --- Length ---------------------------------------------------------------------------------------
-
-
 def planned(storage: Path, *arguments: str) -> TablePlan:
     """The plan of shipped files, with further options."""
     folder = ROOT / "configs" / "reproduce"
@@ -299,8 +297,6 @@ def test_options_of_the_earlier_budget_are_refused_by_name() -> None:
 
 
 # --- What is genuine ------------------------------------------------------------------------------
-
-
 def test_a_part_is_no_stand_in(make: Make, tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     genuine = tmp_path / "modelnet10"
     shutil.copytree(tiny_prepared.path, genuine)

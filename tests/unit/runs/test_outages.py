@@ -172,8 +172,6 @@ def test_unpublished_records_come_with_the_next_commit(store, outages, tmp_path,
 
 
 # --- One job at a time ---------------------------------------------------------------------------
-
-
 class LeaseOfAnother:
     """The lease of a job on another machine, in a store that fails as often as a test says."""
 

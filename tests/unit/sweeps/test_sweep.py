@@ -200,8 +200,6 @@ def test_the_jobs_own_files_are_included(make_sweep: MakeSweep, tmp_path: Path) 
 
 
 # --- Few-shot -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def episodes(tiny_prepared: PreparedSet, tmp_path: Path) -> Path:
     """Two folds of two classes: three training shapes of each, four test shapes."""

@@ -79,8 +79,6 @@ def store(committed: Commits, step: int, failure: str = "") -> None:
 
 
 # --- What is kept --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "gone"),
     [
@@ -120,8 +118,6 @@ def test_what_interrupted_commits_left_is_removed_and_named(tmp_path):
 
 
 # --- When ----------------------------------------------------------------------------------------
-
-
 def test_the_clock_decides_and_is_not_asked_after_every_step(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(commits.time, "monotonic", lambda: now[0])
@@ -161,8 +157,6 @@ def test_an_earlier_failure_is_raised_and_nothing_is_stored(tmp_path):
 
 
 # --- Object stores -------------------------------------------------------------------------------
-
-
 class SlowStore(CheckpointStore):
     """An object store, as far as one can be had on a disk: no rename, and it takes its time."""
 
@@ -264,8 +258,6 @@ def test_an_object_store_that_cannot_be_listed_is_told_in_a_sentence(remote, mon
 
 
 # --- The journal ---------------------------------------------------------------------------------
-
-
 def explain(*events: dict, attempt: str = "a", step: int = 5, last: int = 9):
     return explain_restart(events, attempt=attempt, step=step, last_step=last, idle_since=None)
 
@@ -343,8 +335,6 @@ def test_damaged_lines_of_the_records_are_left_out(tmp_path):
 
 
 # --- The ledger ----------------------------------------------------------------------------------
-
-
 def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
     ledger = SampleLedger()
     ledger.mark(0, torch.tensor([0, 5, 2]))
@@ -360,7 +350,6 @@ def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
 
 
 # --- One job at a time ---------------------------------------------------------------------------
-
 HOLD = """
 import sys, time
 from recon_ray.runs.lease import Lease
@@ -475,8 +464,6 @@ def test_a_damaged_lease_is_nobodys(tmp_path):
 
 
 # --- A whole run ---------------------------------------------------------------------------------
-
-
 def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config, tiny_prepared):
     config = changed(tiny_config, eval={"enabled": False}, train={"ledger": True})
     _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
@@ -552,8 +539,6 @@ def test_a_lease_that_cannot_be_written_is_not_taken_for_another_jobs(tmp_path, 
 
 
 # --- A whole run on an object store that lies in this process's memory ----------------------------
-
-
 class _Filesystems:
     """pyarrow.fs with one more scheme, ``memory://``, which fsspec keeps."""
 

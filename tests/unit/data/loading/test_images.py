@@ -176,8 +176,6 @@ def test_bad_options_are_refused(options):
 
 
 # ---- the reference's augmentation ----------------------------------------------------------------
-
-
 def test_what_is_drawn_for_a_sample_never_changes():
     """Recorded from the first version: other numbers are another augmentation of every set."""
     assert draw_augmentation(224, sample_rng(0, 0, 0)).numbers() == GOLDEN[0]

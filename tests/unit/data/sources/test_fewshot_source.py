@@ -92,8 +92,6 @@ def test_wrong_episodes_are_refused(tmp_path, rows, message):
 
 
 # --- Episodes drawn from ModelNet40 --------------------------------------------------------------
-
-
 def _shapes(split, classes=12, each=25):
     ids = [f"{split}{c}_{i}" for c in range(classes) for i in range(each)]
     return ids, [c for c in range(classes) for _ in range(each)]

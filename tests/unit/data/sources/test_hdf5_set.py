@@ -93,8 +93,6 @@ def test_a_label_without_a_class_is_left_out(tmp_path):
 
 
 # --- Any data set --------------------------------------------------------------------------------
-
-
 def _write_any(root, names="one\ntwo\nthree", labels=(0, 2, 1)):
     write_h5(root / "some_train.h5", _data(0, 3), labels)
     write_h5(root / "some_test.h5", _data(1, 1), [1])
@@ -182,8 +180,6 @@ def test_a_row_beyond_the_end_is_named(tmp_path):
 
 
 # --- Files kept open -----------------------------------------------------------------------------
-
-
 def test_recent_files_are_read_once_while_they_fit(tmp_path):
     read = []
 

@@ -46,8 +46,6 @@ def _write_shapes(root, names, suffix=".off", content=OFF):
 
 
 # --- Text files and lists ------------------------------------------------------------------------
-
-
 def test_text_files_make_the_round_trip_to_float32(tmp_path):
     clouds = write_modelnet_texts(tmp_path / "in", TRAIN, TEST)
     manifest = prepare(_source(tmp_path / "in"), tmp_path / "out", OPTIONS)
@@ -131,8 +129,6 @@ def test_lists_are_known_by_their_hash_whatever_their_line_endings(tmp_path, mon
 
 
 # --- Pickles of the reference --------------------------------------------------------------------
-
-
 def _write_dats(root, labels=(0, 23, 39), name="modelnet40"):
     clouds = [points(i, columns=6) for i in range(4)]
     write_modelnet_dat(root / f"{name}_train_8192pts_fps.dat", clouds[:3], labels)
@@ -207,8 +203,6 @@ def test_clouds_of_other_columns_in_a_pickle_are_named_by_row(tmp_path):
 
 
 # --- Folders of shapes ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("header", ["OFF\n4 4 0\n", "OFF4 4 0\n"])
 def test_meshes_are_turned_from_z_up(tmp_path, header):
     names = ["chair/train/chair_0001", "toilet/test/toilet_0002", "robot/train/robot_0001"]
@@ -246,8 +240,6 @@ def test_a_mesh_without_faces_is_quarantined(tmp_path):
 
 
 # --- HDF5 ----------------------------------------------------------------------------------------
-
-
 def test_hdf5_files_of_the_list_are_read_with_normals(tmp_path):
     root = tmp_path / "in"
     data = [np.stack([points(10 * f + i) for i in range(2)]) for f in range(3)]

@@ -54,8 +54,6 @@ def pretrained(folder: Path) -> Path:
 
 
 # --- Metrics -------------------------------------------------------------------------------------
-
-
 def test_confusion_counts_and_accuracies_of_a_hand_made_case():
     labels = np.array([0, 0, 0, 1, 1, 3])
     predicted = np.array([0, 0, 1, 1, 0, 3])
@@ -75,8 +73,6 @@ def test_accuracy_of_nothing_is_not_a_number():
 
 
 # --- Clouds --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "normalize", "augment", "transform"),
     [
@@ -164,8 +160,6 @@ def test_no_way_to_the_classifier_reads_points_that_the_reference_skips():
 
 
 # --- The classifier ------------------------------------------------------------------------------
-
-
 def test_sizes_come_from_the_weights_then_the_preset_then_what_is_given(config, tmp_path):
     weights = find_weights(pretrained(tmp_path))
     plain = FinetuneConfig()
@@ -250,8 +244,6 @@ def test_a_width_that_does_not_fit_names_the_option(config, tiny_prepared, tmp_p
 
 
 # --- Whole runs ----------------------------------------------------------------------------------
-
-
 def test_sound_takes_the_last_epoch_and_chooses_nothing_on_the_test_split(config):
     result, folder = run_config("finetune", config)
     assert result["selection"] == "last step; nothing chosen on 'test'"

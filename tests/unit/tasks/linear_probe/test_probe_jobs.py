@@ -68,8 +68,6 @@ def run_probe(options: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 # --- Points and features --------------------------------------------------------------------------
-
-
 def test_a_choice_is_the_same_every_time_and_normalizes_where_it_says():
     points, ids = 5 + torch.rand(4, 50, 3), torch.arange(4)
     for how in ("fps", "random"):
@@ -93,8 +91,6 @@ def test_what_does_not_fill_a_batch_is_left_out_at_random():
 
 
 # --- Probes ---------------------------------------------------------------------------------------
-
-
 def test_neighbors_vote_by_cosine_and_ties_go_to_the_more_similar():
     train = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.05, 1.0]])
     labels = np.array([0, 0, 1, 1])
@@ -173,8 +169,6 @@ def test_nothing_is_sampled_where_all_points_are_read(probe):
 
 
 # --- Zero-shot ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["full", "text", "image"])
 def test_every_token_classifies_and_every_shape_counts_once(zero, kind):
     result = run_zeroshot(zero, kind=kind, splits=("train", "test"))

@@ -58,8 +58,6 @@ def source(count: int, seed: int = 0) -> SampleGenerator:
 
 
 # --- Points ---------------------------------------------------------------------------------------
-
-
 def test_repeated_points_do_not_move_the_center():
     points = torch.rand(2, 10, 3)
     padded = torch.cat([points[:, :7], points[:, :3]], dim=1)  # 7 own points, gone through again
@@ -100,8 +98,6 @@ def test_clouds_are_scaled_by_one_number_and_shifted():
 
 
 # --- Scoring --------------------------------------------------------------------------------------
-
-
 class Oracle(PartSegmenter):
     """Says the part by the height of a point, in place of a trained model."""
 
@@ -134,8 +130,6 @@ def test_a_model_that_knows_the_parts_scores_one(draw):
 
 
 # --- The job --------------------------------------------------------------------------------------
-
-
 def test_training_raises_the_miou_and_marks_absent_categories(config):
     longer = changed(config, train={"epochs": 30})
     result = run(longer)
@@ -200,8 +194,6 @@ def test_a_pre_trained_encoder_gives_its_sizes(config, tmp_path):
 
 
 # --- Refusals -------------------------------------------------------------------------------------
-
-
 def test_labels_that_are_not_the_cards_are_refused(config, tiny_parts, tmp_path):
     root = shutil.copytree(tiny_parts.path, tmp_path / "set")
     manifest = json.loads((root / "_manifest.json").read_text())

@@ -44,8 +44,6 @@ OPTIONS = {"num_points": 32, "views": 0, "processes": 1}
 
 
 # --- Cards ---------------------------------------------------------------------------------------
-
-
 def _run(*arguments: str) -> int:
     return run_job("prepare", arguments)
 
@@ -79,8 +77,6 @@ def test_the_flag_is_in_the_help_of_its_job(capsys):
 
 
 # --- What is left to the source -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("source", "asked", "views"),
     [
@@ -111,8 +107,6 @@ def test_the_result_names_the_card_and_the_published_counts(tmp_path):
 
 
 # --- Where shards are built -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("parallel", "address", "environment", "on_ray"),
     [
@@ -134,8 +128,6 @@ def test_ray_is_used_to_join_a_cluster(monkeypatch, parallel, address, environme
 
 
 # --- Archives -------------------------------------------------------------------------------------
-
-
 def _archive(tmp_path: Path) -> Path:
     clouds = _clouds(tmp_path / "clouds")
     return Path(shutil.make_archive(str(tmp_path / "clouds"), "gztar", clouds))
@@ -182,8 +174,6 @@ def test_what_was_unpacked_survives_a_failed_job(tmp_path):
 
 
 # --- Few-shot episodes drawn from a prepared set ------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def ten_classes(tmp_path_factory) -> Path:
     categories = tuple(SyntheticSource().categories[:10])

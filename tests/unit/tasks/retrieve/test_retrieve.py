@@ -44,8 +44,6 @@ def directions(angles: torch.Tensor, groups: list[int]) -> Items:
 
 
 # --- By hand --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cells", [1, 5, 1 << 20])
 def test_the_rank_is_that_of_the_best_item_of_the_group(cells: int) -> None:
     gallery = directions(ANGLES, [7, 8, 7, 9])
@@ -103,7 +101,6 @@ def test_nothing_is_measured_where_no_query_has_an_answer() -> None:
 
 
 # --- The job --------------------------------------------------------------------------------------
-
 IMAGE, TEXT = 32, 24
 
 
