@@ -82,18 +82,16 @@ def test_the_last_line_is_the_path_of_the_result(capsys: Captured) -> None:
     assert capsys.readouterr().out == "accuracy  0.9\nruns/x/result.json\n"
 
 
-def test_dry_run_is_passed_on_and_a_job_may_have_no_result(capsys: Captured) -> None:
+def test_dry_run_and_the_command_line_of_the_process_are_passed_on(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     assert job(lambda job: seen.append(job.dry_run), "--dry-run") == 0
     assert seen == [True]
     assert capsys.readouterr().out == ""
-
-
-def test_the_command_line_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jobs/probe.py", "optim.lr=7"])
-    seen = []
     assert run_probe(lambda job: seen.append(job.config.optim.lr), None) == 0
-    assert seen == [7.0]
+    assert seen == [True, 7.0]
 
 
 def test_log_lines_go_to_standard_error_once(capsys: Captured) -> None:
@@ -167,12 +165,9 @@ def test_a_word_alone_sets_the_option_of_the_job_but_not_after_a_flag(capsys: Ca
     assert len(asked) == 1
 
 
-def test_help_wins_over_wrong_options(capsys: Captured) -> None:
+def test_help_wins_over_wrong_options_and_print_config_can_be_read_again(capsys: Captured) -> None:
     assert job(never, "optim.lr=fast", "--help") == 0
     assert "optim.lr" in capsys.readouterr().out
-
-
-def test_print_config_prints_what_can_be_read_again(capsys: Captured) -> None:
     assert job(never, "--print-config", "optim.lr=1e-4") == 0
     assert capsys.readouterr().out == "resume: auto\noptim:\n  lr: 0.0001\n"
 
@@ -189,36 +184,36 @@ def test_print_config_prints_what_can_be_read_again(capsys: Captured) -> None:
         ("tiny", "tiny: expected a YAML file or key=value"),
         ("optim.lr=0", "optim.lr (command line): expected a number > 0, found 0"),
         ("absent.yaml", "absent.yaml: no such file"),
+        (
+            "optim.lr=0 optim.l=1",
+            "optim.lr (command line): expected a number > 0, found 0\n"
+            "error: optim.l (command line): unknown key; did you mean optim.lr?",
+        ),
     ],
 )
 def test_wrong_arguments_end_with_status_2(capsys: Captured, argument: str, message: str) -> None:
-    assert job(never, argument) == 2
+    assert job(never, *argument.split()) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
-
-
-def test_every_wrong_option_has_its_own_line(capsys: Captured) -> None:
-    assert job(never, "optim.lr=0", "optim.l=1") == 2
-    assert capsys.readouterr().err == (
-        "error: optim.lr (command line): expected a number > 0, found 0\n"
-        "error: optim.l (command line): unknown key; did you mean optim.lr?\n"
-    )
 
 
 # --- Failures ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("error", "status"), [(DataError("row 3 is damaged"), 1), (ConfigError("row 3 is damaged"), 2)]
+    ("error", "status", "message"),
+    [
+        (DataError("row 3 is damaged"), 1, "row 3 is damaged"),
+        (ConfigError("row 3 is damaged"), 2, "row 3 is damaged"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the same command with the same run.name continues from the last commit",
+        ),
+    ],
 )
-def test_our_errors_have_their_status(capsys: Captured, error: Exception, status: int) -> None:
+def test_our_errors_have_their_status(
+    capsys: Captured, error: BaseException, status: int, message: str
+) -> None:
     assert job(failing(error)) == status
-    assert capsys.readouterr().err == "error: row 3 is damaged\n"
-
-
-def test_an_interrupt_says_how_to_go_on(capsys: Captured) -> None:
-    assert job(failing(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == (
-        "error: interrupted; the same command with the same run.name continues from the last "
-        "commit\n"
-    )
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_unexpected_errors_are_one_line_and_a_traceback(capsys: Captured, tmp_path: Path) -> None:
@@ -302,16 +297,13 @@ def test_our_error_is_found_inside_what_ray_raises(capsys: Captured, error: Exce
     assert capsys.readouterr().err == "error: part-0 is damaged\n"
 
 
-def test_a_foreign_error_is_named_by_its_root(capsys: Captured) -> None:
+def test_a_foreign_error_is_named_by_its_root_and_a_circle_of_causes_ends(capsys: Captured) -> None:
     inner = ValueError("shapes differ")
     error = GroupError({0: TracedError(inner, "")})
     assert find_recon_error(error) is None
     assert root_cause(error) is inner
     assert job(failing(error)) == 1
     assert capsys.readouterr().err.startswith("error: ValueError: shapes differ (traceback in ")
-
-
-def test_a_circle_of_causes_ends() -> None:
     a, b = RuntimeError("a"), RuntimeError("b")
     a.__cause__, b.__cause__ = b, a
     assert find_recon_error(a) is None

@@ -74,13 +74,11 @@ def test_the_suggested_cpus_per_worker_work(cluster, workers, cpus):
     plan(workers=workers, cpus_per_worker=float(suggested), mode="stream")
 
 
-def test_where_no_setting_of_a_stream_fits_none_is_suggested(cluster):
+def test_the_free_cpu_has_to_be_on_one_node_and_fractions_add_up(cluster):
     cluster({"CPU": 1})
     with pytest.raises(ConfigError, match=r"leave 0 of 1: set data.mode=shared$"):
         plan(workers=1, mode="stream")
-
-
-def test_the_free_cpu_has_to_be_on_one_node(cluster):
+    assert plan(workers=10, cpus_per_worker=0.1).max_workers == 10
     cluster({"CPU": 1.5}, {"CPU": 1.5})
     with pytest.raises(
         ConfigError, match=r"leave 1 of 3, in parts on 2 nodes: set .*data.mode=shared"
@@ -219,11 +217,6 @@ def test_the_driver_of_a_trial_may_take_the_place_of_a_worker(cluster):
     cluster({"CPU": 2}, {"CPU": 1.5})
     with pytest.raises(ConfigError, match=r"config.cluster.workers: a trial needs 3 x"):
         trials(inner=ClusterSection(workers=3))
-
-
-def test_fractions_that_add_up_to_all_there_is_fit(cluster):
-    cluster({"CPU": 1})
-    assert plan(workers=10, cpus_per_worker=0.1).max_workers == 10
 
 
 # --- Joining -------------------------------------------------------------------------------------

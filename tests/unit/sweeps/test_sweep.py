@@ -26,6 +26,7 @@ from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fewshot
 from recon_ray.sweeps.job import sweep
+from recon_ray.tasks.classify import episodes as episode_sets
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.episodes import open_episode, shared_clouds
 from recon_ray.tasks.classify.finetune_job import finetune, open_set
@@ -93,7 +94,9 @@ def test_figures_over_seeds_are_those_of_the_files(make_sweep: MakeSweep, tmp_pa
     assert table["run.seed"].to_pylist() == [0, 1, 2]
 
 
-def test_a_trial_can_be_run_again_by_hand(make_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_a_trial_can_be_run_again_by_hand_and_is_in_tensorboard(
+    make_sweep: MakeSweep, tmp_path: Path
+) -> None:
     run(make_sweep({"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "samples": 1}))
     (folder,) = (tmp_path / "s" / "trials").iterdir()
     arguments = [str(folder / "config.yaml"), "run.name=again", f"run.storage={tmp_path}"]
@@ -106,12 +109,7 @@ def test_a_trial_can_be_run_again_by_hand(make_sweep: MakeSweep, tmp_path: Path)
     assert {k: first[k] for k in first if k not in timed} == {
         k: second[k] for k in second if k not in timed
     }
-
-
-def test_tensorboard_has_values_and_results(make_sweep: MakeSweep, tmp_path: Path) -> None:
-    run(make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}}))
-    (folder,) = (tmp_path / "s" / "trials").glob("*/tensorboard")
-    progress = EventAccumulator(str(folder)).Reload()
+    progress = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert {"train/loss", "result/accuracy"} <= {*progress.Tags()["scalars"]}
     assert "_hparams_/session_start_info" in progress.summary_metadata
 
@@ -191,9 +189,7 @@ def test_the_dry_run_lists_the_trials(make_sweep: MakeSweep, tmp_path: Path) -> 
 def test_the_jobs_own_files_are_included(make_sweep: MakeSweep, tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("train:\n  tune: mlp3\noptim:\n  lr: 5e-3\n")
     config = make_sweep({"seeds": 2}, include=["inner.yaml"], optim={"lr": 1e-3})
-    result = sweep(
-        Job("sweep", config, {"config.include": f"{tmp_path}/s.yaml:3"}, (), dry_run=False)
-    )
+    result = sweep(Job("sweep", config, {"config.include": f"{tmp_path}/s.yaml:3"}, ()))
     assert result.failure is None
     trial = load(FinetuneConfig, [str(next((tmp_path / "s").glob("trials/*/config.yaml")))]).config
     assert (trial.train.tune, trial.optim.lr) == ("mlp3", 1e-3)
@@ -232,8 +228,17 @@ def few(prepared: PreparedSet, episodes: Path, storage: Path, **more: Any) -> Fe
     )
 
 
+def run_few(*arguments: Any, **more: Any) -> JobResult:
+    return fewshot(Job("fewshot", few(*arguments, **more), {}, ()))
+
+
+def of_episode(config: FewshotConfig, fold: int) -> FewshotConfig:
+    data = config.data.model_copy(update={"episode": (2, 3, fold)})
+    return config.model_copy(update={"data": data})
+
+
 def test_folds_are_averaged(tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path) -> None:
-    result = fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
+    result = run_few(tiny_prepared, episodes, tmp_path / "r")
     assert result.failure is None
     folder = tmp_path / "r" / "f"
     files = sorted(folder.glob("trials/2way_3shot_0?/result.json"))
@@ -257,7 +262,7 @@ def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None
     prepare(source, tmp_path / "set", PrepareOptions(num_points=1024, samples_per_shard=15))
     prepared = PreparedSet.open(tmp_path / "set")
     episodes = draw(prepared, tmp_path, test_per_class=2)
-    config = few(
+    result = run_few(
         prepared,
         episodes,
         tmp_path / "r",
@@ -265,7 +270,6 @@ def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None
         data={"path": str(prepared.path), "num_points": 1024, "episodes": str(episodes)},
         train={**TINY["train"], "global_batch_size": 4},
     )
-    result = fewshot(Job("fewshot", config, {}, ()))
     assert result.failure is None
     folder = tmp_path / "r" / "f"
     for fold in sorted((folder / "trials").iterdir()):
@@ -287,11 +291,7 @@ def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None
 def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(
     tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
 ) -> None:
-    config = few(tiny_prepared, episodes, tmp_path).model_copy(
-        update={"data": few(tiny_prepared, episodes, tmp_path).data.model_copy(
-            update={"episode": (2, 3, 1)}
-        )}
-    )  # fmt: skip
+    config = of_episode(few(tiny_prepared, episodes, tmp_path), 1)
     sound = open_episode(config, tiny_prepared)
     reference = open_episode(config.model_copy(update={"protocol": "reference"}), tiny_prepared)
     assert len(sound.classes) == 2
@@ -313,16 +313,13 @@ def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(
 def test_shared_clouds_are_taken_without_reading(
     tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recon_ray.tasks.classify import episodes as episode_sets
-
     base = few(tiny_prepared, episodes, tmp_path)
     shared = episode_sets.read_clouds(base, tiny_prepared, [(2, 3, 0), (2, 3, 1)])
     used = {*read_episodes(episodes)["object_id"].to_pylist()}
     assert shared.count == len(used)
     monkeypatch.setattr(episode_sets, "read_clouds", lambda *_: pytest.fail("read again"))
-    config = base.model_copy(update={"data": base.data.model_copy(update={"episode": (2, 3, 1)})})
     with shared_clouds(shared):
-        assert open_episode(config, tiny_prepared).splits["train"].rows == 6
+        assert open_episode(of_episode(base, 1), tiny_prepared).splits["train"].rows == 6
 
 
 def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
@@ -348,22 +345,13 @@ def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
 
 def test_episodes_are_checked(tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path) -> None:
     section = {"way": 2, "shot": 3, "folds": 3}
-    config = few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
     with pytest.raises(DataError, match=r"no episode of way 2, shot 3, fold 2; there are 2: 2/3/0"):
-        fewshot(Job("fewshot", config, {}, ()))
-    absent = few(tiny_prepared, tmp_path / "absent", tmp_path / "r")
+        run_few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
     with pytest.raises(ConfigError, match=r"data\.episodes=.*absent: no such folder"):
-        fewshot(Job("fewshot", absent, {}, ()))
+        run_few(tiny_prepared, tmp_path / "absent", tmp_path / "r")
     write_json(episodes / EPISODES_RECORD, {"manifest_sha256": "0" * 64})
     with pytest.raises(ConfigError, match="were drawn from another set"):
-        fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
+        run_few(tiny_prepared, episodes, tmp_path / "r")
     with pytest.raises(ConfigError, match="does not fill a batch"):
-        fewshot(
-            Job(
-                "fewshot",
-                few(tiny_prepared, episodes, tmp_path / "r", protocol="reference"),
-                {},
-                (),
-            )
-        )
+        run_few(tiny_prepared, episodes, tmp_path / "r", protocol="reference")
     assert not (tmp_path / "r").exists()
