@@ -177,13 +177,10 @@ def test_a_mistyped_path_does_not_become_the_set_that_a_file_asks_for(jobs: Jobs
     assert jobs.left_behind() == []
 
 
-def test_a_dry_run_counts_the_shapes_that_data_limit_leaves(jobs: Jobs) -> None:
+def test_limits_leave_shapes_that_are_counted_or_too_few(jobs: Jobs) -> None:
     outcome = jobs.pretrain("--dry-run", "data.limit=16")
     outcome.done()
     assert re.search(r"training samples +16\nsteps an epoch +2\n", outcome.out)
-
-
-def test_too_few_shapes_for_the_probes_are_refused(jobs: Jobs) -> None:
     jobs.pretrain("eval.limit=1", "train.steps=1").refused(2, r"eval\.limit=1: that leaves 1 clas")
 
 

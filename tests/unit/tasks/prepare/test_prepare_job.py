@@ -58,22 +58,16 @@ def test_a_card_is_printed_by_name(capsys, arguments):
     assert err == ""
 
 
-def test_all_cards_are_printed(capsys):
+def test_all_cards_are_printed_and_others_refused_with_the_nearest(capsys):
     assert _run("--cards") == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("shapenet55", "scanobjectnn_pb_t50_rs", "toilet"))
-
-
-def test_an_unknown_card_and_flag_are_refused_with_the_nearest(capsys):
+    assert _run("--help") == 0
+    assert "--cards [NAME]    describe the published data sets" in capsys.readouterr().out
     assert _run("--cards", "modelnet4") == 2
     assert "did you mean modelnet40?" in capsys.readouterr().err
     assert _run("--card") == 2
     assert "--card: unknown flag; did you mean --cards?" in capsys.readouterr().err
-
-
-def test_the_flag_is_in_the_help_of_its_job(capsys):
-    assert _run("--help") == 0
-    assert "--cards [NAME]    describe the published data sets" in capsys.readouterr().out
 
 
 # --- What is left to the source -------------------------------------------------------------------
@@ -133,7 +127,7 @@ def _archive(tmp_path: Path) -> Path:
     return Path(shutil.make_archive(str(tmp_path / "clouds"), "gztar", clouds))
 
 
-def test_an_archive_is_unpacked_prepared_and_cleared_away(tmp_path):
+def test_an_archive_is_cleared_away_unless_the_job_fails(tmp_path):
     archive, output = _archive(tmp_path), tmp_path / "set"
     how = {"source": "custom", "input": archive, "output": output, "prepare": OPTIONS}
     _prepare(tmp_path, **how)
@@ -143,6 +137,11 @@ def test_an_archive_is_unpacked_prepared_and_cleared_away(tmp_path):
     _prepare(tmp_path, **how)  # a finished set is compared with the archive again
     assert (output / "_manifest.json").read_bytes() == before
     assert not (output / ".source").exists()
+    output = tmp_path / "few"
+    few = {**OPTIONS, "num_points": 64, "max_quarantine_fraction": 0}
+    with pytest.raises(DataError, match="6 of 6 samples are unreadable"):
+        _prepare(tmp_path, source="custom", input=archive, output=output, prepare=few)
+    assert len(list((output / ".source").rglob("*.npy"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -163,14 +162,6 @@ def test_an_archive_of_a_folder_is_that_folder(tmp_path, folder, split):
     assert (manifest["rows"], manifest["quarantined"]) == (6, 0)
     assert manifest["classes"] == ["c0", "c1"]
     assert list(manifest["splits"]) == [split]
-
-
-def test_what_was_unpacked_survives_a_failed_job(tmp_path):
-    archive, output = _archive(tmp_path), tmp_path / "set"
-    few = {**OPTIONS, "num_points": 64, "max_quarantine_fraction": 0}
-    with pytest.raises(DataError, match="6 of 6 samples are unreadable"):
-        _prepare(tmp_path, source="custom", input=archive, output=output, prepare=few)
-    assert len(list((output / ".source").rglob("*.npy"))) == 6
 
 
 # --- Few-shot episodes drawn from a prepared set ------------------------------------------------
@@ -210,8 +201,5 @@ def test_episodes_are_drawn_from_a_prepared_set_and_read_back(ten_classes, tmp_p
     (tmp_path / "b" / "episodes.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"episodes\.parquet: is damaged or was changed"):
         _prepare(tmp_path, verify=tmp_path / "b")
-
-
-def test_episodes_are_not_mixed_into_a_prepared_set(ten_classes, tmp_path):
     with pytest.raises(ConfigError, match="holds a prepared set; give the episodes another"):
         _prepare(tmp_path, source="fewshot", input=ten_classes, output=ten_classes)
