@@ -28,7 +28,7 @@ def names_of(model: torch.nn.Module, groups: list[dict]) -> dict[str, set[str]]:
     return {g["name"]: {names[id(p)] for p in g["params"]} for g in groups}
 
 
-def test_pretraining_has_an_empty_head_and_covers_everything(model: Recon) -> None:
+def test_pretraining_decays_positions_but_no_tokens_biases_and_vectors(model: Recon) -> None:
     groups = parameter_groups(model, lr=1e-3, weight_decay=0.05)
     names = names_of(model, groups)
     assert list(names) == ["head", "no_decay", "decay"]
@@ -37,10 +37,6 @@ def test_pretraining_has_an_empty_head_and_covers_everything(model: Recon) -> No
     assert not names["decay"] & names["no_decay"]
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0, 0.05]
     torch.optim.AdamW(groups)  # an empty group is legal
-
-
-def test_positions_decay_and_tokens_biases_and_vectors_do_not(model: Recon) -> None:
-    names = names_of(model, parameter_groups(model, lr=1e-3, weight_decay=0.05))
     assert {"encoder.class_pos", "encoder.image_pos", "encoder.text_pos"} <= names["decay"]
     assert {"encoder.embed.fc1.weight", "encoder.pos_embed.fc2.weight"} <= names["decay"]
     tokens = {"encoder.class_token", "encoder.image_token", "decoder.mask_token"}
@@ -105,6 +101,8 @@ def test_sound_schedule_is_continuous_and_reaches_both_ends() -> None:
     largest_step = max(abs(b - a) for a, b in pairwise(rates))
     assert largest_step <= 1e-3 / 200 + 1e-9  # that of the warm-up
     assert rates[200:] == sorted(rates[200:], reverse=True)
+    assert CosineSchedule(5, 0).lr(1e-3, 0) == pytest.approx(1e-3)
+    assert CosineSchedule(5, 5).lr(1e-3, 5) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("lags", [False, True])
@@ -114,8 +112,3 @@ def test_the_smallest_rate_is_that_of_both_ends(lags: bool) -> None:
     assert schedule.lr(1e-3, 21) == pytest.approx(1e-4)
     middle = schedule.lr(1e-3, 2 if lags else 1)  # the reference lags by an epoch
     assert middle == pytest.approx((1e-3 + 1e-4) / 2)
-
-
-def test_sound_schedule_without_warmup_starts_at_the_peak() -> None:
-    assert CosineSchedule(5, 0).lr(1e-3, 0) == pytest.approx(1e-3)
-    assert CosineSchedule(5, 5).lr(1e-3, 5) == pytest.approx(1e-3)

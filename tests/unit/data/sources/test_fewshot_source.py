@@ -59,14 +59,10 @@ def test_clouds_become_rows_once_and_episodes_name_them(root, tmp_path):
     assert {(e["way"], e["shot"]) for e in episodes} == {(2, 1)}
 
 
-def test_rows_keep_the_order_of_the_pickles(root, tmp_path):
+def test_rows_keep_the_order_of_the_pickles_and_changes_are_another_plan(root, tmp_path):
     prepare(_source(root), tmp_path / "out", OPTIONS)
     clouds = list(read_rows(tmp_path / "out", "train").values())
     np.testing.assert_array_equal(clouds, [CLOUDS[i][:, :3] for i in (0, 1, 2)])
-
-
-def test_changed_episodes_are_another_plan(root, tmp_path):
-    prepare(_source(root), tmp_path / "out", OPTIONS)
     path = root / "2way_1shot" / "9.pkl"
     content = pickle.loads(path.read_bytes())
     content["test"].reverse()  # the same clouds, and a file of the same size
