@@ -78,13 +78,11 @@ def test_every_point_gets_a_distribution(points: torch.Tensor, category: torch.T
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 40))
 
 
-def test_category_matters(points: torch.Tensor, category: torch.Tensor) -> None:
+def test_category_matters_and_labels_follow_the_points(
+    points: torch.Tensor, category: torch.Tensor
+) -> None:
     model = make_model().eval()
     assert not torch.allclose(model(points, category), model(points, category.flip(0)))
-
-
-def test_labels_follow_the_points(points: torch.Tensor, category: torch.Tensor) -> None:
-    model = make_model().eval()
     # The first point stays: the furthest-point sampling starts there.
     order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(39)])
     moved = model(points[:, order], category)

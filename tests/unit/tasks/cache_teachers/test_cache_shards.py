@@ -155,7 +155,7 @@ def test_the_bytes_do_not_depend_on_order_threads_or_interruptions(copy, tiny_se
     assert len(ids) == len(set(ids)) == 10
 
 
-def test_only_what_is_missing_is_encoded_again(copy):
+def test_only_what_is_missing_is_encoded_again_and_a_further_split_joins(copy):
     cache = build(copy)
     before = file_bytes(cache.path)
     (cache.path / "train" / "part-00001-of-00003.parquet").unlink()
@@ -165,11 +165,7 @@ def test_only_what_is_missing_is_encoded_again(copy):
     assert file_bytes(cache.path) == before
     build(copy, encoded=encoded)
     assert len(encoded) == 1
-
-
-def test_a_further_split_joins_those_that_are_there(copy):
-    build(copy)
-    encoded: list[str] = []
+    encoded.clear()
     cache = build(copy, splits=("test",), encoded=encoded)
     assert encoded == ["test/part-00000-of-00001.parquet"]
     assert set(cache.manifest["splits"]) == {"train", "test"}
@@ -304,7 +300,7 @@ def test_a_text_bank_is_read_back_exactly(tmp_path, use_prompts):
         cache.text_bank(["chair", "lamp", "chair"])
 
 
-def test_a_stream_reads_features_beside_the_rows(copy):
+def test_a_stream_reads_features_beside_the_rows_and_they_count_as_memory(copy):
     stored = build(copy).image_features(copy, "train", verify=True)
     files = copy.splits["train"].geometry
     columns = ("sample_id", "image_features")
@@ -315,10 +311,6 @@ def test_a_stream_reads_features_beside_the_rows(copy):
     assert found.column_names == ["sample_id", "label", "image_features"]
     values = zip(*(found[name].to_pylist() for name in columns), strict=True)
     assert dict(values) == expected
-
-
-def test_features_count_as_memory(copy):
-    stored = build(copy).image_features(copy, "train", verify=True)
     split = copy.splits["train"]
     alone = decoded_bytes(copy, split, views=False)
     both = decoded_bytes(copy, split, views=False, features=[stored])
