@@ -102,14 +102,8 @@ def commands(text: str) -> Iterator[list[str]]:
         yield [word for word in words if not re.search(r"\.\.\.$|WORD.*\.yaml$", word)]
 
 
-COMMANDS = sorted(
-    {
-        shlex.join(words): None
-        for page in PAGES
-        for words in commands(page.read_text())
-        if len(words) > 1
-    }
-)
+FOUND = (words for page in PAGES for words in commands(page.read_text()))
+COMMANDS = sorted({shlex.join(words) for words in FOUND if len(words) > 1})
 
 
 def test_commands_are_found_in_blocks_and_in_lines() -> None:

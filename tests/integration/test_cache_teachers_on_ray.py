@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from local_cluster import wait_until
+from local_cluster import PIPED, wait_until
 from test_pretrain_on_ray import ALL_STEPS, losses
 
 from recon_ray.cli import run_job
@@ -45,11 +45,7 @@ def here(runner, path: Path) -> None:
 def start(runner, path: Path, *options: str) -> subprocess.Popen:
     job = str(ROOT / "jobs" / "cache_teachers.py")
     return subprocess.Popen(
-        [sys.executable, job, *arguments(runner, path, *options)],
-        env=runner.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, job, *arguments(runner, path, *options)], env=runner.environment, **PIPED
     )
 
 

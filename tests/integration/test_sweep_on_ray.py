@@ -96,16 +96,9 @@ class Tracked:
 def tracked_job(
     folder: Path, options: TrialSection, *, fails: bool = False, **more: Any
 ) -> TrialJob:
-    return TrialJob(
-        run=Tracked(str(folder), fails=fails),
-        folder=str(folder),
-        section="sweep",
-        options=options,
-        metric="accuracy",
-        mode="max",
-        shared={"offset": 0.5},
-        **more,
-    )
+    trial = Tracked(str(folder), fails=fails)
+    given = {"section": "sweep", "metric": "accuracy", "mode": "max", "shared": {"offset": 0.5}}
+    return TrialJob(run=trial, folder=str(folder), options=options, **given, **more)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +146,8 @@ def test_a_trial_that_raises_leaves_others_alone(cluster: ClusterSection, tmp_pa
 
 
 def one_by_one(scheduler: str) -> SweepSection:
-    return SweepSection(
-        space={"x": {"grid": [1, 2]}},
-        scheduler=scheduler,
-        reduction_factor=2,
-        gpus_per_trial=0,
-        max_concurrent=1,
-    )
+    options = {"reduction_factor": 2, "gpus_per_trial": 0, "max_concurrent": 1}
+    return SweepSection(space={"x": {"grid": [1, 2]}}, scheduler=scheduler, **options)
 
 
 def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path: Path) -> None:
@@ -267,14 +255,10 @@ def test_stopped_inner_runs_reserve_nothing(tiny_prepared: PreparedSet, tmp_path
         run={"name": "nested", "storage": str(tmp_path)},
         config=inner,
         sweep={
-            "space": {"optim.lr": {"grid": [1e-2, 1e-7]}},
-            "scheduler": "asha",
-            "watch": "train/loss",
-            "watch_mode": "min",
-            "reduction_factor": 2,
-            "max_concurrent": 1,
+            "space": {"optim.lr": {"grid": [1e-2, 1e-7]}}, "scheduler": "asha",
+            "watch": "train/loss", "watch_mode": "min", "reduction_factor": 2, "max_concurrent": 1,
         },
-    )
+    )  # fmt: skip
     local = ClusterSection(workers=1, cpus_per_worker=1.1)
     with ray_session(local, dashboard=True, show_workers=False):
         whole = ray.cluster_resources()["CPU"]

@@ -25,14 +25,9 @@ from recon_ray.weights.weight_files import read_checkpoint
 LINEAR, MDM, CMC = {"head": "linear"}, {"stream": "MDM"}, {"stream": "CMC"}
 SKIP = 1e-3  # the reference's sampling skips points this near to the origin (squared norm)
 TOY = {
-    "embed_dim": 24,
-    "depth": 3,
-    "num_heads": 3,
-    "group_size": 8,
-    "num_groups": 8,
-    "decoder_depth": 2,
-    "fps_min_sq_norm": SKIP,
-}
+    "embed_dim": 24, "depth": 3, "num_heads": 3, "group_size": 8, "num_groups": 8,
+    "decoder_depth": 2, "fps_min_sq_norm": SKIP,
+}  # fmt: skip
 
 
 def make_cloud(batch: int, count: int) -> torch.Tensor:

@@ -63,9 +63,8 @@ def test_unknown_names_missing_arguments_and_other_models_are_refused():
         recon_ray.create_model("nano", task="embed", decoder_depth=2)
     with pytest.raises(ValueError, match="unknown preset 'giant'"):
         recon_ray.create_model("giant")
-    with pytest.raises(
-        ValueError, match="task 'detect' is unknown; choose one of pretrain, classify"
-    ):
+    message = "task 'detect' is unknown; choose one of pretrain, classify"
+    with pytest.raises(ValueError, match=message):
         recon_ray.create_model("nano", task="detect")
     with pytest.raises(TypeError, match="TwoTower has no features of the linear probes"):
         recon_ray.embed(recon_ray.create_model("nano", task="twotower"), torch.randn(2, 64, 3))

@@ -96,7 +96,6 @@ def test_memory_counts_what_a_started_process_holds():
             [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as child,
     ):
-        assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         own, of_child = tree_bytes(os.getpid()), tree_bytes(child.pid)
         child.communicate("\n")

@@ -80,9 +80,8 @@ def test_the_free_cpu_has_to_be_on_one_node_and_fractions_add_up(cluster):
         plan(workers=1, mode="stream")
     assert plan(workers=10, cpus_per_worker=0.1).max_workers == 10
     cluster({"CPU": 1.5}, {"CPU": 1.5})
-    with pytest.raises(
-        ConfigError, match=r"leave 1 of 3, in parts on 2 nodes: set .*data.mode=shared"
-    ):
+    message = r"leave 1 of 3, in parts on 2 nodes: set .*data.mode=shared"
+    with pytest.raises(ConfigError, match=message):
         plan(workers=2, mode="stream")
     cluster({"CPU": 2}, {"CPU": 1})
     assert plan(workers=2, mode="stream").nodes == 2

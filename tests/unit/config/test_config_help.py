@@ -151,12 +151,8 @@ def test_another_yaml_reader_sees_the_same_values() -> None:
 
 def test_the_configuration_of_pretraining_survives_a_dump(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    arguments = [
-        "cluster.workers=[1, 2]",
-        "optim.lr=1e-4",
-        "run.name=no",
-        "teacher.image.name=null",
-    ]
+    arguments = ["cluster.workers=[1, 2]", "optim.lr=1e-4", "run.name=no"]
+    arguments.append("teacher.image.name=null")
     config = load(PretrainConfig, arguments).config
     file.write_text(dump_yaml(config))
     assert load(PretrainConfig, [str(file)]).config == config

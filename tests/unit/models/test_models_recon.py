@@ -11,16 +11,9 @@ from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, dro
 from recon_ray.points.random import SampleGenerator
 
 SIZES = {
-    "embed_dim": 24,
-    "depth": 2,
-    "num_heads": 3,
-    "num_groups": 8,
-    "group_size": 6,
-    "decoder_depth": 2,
-    "patch_widths": (8, 12, 16),
-    "image_dim": 10,
-    "text_dim": 12,
-}
+    "embed_dim": 24, "depth": 2, "num_heads": 3, "num_groups": 8, "group_size": 6,
+    "decoder_depth": 2, "patch_widths": (8, 12, 16), "image_dim": 10, "text_dim": 12,
+}  # fmt: skip
 PATCH_PATH = ("encoder.embed.", "encoder.pos_embed.", ".norm1.", ".norm2.", ".attn.", ".mlp.")
 
 

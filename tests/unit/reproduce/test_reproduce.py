@@ -216,13 +216,9 @@ def test_few_shot_folds_fill_the_lines_of_their_setting(make: Make, tmp_path: Pa
     entry = write_table(folder, "episodes.parquet", draw_episodes(*columns, **options))
     write_json(folder / EPISODES_RECORD, {"manifest_sha256": few.manifest_hash, **entry})
     row = {**TRAIN, "data.num_points": 64, "fewshot": {"way": 5, "shot": 10}}
-    result = run(
-        make(
-            {"fewshot": row},
-            sets={"fewshot": {"path": str(few.path)}, "episodes": str(folder)},
-            reproduce={"rows": ["fewshot"], "folds": 2},
-        )
-    )
+    sets = {"fewshot": {"path": str(few.path)}, "episodes": str(folder)}
+    chosen = {"rows": ["fewshot"], "folds": 2}
+    result = run(make({"fewshot": row}, sets=sets, reproduce=chosen))
     assert result.failure is None
     record = json.loads(_read(tmp_path / "runs" / "t"))
     lines = {line["title"]: line for line in record["lines"]}

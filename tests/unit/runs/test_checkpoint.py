@@ -122,9 +122,8 @@ def test_a_full_disk_keeps_older_checkpoints_and_leaves_nothing_half_written(sto
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("recon_ray.runs.checkpoint.os.fsync", full)
-    with pytest.raises(
-        CheckpointError, match=r"No space left.*continues from the checkpoint before"
-    ):
+    message = r"No space left.*continues from the checkpoint before"
+    with pytest.raises(CheckpointError, match=message):
         _save(store, 2)
     monkeypatch.undo()
     assert store.load_latest().step == 1
@@ -143,9 +142,8 @@ def test_a_store_on_a_file_system_that_cannot_rename_works_too(tmp_path):
 
 def test_other_shapes_and_keys_are_named():
     state = nn.Linear(4, 2).state_dict()
-    with pytest.raises(
-        CheckpointError, match=r"weight has shape \(2, 4\).* has \(2, 5\); set model"
-    ):
+    message = r"weight has shape \(2, 4\).* has \(2, 5\); set model"
+    with pytest.raises(CheckpointError, match=message):
         load_model_state(nn.Linear(5, 2), state, source="x.pt")
     state = nn.Linear(4, 2, bias=False).state_dict() | {"other": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"missing: bias; unexpected: other"):

@@ -197,14 +197,9 @@ def _train(rank: int, world_size: int, config: PretrainConfig) -> None:
         "train": IndexedTable([train.select(columns)], [train.select(["sample_id", "views"])]),
         "test": IndexedTable([prepared.read("test", columns=columns)]),
     }
-    runtime = _GlooRuntime(
-        rank,
-        world_size,
-        folder=run.folder,
-        tables=tables,
-        train_feed=IndexedFeed(tables["train"], job.options, seed=config.run.seed),
-        device=torch.device("cpu"),
-    )
+    feed = IndexedFeed(tables["train"], job.options, seed=config.run.seed)
+    data = {"folder": run.folder, "tables": tables, "train_feed": feed}
+    runtime = _GlooRuntime(rank, world_size, **data, device=torch.device("cpu"))
     metrics = fit(job.make_task(), runtime, job.settings)
     if rank == 0:
         run.folder.write("metrics.json", json.dumps(metrics))

@@ -11,16 +11,8 @@ from recon_ray.train.optim import CosineSchedule, parameter_groups
 
 @pytest.fixture
 def model() -> Recon:
-    return Recon(
-        embed_dim=12,
-        depth=1,
-        num_heads=2,
-        decoder_depth=1,
-        patch_widths=(4, 4, 8),
-        image_dim=3,
-        text_dim=3,
-        self_contrast=True,
-    )
+    sizes = {"embed_dim": 12, "depth": 1, "num_heads": 2, "decoder_depth": 1, "image_dim": 3}
+    return Recon(**sizes, patch_widths=(4, 4, 8), text_dim=3, self_contrast=True)
 
 
 def names_of(model: torch.nn.Module, groups: list[dict]) -> dict[str, set[str]]:
@@ -63,21 +55,13 @@ def test_frozen_parameters_are_left_out(model: Recon) -> None:
     assert not [name for group in names.values() for name in group if name.startswith("encoder.")]
 
 
-@pytest.mark.parametrize(
-    ("epoch", "rate"),
-    [
-        (0, 1e-6),
-        (1, 1e-6),
-        (2, 5.09e-5),
-        (10, 4.501e-4),
-        (11, 4.98633e-4),
-        (12, 4.98347e-4),
-        (100, 3.77506e-4),
-        (150, 2.53113e-4),
-        (200, 1.2802e-4),
-        (300, 1.01368e-6),
-    ],
-)
+PUBLISHED_RATES = {
+    0: 1e-6, 1: 1e-6, 2: 5.09e-5, 10: 4.501e-4, 11: 4.98633e-4, 12: 4.98347e-4, 100: 3.77506e-4,
+    150: 2.53113e-4, 200: 1.2802e-4, 300: 1.01368e-6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("epoch", "rate"), PUBLISHED_RATES.items())
 def test_reference_schedule_has_the_published_rates(epoch: int, rate: float) -> None:
     schedule = CosineSchedule(300, 10, lags=True)
     assert schedule.lr(5e-4, epoch) == pytest.approx(rate, rel=1e-5)

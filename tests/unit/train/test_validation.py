@@ -80,13 +80,9 @@ class ScriptedTask:
 
 def run(task: ScriptedTask, prepared: PreparedSet, folder: Path, **settings) -> dict[str, float]:
     table = IndexedTable([prepared.read("train", columns=["points", "label"])])
-    runtime = LocalRuntime(
-        RunFolder(str(folder)),
-        tables={},
-        train_feed=IndexedFeed(table, BatchOptions(), seed=0),
-        device=torch.device("cpu"),
-        keep_checkpoints=1,
-    )
+    given = {"tables": {}, "train_feed": IndexedFeed(table, BatchOptions(), seed=0)}
+    cpu = torch.device("cpu")
+    runtime = LocalRuntime(RunFolder(str(folder)), **given, device=cpu, keep_checkpoints=1)
     folder.mkdir(exist_ok=True)
     options = {"validate_every_epochs": 1, "select": "accuracy", "epochs": 5} | settings
     return fit(task, runtime, make_settings(global_batch_size=8, log_every_steps=1, **options))

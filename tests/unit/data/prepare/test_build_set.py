@@ -186,9 +186,8 @@ def test_a_tolerance_of_zero_is_strict(tmp_path):
 
 def test_too_few_points_name_the_option(tmp_path):
     write_clouds(tmp_path / "in", ["a/0"], 31)
-    with pytest.raises(
-        DataError, match=r"a/0\.npy: holds 31 points, fewer than prepare\.num_points = 32"
-    ):
+    message = r"a/0\.npy: holds 31 points, fewer than prepare\.num_points = 32"
+    with pytest.raises(DataError, match=message):
         prepare(CustomSource(tmp_path / "in"), tmp_path / "out", CLOUDS)
 
 
@@ -217,9 +216,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_rubbish(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        DataError, match=r"plan\.json: cannot be written \(No space left on device\)"
-    ):
+    message = r"plan\.json: cannot be written \(No space left on device\)"
+    with pytest.raises(DataError, match=message):
         prepare(SOURCE, tmp_path, OPTIONS)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -257,16 +255,10 @@ def test_the_plan_changes_with_the_files(tmp_path):
     assert make_plan(CustomSource(tmp_path), "out", CLOUDS).hash != before
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("num_points", 1),
-        ("up_axis", "w"),
-        ("image_format", "gif"),
-        ("limit", 0),
-        ("max_quarantine_fraction", 2.0),
-    ],
-)
+WRONG = {"num_points": 1, "up_axis": "w", "image_format": "gif", "limit": 0}
+
+
+@pytest.mark.parametrize(("name", "value"), [*WRONG.items(), ("max_quarantine_fraction", 2.0)])
 def test_wrong_options_name_themselves(name, value):
     with pytest.raises(ConfigError, match=f"prepare.{name}"):
         PrepareOptions(**{name: value})

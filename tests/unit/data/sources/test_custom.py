@@ -52,9 +52,8 @@ def test_folders_give_splits_classes_and_labels(tmp_path, found):
 
 def test_partly_divided_classes_are_refused(tmp_path):
     write_clouds(tmp_path, ["cup/train/1", "bowl/1"])
-    with pytest.raises(
-        DataError, match=r"cup/train/1\.npy lies in a split's folder, but bowl/1\.npy"
-    ):
+    message = r"cup/train/1\.npy lies in a split's folder, but bowl/1\.npy"
+    with pytest.raises(DataError, match=message):
         CustomSource(tmp_path).scan()
 
 

@@ -133,7 +133,6 @@ def test_too_few_shapes_or_classes_are_refused():
         draw_episodes(*train, *_shapes("test", each=19), seed=0)
     with pytest.raises(DataError, match="class 11 has 0 test shapes"):
         draw_episodes(*train, *_shapes("test", classes=11), seed=0)
-    with pytest.raises(
-        DataError, match="of 13 classes need as many; there are training shapes of 12"
-    ):
+    message = "of 13 classes need as many; there are training shapes of 12"
+    with pytest.raises(DataError, match=message):
         draw_episodes(*train, *_shapes("test"), ways=(13,), seed=0)

@@ -185,9 +185,8 @@ def test_clouds_of_other_columns_in_a_pickle_are_named_by_row(tmp_path):
     write_modelnet_dat(tmp_path / "modelnet40_train_8192pts_fps.dat", clouds, [0, 1])
     write_modelnet_dat(tmp_path / "modelnet40_test_8192pts_fps.dat", clouds, [0, 1])
     source = _source(tmp_path)
-    with pytest.raises(
-        DataError, match=r"fps\.dat#1: is float32 \(64, 5\); expected .*\(points, 3 or 6\)"
-    ):
+    message = r"fps\.dat#1: is float32 \(64, 5\); expected .*\(points, 3 or 6\)"
+    with pytest.raises(DataError, match=message):
         source.load(source.scan().items[1])
 
 

@@ -142,7 +142,6 @@ def test_the_bytes_do_not_depend_on_order_threads_or_interruptions(copy, tiny_se
     folders = [str(Path(file).parent) for file in (__file__, data_samples.__file__)]
     command = [sys.executable, "-c", CHILD, str(other.path), *folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout is not None
         assert child.stdout.readline() == "in write\n"
         child.kill()
     assert len(list(other.path.rglob(".tmp-*"))) == 1
@@ -199,9 +198,8 @@ def _replace_views(prepared: PreparedSet, sample: int, views: list[bytes]) -> No
 
 def test_a_damaged_view_is_named_and_leaves_no_finished_cache(copy):
     _replace_views(copy, 2, [b"no picture"] * 2)
-    with pytest.raises(
-        DataError, match=r"views/train/part-00001-of-00003.parquet: Sample 6: .*PNG"
-    ):
+    message = r"views/train/part-00001-of-00003.parquet: Sample 6: .*PNG"
+    with pytest.raises(DataError, match=message):
         build(copy)
     assert not list(copy.path.glob("teachers/*/_manifest.json"))
 

@@ -286,7 +286,8 @@ def test_a_validation_split_chooses_the_epoch_or_is_trained_on_too(config, three
     assert np.array(result["confusion"]).sum() == 6
     assert find_weights(folder).source.endswith(f"({best['name']})")
     data = {"path": str(three_splits.path), "train_splits": ("train", "val")}
-    result, _ = run_config("finetune", changed(config, data=data, train={"epochs": 1}))
+    both = changed(config, data=data, train={"epochs": 1}, run={"name": "both"})
+    result, _ = run_config("finetune", both)
     assert result["counts"]["steps"] == (16 + 8) // 8
 
 

@@ -72,13 +72,8 @@ def test_clouds_of_the_card(tiny_config, tiny_prepared, carded, kind, protocol, 
 def test_the_value_is_the_jobs_on_that_checkpoint(tiny_config, carded, kind, protocol, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
     validation = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
-    config = changed(
-        tiny_config,
-        protocol=protocol,
-        validation=validation,
-        eval={"enabled": False},
-        train={"epochs": 1},
-    )
+    short = {"eval": {"enabled": False}, "train": {"epochs": 1}}
+    config = changed(tiny_config, protocol=protocol, validation=validation, **short)
     result, folder = run_config("pretrain", config)
     same = {name: config.model_dump()[name] for name in ("runtime", "cluster")}
     same |= {"protocol": protocol, "init_from": str(folder)}
@@ -145,11 +140,7 @@ def test_both_tokens_are_used_where_the_teachers_share_a_space():
 
 
 def test_pre_training_on_both_splits_counts_both(tiny_config):
-    config = changed(
-        tiny_config,
-        data={"train_splits": ("train", "test")},
-        eval={"enabled": False},
-        train={"epochs": 1},
-    )
+    short = {"eval": {"enabled": False}, "train": {"epochs": 1}}
+    config = changed(tiny_config, data={"train_splits": ("train", "test")}, **short)
     result, _ = run_config("pretrain", config)
     assert result["counts"]["steps"] == (24 + 12) // 8

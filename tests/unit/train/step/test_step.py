@@ -45,13 +45,8 @@ EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": "off"}
 
 
 def pretraining() -> PretrainTask:
-    config = PretrainConfig.model_validate(
-        {
-            "model": SIZES,
-            "data": {"num_points": 48},
-            "teacher": {"image": {"name": None}, "text": {"name": "descriptor:16"}},
-        }
-    )
+    teacher = {"image": {"name": None}, "text": {"name": "descriptor:16"}}
+    config = PretrainConfig(model=SIZES, data={"num_points": 48}, teacher=teacher)
     return PretrainTask(config, texts=["a", "b", "c"], num_classes=3)
 
 
@@ -71,17 +66,8 @@ def made_step(
         random_table(32, 64, 3), task.batch_options(), seed=0, residency=residency, device=device
     )
     plan = BatchPlan(8, 1, options.config.train.micro_batch_size)
-    step = Step(
-        take_step,
-        task,
-        module,
-        optimizer,
-        settings=options,
-        plan=plan,
-        feed=feed,
-        device=device,
-        rank=0,
-    )
+    where = {"device": device, "rank": 0}
+    step = Step(take_step, task, module, optimizer, settings=options, plan=plan, feed=feed, **where)
     return step, module, endless(feed, plan, device)
 
 
