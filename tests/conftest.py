@@ -165,11 +165,7 @@ class PartSource:
             for i in range(count)
         )
         return Listing(
-            items,
-            ("box", "stick", "cone"),
-            num_points=96,
-            keeps_all_points=True,
-            part_labels=True,
+            items, ("box", "stick", "cone"), num_points=96, keeps_all_points=True, part_labels=True
         )
 
     def load(self, item: Item, image_size: int | None = None) -> Sample:

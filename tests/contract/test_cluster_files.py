@@ -219,7 +219,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_the_slurm_script_starts_every_node_once_and_gives_the_status_of_the_job(
+def test_slurm_starts_nodes_once_and_gives_the_status(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
     done = subprocess.run(

@@ -73,9 +73,7 @@ def test_every_path_may_start_at_home(name: str, monkeypatch: pytest.MonkeyPatch
     assert "run.storage" in index(SCHEMAS[name]).options
 
 
-def test_a_location_is_expanded_wherever_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locations_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     file = tmp_path / "c.yaml"
     file.write_text("init_from: ~/weights.pth\nteacher:\n  text: {name: 'table:~/t.npz'}\n")

@@ -17,7 +17,6 @@ from recon_ray.tasks.registry import JOBS
 ROOT = Path(__file__).resolve().parents[2]
 
 # --- The rules ----------------------------------------------------------------------------------
-
 # A module imports from units above its own here; the units of one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "machine", "torch_internals", "version", "protocols"),
@@ -62,8 +61,6 @@ SHARED_NAMES = {"config", "job", "task", "evaluation"}
 
 
 # --- Reading the imports -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Import:
     """One import: the dotted module, where, whether only inside a function or for types."""
@@ -116,8 +113,6 @@ def unit_of(path: Path, root: Path) -> str:
 
 
 # --- Checking ------------------------------------------------------------------------------------
-
-
 def violations(root: Path) -> list[str]:
     """List every break of the rules in a tree, as "file:line: what"."""
     found = []
@@ -202,8 +197,6 @@ def faces(root: Path) -> list[str]:
 
 
 # --- Tests ---------------------------------------------------------------------------------------
-
-
 def test_imports_go_one_way() -> None:
     assert violations(ROOT) == []
 
@@ -275,9 +268,7 @@ def test_the_walk_sees_the_whole_package() -> None:
         ("recon_ray/__init__.py", "import recon_ray.models", "the package imports models outside"),
     ],
 )
-def test_a_break_of_each_rule_is_reported(
-    tmp_path: Path, file: str, source: str, expected: str
-) -> None:
+def test_broken_rules_are_reported(tmp_path: Path, file: str, source: str, expected: str) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(source)
@@ -297,10 +288,7 @@ def test_a_break_of_each_rule_is_reported(
         ("recon_ray/figures/x.py", "from recon_ray.points import ops"),
         ("recon_ray/sweeps/x.py", "import ray"),
         ("recon_ray/__init__.py", "def f():\n  from recon_ray.models import presets"),
-        (
-            "jobs/x.py",
-            "from recon_ray import __version__, figures\nfrom recon_ray import cluster",
-        ),
+        ("jobs/x.py", "from recon_ray import __version__, figures\nfrom recon_ray import cluster"),
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path: Path, file: str, source: str) -> None:

@@ -28,8 +28,6 @@ def root_models() -> list[type[BaseModel]]:
 
 
 # -- Links ---------------------------------------------------------------------------------------
-
-
 def anchors(text: str) -> set[str]:
     """Anchors of the headings of a page, as GitHub makes them."""
     titles = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", text))
@@ -60,8 +58,6 @@ def test_a_link_to_nothing_is_found(tmp_path: Path) -> None:
 
 
 # -- Options -------------------------------------------------------------------------------------
-
-
 def option_names(text: str) -> Iterator[str]:
     """Find the dotted names in the first column of tables."""
     sections = {key for model in root_models() for key in index(model).sections if key}
@@ -85,8 +81,6 @@ def test_every_option_in_a_table_exists(page: Path) -> None:
 
 
 # -- Commands ------------------------------------------------------------------------------------
-
-
 def commands(text: str) -> Iterator[list[str]]:
     """Find the calls of jobs in blocks of code, and those that are named in a line of text.
 
@@ -108,14 +102,8 @@ def commands(text: str) -> Iterator[list[str]]:
         yield [word for word in words if not re.search(r"\.\.\.$|WORD.*\.yaml$", word)]
 
 
-COMMANDS = sorted(
-    {
-        shlex.join(words): None
-        for page in PAGES
-        for words in commands(page.read_text())
-        if len(words) > 1
-    }
-)
+FOUND = (words for page in PAGES for words in commands(page.read_text()))
+COMMANDS = sorted({shlex.join(words) for words in FOUND if len(words) > 1})
 
 
 def test_commands_are_found_in_blocks_and_in_lines() -> None:

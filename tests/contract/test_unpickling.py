@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 #: File to the calls that it may make, and why.
 ALLOWED = {
-    "recon_ray/cluster/build_pool.py": {"pickle.loads"},  # tasks that the driver has just pickled
+    "recon_ray/cluster/build_pool.py": {"pickle.loads"}  # tasks that the driver has just pickled
 }
 FORBIDDEN = {
     "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads",

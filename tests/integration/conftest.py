@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from local_cluster import descendants, free_ports, ray_environment
+from local_cluster import PIPED, descendants, free_ports, ray_environment
 
 from recon_ray.cli import run_job
 from recon_ray.config.help import dump_yaml
@@ -99,12 +99,7 @@ class JobRunner:
     def start(self, name: str, *overrides: str) -> subprocess.Popen:
         """Start a run."""
         return subprocess.Popen(
-            self.command(name, *overrides),
-            env=self.environment,
-            cwd=self.storage,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            self.command(name, *overrides), env=self.environment, cwd=self.storage, **PIPED
         )
 
     def finish(self, name: str, *overrides: str, status: int = 0) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 HOST = Path(__file__).with_name("cluster_host.py")
 STORE_BYTES = 100_000_000
+PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def free_ports(count: int) -> list[int]:

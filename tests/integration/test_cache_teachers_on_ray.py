@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from local_cluster import wait_until
+from local_cluster import PIPED, wait_until
 from test_pretrain_on_ray import ALL_STEPS, losses
 
 from recon_ray.cli import run_job
@@ -45,11 +45,7 @@ def here(runner, path: Path) -> None:
 def start(runner, path: Path, *options: str) -> subprocess.Popen:
     job = str(ROOT / "jobs" / "cache_teachers.py")
     return subprocess.Popen(
-        [sys.executable, job, *arguments(runner, path, *options)],
-        env=runner.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, job, *arguments(runner, path, *options)], env=runner.environment, **PIPED
     )
 
 
@@ -71,9 +67,7 @@ def contents(path: Path) -> dict[str, str]:
     }
 
 
-def test_any_number_of_actors_and_a_kill_give_the_same_bytes(
-    runner, ray_head, copy, tiny_prepared, tmp_path
-):
+def test_actors_and_a_kill_give_the_same_bytes(runner, ray_head, copy, tiny_prepared, tmp_path):
     here(runner, copy)
     whole = contents(copy)
     assert len(whole) == 2 * 4 + 1 + 2  # shards with records, manifest, the text bank with its own

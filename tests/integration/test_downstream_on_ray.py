@@ -70,9 +70,7 @@ def weights(tmp_path) -> Path:
     return path
 
 
-def test_two_workers_classify_and_probe_as_one_process_does(
-    here, on_two_workers, weights, tiny_prepared
-):
+def test_two_workers_classify_and_probe_like_one(here, on_two_workers, weights, tiny_prepared):
     given = (f"init_from={weights}", f"data.path={tiny_prepared.path}", "data.limit=11")
     text = ("teacher.text.name=descriptor:16", "zeroshot.splits=[train,test]")
     one = here("zeroshot", "one", *given, *text)
@@ -87,9 +85,7 @@ def test_two_workers_classify_and_probe_as_one_process_does(
     assert both["counts"]["encoded_clouds"] == 2 * 22
 
 
-def test_two_workers_write_the_same_features_as_one_process(
-    here, on_two_workers, weights, tiny_prepared, tmp_path
-):
+def test_two_workers_embed_like_one(here, on_two_workers, weights, tiny_prepared, tmp_path):
     given = (f"init_from={weights}", f"data.path={tiny_prepared.path}")
     here("embed", "one", *given)
     assert on_two_workers("embed", "two", *given)["counts"]["shapes"] == {"train": 24, "test": 12}

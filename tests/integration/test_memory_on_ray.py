@@ -56,10 +56,7 @@ def test_the_other_workers_do_not_wait_and_nothing_is_tried_again(
     """What all of them meet is told without a word of Ray's."""
     cluster = ClusterSection(workers=2, cpus_per_worker=0.5)
     config = tiny_config.model_copy(
-        update={
-            "cluster": cluster,
-            "eval": tiny_config.eval.model_copy(update={"enabled": False}),
-        }
+        update={"cluster": cluster, "eval": tiny_config.eval.model_copy(update={"enabled": False})}
     )
     run = start_run("pretrain", config, label="test")
     job = training_job(run, config, tiny_prepared, make_task(config, tiny_prepared))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_cluster import wait_until
+from local_cluster import PIPED, wait_until
 
 from recon_ray.cli import run_job
 from recon_ray.data.format.prepared import PreparedSet
@@ -43,12 +43,7 @@ class Prepare:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
-            self.command(*arguments),
-            env=self.head.environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            self.command(*arguments), env=self.head.environment, cwd=self.folder, **PIPED
         )
 
     def finish(self, *arguments: str, status: int = 0) -> str:

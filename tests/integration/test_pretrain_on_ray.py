@@ -100,9 +100,7 @@ def test_a_killed_driver_continues_where_it_was_committed(runner, undisturbed):
     assert losses(runner.folder("killed")) == pytest.approx(undisturbed, rel=1e-3)
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(
-    runner, ray_head, undisturbed
-):
+def test_a_killed_worker_is_replaced_and_the_run_ends_undisturbed(runner, ray_head, undisturbed):
     process = runner.start("hurt", *LONGER)
     wait_until(lambda: steps_so_far(runner.folder("hurt")) >= 10, process)
     os.kill(ray_head.descendants("ray::RayTrainWorker")[-1], signal.SIGKILL)

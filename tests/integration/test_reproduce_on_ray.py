@@ -48,9 +48,7 @@ def table(prepared: PreparedSet, storage: Path) -> ReproduceConfig:
 
 
 @pytest.mark.long
-def test_a_killed_table_continues_with_what_is_not_done(
-    tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_a_killed_table_continues_with_the_rest(tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     file = tmp_path / "table.yaml"
     file.write_text(dump_yaml(table(tiny_prepared, tmp_path)))
     command = [sys.executable, str(ROOT / "jobs" / "reproduce.py"), str(file)]

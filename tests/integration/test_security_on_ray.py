@@ -60,11 +60,7 @@ with ray_session(ClusterSection()):
     }))
 """
 #: 127.0.0.1 and ::1 and ::ffff:127.0.0.1, as the kernel writes them.
-LOOPBACK = {
-    "0100007F",
-    "00000000000000000000000001000000",
-    "0000000000000000FFFF00000100007F",
-}
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
 def run(command: list[str], environment: dict[str, str], **more) -> subprocess.CompletedProcess:

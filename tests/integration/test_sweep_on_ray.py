@@ -96,15 +96,9 @@ class Tracked:
 def tracked_job(
     folder: Path, options: TrialSection, *, fails: bool = False, **more: Any
 ) -> TrialJob:
-    return TrialJob(
-        run=Tracked(str(folder), fails=fails),
-        folders=TrialFolders(str(folder)),
-        section="sweep",
-        options=options,
-        metric="accuracy",
-        shared={"offset": 0.5},
-        **more,
-    )
+    trial, folders = Tracked(str(folder), fails=fails), TrialFolders(str(folder))
+    given = {"section": "sweep", "metric": "accuracy", "shared": {"offset": 0.5}}
+    return TrialJob(run=trial, folders=folders, options=options, **given, **more)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +123,7 @@ def most_at_once(folders: TrialFolders, trials: list[Trial]) -> int:
     return max(sum(begin <= at < end for begin, end in times) for at, _ in times)
 
 
-def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
-    cluster: ClusterSection, tmp_path: Path
-) -> None:
+def test_a_quarter_of_a_gpu_lets_four_trials_run(cluster: ClusterSection, tmp_path: Path) -> None:
     options = TrialSection(cpus_per_trial=0.25, gpus_per_trial=0.25)
     job = tracked_job(tmp_path, options)
     job.run.at_once = 4
@@ -141,9 +133,7 @@ def test_a_quarter_of_a_gpu_lets_four_trials_run_at_once(
     assert most_at_once(job.folders, trials) == 4
 
 
-def test_a_trial_that_raises_leaves_the_others_alone(
-    cluster: ClusterSection, tmp_path: Path
-) -> None:
+def test_a_trial_that_raises_leaves_others_alone(cluster: ClusterSection, tmp_path: Path) -> None:
     job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0), fails=True)
     trials = [Trial(f"t{x}", {"x": x}) for x in range(4)]
     progress = run(job, cluster, trials)
@@ -156,13 +146,8 @@ def test_a_trial_that_raises_leaves_the_others_alone(
 
 
 def one_by_one(scheduler: str) -> SweepSection:
-    return SweepSection(
-        space={"x": {"grid": [1, 2]}},
-        scheduler=scheduler,
-        reduction_factor=2,
-        gpus_per_trial=0,
-        max_concurrent=1,
-    )
+    options = {"reduction_factor": 2, "gpus_per_trial": 0, "max_concurrent": 1}
+    return SweepSection(space={"x": {"grid": [1, 2]}}, scheduler=scheduler, **options)
 
 
 def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path: Path) -> None:
@@ -174,9 +159,7 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
     assert job.folders.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
 
 
-def test_median_stopping_stops_what_is_below_the_others(
-    cluster: ClusterSection, tmp_path: Path
-) -> None:
+def test_median_stopping_stops_those_below(cluster: ClusterSection, tmp_path: Path) -> None:
     """Nothing is compared before three trials have told a number."""
     job = tracked_job(tmp_path, one_by_one("median"), epochs=3)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
@@ -242,9 +225,7 @@ def command(config: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_continues_with_what_is_not_done(
-    tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_a_killed_sweep_continues_with_the_rest(tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     config = SweepConfig(
         run={"name": "s", "storage": str(tmp_path)},
         config=finetuning(tiny_prepared),
@@ -265,9 +246,7 @@ def test_a_killed_sweep_continues_with_what_is_not_done(
 
 
 @pytest.mark.long
-def test_inner_runs_that_are_stopped_leave_nothing_reserved(
-    tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_stopped_inner_runs_reserve_nothing(tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     """Each trial has two workers; the second one is stopped after its first epoch."""
     ray.shutdown()  # the other tests' cluster, which has no dashboard
     inner = finetuning(tiny_prepared) | {"cluster": {"workers": 2, "cpus_per_worker": 0.5}}
@@ -276,14 +255,10 @@ def test_inner_runs_that_are_stopped_leave_nothing_reserved(
         run={"name": "nested", "storage": str(tmp_path)},
         config=inner,
         sweep={
-            "space": {"optim.lr": {"grid": [1e-2, 1e-7]}},
-            "scheduler": "asha",
-            "watch": "train/loss",
-            "watch_mode": "min",
-            "reduction_factor": 2,
-            "max_concurrent": 1,
+            "space": {"optim.lr": {"grid": [1e-2, 1e-7]}}, "scheduler": "asha",
+            "watch": "train/loss", "watch_mode": "min", "reduction_factor": 2, "max_concurrent": 1,
         },
-    )
+    )  # fmt: skip
     local = ClusterSection(workers=1, cpus_per_worker=1.1)
     with ray_session(local, dashboard=True, show_workers=False):
         whole = ray.cluster_resources()["CPU"]

@@ -22,16 +22,12 @@ from recon_ray.weights.adapters import to_reference
 from recon_ray.weights.load import initialize
 from recon_ray.weights.weight_files import read_checkpoint
 
+LINEAR, MDM, CMC = {"head": "linear"}, {"stream": "MDM"}, {"stream": "CMC"}
 SKIP = 1e-3  # the reference's sampling skips points this near to the origin (squared norm)
 TOY = {
-    "embed_dim": 24,
-    "depth": 3,
-    "num_heads": 3,
-    "group_size": 8,
-    "num_groups": 8,
-    "decoder_depth": 2,
-    "fps_min_sq_norm": SKIP,
-}
+    "embed_dim": 24, "depth": 3, "num_heads": 3, "group_size": 8, "num_groups": 8,
+    "decoder_depth": 2, "fps_min_sq_norm": SKIP,
+}  # fmt: skip
 
 
 def make_cloud(batch: int, count: int) -> torch.Tensor:
@@ -75,10 +71,17 @@ def test_cloud_formula() -> None:
     torch.testing.assert_close(make_cloud(1, 2)[1], expected, atol=1e-6, rtol=0)
 
 
-def test_furthest_point_sampling(clouds: torch.Tensor) -> None:
-    indices, _ = ops.furthest_point_sample(clouds, 8, min_sq_norm=SKIP)
+def test_furthest_points_and_nearest_neighbors(clouds: torch.Tensor) -> None:
+    indices, centers = ops.furthest_point_sample(clouds, 8, min_sq_norm=SKIP)
     assert indices[0].tolist() == [0, 61, 42, 25, 58, 7, 20, 50]
     assert indices[1].tolist() == [0, 61, 28, 34, 42, 25, 14, 31]
+    _, indices = ops.knn(clouds, centers, 8)
+    found = [sorted(row) for row in indices[0, :3].tolist()]
+    assert found == [
+        [0, 8, 22, 30, 35, 44, 52, 63],
+        [4, 13, 18, 26, 39, 40, 53, 61],
+        [1, 9, 15, 23, 37, 42, 45, 56],
+    ]
 
 
 def test_sampling_skips_points_near_the_origin(clouds: torch.Tensor) -> None:
@@ -92,18 +95,7 @@ def test_sampling_skips_points_near_the_origin(clouds: torch.Tensor) -> None:
     assert not set(range(5, 10)) & set(indices)
 
 
-def test_nearest_neighbors(clouds: torch.Tensor) -> None:
-    _, centers = ops.furthest_point_sample(clouds, 8, min_sq_norm=SKIP)
-    _, indices = ops.knn(clouds, centers, 8)
-    found = [sorted(row) for row in indices[0, :3].tolist()]
-    assert found == [
-        [0, 8, 22, 30, 35, 44, 52, 63],
-        [4, 13, 18, 26, 39, 40, 53, 61],
-        [1, 9, 15, 23, 37, 42, 45, 56],
-    ]
-
-
-def test_svm_features(clouds: torch.Tensor) -> None:
+def test_svm_and_zero_shot_features(clouds: torch.Tensor) -> None:
     features = build("embedder").svm_features(clouds)
     expected = {
         (0, 0): [-0.335094, 1.247878, -0.928618, -0.515165],
@@ -114,9 +106,6 @@ def test_svm_features(clouds: torch.Tensor) -> None:
             features[row, start : start + 4], torch.tensor(values), atol=1e-4, rtol=0
         )
     assert features.sum().item() == pytest.approx(-3.042398, abs=1e-3)
-
-
-def test_zero_shot_feature(clouds: torch.Tensor) -> None:
     model = build("embedder", image_dim=10, text_dim=10)
     feature = 0.25 * model.encode_text(clouds) + model.encode_image(clouds)
     expected = torch.tensor([1.432420, -0.955778, 1.009043, 0.045223])
@@ -128,31 +117,11 @@ def test_zero_shot_feature(clouds: torch.Tensor) -> None:
     [
         ("classifier", {}, 0, [-2.916378, -3.419306, -3.180213, -2.245418, -0.813464]),
         ("classifier", {}, 1, [-2.916424, -3.419367, -3.180276, -2.245470, -0.813492]),
-        (
-            "classifier",
-            {"head": "linear"},
-            0,
-            [0.120478, -0.285404, -0.024486, 0.299713, -0.113365],
-        ),
-        (
-            "classifier",
-            {"head": "linear"},
-            1,
-            [0.121500, -0.286249, -0.024543, 0.300623, -0.114348],
-        ),
+        ("classifier", LINEAR, 0, [0.120478, -0.285404, -0.024486, 0.299713, -0.113365]),
+        ("classifier", LINEAR, 1, [0.121500, -0.286249, -0.024543, 0.300623, -0.114348]),
         ("twotower_classifier", {}, 0, [-3.261047, -3.902134, -3.695519, -2.680414, -1.072936]),
-        (
-            "twotower_classifier",
-            {"stream": "MDM"},
-            0,
-            [-3.011764, -3.549713, -3.317099, -2.358822, -0.878562],
-        ),
-        (
-            "twotower_classifier",
-            {"stream": "CMC"},
-            0,
-            [-3.112112, -3.700879, -3.485994, -2.508479, -0.976225],
-        ),
+        ("twotower_classifier", MDM, 0, [-3.011764, -3.549713, -3.317099, -2.358822, -0.878562]),
+        ("twotower_classifier", CMC, 0, [-3.112112, -3.700879, -3.485994, -2.508479, -0.976225]),
     ],
 )
 def test_logits(

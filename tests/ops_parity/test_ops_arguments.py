@@ -158,10 +158,7 @@ def test_compatible_groups(device: torch.device) -> None:
 
 def test_compatible_chamfer(device: torch.device) -> None:
     a, b = shell(2, 30).to(device), shell(2, 20).to(device)
-    for module, norm in (
-        (chamfer.ChamferDistanceL1(), "l1"),
-        (chamfer.ChamferDistanceL2(), "l2"),
-    ):
+    for module, norm in ((chamfer.ChamferDistanceL1(), "l1"), (chamfer.ChamferDistanceL2(), "l2")):
         expected = reference.chamfer_loss(a, b, norm=norm)
         torch.testing.assert_close(module(a, b), expected, rtol=1e-5, atol=1e-7)
     padded = torch.cat([a[:1], torch.zeros(1, 5, 3, device=device)], dim=1)

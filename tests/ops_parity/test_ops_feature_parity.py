@@ -44,6 +44,15 @@ def gradients(
     return [leaf.grad for leaf in leaves]
 
 
+def assert_same_gradients(
+    function: Callable[..., Tensor], inputs: list[Tensor], *, rtol: float, atol: float
+) -> None:
+    """Compare those of ``function(ops, *inputs)`` with plain torch's in double precision."""
+    found = gradients(lambda *leaves: function(recon_ops, *leaves), inputs)
+    exact = gradients(lambda *leaves: function(reference, *leaves), [x.double() for x in inputs])
+    torch.testing.assert_close([x.double() for x in found], exact, rtol=rtol, atol=atol)
+
+
 @contextmanager
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
@@ -154,26 +163,15 @@ def test_chamfer(cloud: Cloud, n: int, m: int, device: torch.device) -> None:
 def test_chamfer_gradients(n: int, m: int, norm: str, device: torch.device) -> None:
     batch = 300 if n * m <= 1024 else 3
     a, b = shell(batch, n).to(device), shell(batch, m).to(device)
-    found = gradients(lambda p, q: recon_ops.chamfer_loss(p, q, norm=norm), [a, b])
-    exact = gradients(
-        lambda p, q: reference.chamfer_loss(p, q, norm=norm), [a.double(), b.double()]
-    )
-    for value, wanted in zip(found, exact, strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=2e-4, atol=1e-6 / batch)
-
+    tolerance = {"rtol": 2e-4, "atol": 1e-6 / batch}
+    assert_same_gradients(lambda ops, p, q: ops.chamfer_loss(p, q, norm=norm), [a, b], **tolerance)
     upstream = torch.randn(batch, n, device=device), torch.randn(batch, m, device=device)
 
-    def weighted(ops: object) -> Callable[[Tensor, Tensor], Tensor]:
-        def total(p: Tensor, q: Tensor) -> Tensor:
-            d_ab, d_ba = ops.chamfer_distance(p, q)[:2]
-            return (d_ab * upstream[0]).sum() + (d_ba * upstream[1]).sum()
+    def weighted(ops: object, p: Tensor, q: Tensor) -> Tensor:
+        d_ab, d_ba = ops.chamfer_distance(p, q)[:2]
+        return (d_ab * upstream[0]).sum() + (d_ba * upstream[1]).sum()
 
-        return total
-
-    found = gradients(weighted(recon_ops), [a, b])
-    exact = gradients(weighted(reference), [a.double(), b.double()])
-    for value, wanted in zip(found, exact, strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(weighted, [a, b], rtol=1e-4, atol=1e-5)
 
 
 def test_chamfer_gradient_is_zero_where_points_coincide(device: torch.device) -> None:
@@ -188,9 +186,7 @@ def test_chamfer_gradient_is_zero_where_points_coincide(device: torch.device) ->
 
 
 @pytest.mark.parametrize(("n", "m"), [(32, 32), (20, 50), (700, 90)])
-def test_chamfer_loss_computes_the_gradients_that_are_needed(
-    n: int, m: int, device: torch.device
-) -> None:
+def test_chamfer_loss_computes_the_needed_gradients(n: int, m: int, device: torch.device) -> None:
     """Those of one input are the same with and without the other's, also from odd addresses."""
     batch = 40
     a = shell(1, batch * n + 1).to(device).view(-1)[1:-2].view(batch, n, 3)
@@ -243,12 +239,7 @@ def test_search_gradients(device: torch.device) -> None:
         lambda ops, p, q: ops.furthest_point_sample(p, 20)[1].square().sum() + q.sum(),
     ]
     for function in functions:
-        found = gradients(lambda p, q, f=function: f(recon_ops, p, q), [points, query])
-        exact = gradients(
-            lambda p, q, f=function: f(reference, p, q), [points.double(), query.double()]
-        )
-        for value, wanted in zip(found, exact, strict=True):
-            torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
+        assert_same_gradients(function, [points, query], rtol=1e-4, atol=1e-4)
 
 
 def test_only_what_needs_a_gradient_gets_one(device: torch.device) -> None:

@@ -27,11 +27,7 @@ def points(seed: int, count: int = 64, columns: int = 3) -> np.ndarray:
 
 
 def write_shapenet55(
-    root: Path,
-    train: Sequence[str],
-    test: Sequence[str],
-    *,
-    texts: Sequence[tuple[str, str]] = (),
+    root: Path, train: Sequence[str], test: Sequence[str], *, texts: Sequence[tuple[str, str]] = ()
 ) -> dict[str, np.ndarray]:
     """Clouds and pictures of ``<synset>-<model>`` names, and the two lists."""
     clouds = {}

@@ -24,12 +24,9 @@ def finished_run(tiny_config_in, tiny_prepared, tmp_path_factory):
     return run.folder
 
 
-def test_importing_the_package_loads_neither_ray_nor_torch():
+def test_importing_the_package_loads_neither_ray_nor_torch_and_using_it_no_ray():
     code = "import recon_ray, sys; assert not {'ray', 'torch'} & sys.modules.keys(), 'loaded'"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_using_the_api_does_not_load_ray():
     code = (
         "import recon_ray, sys, torch; m = recon_ray.create_model('nano');"
         "recon_ray.embed(m, torch.randn(2, 64, 3)); assert 'ray' not in sys.modules, 'loaded'"
@@ -59,11 +56,18 @@ def test_a_model_of_every_task_can_be_made(task, arguments, shape):
     assert model.encoder.norm.weight.shape == (96,)
 
 
-def test_an_argument_that_a_task_needs_is_asked_for():
+def test_unknown_names_missing_arguments_and_other_models_are_refused():
     with pytest.raises(TypeError, match="num_classes"):
         recon_ray.create_model("nano", task="classify")
     with pytest.raises(TypeError, match="decoder_depth"):
         recon_ray.create_model("nano", task="embed", decoder_depth=2)
+    with pytest.raises(ValueError, match="unknown preset 'giant'"):
+        recon_ray.create_model("giant")
+    message = "task 'detect' is unknown; choose one of pretrain, classify"
+    with pytest.raises(ValueError, match=message):
+        recon_ray.create_model("nano", task="detect")
+    with pytest.raises(TypeError, match="TwoTower has no features of the linear probes"):
+        recon_ray.embed(recon_ray.create_model("nano", task="twotower"), torch.randn(2, 64, 3))
 
 
 def test_a_run_gives_the_models_it_holds_and_no_random_ones(finished_run):
@@ -108,11 +112,6 @@ def test_what_is_no_cloud_is_refused(points, message):
         recon_ray.embed(recon_ray.create_model("nano"), points)
 
 
-def test_a_two_tower_model_has_no_probe_features():
-    with pytest.raises(TypeError, match="TwoTower has no features of the linear probes"):
-        recon_ray.embed(recon_ray.create_model("nano", task="twotower"), torch.randn(2, 64, 3))
-
-
 @pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step-00000012"])
 def test_a_trained_model_is_loaded_with_its_architecture(finished_run, where):
     model = recon_ray.load_model(finished_run.local / where)
@@ -128,15 +127,6 @@ def test_a_trained_model_is_loaded_with_its_architecture(finished_run, where):
 def test_a_folder_without_checkpoint_is_said_so(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint there; give a run folder"):
         recon_ray.load_model(tmp_path)
-
-
-def test_unknown_presets_and_tasks_are_refused():
-    with pytest.raises(ValueError, match="unknown preset 'giant'"):
-        recon_ray.create_model("giant")
-    with pytest.raises(
-        ValueError, match="task 'detect' is unknown; choose one of pretrain, classify"
-    ):
-        recon_ray.create_model("nano", task="detect")
 
 
 def test_a_finished_run_is_drawn(finished_run, tiny_prepared, tiny_config):

@@ -31,6 +31,10 @@ class Config(BaseModel):
     optim: Optim = Field(default_factory=Optim, description="Optimizer.")
 
 
+Main = Callable[[Job[Config]], JobResult | None]
+Captured = pytest.CaptureFixture[str]
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Keep the logging of the test process, the debug switch and the temporary folder apart."""
@@ -44,17 +48,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     own.setLevel(level)
 
 
-def job(
-    main: Callable[[Job[Config]], JobResult | None],
-    *arguments: str,
-    default: str | Path | None = None,
-) -> int:
+def job(main: Main, *arguments: str, default: str | Path | None = None) -> int:
     return run_probe(main, arguments, default=default and str(default))
 
 
-def run_probe(
-    main: Callable[[Job[Config]], JobResult | None], arguments: Sequence[str] | None, **spec: Any
-) -> int:
+def run_probe(main: Main, arguments: Sequence[str] | None, **spec: Any) -> int:
     """Run a job of the registry that is there for this call only."""
     with pytest.MonkeyPatch.context() as patch:
         run = JobSpec(Config, lambda job: main(job) or JobResult(""), **spec)
@@ -62,7 +60,7 @@ def run_probe(
         return run_job("probe", arguments)
 
 
-def failing(error: BaseException) -> Callable[[Job[Config]], JobResult | None]:
+def failing(error: BaseException) -> Main:
     def main(job: Job[Config]) -> None:
         raise error
 
@@ -73,12 +71,7 @@ def never(job: Job[Config]) -> None:
     raise AssertionError("the job ran")
 
 
-Captured = pytest.CaptureFixture[str]
-
-
 # --- Success -----------------------------------------------------------------------------------
-
-
 def test_the_last_line_is_the_path_of_the_result(capsys: Captured) -> None:
     def main(job: Job[Config]) -> JobResult:
         assert (job.name, job.config.optim.lr, job.dry_run) == ("probe", 3.0, False)
@@ -89,18 +82,16 @@ def test_the_last_line_is_the_path_of_the_result(capsys: Captured) -> None:
     assert capsys.readouterr().out == "accuracy  0.9\nruns/x/result.json\n"
 
 
-def test_dry_run_is_passed_on_and_a_job_may_have_no_result(capsys: Captured) -> None:
+def test_dry_run_and_the_command_line_of_the_process_are_passed_on(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     assert job(lambda job: seen.append(job.dry_run), "--dry-run") == 0
     assert seen == [True]
     assert capsys.readouterr().out == ""
-
-
-def test_the_command_line_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jobs/probe.py", "optim.lr=7"])
-    seen = []
     assert run_probe(lambda job: seen.append(job.config.optim.lr), None) == 0
-    assert seen == [7.0]
+    assert seen == [True, 7.0]
 
 
 def test_log_lines_go_to_standard_error_once(capsys: Captured) -> None:
@@ -130,8 +121,6 @@ def test_the_file_that_is_read_unasked_is_named(capsys: Captured, tmp_path: Path
 
 
 # --- Flags -------------------------------------------------------------------------------------
-
-
 def test_help_shows_usage_flags_default_and_every_option(capsys: Captured) -> None:
     assert job(never, "--help", default="quickstart.yaml") == 0
     assert capsys.readouterr().out == (
@@ -176,12 +165,9 @@ def test_a_word_alone_sets_the_option_of_the_job_but_not_after_a_flag(capsys: Ca
     assert len(asked) == 1
 
 
-def test_help_wins_over_wrong_options(capsys: Captured) -> None:
+def test_help_wins_over_wrong_options_and_print_config_can_be_read_again(capsys: Captured) -> None:
     assert job(never, "optim.lr=fast", "--help") == 0
     assert "optim.lr" in capsys.readouterr().out
-
-
-def test_print_config_prints_what_can_be_read_again(capsys: Captured) -> None:
     assert job(never, "--print-config", "optim.lr=1e-4") == 0
     assert capsys.readouterr().out == "resume: auto\noptim:\n  lr: 0.0001\n"
 
@@ -198,47 +184,39 @@ def test_print_config_prints_what_can_be_read_again(capsys: Captured) -> None:
         ("tiny", "tiny: expected a YAML file or key=value"),
         ("optim.lr=0", "optim.lr (command line): expected a number > 0, found 0"),
         ("absent.yaml", "absent.yaml: no such file"),
+        (
+            "optim.lr=0 optim.l=1",
+            "optim.lr (command line): expected a number > 0, found 0\n"
+            "error: optim.l (command line): unknown key; did you mean optim.lr?",
+        ),
     ],
 )
-def test_wrong_arguments_are_one_line_and_status_2(
-    capsys: Captured, argument: str, message: str
-) -> None:
-    assert job(never, argument) == 2
+def test_wrong_arguments_end_with_status_2(capsys: Captured, argument: str, message: str) -> None:
+    assert job(never, *argument.split()) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_every_wrong_option_has_its_own_line(capsys: Captured) -> None:
-    assert job(never, "optim.lr=0", "optim.l=1") == 2
-    assert capsys.readouterr().err == (
-        "error: optim.lr (command line): expected a number > 0, found 0\n"
-        "error: optim.l (command line): unknown key; did you mean optim.lr?\n"
-    )
-
-
 # --- Failures ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("error", "status"), [(DataError("row 3 is damaged"), 1), (ConfigError("row 3 is damaged"), 2)]
+    ("error", "status", "message"),
+    [
+        (DataError("row 3 is damaged"), 1, "row 3 is damaged"),
+        (ConfigError("row 3 is damaged"), 2, "row 3 is damaged"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the same command with the same run.name continues from the last commit",
+        ),
+    ],
 )
-def test_our_errors_are_one_line_with_their_status(
-    capsys: Captured, error: Exception, status: int
+def test_our_errors_have_their_status(
+    capsys: Captured, error: BaseException, status: int, message: str
 ) -> None:
     assert job(failing(error)) == status
-    assert capsys.readouterr().err == "error: row 3 is damaged\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_an_interrupt_says_how_to_go_on(capsys: Captured) -> None:
-    assert job(failing(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == (
-        "error: interrupted; the same command with the same run.name continues from the last "
-        "commit\n"
-    )
-
-
-def test_an_unexpected_error_is_one_line_and_a_traceback_file(
-    capsys: Captured, tmp_path: Path
-) -> None:
+def test_unexpected_errors_are_one_line_and_a_traceback(capsys: Captured, tmp_path: Path) -> None:
     assert job(failing(RuntimeError("out of\nmemory"))) == 1
     (file,) = tmp_path.glob("recon_ray-probe-*.traceback.txt")
     assert capsys.readouterr().err == (
@@ -248,9 +226,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_file(
     assert "in main" in file.read_text()
 
 
-def test_the_debug_variable_shows_the_traceback(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_debug_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RECON_DEBUG", "1")
     assert job(failing(RuntimeError("boom"))) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -260,8 +236,6 @@ def test_the_debug_variable_shows_the_traceback(
 
 
 # --- What Ray wraps ----------------------------------------------------------------------------
-
-
 class TaskError(Exception):
     """Like ray.exceptions.RayTaskError."""
 
@@ -323,16 +297,13 @@ def test_our_error_is_found_inside_what_ray_raises(capsys: Captured, error: Exce
     assert capsys.readouterr().err == "error: part-0 is damaged\n"
 
 
-def test_a_foreign_error_is_named_by_its_root(capsys: Captured) -> None:
+def test_a_foreign_error_is_named_by_its_root_and_a_circle_of_causes_ends(capsys: Captured) -> None:
     inner = ValueError("shapes differ")
     error = GroupError({0: TracedError(inner, "")})
     assert find_recon_error(error) is None
     assert root_cause(error) is inner
     assert job(failing(error)) == 1
     assert capsys.readouterr().err.startswith("error: ValueError: shapes differ (traceback in ")
-
-
-def test_a_circle_of_causes_ends() -> None:
     a, b = RuntimeError("a"), RuntimeError("b")
     a.__cause__, b.__cause__ = b, a
     assert find_recon_error(a) is None

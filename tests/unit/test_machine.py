@@ -56,9 +56,7 @@ V1 = {
         ({**V2, "memory.current": 9900}, 1024, 9000, 0),
     ],
 )
-def test_memory_is_what_the_container_and_the_host_leave(
-    tmp_path, monkeypatch, files, host, limit, available
-):
+def test_memory_left_by_container_and_host(tmp_path, monkeypatch, files, host, limit, available):
     _files(tmp_path, {**files, "meminfo": f"MemTotal: 9 kB\nMemAvailable:   {host} kB"})
     monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")

@@ -89,9 +89,7 @@ def test_weights_that_cannot_start_a_classifier_are_refused(jobs: Jobs, copy: Pa
     assert jobs.left_behind() == []
 
 
-def test_a_classifier_of_another_family_or_of_other_classes_is_refused(
-    jobs: Jobs, copy: Path
-) -> None:
+def test_a_classifier_of_another_family_or_other_classes_is_refused(jobs: Jobs, copy: Path) -> None:
     jobs.finetune(f"data.path={copy}").done()
     jobs.pretrain(*QUICK).done()
     before = jobs.left_behind()

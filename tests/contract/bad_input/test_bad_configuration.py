@@ -111,9 +111,7 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS, ids=[a for a, _ in WRONG_OPTIONS])
-def test_wrong_options_are_refused_before_anything_is_written(
-    jobs: Jobs, options: str, message: str
-) -> None:
+def test_wrong_options_are_refused_before_any_file(jobs: Jobs, options: str, message: str) -> None:
     if options == "runtime.device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has what is asked for")
     jobs.pretrain(*options.split()).refused(2, message)
@@ -151,9 +149,7 @@ def test_what_an_option_names_is_of_no_use(jobs: Jobs, option: str, message: str
         (b"\xff\xfe", r"bad\.yaml: not UTF-8 text \(byte 0\)"),
     ],
 )
-def test_a_yaml_file_that_cannot_be_read_is_named_with_the_line(
-    jobs: Jobs, content: bytes, message: str
-) -> None:
+def test_an_unreadable_yaml_file_is_named(jobs: Jobs, content: bytes, message: str) -> None:
     path = jobs.folder / "bad.yaml"
     path.write_bytes(content)
     jobs.pretrain(path).refused(2, message)
@@ -181,13 +177,10 @@ def test_a_mistyped_path_does_not_become_the_set_that_a_file_asks_for(jobs: Jobs
     assert jobs.left_behind() == []
 
 
-def test_a_dry_run_counts_the_shapes_that_data_limit_leaves(jobs: Jobs) -> None:
+def test_limits_leave_shapes_that_are_counted_or_too_few(jobs: Jobs) -> None:
     outcome = jobs.pretrain("--dry-run", "data.limit=16")
     outcome.done()
     assert re.search(r"training samples +16\nsteps an epoch +2\n", outcome.out)
-
-
-def test_too_few_shapes_for_the_probes_are_refused(jobs: Jobs) -> None:
     jobs.pretrain("eval.limit=1", "train.steps=1").refused(2, r"eval\.limit=1: that leaves 1 clas")
 
 
@@ -220,8 +213,6 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_the_cluster_cannot_hold_is_refused_before_the_run_begins(
-    jobs: Jobs, options: str, message: str
-) -> None:
+def test_what_the_cluster_cannot_hold_is_refused(jobs: Jobs, options: str, message: str) -> None:
     jobs.pretrain("cluster.address=auto", *options.split()).refused(2, message)
     assert jobs.left_behind() == []

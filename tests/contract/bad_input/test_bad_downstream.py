@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ FULL = "zeroshot init_from={full} teacher.text.name=descriptor:8"
 PARTS = "partseg data.path={parts} model.num_groups=8"
 BOTH = "retrieve init_from={full}"
 TEACHER = "teacher.text.name=descriptor"
+TEXTS, PICTURES = "teacher.text.name", "teacher.image.name"
+T, P = re.escape(TEXTS), re.escape(PICTURES)  # in messages
+TABLE = f"{TEXT} teacher.text.name=table:{{texts.npz}}"
+SPLITS = "it has train 6, val 3, test 5"
 WIDER = "its features are 16 wide, the"
 
 REFUSED: list[tuple[str, int, str]] = [
@@ -27,11 +32,7 @@ REFUSED: list[tuple[str, int, str]] = [
     (f"{TEXT} zeroshot.splits=[val]", 2, r"zeroshot\.splits=val: .* has the splits train, test"),
     (f"{TEXT} teacher.text.name=table:none.npz", 2, r"'table:none\.npz': there is no file"),
     (f"{TEXT} {TEACHER}:16", 2, f"{WIDER} text projection .* gives 8"),
-    (
-        f"{TEXT} teacher.text.name=table:{{texts.npz}} zeroshot.classes.mug=cup",
-        1,
-        "has no features of the text 'cup",
-    ),
+    (f"{TABLE} zeroshot.classes.mug=cup", 1, "has no features of the text 'cup"),
     (f"{FULL} {TEACHER}:16", 2, f"{WIDER} image .* gives 8"),
     (f"{FULL} data.num_points=1024", 2, r"data\.num_points=1024: .* holds 96 points"),
     (f"{FULL} protocol=reference", 2, r"data\.num_points=64: protocol=reference samples 1024"),
@@ -54,33 +55,21 @@ REFUSED: list[tuple[str, int, str]] = [
     ("retrieve query={good.png}", 2, r"good\.png: .*text\.safetensors has no image proj"),
     (f"{BOTH} query={{broken.png}}", 1, r"broken\.png: is no readable PNG or JPEG"),
     (f"{BOTH} query={{few.npy}}", 1, r"few\.npy: 5 points are too few for the model's 8"),
+    (f"{BOTH} query=words {TEXTS}=null", 2, rf"{T}=null: the query 'words' needs a teacher"),
     (
-        f"{BOTH} query=words teacher.text.name=null",
+        f"{BOTH} query={{good.png}} {PICTURES}=source",
         2,
-        r"teacher\.text\.name=null: the query 'words' needs a teacher",
+        rf"{P}=source: the query '\S*good\.png' needs a teacher",
     ),
-    (
-        f"{BOTH} query={{good.png}} teacher.image.name=source",
-        2,
-        r"teacher\.image\.name=source: the query '\S*good\.png' needs a teacher",
-    ),
-    (
-        f"{BOTH} query=words {TEACHER}:16",
-        2,
-        r"teacher\.text\.name=descriptor:16: its features are 16 wide",
-    ),
+    (f"{BOTH} query=words {TEACHER}:16", 2, rf"{T}=descriptor:16: its features are 16 wide"),
     (f"{BOTH} teacher.text.name=source", 2, r"teacher\.text\.name=source: texts are compared"),
     (f"{BOTH} {TEACHER}:16", 2, f"{WIDER} text projection .* gives 8"),
     (
-        f"{BOTH} {TEACHER}:8 teacher.image.name=descriptor:16",
+        f"{BOTH} {TEACHER}:8 {PICTURES}=descriptor:16",
         2,
-        rf"teacher\.image\.name=descriptor:16: {WIDER} image projection",
+        f"{P}=descriptor:16: {WIDER} image projection",
     ),
-    (
-        "retrieve teacher.text.name=null teacher.image.name=null",
-        2,
-        r"teacher\.image\.name and teacher\.text\.name are both null; name one",
-    ),
+    (f"retrieve {TEXTS}=null {PICTURES}=null", 2, f"{P} and {T} are both null; name one"),
     (f"{BOTH} retrieval.splits=[val]", 2, r"retrieval\.splits=val: .* only in train"),
     ("partseg", 2, r"data\.path=.*: its shapes have no part labels"),
     ("partseg test=only init_from=null", 2, "test=only needs init_from=<weights"),
@@ -88,13 +77,9 @@ REFUSED: list[tuple[str, int, str]] = [
     (
         f"{PARTS} data.test_split=none",
         2,
-        r"data\.test_split=none: it has no such split in .* \(it has train 6, val 3, test 5\)",
+        rf"data\.test_split=none: it has no such split in .* \({SPLITS}\)",
     ),
-    (
-        f"{PARTS} data.train_splits=[train,none]",
-        2,
-        r"no such split in .*it has train 6, val 3, test 5",
-    ),
+    (f"{PARTS} data.train_splits=[train,none]", 2, f"no such split in .*{SPLITS}"),
     (f"{PARTS} train.global_batch_size=1", 2, r"train\.global_batch_size=1: .* one shape at a"),
     (f"{PARTS} train.micro_batch_size=1", 2, r"train\.micro_batch_size=1: .* one shape at a"),
 ]
@@ -134,8 +119,6 @@ def test_what_a_downstream_job_cannot_do_is_refused(
     assert jobs.left_behind() == []
 
 
-def test_a_damaged_file_ends_the_features_with_its_name(
-    jobs: Jobs, places: dict[str, Path]
-) -> None:
+def test_a_damaged_file_ends_the_features_by_name(jobs: Jobs, places: dict[str, Path]) -> None:
     refused = jobs.run("embed", f"init_from={places['text']}", f"files=[{places['cut.ply']}]")
     refused.refused(1, r"cut\.ply: cannot be read \(")

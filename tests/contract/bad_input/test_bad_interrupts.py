@@ -31,9 +31,7 @@ def _interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PretrainModule, "forward", forward)
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_can_go_on(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("eval.enabled=false", "train.commit_every_seconds=0.001")
     with monkeypatch.context() as patch:
         _interrupted_at(6, patch)
@@ -119,7 +117,5 @@ def test_ctrl_c_while_several_processes_prepare_ends_with_one_line(jobs: Jobs) -
         ("prepare", ("source=custom", "input=/absent"), 2, r"input=/absent: no such folder"),
     ],
 )
-def test_the_jobs_as_processes_do_the_same(
-    job: str, arguments: tuple[str, ...], status: int, message: str
-) -> None:
+def test_jobs_as_processes(job: str, arguments: tuple[str, ...], status: int, message: str) -> None:
     _end(_process(ROOT / "jobs" / f"{job}.py", *arguments)).refused(status, message)

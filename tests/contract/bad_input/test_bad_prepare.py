@@ -79,9 +79,8 @@ def test_a_bad_shape_is_left_out_with_its_reason_and_counted(
     result = json.loads((jobs.runs / "prepare" / "result.json").read_text())
     assert result["metrics"] == {"samples": 12.0, "quarantined": 1.0}
     strict = jobs.custom(clouds, "prepare.max_quarantine_fraction=0", f"output={jobs.folder}/no")
-    strict.refused(
-        1, r"1 of 13 .* unreadable, more than the tolerated 0, the first being .*; all r"
-    )
+    message = r"1 of 13 .* unreadable, more than the tolerated 0, the first being .*; all r"
+    strict.refused(1, message)
     assert quarantined(jobs.folder / "no") == entries
     assert not (jobs.folder / "no" / "_manifest.json").exists()
     assert not (jobs.runs / "prepare" / "result.json").exists()
@@ -105,9 +104,8 @@ def test_a_folder_of_unreadable_files_only_is_status_1(jobs: Jobs) -> None:
     for path in clouds.rglob("*.npy"):
         path.write_bytes(b"junk")
     outcome = jobs.custom(clouds, "prepare.max_quarantine_fraction=0.99")
-    outcome.refused(
-        1, r"\d+ of 12 samples are unreadable, .*all reasons are in .*_quarantine\.json"
-    )
+    message = r"\d+ of 12 samples are unreadable, .*all reasons are in .*_quarantine\.json"
+    outcome.refused(1, message)
     assert not (jobs.folder / "set" / "_manifest.json").exists()
     outcome = jobs.pretrain(f"data.path={jobs.folder / 'set'}")
     outcome.refused(1, r"/set: is not a complete prepared set")
@@ -136,9 +134,7 @@ WRONG_SOURCES: list[tuple[str, int, str]] = [
 
 
 @pytest.mark.parametrize(("options", "status", "message"), WRONG_SOURCES)
-def test_a_source_that_cannot_be_had_is_refused(
-    jobs: Jobs, options: str, status: int, message: str
-) -> None:
+def test_bad_sources_are_refused(jobs: Jobs, options: str, status: int, message: str) -> None:
     empty, table, target = jobs.folder / "empty", jobs.folder / "table.csv", jobs.folder / "set"
     empty.mkdir()
     table.write_text("path,category\na.npy,a\n")
@@ -209,16 +205,12 @@ def test_a_damaged_or_incomplete_published_set_is_one_line(
     assert not Path("harm").exists()
 
 
-def test_two_files_with_one_id_are_refused_by_name(jobs: Jobs) -> None:
+def test_one_id_for_two_files_and_names_that_are_no_utf8_are_refused(jobs: Jobs) -> None:
     clouds, table = write_clouds(jobs.folder), jobs.folder / "table.csv"
     table.write_text("file,object_id\na/00.npy,x\nb/01.npy,x\n")
     jobs.custom(clouds, f"prepare.table={table}").refused(
         1, r"object id 'x' is used twice, by a/00\.npy and b/01\.npy; give each its own"
     )
-
-
-def test_names_that_are_no_utf8_are_refused_with_the_way_out(jobs: Jobs) -> None:
-    clouds = write_clouds(jobs.folder)
     os.rename(clouds / "a" / "00.npy", os.fsencode(clouds / "a") + b"/caf\xe9.npy")  # noqa: PTH104
     jobs.custom(clouds).refused(
         1, r"^error: 'a/caf\\udce9\.npy': the name is not UTF-8 text, .* rename it, .*convmv"

@@ -14,7 +14,9 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.runs.checkpoint import CheckpointStore
 
 
-def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: Path) -> None:
+def test_a_run_of_another_or_damaged_configuration_is_not_continued(
+    jobs: Jobs, finished: Path
+) -> None:
     before = file_tree(finished)
     outcome = jobs.pretrain(*QUICK, "optim.lr=0.5", "train.epochs=9", "train.log_every_steps=7")
     outcome.refused(
@@ -24,6 +26,8 @@ def test_a_run_of_another_configuration_is_not_continued(jobs: Jobs, finished: P
         r"ame, or resume=never to set it aside$",
     )
     assert file_tree(finished) == before
+    (finished / "config.yaml").write_text("train: [")
+    jobs.pretrain(*QUICK).refused(1, r"run/config\.yaml: it is damaged, .*choose another run\.name")
 
 
 @pytest.mark.parametrize("known_by", ["environment.json", "result.json"])
@@ -38,11 +42,6 @@ def test_a_run_of_another_job_is_neither_continued_nor_set_aside(
     jobs.finetune(*given).refused(2, refusal)
     jobs.run("visualize", *given, "data.num_points=64").refused(2, refusal)
     assert file_tree(jobs.runs) == before
-
-
-def test_a_damaged_record_of_the_configuration_is_named(jobs: Jobs, finished: Path) -> None:
-    (finished / "config.yaml").write_text("train: [")
-    jobs.pretrain(*QUICK).refused(1, r"run/config\.yaml: it is damaged, .*choose another run\.name")
 
 
 def test_a_run_is_not_continued_with_other_teachers(jobs: Jobs, finished: Path) -> None:
@@ -103,9 +102,7 @@ def test_a_run_is_not_continued_from_weights_that_were_trained_again(
     jobs.evaluate(*vote).refused(2, r"init_from=.*runs/tuned: the weights are no longer what")
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
-    jobs: Jobs, finished: Path
-) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_not_begun_anew(jobs: Jobs, finished: Path) -> None:
     flip(finished / "checkpoints" / "step-00000001" / "model.pt", 500)
     jobs.pretrain("train.steps=2", "eval.enabled=false").refused(
         1, r"run/checkpoints: all 1 checkpoints are damaged; restore one from a copy, or start afre"

@@ -33,9 +33,7 @@ def test_a_full_disk_while_shards_are_written(jobs: Jobs, monkeypatch: pytest.Mo
     PreparedSet.open(jobs.folder / "set").verify()
 
 
-def test_a_full_disk_while_files_of_the_run_are_written(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_at_files_of_the_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     written = Path.write_text
 
     def write_text(path: Path, text: str, *more: Any, **options: Any) -> int:
@@ -54,9 +52,7 @@ def test_a_full_disk_while_files_of_the_run_are_written(
     assert (jobs.runs / "run" / "result.json").exists()
 
 
-def test_a_full_disk_while_a_checkpoint_is_written(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_at_a_checkpoint(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         outcome = jobs.pretrain(*QUICK)
@@ -148,9 +144,7 @@ def test_an_evaluation_out_of_memory_names_what_to_lower(
     )
 
 
-def test_an_error_of_another_kind_is_not_taken_for_exhausted_memory(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_errors_are_not_exhausted_memory(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -159,9 +153,7 @@ def test_an_error_of_another_kind_is_not_taken_for_exhausted_memory(
     jobs.pretrain(*QUICK).refused(1, r"RuntimeError: mat1 and mat2 shapes")
 
 
-def test_an_error_beyond_these_is_one_line_on_a_full_disk_too(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_errors_on_a_full_disk(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recon_ray.data.format.prepared.PreparedSet.open", lambda path: 1 / 0)
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     outcome = jobs.pretrain()

@@ -11,9 +11,7 @@ from job_runs import Jobs, prepare_again
 from recon_ray.data.format.prepared import PreparedSet
 
 
-def test_trials_of_a_sweep_are_not_counted_for_a_set_that_was_prepared_again(
-    jobs: Jobs, copy: Path
-) -> None:
+def test_trials_are_not_counted_for_a_set_prepared_again(jobs: Jobs, copy: Path) -> None:
     options = (
         f"config.data.path={copy}", "config.data.num_points=64", "config.model.preset=nano",
         "config.model.embed_dim=24", "config.model.num_heads=2", "config.model.depth=1",
@@ -82,15 +80,9 @@ WRONG_TABLES: list[tuple[tuple[str, ...], str]] = [
     (("rows.svm.probe.svm_cc=1",), r"rows\.svm\.probe\.svm_cc .*did you mean probe\.svm_c\?"),
     (("rows.svm.probe.svm_c=-1",), r"rows\.svm\.probe\.svm_c .*a number > 0, found -1"),
     (("rows.svm={include: [absent.yaml]}",), r"absent\.yaml: no such file"),
-    (
-        ("rows.svm.cluster.workers=2",),
-        r"rows\.svm\.cluster\.workers: every run",
-    ),
+    (("rows.svm.cluster.workers=2",), r"rows\.svm\.cluster\.workers: every run"),
     (("cluster.workers=2",), r"cluster\.workers=2: the trials are the workers here"),
-    (
-        ("init_from=null", "pretrain.data.path=absent"),
-        r"pretrain\.data\.path=absent: no",
-    ),
+    (("init_from=null", "pretrain.data.path=absent"), r"pretrain\.data\.path=absent: no"),
 ]
 
 
@@ -104,9 +96,7 @@ def test_a_wrong_table_is_refused_before_its_first_run(
     assert jobs.left_behind() == []
 
 
-def test_a_table_of_which_everything_is_missing_says_so(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_with_everything_missing(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(jobs.folder)
     outcome = jobs.reproduce()
     outcome.done()

@@ -34,7 +34,7 @@ def cache(jobs: Jobs, copy: Path) -> Path:
         ("data.mode=shared", "data.mode"),
     ],
 )
-def test_a_wrong_option_of_the_teachers_is_refused(
+def test_wrong_teacher_options_are_refused(
     jobs: Jobs, copy: Path, options: str, message: str
 ) -> None:
     jobs.cache_teachers(f"data.path={copy}", *options.split()).refused(2, message)
@@ -76,18 +76,14 @@ def test_a_damaged_view_ends_the_teachers_with_its_name(jobs: Jobs, copy: Path) 
         ("teacher.image.mode=online teacher.image.cache=x", "needs teacher.image.mode=cached"),
     ],
 )
-def test_features_that_are_not_there_are_refused(
-    jobs: Jobs, copy: Path, cache: Path, options: str, message: str
-) -> None:
+def test_absent_features(jobs: Jobs, copy: Path, cache: Path, options: str, message: str) -> None:
     assert cache.is_dir()
     given = (f"data.path={copy}", "teacher.image.mode=cached", *options.split())
     jobs.pretrain(*QUICK, *given).refused(2, message)
     assert jobs.left_behind() == []
 
 
-def test_the_cache_of_another_teacher_or_set_is_refused(
-    jobs: Jobs, copy: Path, cache: Path, tiny_prepared: PreparedSet
-) -> None:
+def test_another_cache(jobs: Jobs, copy: Path, cache: Path, tiny_prepared: PreparedSet) -> None:
     given = (*QUICK, "teacher.image.mode=cached", f"teacher.image.cache={cache}")
     jobs.pretrain(*given, f"data.path={copy}").done()
     other = jobs.pretrain(

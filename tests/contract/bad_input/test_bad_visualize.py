@@ -20,11 +20,7 @@ SET = "data.path={set}"
         ("files=[cut.ply]", 1, r"cut\.ply: cannot be read \("),
         ("files=[notes.docx]", 1, r"notes\.docx: cannot read files of this type; use one of"),
         ("data.path=. shapes=[cup]", 1, r"is not a complete prepared set"),
-        (
-            "files=[cut.ply] shapes=3",
-            2,
-            r"shapes are of a prepared set; give data\.path=<folder",
-        ),
+        ("files=[cut.ply] shapes=3", 2, r"shapes are of a prepared set; give data\.path=<folder"),
         ("files=[cut.ply] init_from=cut.pth", 1, r"cut\.pth: "),
         (f"{SET} data.split=val", 2, r"data\.split=val: .* has the splits train, test; choose one"),
         (f"{SET} shapes=[chair]", 2, r"shapes: .* has no shape chair in this split; "),

@@ -34,11 +34,7 @@ def test_one_workers_want_of_memory_is_noted_and_ends_the_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        WorkerGroupError("text", {0: RuntimeError("x"), 1: RAISED}),
-        ControllerError(OWN),
-    ],
+    "error", [WorkerGroupError("text", {0: RuntimeError("x"), 1: RAISED}), ControllerError(OWN)]
 )
 def test_what_ends_a_run_for_memory_is_told_as_it_is(error: TrainingFailedError) -> None:
     with pytest.raises(OutOfMemoryError, match=r"^memory is exhausted; lower it$"):

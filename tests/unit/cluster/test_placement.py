@@ -43,11 +43,8 @@ def plan(*, mode: str = "shared", device: str = "auto", **options: Any) -> Worke
 
 
 # --- Reading while the workers run: what hung in measurements, and what worked --------------------
-
-
 @pytest.mark.parametrize(
-    ("cpus", "each", "left"),
-    [(2, 1, "0 of 2"), (2, 0.75, "0.5 of 2"), (3, 1.25, "0.5 of 3")],
+    ("cpus", "each", "left"), [(2, 1, "0 of 2"), (2, 0.75, "0.5 of 2"), (3, 1.25, "0.5 of 3")]
 )
 @pytest.mark.parametrize("mode", ["stream", "cached"])
 def test_reading_without_a_whole_free_cpu_is_refused(cluster, cpus, each, left, mode):
@@ -78,17 +75,14 @@ def test_the_suggested_cpus_per_worker_work(cluster, workers, cpus):
     plan(workers=workers, cpus_per_worker=float(suggested), mode="stream")
 
 
-def test_where_no_setting_of_a_stream_fits_none_is_suggested(cluster):
+def test_the_free_cpu_has_to_be_on_one_node_and_fractions_add_up(cluster):
     cluster({"CPU": 1})
     with pytest.raises(ConfigError, match=r"leave 0 of 1: set data.mode=shared$"):
         plan(workers=1, mode="stream")
-
-
-def test_the_free_cpu_has_to_be_on_one_node(cluster):
+    assert plan(workers=10, cpus_per_worker=0.1).max_workers == 10
     cluster({"CPU": 1.5}, {"CPU": 1.5})
-    with pytest.raises(
-        ConfigError, match=r"leave 1 of 3, in parts on 2 nodes: set .*data.mode=shared"
-    ):
+    message = r"leave 1 of 3, in parts on 2 nodes: set .*data.mode=shared"
+    with pytest.raises(ConfigError, match=message):
         plan(workers=2, mode="stream")
     cluster({"CPU": 2}, {"CPU": 1})
     assert plan(workers=2, mode="stream").nodes == 2
@@ -105,8 +99,6 @@ def test_an_elastic_run_is_warned_where_growing_takes_the_last_cpu(cluster, capl
 
 
 # --- More than there is --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("nodes", "options", "message"),
     [
@@ -184,8 +176,6 @@ def test_gpus_that_are_too_few_are_not_left_out_silently(cluster, caplog, gpus, 
 
 
 # --- Trials --------------------------------------------------------------------------------------
-
-
 def trials(count: int = 8, *, inner: ClusterSection | None = None, **options: Any) -> TrialPlan:
     job = TrialJob(
         run=lambda *_: {}, folders=TrialFolders("runs"), section="sweep",
@@ -229,14 +219,7 @@ def test_the_driver_of_a_trial_may_take_the_place_of_a_worker(cluster):
         trials(inner=ClusterSection(workers=3))
 
 
-def test_fractions_that_add_up_to_all_there_is_fit(cluster):
-    cluster({"CPU": 1})
-    assert plan(workers=10, cpus_per_worker=0.1).max_workers == 10
-
-
 # --- Joining -------------------------------------------------------------------------------------
-
-
 def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
     monkeypatch.setattr("recon_ray.cluster.session.prepare_environment", lambda options: None)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
@@ -252,8 +235,6 @@ def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
 
 
 # --- Threads --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("address", "nodes", "workers", "threads"),
     [
@@ -264,9 +245,7 @@ def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
         ("auto", [1.5], 1, 1),
     ],
 )
-def test_workers_share_the_cpus_that_there_are(
-    cluster, monkeypatch, address, nodes, workers, threads
-):
+def test_workers_share_the_cpus(cluster, monkeypatch, address, nodes, workers, threads):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("recon_ray.cluster.placement.cpu_count", lambda: 3)
     cluster(*({"CPU": float(cpus)} for cpus in nodes))

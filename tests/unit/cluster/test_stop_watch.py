@@ -46,9 +46,13 @@ def broken() -> dict:
     raise CheckpointError(FAILURE["message"])
 
 
-def test_what_one_worker_meets_is_raised(worker):
+def test_what_one_worker_meets_is_raised_as_it_is(worker):
     with pytest.raises(CheckpointError):  # Ray ends the other one, which may wait for this one
         end_together(worker, broken)
+    with pytest.raises(ZeroDivisionError):
+        end_together(worker, lambda: {"metrics": 1 / 0})
+    done = SimpleNamespace(return_value={"metrics": {"loss": 1.0}})
+    assert outcome_of(done) == {"metrics": {"loss": 1.0}}
 
 
 def test_what_all_workers_meet_is_returned_and_raised_by_the_driver(worker):
@@ -57,13 +61,6 @@ def test_what_all_workers_meet_is_returned_and_raised_by_the_driver(worker):
     assert outcome == FAILURE
     with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         outcome_of(SimpleNamespace(return_value=outcome))
-
-
-def test_other_errors_stay_what_they_are(worker):
-    with pytest.raises(ZeroDivisionError):
-        end_together(worker, lambda: {"metrics": 1 / 0})
-    done = SimpleNamespace(return_value={"metrics": {"loss": 1.0}})
-    assert outcome_of(done) == {"metrics": {"loss": 1.0}}
 
 
 def test_a_folder_that_is_not_the_drivers_is_refused(tmp_path, monkeypatch):
@@ -80,8 +77,6 @@ def test_a_folder_that_is_not_the_drivers_is_refused(tmp_path, monkeypatch):
 
 
 # --- Requests -----------------------------------------------------------------------------------
-
-
 class Requests:
     """The actor as the watcher of rank 0 uses it, and what Ray Train knows of preemptions."""
 

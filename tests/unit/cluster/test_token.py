@@ -73,14 +73,11 @@ def test_a_token_is_used_where_one_is_asked_for_and_only_there(head, monkeypatch
     assert access.os.environ[access.MODE] == "token"
 
 
-def test_a_refusal_names_the_remedy_and_no_token(head, monkeypatch):
+def test_a_refusal_names_the_remedy_and_no_token_and_with_tls_ray_asks(head, monkeypatch):
     monkeypatch.setenv(access.TOKEN, "a-secret-token")
     with pytest.raises(ConfigError, match=r"refuses the one here; give .*RAY_AUTH_TOKEN_PATH") as e:
         join_with_token(head("right"))
     assert "a-secret-token" not in str(e.value)
-
-
-def test_with_tls_ray_itself_asks(monkeypatch):
     monkeypatch.setenv("RAY_USE_TLS", "1")
     assert join_with_token("127.0.0.1:1") is Access.OTHER
 

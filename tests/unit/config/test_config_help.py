@@ -75,19 +75,13 @@ teacher.text: Text teacher.
   teacher.text.name  text | null  null  Name."""
 
 
-def test_help_lists_key_type_default_and_meaning() -> None:
+def test_help_lists_key_type_default_and_meaning_of_all_or_a_section() -> None:
     assert format_help(Config, width=80) == HELP
-
-
-def test_help_of_a_section_or_of_one_option() -> None:
     section = "teacher.text: Text teacher.\n  teacher.text.name  text | null  null  Name."
     assert format_help(Config, "teacher") == section
     assert format_help(Config, "optim.lr") == (
         "  optim.lr  number > 0  0.0005  Peak learning rate of the global batch."
     )
-
-
-def test_help_of_an_unknown_section_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^optm: unknown section; did you mean optim\?$"):
         format_help(Config, "optm")
     with pytest.raises(ConfigError, match=r"zzzz: unknown section; sections are optim, teacher"):
@@ -157,12 +151,8 @@ def test_another_yaml_reader_sees_the_same_values() -> None:
 
 def test_the_configuration_of_pretraining_survives_a_dump(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    arguments = [
-        "cluster.workers=[1, 2]",
-        "optim.lr=1e-4",
-        "run.name=no",
-        "teacher.image.name=null",
-    ]
+    arguments = ["cluster.workers=[1, 2]", "optim.lr=1e-4", "run.name=no"]
+    arguments.append("teacher.image.name=null")
     config = load(PretrainConfig, arguments).config
     file.write_text(dump_yaml(config))
     assert load(PretrainConfig, [str(file)]).config == config

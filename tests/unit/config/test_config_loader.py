@@ -118,8 +118,6 @@ def errors(*arguments: str, schema: type[BaseModel] = Config) -> list[str]:
 
 
 # --- Order of sources --------------------------------------------------------------------------
-
-
 def test_later_sources_win_and_sections_merge(folder: Path) -> None:
     a = write("a.yaml", "optim: {lr: 1, weight_decay: 2}\ntrain: {epochs: 3}\n")
     b = write("b.yml", "optim:\n  lr: 4\n")
@@ -132,10 +130,6 @@ def test_later_sources_win_and_sections_merge(folder: Path) -> None:
         "optim.weight_decay": "configs/a.yaml:1",
         "train.epochs": "command line",
     }
-
-
-def test_no_argument_gives_the_defaults_of_the_schema() -> None:
-    assert load(Config, []).config == Config()
 
 
 def test_the_default_file_is_read_only_if_none_is_named(folder: Path) -> None:
@@ -159,58 +153,50 @@ def test_includes_come_before_the_keys_of_the_file_and_are_relative_to_it(folder
         "configs/a.yaml",
     ]
     assert loaded.origins["optim.weight_decay"] == "configs/common.yaml:1"
-
-
-def test_an_include_may_start_at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(folder / "configs"))
-    write("mine.yaml", "optim.lr: 4\n")
-    assert load(Config, [write("a.yaml", "include: ~/mine.yaml\n")]).config.optim.lr == 4
-
-
-def test_a_file_may_be_included_by_two_others(folder: Path) -> None:
     write("base.yaml", "optim.lr: 1\n")
     write("left.yaml", "include: [base.yaml]\noptim.lr: 2\n")
     a = write("a.yaml", "include: [left.yaml, base.yaml]\n")
     assert load(Config, [a]).config.optim.lr == 1
 
 
-def test_an_include_cycle_names_the_chain(folder: Path) -> None:
+def test_an_include_and_a_path_may_start_at_home(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder / "configs"))
+    write("mine.yaml", "optim.lr: 4\n")
+    assert load(Config, [write("a.yaml", "include: ~/mine.yaml\n")]).config.optim.lr == 4
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert load(Config, ["run.storage=~/runs"]).config.run.storage == Path("/somewhere/runs")
+
+
+def test_cycles_missing_files_and_other_wrong_includes_are_named(folder: Path) -> None:
     a = write("a.yaml", "include: [b.yaml]\n")
     write("b.yaml", "train.epochs: 2\ninclude: [a.yaml]\n")
     assert errors(a) == [
         "configs/b.yaml:2: include cycle configs/a.yaml -> configs/b.yaml -> configs/a.yaml"
     ]
-
-
-def test_missing_files_are_all_named(folder: Path) -> None:
     a = write("a.yaml", "optim.lr: 1\ninclude: [gone.yaml]\n")
     assert errors(a, "absent.yaml") == [
         "configs/gone.yaml: no such file (included at configs/a.yaml:2)",
         "absent.yaml: no such file",
     ]
-
-
-def test_an_include_that_is_no_file_name_is_refused(folder: Path) -> None:
     assert errors(write("a.yaml", "include: {a: 1}\n")) == [
         "include (configs/a.yaml:1): expected a list of YAML files"
     ]
 
 
-def test_an_empty_heading_changes_nothing(folder: Path) -> None:
+def test_an_empty_heading_changes_nothing_and_null_turns_a_section_off(folder: Path) -> None:
     a = write("a.yaml", "optim: {lr: 3}\nextra: {rate: 2}\n")
     b = write("b.yaml", "optim:\nextra:\n  # rate: 3\n")
     loaded = load(Config, [a, b])
     assert loaded.config.optim.lr == 3
     assert loaded.config.extra == Extra(rate=2)
-
-
-def test_null_turns_an_optional_section_off(folder: Path) -> None:
-    a = write("a.yaml", "extra: {rate: 2}\n")
     assert load(Config, [a, "extra=null"]).config.extra is None
 
 
-def test_an_empty_file_and_comments_only_are_fine(folder: Path) -> None:
+def test_without_options_the_defaults_of_the_schema_apply(folder: Path) -> None:
     assert load(Config, [write("a.yaml", ""), write("b.yaml", "# nothing\n")]).config == Config()
+    assert load(Config, []).config == Config()
 
 
 def test_a_value_may_end_in_yaml_and_a_path_may_have_an_equals_sign(folder: Path) -> None:
@@ -220,8 +206,6 @@ def test_a_value_may_end_in_yaml_and_a_path_may_have_an_equals_sign(folder: Path
 
 
 # --- Free mappings -----------------------------------------------------------------------------
-
-
 def test_keys_of_a_free_mapping_keep_their_dots_and_values_are_replaced(folder: Path) -> None:
     a = write("a.yaml", "sweep:\n  optim.lr: {loguniform: [1e-5, 1e-3]}\n  run.seed: {grid: [0]}\n")
     loaded = load(Config, [a, "sweep.optim.lr={grid: [5e-4]}"])
@@ -230,8 +214,6 @@ def test_keys_of_a_free_mapping_keep_their_dots_and_values_are_replaced(folder: 
 
 
 # --- Values ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", ["5e-4", "5E-4", ".0005", "+5e-04", "0.0005", "0.5e-3"])
 def test_numbers_without_a_dot_are_numbers_everywhere(folder: Path, text: str) -> None:
     write("inner.yaml", f"optim.lr: {text}\n")
@@ -281,20 +263,7 @@ def test_values_are_read_as_the_option_means_them(argument: str, expected: objec
     assert (value, type(value)) == (expected, type(expected))
 
 
-def test_a_path_may_start_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/somewhere")
-    assert load(Config, ["run.storage=~/runs"]).config.run.storage == Path("/somewhere/runs")
-
-
-def test_a_section_may_be_given_as_one_argument() -> None:
-    assert load(Config, ["optim={lr: 1}", "optim.weight_decay=2"]).config.optim == Optim(
-        lr=1, weight_decay=2
-    )
-
-
 # --- Messages ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -361,21 +330,25 @@ def test_all_errors_come_at_once_with_file_and_line(folder: Path) -> None:
     ]
 
 
-def test_an_included_file_is_named_as_the_place_of_its_mistake(folder: Path) -> None:
+def test_included_files_duplicate_keys_and_files_that_are_not_text_are_named(folder: Path) -> None:
     write("inner.yaml", "\noptim.lr: 0\n")
     assert errors(write("a.yaml", "include: inner.yaml\n")) == [
         "optim.lr (configs/inner.yaml:2): expected a number > 0, found 0"
     ]
+    a = write("a.yaml", "optim:\n  lr: 1\n  lr: 2\ntrain.epochs: 1\ntrain:\n  epochs: 2\n")
+    assert errors(a) == [
+        "lr (configs/a.yaml:3): set twice, first at configs/a.yaml:2",
+        "train.epochs (configs/a.yaml:6): set twice, first at configs/a.yaml:4",
+    ]
+    Path("configs/a.yaml").write_bytes(b"run.name: \xff\n")
+    assert errors("configs/a.yaml") == ["configs/a.yaml: not UTF-8 text (byte 10)"]
 
 
-def test_required_options_are_named_even_if_their_section_is_absent() -> None:
+def test_required_options_and_checks_over_several_name_their_section() -> None:
     assert errors("optim.lr=0", schema=Required) == [
         "data.path: required (text) but not set; give data.path=<value>",
         "optim.lr (command line): expected a number > 0, found 0",
     ]
-
-
-def test_checks_over_several_options_name_their_section() -> None:
     assert errors("train.micro_batch_size=999") == [
         "train: micro_batch_size is larger than global_batch_size; lower it"
     ]
@@ -384,17 +357,12 @@ def test_checks_over_several_options_name_their_section() -> None:
     ]
 
 
-def test_duplicate_keys_are_refused_dotted_ones_too(folder: Path) -> None:
-    a = write("a.yaml", "optim:\n  lr: 1\n  lr: 2\ntrain.epochs: 1\ntrain:\n  epochs: 2\n")
-    assert errors(a) == [
-        "lr (configs/a.yaml:3): set twice, first at configs/a.yaml:2",
-        "train.epochs (configs/a.yaml:6): set twice, first at configs/a.yaml:4",
-    ]
-
-
-def test_dotted_keys_and_a_section_in_one_file_merge(folder: Path) -> None:
+def test_dotted_keys_and_a_section_merge(folder: Path) -> None:
     a = write("a.yaml", "optim.lr: 1\noptim: {weight_decay: 2}\n")
     assert load(Config, [a]).config.optim == Optim(lr=1, weight_decay=2)
+    assert load(Config, ["optim={lr: 1}", "optim.weight_decay=2"]).config.optim == Optim(
+        lr=1, weight_decay=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -416,33 +384,21 @@ def test_dotted_keys_and_a_section_in_one_file_merge(folder: Path) -> None:
         ("a: 1\n---\nb: 2\n", "configs/a.yaml:2: not valid YAML: but found another document"),
     ],
 )
-def test_malformed_yaml_gives_one_line_with_its_place(
-    folder: Path, text: str, message: str
-) -> None:
+def test_malformed_yaml_is_one_line_with_its_place(folder: Path, text: str, message: str) -> None:
     (line,) = errors(write("a.yaml", text))
     assert line.startswith(message)
 
 
-def test_a_file_that_is_not_text_is_named(folder: Path) -> None:
-    Path("configs/a.yaml").write_bytes(b"run.name: \xff\n")
-    assert errors("configs/a.yaml") == ["configs/a.yaml: not UTF-8 text (byte 10)"]
-
-
-def test_an_argument_of_no_known_form_is_refused() -> None:
+def test_arguments_of_no_known_form_are_refused_and_long_values_cut() -> None:
     assert errors("tiny", "--optim.lr=3") == [
         "tiny: expected a YAML file or key=value",
         "--optim.lr=3: expected a YAML file or key=value",
     ]
-
-
-def test_long_values_are_cut_in_messages() -> None:
     (line,) = errors(f"optim.lr={'x' * 500}")
     assert len(line) < 150
 
 
 # --- Changes by a program ----------------------------------------------------------------------
-
-
 def test_override_checks_like_the_command_line() -> None:
     base = load(Config, ["run.name=no", "optim.lr=2", "sweep.optim.lr={grid: [1]}"]).config
     assert override(base, {}) == base
@@ -457,8 +413,6 @@ def test_override_checks_like_the_command_line() -> None:
 
 
 # --- Words -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("annotation", "constraints", "expected"),
     [
@@ -472,20 +426,14 @@ def test_override_checks_like_the_command_line() -> None:
         (Any, {}, "any value"),
     ],
 )
-def test_types_are_described_in_words(
-    annotation: Any, constraints: dict[str, Any], expected: str
-) -> None:
+def test_types_in_words(annotation: Any, constraints: dict[str, Any], expected: str) -> None:
     model = type(
-        "Probe",
-        (BaseModel,),
-        {"__annotations__": {"x": annotation}, "x": Field(**constraints)},
+        "Probe", (BaseModel,), {"__annotations__": {"x": annotation}, "x": Field(**constraints)}
     )
     assert fields.expectation(model.model_fields["x"]) == expected
 
 
 # --- Defaults of a job ---------------------------------------------------------------------------
-
-
 class Rates(Section):
     lr: float = 0.5
     warmup: float | None = 10.0
@@ -513,8 +461,7 @@ def test_one_option_of_a_section_leaves_the_jobs_other_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema",
-    [BenchmarkConfig, FewshotConfig, FinetuneConfig, PartsegConfig, PretrainConfig],
+    "schema", [BenchmarkConfig, FewshotConfig, FinetuneConfig, PartsegConfig, PretrainConfig]
 )
 def test_every_default_that_the_help_tells_is_the_one_that_applies(schema: type[BaseModel]) -> None:
     config = schema()

@@ -59,30 +59,24 @@ def test_operations_that_compute_something_else_are_an_error(monkeypatch):
     assert finding.found.startswith("knn of ")
 
 
-def test_gpus_that_ray_counts_and_nobody_lists_are_an_error(monkeypatch):
-    monkeypatch.setattr(machine, "list_gpus", list)
-    assert found("gpus", gpus=2.0).level == "error"
-    assert found("gpus", gpus=0.0) == Finding("gpus", "ok", "none")
-
-
-def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch):
+def test_gpus_that_torch_cannot_use_or_nobody_lists_are_an_error(monkeypatch):
     monkeypatch.setattr(machine, "list_gpus", lambda: ["NVIDIA X, 1 MiB, 1.0"] * 2)
     monkeypatch.setattr(machine, "CUDA_CHECK", "raise RuntimeError('no CUDA here')")
     finding = found("gpus", gpus=2.0)
     assert finding.level == "error"
     assert "RuntimeError: no CUDA here" in finding.found
     assert found("gpus", gpus=1.0).found.endswith("Ray counts 1")
+    monkeypatch.setattr(machine, "list_gpus", list)
+    assert found("gpus", gpus=2.0).level == "error"
+    assert found("gpus", gpus=0.0) == Finding("gpus", "ok", "none")
 
 
-def test_a_store_larger_than_the_shared_memory_is_a_warning():
-    assert found("shared memory", store_bytes=1 << 50).level == "warning"
-    assert found("shared memory", store_bytes=1 << 20).level == "ok"
-
-
-def test_a_full_temporary_disk_is_an_error(monkeypatch):
+def test_a_full_temporary_disk_or_shared_memory_is_named(monkeypatch):
     usage = type("Usage", (), {"total": 1000, "free": 20, "used": 980})
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
     assert found("temporary disk").level == "error"
+    assert found("shared memory", store_bytes=1 << 50).level == "warning"
+    assert found("shared memory", store_bytes=1 << 20).level == "ok"
 
 
 def test_a_probe_leaves_nothing_behind(tmp_path):
@@ -93,19 +87,16 @@ def test_a_probe_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_storage_of_its_own_on_a_node_is_an_error(tmp_path):
+def test_a_storage_that_cannot_be_written_or_is_the_nodes_own_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with driver_probe(str(tmp_path / "file" / "runs")) as (probe, finding):
+        assert (finding.check, finding.level, probe) == ("storage", "error", "")
+    assert inspect_storage("s4://bucket/runs", "").level == "error"
     with driver_probe(str(tmp_path)) as (probe, _):
         (tmp_path / "elsewhere").mkdir()
         finding = inspect_storage(str(tmp_path / "elsewhere"), probe)
     assert finding.level == "error"
     assert "not the driver's" in finding.found
-
-
-def test_a_storage_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with driver_probe(str(tmp_path / "file" / "runs")) as (probe, finding):
-        assert (finding.check, finding.level, probe) == ("storage", "error", "")
-    assert inspect_storage("s4://bucket/runs", "").level == "error"
 
 
 def test_a_storage_that_gives_other_bytes_back_is_an_error(tmp_path, monkeypatch):

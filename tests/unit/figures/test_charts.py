@@ -22,9 +22,6 @@ def test_curves_are_drawn_with_gaps(tmp_path):
     pixels = read(path)
     assert is_blue(pixels) > 50
     assert is_orange(pixels) > 500
-
-
-def test_curves_must_have_the_length_of_the_steps(tmp_path):
     with pytest.raises(ValueError, match="'loss' has 2 values for 3 steps"):
         curve_figure([0, 1, 2], {"loss": [1, 2]}, tmp_path / "c.png")
     with pytest.raises(ValueError, match="series is empty"):
@@ -46,12 +43,16 @@ def test_a_confusion_is_colored_by_the_fraction_of_its_row(tmp_path):
     assert dark[0] > 1.5 * dark[1]  # two cells of 1 beside one
 
 
-def test_the_row_of_an_absent_class_is_gray(tmp_path):
+def test_the_row_of_an_absent_class_is_gray_and_a_confusion_fits_its_classes(tmp_path):
     pixels = read(draw_confusion(tmp_path / "c.png", np.diag([3, 0]), ["cup", "lamp"], "t"))
     gray = (pixels == [0xF1, 0xF2, 0xF4]).all(axis=-1)
     assert gray.mean() > 0.1
     full = read(draw_confusion(tmp_path / "f.png", np.diag([3, 3]), ["cup", "lamp"], "t"))
     assert not (full == [0xF1, 0xF2, 0xF4]).all(axis=-1).any()
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) for 2 classes"):
+        draw_confusion(tmp_path / "c.png", np.zeros((2, 3)), ["a", "b"], "t")
+    with pytest.raises(ValueError, match="0 classes"):
+        draw_confusion(tmp_path / "c.png", np.zeros((0, 0)), [], "t")
 
 
 def test_forty_classes_have_room_for_their_names_and_no_counts(tmp_path, monkeypatch):
@@ -68,13 +69,6 @@ def test_forty_classes_have_room_for_their_names_and_no_counts(tmp_path, monkeyp
     assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(labels))
 
 
-def test_a_confusion_must_fit_its_classes(tmp_path):
-    with pytest.raises(ValueError, match=r"shape \(2, 3\) for 2 classes"):
-        draw_confusion(tmp_path / "c.png", np.zeros((2, 3)), ["a", "b"], "t")
-    with pytest.raises(ValueError, match="0 classes"):
-        draw_confusion(tmp_path / "c.png", np.zeros((0, 0)), [], "t")
-
-
 def test_bars_are_as_long_as_their_values_and_absent_classes_have_none(tmp_path):
     def blue(values):
         return is_blue(read(draw_per_class(tmp_path / "b.png", ["cup", "lamp"], values, "t")))
@@ -84,9 +78,6 @@ def test_bars_are_as_long_as_their_values_and_absent_classes_have_none(tmp_path)
     assert full / half == pytest.approx(2, rel=0.05)  # the line of the mean lies on the bars
     assert blue([0.5, float("nan")]) == pytest.approx(half / 2, rel=0.05)
     assert blue([float("nan")] * 2) == 0
-
-
-def test_bars_need_a_value_for_every_name(tmp_path):
     with pytest.raises(ValueError, match=r"2 names with values of shape \(1,\)"):
         draw_per_class(tmp_path / "b.png", ["cup", "lamp"], [0.5], "t")
 

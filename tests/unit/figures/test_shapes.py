@@ -52,10 +52,14 @@ def test_overlap_of_masked_and_visible_patches_is_marked(view):
     assert len(masked.groups[0][0]) == 120
 
 
-def test_more_shapes_make_a_taller_sheet(tmp_path, view):
+def test_more_shapes_make_a_taller_sheet_framed_by_the_input(tmp_path, view):
     one, three = (read(sheet_figure([view] * n, tmp_path / f"{n}.png")) for n in (1, 3))
     assert one.shape[1] == three.shape[1]
     assert three.shape[0] > 2 * one.shape[0]
+    far = view.reconstruction._replace(prediction=view.reconstruction.prediction + 100)
+    pixels = read(sheet_figure([only(view, reconstruction=far)], tmp_path / "s.png"))
+    assert is_orange(pixels[80:]) == 0  # below the headings
+    assert is_blue(pixels[80:]) > 500
 
 
 def test_a_shape_without_reconstruction_has_the_input_and_the_tokens(tmp_path, view):
@@ -68,22 +72,12 @@ def test_a_shape_without_reconstruction_has_the_input_and_the_tokens(tmp_path, v
     assert is_orange(narrow) > 300
 
 
-def test_all_panels_are_framed_by_the_input_wherever_the_prediction_lies(tmp_path, view):
-    far = view.reconstruction._replace(prediction=view.reconstruction.prediction + 100)
-    pixels = read(sheet_figure([only(view, reconstruction=far)], tmp_path / "s.png"))
-    assert is_orange(pixels[80:]) == 0  # below the headings
-    assert is_blue(pixels[80:]) > 500
-
-
-def test_one_repeated_point_and_constant_values_still_make_pictures(tmp_path):
+def test_one_repeated_point_makes_a_picture_and_no_shape_none(tmp_path):
     values = {"class": np.ones(5, dtype=np.float32)}
     view = ShapeView("x", "x", np.zeros((5, 3), dtype=np.float32), None, values)
     assert shape_figure(view, tmp_path / "x.png").is_file()
     nothing = {"class": np.full(5, np.nan, dtype=np.float32)}
     assert value_range(nothing["class"]) == (0.0, 1.0)
-
-
-def test_a_sheet_needs_a_shape(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         sheet_figure([], tmp_path / "s.png")
 

@@ -30,13 +30,10 @@ def test_chamfer_equals_brute_force(squared: bool) -> None:
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
 
 
-def test_chamfer_joins_leading_axes_and_promotes() -> None:
+def test_chamfer_joins_leading_axes_promotes_and_has_a_finite_gradient() -> None:
     a, b = torch.randn(2, 3, 5, 3), torch.randn(2, 3, 5, 3)
     assert torch.equal(chamfer(a, b), chamfer(a.flatten(0, 1), b.flatten(0, 1)))
     assert chamfer(a.bfloat16(), b).dtype == torch.float32
-
-
-def test_plain_chamfer_has_a_finite_gradient_where_points_coincide() -> None:
     a = torch.zeros(1, 2, 3, requires_grad=True)
     chamfer(a, torch.zeros(1, 2, 3), squared=False).backward()
     assert torch.equal(a.grad, torch.zeros(1, 2, 3))
@@ -60,15 +57,12 @@ def test_self_contrast_equals_its_row_formula(labels: list[int]) -> None:
     assert float(self_contrast(z, torch.tensor(labels))) == pytest.approx(expected, abs=1e-5)
 
 
-def test_one_class_has_no_self_contrast_and_no_gradient() -> None:
+def test_one_class_has_no_self_contrast_and_each_vector_one_label() -> None:
     z = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1).requires_grad_()
     loss = self_contrast(z, torch.zeros(4, dtype=torch.int64))
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(z.grad, torch.zeros_like(z), atol=1e-6, rtol=0)
-
-
-def test_self_contrast_wants_one_label_a_vector() -> None:
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\)"):
         self_contrast(torch.randn(4, 8), torch.zeros(3))
 
@@ -79,9 +73,6 @@ def test_distillation_is_quadratic_near_and_linear_far() -> None:
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
     loss.backward()
     assert prediction.grad.tolist() == [[0.25, 0.5]]
-
-
-def test_distillation_names_both_widths() -> None:
     with pytest.raises(ValueError, match=r"\(2, 4\) but the teacher's have shape \(2, 5\)"):
         smooth_l1_distill(torch.zeros(2, 4), torch.zeros(2, 5))
 
@@ -109,13 +100,10 @@ def test_losses_that_apply_are_summed() -> None:
     assert float(losses["loss"]) == pytest.approx(sum(float(losses[part]) for part in parts))
 
 
-def test_kind_of_chamfer_distance_is_chosen_by_name() -> None:
+def test_kind_of_chamfer_is_chosen_by_name_and_features_need_a_head() -> None:
     output = make_output()
     for name, squared in (("l1", False), ("l2", True)):
         expected = chamfer(output.prediction, output.target, squared=squared)
         assert torch.equal(pretrain_losses(output, chamfer=name)["reconstruction"], expected)
-
-
-def test_features_without_a_head_are_refused() -> None:
     with pytest.raises(ValueError, match=r"text features were given .* without text_dim"):
         pretrain_losses(make_output(), text_features=torch.zeros(2, 3))

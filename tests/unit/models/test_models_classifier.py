@@ -57,9 +57,7 @@ def test_published_sizes(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_step_changes_what_the_protocol_trains_and_nothing_else(
-    points: torch.Tensor, protocol: str
-) -> None:
+def test_a_step_changes_only_what_the_protocol_trains(points: torch.Tensor, protocol: str) -> None:
     model = make_model().train()
     model.set_protocol(protocol)
     before = step(model, points)
@@ -72,9 +70,7 @@ def test_a_step_changes_what_the_protocol_trains_and_nothing_else(
     assert ("encoder.embed.fc1.weight" in changed) == (protocol == "full")
 
 
-def test_frozen_statistics_move_in_the_published_probes_and_not_in_ours(
-    points: torch.Tensor,
-) -> None:
+def test_frozen_statistics_move_in_the_published_probes_not_in_ours(points: torch.Tensor) -> None:
     for protocol, moves in (("mlp3", True), ("probe", False)):
         model = make_model().train()
         model.set_protocol(protocol)

@@ -15,9 +15,6 @@ def test_patches_hold_the_center_and_its_nearest_points() -> None:
     absolute = patches + centers[:, :, None]
     distance = (centers[:, :, None] - points[:, None]).norm(dim=-1).sort(dim=-1).values[..., :4]
     torch.testing.assert_close((absolute - centers[:, :, None]).norm(dim=-1), distance)
-
-
-def test_half_precision_points_are_cut_in_float32() -> None:
     patches, centers = cut_patches(torch.randn(1, 32, 3).half(), 4, 4)
     assert patches.dtype == centers.dtype == torch.float32
 
@@ -87,7 +84,7 @@ def test_compiled_inference_takes_other_ways_to_the_same(size: int) -> None:
         torch.testing.assert_close(compiled(patches), naive.eval()(patches))
 
 
-def test_context_changes_statistics_in_training_only() -> None:
+def test_context_changes_statistics_in_training_only_and_order_does_not_matter() -> None:
     split, naive = make_pair()
     patches = torch.randn(2, 7, 5, 3, dtype=torch.float64)
     alone, together = split(patches[:, :3]), split(patches[:, :3], patches[:, 3:])
@@ -98,9 +95,4 @@ def test_context_changes_statistics_in_training_only() -> None:
     for name in ("norm1", "norm2"):
         naive.layers[name].load_state_dict(getattr(split, name).state_dict())
     torch.testing.assert_close(split(patches), naive(patches))
-
-
-def test_order_of_points_does_not_matter() -> None:
-    split, _ = make_pair()
-    patches = torch.randn(2, 7, 5, 3, dtype=torch.float64)
     torch.testing.assert_close(split(patches), split(patches.flip(2)))

@@ -71,31 +71,25 @@ def test_the_fast_evaluation_equals_the_straightforward_one(
     torch.testing.assert_close(model(points, category), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_output_is_a_distribution_for_every_point(
-    points: torch.Tensor, category: torch.Tensor
-) -> None:
+def test_every_point_gets_a_distribution(points: torch.Tensor, category: torch.Tensor) -> None:
     log_probs = make_model().eval()(points, category)
     assert log_probs.shape == (2, 40, 7)
     assert log_probs.dtype == torch.float32
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 40))
 
 
-def test_category_matters(points: torch.Tensor, category: torch.Tensor) -> None:
+def test_category_matters_and_labels_follow_the_points(
+    points: torch.Tensor, category: torch.Tensor
+) -> None:
     model = make_model().eval()
     assert not torch.allclose(model(points, category), model(points, category.flip(0)))
-
-
-def test_labels_follow_the_points(points: torch.Tensor, category: torch.Tensor) -> None:
-    model = make_model().eval()
     # The first point stays: the furthest-point sampling starts there.
     order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(39)])
     moved = model(points[:, order], category)
     torch.testing.assert_close(moved, model(points, category)[:, order], rtol=1e-4, atol=1e-5)
 
 
-def test_patches_of_the_chosen_blocks_are_normalized_and_the_token_is_not(
-    points: torch.Tensor,
-) -> None:
+def test_patches_of_chosen_blocks_are_normalized_the_token_is_not(points: torch.Tensor) -> None:
     model = make_model().eval()
     patches, centers = model._cut(points)
     queries, last, kept = model.encoder.forward_blocks(patches, centers, keep=(0, 2, 3))
@@ -105,9 +99,7 @@ def test_patches_of_the_chosen_blocks_are_normalized_and_the_token_is_not(
     torch.testing.assert_close(features.token, queries.max(1).values)
 
 
-def test_randomness_follows_the_sample_not_the_batch(
-    points: torch.Tensor, category: torch.Tensor
-) -> None:
+def test_randomness_belongs_to_the_sample(points: torch.Tensor, category: torch.Tensor) -> None:
     model = make_model(drop_path=0.5)
     for module in model.modules():  # batch statistics are the one thing that sees the batch
         module.training = "BatchNorm" not in type(module).__name__

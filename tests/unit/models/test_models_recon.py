@@ -11,16 +11,9 @@ from recon_ray.models.transformer import Block, ReconBlock, drop_path_rates, dro
 from recon_ray.points.random import SampleGenerator
 
 SIZES = {
-    "embed_dim": 24,
-    "depth": 2,
-    "num_heads": 3,
-    "num_groups": 8,
-    "group_size": 6,
-    "decoder_depth": 2,
-    "patch_widths": (8, 12, 16),
-    "image_dim": 10,
-    "text_dim": 12,
-}
+    "embed_dim": 24, "depth": 2, "num_heads": 3, "num_groups": 8, "group_size": 6,
+    "decoder_depth": 2, "patch_widths": (8, 12, 16), "image_dim": 10, "text_dim": 12,
+}  # fmt: skip
 PATCH_PATH = ("encoder.embed.", "encoder.pos_embed.", ".norm1.", ".norm2.", ".attn.", ".mlp.")
 
 
@@ -168,9 +161,7 @@ def test_residual_carries_the_normalized_value() -> None:
     torch.testing.assert_close(queries.var(-1, unbiased=False), torch.ones(1, 3))
 
 
-def test_positions_are_added_before_every_block(
-    points: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_block_gets_positions(points: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model().eval()
     seen = []
     for block in model.encoder.blocks:
@@ -181,21 +172,16 @@ def test_positions_are_added_before_every_block(
     torch.testing.assert_close(seen[1], model.encoder.pos_embed(model._cut(points)[1]))
 
 
-def test_given_mask_decides_what_is_reconstructed(points: torch.Tensor) -> None:
+def test_the_mask_decides_what_is_reconstructed_and_hidden_patches_do_not_leak(
+    points: torch.Tensor,
+) -> None:
     model = make_model().eval()
     mask = torch.zeros(4, 8, dtype=torch.bool)
     mask[:, [1, 6]] = True
     output = model(points, mask=mask)
-    patches, _ = model._cut(points)
+    patches, centers = model._cut(points)
     assert torch.equal(output.target, patches[:, [1, 6]])
     assert torch.equal(output.mask, mask)
-
-
-def test_hidden_patches_do_not_leak_into_the_encoder(points: torch.Tensor) -> None:
-    model = make_model().eval()
-    mask = torch.zeros(4, 8, dtype=torch.bool)
-    mask[:, 4:] = True
-    patches, centers = model._cut(points)
     changed = patches.clone()
     changed[:, 4:] += 1.0
     for hidden in (patches[:, 4:], changed[:, 4:]):
@@ -203,17 +189,12 @@ def test_hidden_patches_do_not_leak_into_the_encoder(points: torch.Tensor) -> No
         torch.testing.assert_close(x, model.encoder(patches[:, :4], centers[:, :4])[1])
 
 
-def test_svm_features_follow_their_formula(points: torch.Tensor) -> None:
+def test_svm_features_and_projected_tokens_follow_their_formula(points: torch.Tensor) -> None:
     model = make_model().eval()
     features = model.forward_features(points)
     tokens, patches = features[:, :3], features[:, 3:]
     expected = [tokens.max(1).values, patches.max(1).values + patches.mean(1)]
     assert torch.equal(model.svm_features(points), torch.cat(expected, dim=-1))
-
-
-def test_projected_tokens_are_those_of_the_features(points: torch.Tensor) -> None:
-    model = make_model().eval()
-    features = model.forward_features(points)
     torch.testing.assert_close(model.encode_image(points), model.image_proj(features[:, 1]))
     torch.testing.assert_close(model.encode_text(points), model.text_proj(features[:, 2]))
 
@@ -237,12 +218,9 @@ def test_initial_weights_are_those_of_the_reference() -> None:
         assert head.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
-def test_drop_rates_grow_with_depth() -> None:
+def test_drop_rates_grow_with_depth_and_kept_branches_are_scaled() -> None:
     expected = [0.0, 0.0, 0.05, 0.05, 0.1, 0.1]
     assert drop_path_rates(0.1, 3, 2).tolist() == pytest.approx(expected)
-
-
-def test_dropped_branches_are_zero_and_kept_ones_scaled() -> None:
     scales = drop_path_scales(torch.tensor([0.0, 0.2]), torch.tensor([[0.0, 0.1], [0.9, 0.3]]))
     assert [scale.flatten().tolist() for scale in scales] == [[1, 1], [0, 1.25]]
 

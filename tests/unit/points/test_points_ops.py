@@ -82,7 +82,9 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return functions
 
 
-def test_foreign_package_starts_where_it_is_told(foreign: ModuleType) -> None:
+def test_foreign_package_starts_where_it_is_told_and_serves_what_it_computes_exactly(
+    foreign: ModuleType,
+) -> None:
     """It has no argument for that: the start changes places with the first point."""
 
     def sample(xyz: torch.Tensor, n: int) -> torch.Tensor:
@@ -95,9 +97,6 @@ def test_foreign_package_starts_where_it_is_told(foreign: ModuleType) -> None:
     expected = reference.furthest_point_sample(points, 20, start=start, min_sq_norm=1e-3)
     assert torch.equal(found, expected[0])
     assert torch.equal(taken, expected[1])
-
-
-def test_foreign_package_serves_only_what_it_computes_exactly(foreign: ModuleType) -> None:
     foreign.furthest_point_sample = lambda xyz, n: torch.full((len(xyz), n), 4, dtype=torch.int32)
     assert ops.furthest_point_sample(POINTS, 2, min_sq_norm=1e-3)[0].tolist() == [[4, 4]] * 2
     assert ops.furthest_point_sample(POINTS, 2)[0].tolist() == [[0, 0]] * 2

@@ -10,11 +10,7 @@ IDS = torch.tensor([5, 0, 123456789012, 7])
 
 
 def draws(generator: SampleGenerator) -> list[torch.Tensor]:
-    return [
-        generator.uniform(3, 2),
-        generator.randint(10, 4),
-        generator.permutation(6),
-    ]
+    return [generator.uniform(3, 2), generator.randint(10, 4), generator.permutation(6)]
 
 
 def test_numbers_do_not_depend_on_batch_split_or_order() -> None:
@@ -42,18 +38,12 @@ def test_every_key_changes_all_numbers(other: SampleGenerator) -> None:
     assert not torch.isin(other.uniform(64), base).any()
 
 
-def test_calls_advance_the_counter() -> None:
-    generator = SampleGenerator(0, IDS)
-    assert not torch.equal(generator.uniform(8), generator.uniform(8))
-
-
-def test_known_numbers_never_change() -> None:
+def test_known_numbers_never_change_and_calls_advance_the_counter() -> None:
     # A change of the generator would silently change every run that is continued.
     numbers = SampleGenerator(0, torch.tensor([0, 1])).randint(1000, 3)
-    assert numbers.tolist() == KNOWN
-
-
-KNOWN = [[987, 539, 879], [836, 674, 465]]
+    assert numbers.tolist() == [[987, 539, 879], [836, 674, 465]]
+    generator = SampleGenerator(0, IDS)
+    assert not torch.equal(generator.uniform(8), generator.uniform(8))
 
 
 def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
@@ -70,9 +60,6 @@ def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
     assert 50 < chi_square < 160  # 99 degrees of freedom
     assert float(u.min()) >= 0
     assert float(u.max()) < 1
-
-
-def test_consecutive_calls_are_uncorrelated() -> None:
     generator = SampleGenerator(1, torch.arange(5000))
     first, second = generator.uniform().double(), generator.uniform().double()
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 * 5000**-0.5
@@ -95,21 +82,13 @@ def test_permutations_are_permutations_and_even() -> None:
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 30
 
 
-def test_module_functions_take_every_kind_of_source() -> None:
+def test_module_functions_take_every_kind_of_source_and_repeat_with_its_seed() -> None:
     for source in (SampleGenerator(0, IDS), torch.Generator().manual_seed(0), None):
         assert random.uniform(source, 4, 2).shape == (4, 2)
         assert random.randint(source, 9, 4, 3).max() < 9
         assert random.permutation(source, 5, 4).sort().values.tolist() == [[0, 1, 2, 3, 4]] * 4
-
-
-def test_torch_generator_repeats_with_its_seed() -> None:
     first = random.uniform(torch.Generator().manual_seed(3), 4, 2)
     assert torch.equal(first, random.uniform(torch.Generator().manual_seed(3), 4, 2))
-
-
-def test_another_batch_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="made for 4 samples, the batch has 5"):
-        random.uniform(SampleGenerator(0, IDS), 5)
 
 
 def test_bad_arguments_are_refused() -> None:
@@ -117,3 +96,5 @@ def test_bad_arguments_are_refused() -> None:
         SampleGenerator(0, torch.rand(3))
     with pytest.raises(ValueError, match="high must be"):
         SampleGenerator(0, IDS).randint(0, 2)
+    with pytest.raises(ValueError, match="made for 4 samples, the batch has 5"):
+        random.uniform(SampleGenerator(0, IDS), 5)

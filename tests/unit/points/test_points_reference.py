@@ -35,18 +35,12 @@ def test_sampling_takes_the_furthest_point() -> None:
     assert torch.equal(sampled, points.gather(1, indices[..., None].expand(-1, -1, 3)))
 
 
-def test_sampling_ties_go_to_the_lowest_index() -> None:
+def test_sampling_starts_where_asked_and_ties_go_to_the_lowest_index() -> None:
     assert ops.furthest_point_sample(grid(), 9)[0][0].tolist() == naive_fps(grid()[0], 9)
-
-
-def test_sampling_starts_where_asked() -> None:
     points = torch.randn(2, 20, 3)
     indices, _ = ops.furthest_point_sample(points, 5, start=torch.tensor([7, 3]))
     assert indices[0].tolist() == naive_fps(points[0], 5, 7)
     assert indices[1].tolist() == naive_fps(points[1], 5, 3)
-
-
-def test_sampling_repeats_index_zero_when_all_points_are_skipped() -> None:
     indices, _ = ops.furthest_point_sample(0.01 * torch.rand(1, 9, 3), 4, min_sq_norm=1e-3)
     assert indices.tolist() == [[0, 0, 0, 0]]
 
@@ -60,12 +54,15 @@ def test_sampling_never_chooses_a_point_that_is_not_finite() -> None:
     assert not {4, 6} & set(indices[1].tolist())
 
 
-def test_sampled_points_are_differentiable() -> None:
+def test_sampled_points_and_distances_are_differentiable() -> None:
     points = torch.randn(1, 6, 3, requires_grad=True)
     indices, sampled = ops.furthest_point_sample(points, 3)
     sampled.sum().backward()
     expected = torch.zeros(6).scatter(0, indices[0], 1.0)
     assert torch.equal(points.grad[0, :, 0], expected)
+    points = torch.randn(1, 6, 3, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p, q: ops.knn(p, q, 3)[0], (points, query))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -100,12 +97,6 @@ def test_blocks_do_not_change_neighbors(monkeypatch: pytest.MonkeyPatch) -> None
     pieces = [ops.knn(points, query, 5), ops.chamfer_distance(points, query)]
     for a, b in zip(whole, pieces, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def test_distances_are_differentiable() -> None:
-    points = torch.randn(1, 6, 3, dtype=torch.float64, requires_grad=True)
-    query = torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda p, q: ops.knn(p, q, 3)[0], (points, query))
 
 
 def test_patches_are_relative_to_their_centers() -> None:
@@ -151,9 +142,6 @@ def test_three_nearest_and_interpolation() -> None:
     blended.backward()
     assert weight.grad.tolist() == [[[10, 1, 100]]]
     assert features.grad.flatten().tolist() == pytest.approx([0.3, 0.5, 0.2, 0])
-
-
-def test_three_nearest_of_two_have_no_weight_beyond() -> None:
     distances, indices = ops.three_nn(
         torch.zeros(1, 1, 3), torch.tensor([[[2.0, 0, 0], [1, 0, 0]]])
     )
@@ -161,15 +149,12 @@ def test_three_nearest_of_two_have_no_weight_beyond() -> None:
     assert distances.tolist() == [[[1, 2, float("inf")]]]
 
 
-def test_empty_batches_give_empty_results() -> None:
+def test_empty_batches_give_empty_results_and_layout_does_not_matter() -> None:
     empty = torch.zeros(0, 8, 3)
     assert ops.furthest_point_sample(empty, 4)[1].shape == (0, 4, 3)
     assert ops.group_knn(empty, empty[:, :2], 4)[0].shape == (0, 2, 4, 3)
     assert ops.ball_query(empty, empty[:, :2], 1.0, 4)[0].shape == (0, 2, 4)
     assert ops.chamfer_distance(empty, empty)[0].shape == (0, 8)
-
-
-def test_layout_does_not_matter() -> None:
     points = torch.randn(2, 3, 30).transpose(1, 2)
     indices, sampled = ops.furthest_point_sample(points, 6)
     again, _ = ops.furthest_point_sample(points.contiguous(), 6)

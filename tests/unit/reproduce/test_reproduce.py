@@ -30,6 +30,7 @@ from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.tasks.classify.config import EvaluateConfig
 from recon_ray.tasks.registry import Job, JobResult
 
+Make = Callable[..., ReproduceConfig]
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = {
     "preset": "nano", "embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 8,
@@ -46,9 +47,7 @@ PARTS = {**TRAIN, "data.num_points": 64, "model": {"num_groups": 8, "feature_blo
 
 
 @pytest.fixture
-def make(
-    tiny_prepared: PreparedSet, tiny_parts: PreparedSet, tmp_path: Path
-) -> Callable[..., ReproduceConfig]:
+def make(tiny_prepared: PreparedSet, tiny_parts: PreparedSet, tmp_path: Path) -> Make:
     """A table of few rows, each of which takes a second or two."""
     points = {"data.num_points": 64}
     rows = {
@@ -92,9 +91,7 @@ def times(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
 
 
-def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(
-    make: Callable[..., ReproduceConfig], tmp_path: Path
-) -> None:
+def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "t"
     absent = {"modelnet40": {"path": "absent"}}
     sets = make().sets.model_dump() | absent
@@ -175,9 +172,7 @@ def _metric(folder: Path, trial: str, name: str) -> float:
     return float(result["metrics"][name])
 
 
-def test_the_plan_has_steps_lengths_published_numbers_and_what_is_missing(
-    make: Callable[..., ReproduceConfig], tmp_path: Path
-) -> None:
+def test_the_plan_has_steps_lengths_numbers_and_what_is_missing(make: Make, tmp_path: Path) -> None:
     sets = make().sets.model_dump() | {"shapenetpart": {"path": None}}
     text = run(make(sets=sets), dry_run=True).table
     assert not (tmp_path / "runs").exists()
@@ -197,9 +192,7 @@ def test_the_plan_has_steps_lengths_published_numbers_and_what_is_missing(
     assert chosen.endswith("3 runs are left, 6 epochs of training in all")
 
 
-def test_weights_that_are_missing_skip_their_rows(
-    make: Callable[..., ReproduceConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_weights_skip_their_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RECON_WEIGHTS", raising=False)
     text = run(make(init_from="recon_pretrain"), dry_run=True).table
     assert "svm skipped: recon_pretrain: these weights are published" in text
@@ -207,9 +200,7 @@ def test_weights_that_are_missing_skip_their_rows(
     assert "0 runs are left" in text
 
 
-def test_few_shot_folds_fill_the_lines_of_their_setting(
-    make: Callable[..., ReproduceConfig], tmp_path: Path
-) -> None:
+def test_few_shot_folds_fill_the_lines_of_their_setting(make: Make, tmp_path: Path) -> None:
     names = ("chair", "lamp", "mug", "table", "bottle")
     source = SyntheticSource(train_per_class=10, test_per_class=4, categories=names)
     prepare(source, tmp_path / "five", PrepareOptions(num_points=64, samples_per_shard=70))
@@ -225,13 +216,9 @@ def test_few_shot_folds_fill_the_lines_of_their_setting(
     entry = write_table(folder, "episodes.parquet", draw_episodes(*columns, **options))
     write_json(folder / EPISODES_RECORD, {"manifest_sha256": few.manifest_hash, **entry})
     row = {**TRAIN, "data.num_points": 64, "fewshot": {"way": 5, "shot": 10}}
-    result = run(
-        make(
-            {"fewshot": row},
-            sets={"fewshot": {"path": str(few.path)}, "episodes": str(folder)},
-            reproduce={"rows": ["fewshot"], "folds": 2},
-        )
-    )
+    sets = {"fewshot": {"path": str(few.path)}, "episodes": str(folder)}
+    chosen = {"rows": ["fewshot"], "folds": 2}
+    result = run(make({"fewshot": row}, sets=sets, reproduce=chosen))
     assert result.failure is None
     record = json.loads(_read(tmp_path / "runs" / "t"))
     lines = {line["title"]: line for line in record["lines"]}
@@ -245,8 +232,6 @@ def test_few_shot_folds_fill_the_lines_of_their_setting(
 
 
 # --- Length ---------------------------------------------------------------------------------------
-
-
 def planned(storage: Path, *arguments: str) -> TablePlan:
     """The plan of shipped files, with further options."""
     folder = ROOT / "configs" / "reproduce"
@@ -308,11 +293,7 @@ def test_options_of_the_earlier_budget_are_refused_by_name() -> None:
 
 
 # --- What is genuine ------------------------------------------------------------------------------
-
-
-def test_a_part_of_the_published_set_is_told_from_a_stand_in(
-    make: Callable[..., ReproduceConfig], tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_a_part_is_no_stand_in(make: Make, tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     genuine = tmp_path / "modelnet10"
     shutil.copytree(tiny_prepared.path, genuine)
     manifest = json.loads((genuine / "_manifest.json").read_text())

@@ -31,16 +31,13 @@ def _folder(store: CheckpointStore, name: str) -> Path:
 
 
 def test_what_is_saved_is_loaded(store):
+    assert store.load_latest() is None
     name = _save(store, 10)
     found = store.load_latest()
     assert (found.name, found.step, found.architecture) == (name, 10, {"embed_dim": 3})
     assert torch.equal(found.model["weight"], torch.full((2, 3), 10.0))
     assert found.train["progress"] == {"step": 10}
     assert found.train["seen"].tolist() == [1, 1, 1, 1]
-
-
-def test_an_empty_store_has_no_latest(store):
-    assert store.load_latest() is None
 
 
 def test_only_the_newest_are_kept(store):
@@ -118,18 +115,15 @@ def test_another_format_is_refused(store):
         store.load("step-00000001")
 
 
-def test_a_full_disk_keeps_the_older_checkpoints_and_leaves_nothing_half_written(
-    store, monkeypatch
-):
+def test_a_full_disk_keeps_older_checkpoints_and_leaves_nothing_half_written(store, monkeypatch):
     _save(store, 1)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("recon_ray.runs.checkpoint.os.fsync", full)
-    with pytest.raises(
-        CheckpointError, match=r"No space left.*continues from the checkpoint before"
-    ):
+    message = r"No space left.*continues from the checkpoint before"
+    with pytest.raises(CheckpointError, match=message):
         _save(store, 2)
     monkeypatch.undo()
     assert store.load_latest().step == 1
@@ -146,15 +140,11 @@ def test_a_store_on_a_file_system_that_cannot_rename_works_too(tmp_path):
     assert remote.load_latest().step == 2
 
 
-def test_another_shape_names_both_shapes_and_the_keys_to_change():
+def test_other_shapes_and_keys_are_named():
     state = nn.Linear(4, 2).state_dict()
-    with pytest.raises(
-        CheckpointError, match=r"weight has shape \(2, 4\).* has \(2, 5\); set model"
-    ):
+    message = r"weight has shape \(2, 4\).* has \(2, 5\); set model"
+    with pytest.raises(CheckpointError, match=message):
         load_model_state(nn.Linear(5, 2), state, source="x.pt")
-
-
-def test_missing_and_unexpected_keys_are_refused():
     state = nn.Linear(4, 2, bias=False).state_dict() | {"other": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"missing: bias; unexpected: other"):
         load_model_state(nn.Linear(4, 2), state, source="x.pt")

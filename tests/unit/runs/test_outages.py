@@ -98,9 +98,7 @@ def test_a_moment_without_an_answer_is_not_noticed(store, outages, operation, ca
 
 
 @pytest.mark.parametrize("operation", ["look", "list", "make", "write"])
-def test_a_long_outage_is_an_error_of_ours_and_the_older_checkpoint_stays(
-    store, outages, operation
-):
+def test_a_long_outage_is_our_error_and_the_older_checkpoint_stays(store, outages, operation):
     store.write(packed(1))
     # Nothing can be cleaned up either.
     outages.left = {operation: FOR_LONG, "delete": FOR_LONG}
@@ -125,9 +123,7 @@ def test_what_cannot_be_deleted_ends_no_run_and_goes_later(store, outages, caplo
     assert store.names() == ["step-00000003"]
 
 
-def test_records_that_cannot_be_published_come_with_the_next_commit(
-    store, outages, tmp_path, caplog
-):
+def test_unpublished_records_come_with_the_next_commit(store, outages, tmp_path, caplog):
     folder = RunFolder(str(tmp_path / "run"))
     folder.local.mkdir()
     (folder.local / "metrics.jsonl").write_text("{}\n")
@@ -176,8 +172,6 @@ def test_records_that_cannot_be_published_come_with_the_next_commit(
 
 
 # --- One job at a time ---------------------------------------------------------------------------
-
-
 class LeaseOfAnother:
     """The lease of a job on another machine, in a store that fails as often as a test says."""
 

@@ -12,33 +12,31 @@ def _records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_same_numbers_go_to_the_file_and_to_tensorboard(tmp_path):
-    recorder = Recorder(tmp_path, start_step=0)
-    recorder.write(1, 0, {"train/loss": 2.0})
-    recorder.write(2, 0, {"train/loss": 1.5})
+def _record(folder, start, *rows):
+    recorder = Recorder(folder, start_step=start)
+    for step, value in rows:
+        recorder.write(step, 0, {"train/loss": value})
     recorder.close()
+    return recorder
+
+
+def test_the_same_numbers_go_to_the_file_and_to_tensorboard(tmp_path):
+    _record(tmp_path, 0, (1, 2.0), (2, 1.5))
     assert [record["train/loss"] for record in _records(tmp_path)] == [2.0, 1.5]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(s.step, s.value) for s in board.Scalars("train/loss")] == [(1, 2.0), (2, 1.5)]
 
 
 def test_a_continued_run_drops_what_came_after_its_checkpoint_and_half_written_lines(tmp_path):
-    recorder = Recorder(tmp_path, start_step=0)
-    for step in (1, 2, 3):
-        recorder.write(step, 0, {"train/loss": float(step)})
-    recorder.close()
+    _record(tmp_path, 0, (1, 1.0), (2, 2.0), (3, 3.0))
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "trai')
-    recorder = Recorder(tmp_path, start_step=2)
-    recorder.write(3, 0, {"train/loss": 9.0})
-    recorder.close()
+    _record(tmp_path, 2, (3, 9.0))
     assert [record["train/loss"] for record in _records(tmp_path)] == [1.0, 2.0, 9.0]
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
-    recorder = Recorder(tmp_path, start_step=0)
-    recorder.write(1, 0, {"train/loss": float("nan")})
-    recorder.close()
+    _record(tmp_path, 0, (1, float("nan")))
     assert _records(tmp_path)[0]["train/loss"] is None
 
 
@@ -72,10 +70,7 @@ def test_what_cannot_be_written_is_noted_once_and_does_not_raise(tmp_path, monke
 
 def test_a_folder_that_cannot_be_made_is_noted(tmp_path):
     (tmp_path / "file").write_text("")
-    recorder = Recorder(tmp_path / "file" / "run", start_step=0)
-    recorder.write(1, 0, {"train/loss": 2.0})
-    recorder.close()
-    assert "(Not a directory)" in recorder.failure
+    assert "(Not a directory)" in _record(tmp_path / "file" / "run", 0, (1, 2.0)).failure
 
 
 def test_a_listener_is_told_of_every_record_while_it_listens(tmp_path: Path) -> None:
@@ -89,12 +84,8 @@ def test_a_listener_is_told_of_every_record_while_it_listens(tmp_path: Path) -> 
 
 
 def test_a_continued_run_purges_later_events_of_the_attempt_before(tmp_path):
-
     for start, loss in ((0, 1.0), (2, 9.0)):
-        recorder = Recorder(tmp_path, start_step=start)
-        for step in range(start + 1, 4):
-            recorder.write(step, 0, {"train/loss": loss})
-        recorder.close()
+        _record(tmp_path, start, *((step, loss) for step in range(start + 1, 4)))
         time.sleep(1.1)  # TensorBoard reads the files in the order of their names
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     found = [(s.step, s.value) for s in board.Scalars("train/loss")]

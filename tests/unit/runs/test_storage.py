@@ -28,9 +28,7 @@ def test_what_is_below_a_place_is_found_by_the_same_store(place: str, below: str
     assert split(below) == (join(place, "a"), "b")
 
 
-def test_a_store_that_is_reached_by_a_query_holds_the_whole_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_store_reached_by_a_query_holds_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
     folder = RunFolder(join(f"s3://bucket/runs{QUERY}", "name"))

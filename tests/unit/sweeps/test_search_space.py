@@ -74,10 +74,12 @@ def test_more_samples_leave_the_first_trials_as_they_are() -> None:
     assert [*three[0]] == [*SPACE, "run.seed"]
 
 
-def test_seeds_given_twice_are_refused() -> None:
+def test_seeds_given_twice_and_several_workers_are_refused() -> None:
     space = {"run.seed": Domain("grid", (1, 2))}
     with pytest.raises(ConfigError, match=r"sweep\.seeds=3: sweep\.space has run\.seed too"):
         with_seeds(space, 3, first=0)
+    with pytest.raises(ValidationError, match=r"cluster\.workers=2: the trials are the workers"):
+        SweepConfig(cluster={"workers": 2}, sweep={"seeds": 2})
 
 
 @pytest.mark.parametrize(
@@ -110,11 +112,6 @@ def test_a_name_serves_as_a_folder(values: dict[str, Any], name: str) -> None:
 def test_sweeps_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SweepSection(**options)
-
-
-def test_several_workers_are_those_of_the_trials() -> None:
-    with pytest.raises(ValidationError, match=r"cluster\.workers=2: the trials are the workers"):
-        SweepConfig(cluster={"workers": 2}, sweep={"seeds": 2})
 
 
 def test_folds_are_a_number_or_a_list() -> None:

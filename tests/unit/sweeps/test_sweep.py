@@ -26,11 +26,13 @@ from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fewshot
 from recon_ray.sweeps.job import sweep
+from recon_ray.tasks.classify import episodes as episode_sets
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.episodes import open_episode, shared_clouds
 from recon_ray.tasks.classify.finetune_job import finetune, open_set
 from recon_ray.tasks.registry import Job, JobResult
 
+MakeSweep = Callable[..., SweepConfig]
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 TINY = {
     "model": {
@@ -43,7 +45,7 @@ TINY = {
 
 
 @pytest.fixture
-def make_sweep(tiny_prepared: PreparedSet, tmp_path: Path) -> Callable[..., SweepConfig]:
+def make_sweep(tiny_prepared: PreparedSet, tmp_path: Path) -> MakeSweep:
     def make(sweep: dict[str, Any], **inner: Any) -> SweepConfig:
         data = {"path": str(tiny_prepared.path), "num_points": 64}
         return SweepConfig(
@@ -60,9 +62,7 @@ def run(config: SweepConfig, **origins: str) -> JobResult:
     return sweep(Job("sweep", config, origins, ()))
 
 
-def test_a_failed_trial_runs_again_and_the_others_do_not(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_a_failed_trial_runs_again_and_no_other(make_sweep: MakeSweep, tmp_path: Path) -> None:
     config = make_sweep({"space": {"model.num_heads": {"grid": [2, 5, 4]}}})
     result = run(config)
     assert result.failure is not None
@@ -78,9 +78,7 @@ def test_a_failed_trial_runs_again_and_the_others_do_not(
     assert (tmp_path / "s" / "report.html").read_text().count("data:image/png") == 2
 
 
-def test_figures_over_seeds_are_those_of_the_trial_files(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_figures_over_seeds_are_those_of_the_files(make_sweep: MakeSweep, tmp_path: Path) -> None:
     result = run(make_sweep({"seeds": 3}))
     assert result.failure is None
     files = sorted((tmp_path / "s" / "trials").glob("*/result.json"))
@@ -96,8 +94,8 @@ def test_figures_over_seeds_are_those_of_the_trial_files(
     assert table["run.seed"].to_pylist() == [0, 1, 2]
 
 
-def test_a_trial_can_be_run_again_by_hand(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
+def test_a_trial_can_be_run_again_by_hand_and_is_in_tensorboard(
+    make_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     run(make_sweep({"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "samples": 1}))
     (folder,) = (tmp_path / "s" / "trials").iterdir()
@@ -111,20 +109,13 @@ def test_a_trial_can_be_run_again_by_hand(
     assert {k: first[k] for k in first if k not in timed} == {
         k: second[k] for k in second if k not in timed
     }
-
-
-def test_tensorboard_knows_values_and_results_of_a_trial(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
-    run(make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}}))
-    (folder,) = (tmp_path / "s" / "trials").glob("*/tensorboard")
-    progress = EventAccumulator(str(folder)).Reload()
+    progress = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert {"train/loss", "result/accuracy"} <= {*progress.Tags()["scalars"]}
     assert "_hparams_/session_start_info" in progress.summary_metadata
 
 
 def test_a_search_selects_on_shapes_held_out_of_the_training_split(
-    make_sweep: Callable[..., SweepConfig], tiny_prepared: PreparedSet, tmp_path: Path
+    make_sweep: MakeSweep, tiny_prepared: PreparedSet, tmp_path: Path
 ) -> None:
     data = {
         "path": str(tiny_prepared.path), "num_points": 64, "validation_split": "val",
@@ -144,7 +135,7 @@ def test_a_search_selects_on_shapes_held_out_of_the_training_split(
     assert "optimistic" not in selection
 
 
-def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConfig]) -> None:
+def test_another_metric_needs_no_trial_again(make_sweep: MakeSweep) -> None:
     varied = {"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}}
     with pytest.raises(ReconError, match=r"sweep\.metric=acuracy: .* did you mean accuracy\?"):
         run(make_sweep({**varied, "metric": "acuracy"}))
@@ -169,7 +160,7 @@ def test_another_metric_needs_no_trial_again(make_sweep: Callable[..., SweepConf
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_written(
-    make_sweep: Callable[..., SweepConfig],
+    make_sweep: MakeSweep,
     tmp_path: Path,
     options: dict[str, Any],
     inner: dict[str, Any],
@@ -181,38 +172,30 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scheduler_needs_something_to_compare(make_sweep: Callable[..., SweepConfig]) -> None:
+def test_a_scheduler_needs_something_to_compare(make_sweep: MakeSweep) -> None:
     config = make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}, "scheduler": "asha"})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
     with pytest.raises(ConfigError, match="the trials are not validated while they train"):
         run(config)
 
 
-def test_the_dry_run_lists_the_trials(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_the_dry_run_lists_the_trials(make_sweep: MakeSweep, tmp_path: Path) -> None:
     config = make_sweep({"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}, "seeds": 2})
     result = sweep(Job("sweep", config, {}, (), dry_run=True))
     assert "003_lr-0.0001_seed-1" in result.table
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_jobs_own_files_are_included(
-    make_sweep: Callable[..., SweepConfig], tmp_path: Path
-) -> None:
+def test_the_jobs_own_files_are_included(make_sweep: MakeSweep, tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("train:\n  tune: mlp3\noptim:\n  lr: 5e-3\n")
     config = make_sweep({"seeds": 2}, include=["inner.yaml"], optim={"lr": 1e-3})
-    result = sweep(
-        Job("sweep", config, {"config.include": f"{tmp_path}/s.yaml:3"}, (), dry_run=False)
-    )
+    result = sweep(Job("sweep", config, {"config.include": f"{tmp_path}/s.yaml:3"}, ()))
     assert result.failure is None
     trial = load(FinetuneConfig, [str(next((tmp_path / "s").glob("trials/*/config.yaml")))]).config
     assert (trial.train.tune, trial.optim.lr) == ("mlp3", 1e-3)
 
 
 # --- Few-shot -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def episodes(tiny_prepared: PreparedSet, tmp_path: Path) -> Path:
     """Two folds of two classes: three training shapes of each, four test shapes."""
@@ -245,10 +228,17 @@ def few(prepared: PreparedSet, episodes: Path, storage: Path, **more: Any) -> Fe
     )
 
 
-def test_every_fold_is_averaged_as_by_hand(
-    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
-) -> None:
-    result = fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
+def run_few(*arguments: Any, **more: Any) -> JobResult:
+    return fewshot(Job("fewshot", few(*arguments, **more), {}, ()))
+
+
+def of_episode(config: FewshotConfig, fold: int) -> FewshotConfig:
+    data = config.data.model_copy(update={"episode": (2, 3, fold)})
+    return config.model_copy(update={"data": data})
+
+
+def test_folds_are_averaged(tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path) -> None:
+    result = run_few(tiny_prepared, episodes, tmp_path / "r")
     assert result.failure is None
     folder = tmp_path / "r" / "f"
     files = sorted(folder.glob("trials/2way_3shot_0?/result.json"))
@@ -272,7 +262,7 @@ def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None
     prepare(source, tmp_path / "set", PrepareOptions(num_points=1024, samples_per_shard=15))
     prepared = PreparedSet.open(tmp_path / "set")
     episodes = draw(prepared, tmp_path, test_per_class=2)
-    config = few(
+    result = run_few(
         prepared,
         episodes,
         tmp_path / "r",
@@ -280,7 +270,6 @@ def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None
         data={"path": str(prepared.path), "num_points": 1024, "episodes": str(episodes)},
         train={**TINY["train"], "global_batch_size": 4},
     )
-    result = fewshot(Job("fewshot", config, {}, ()))
     assert result.failure is None
     folder = tmp_path / "r" / "f"
     for fold in sorted((folder / "trials").iterdir()):
@@ -302,11 +291,7 @@ def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None
 def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(
     tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
 ) -> None:
-    config = few(tiny_prepared, episodes, tmp_path).model_copy(
-        update={"data": few(tiny_prepared, episodes, tmp_path).data.model_copy(
-            update={"episode": (2, 3, 1)}
-        )}
-    )  # fmt: skip
+    config = of_episode(few(tiny_prepared, episodes, tmp_path), 1)
     sound = open_episode(config, tiny_prepared)
     reference = open_episode(config.model_copy(update={"protocol": "reference"}), tiny_prepared)
     assert len(sound.classes) == 2
@@ -326,21 +311,15 @@ def test_an_episode_has_its_own_labels_and_the_head_of_its_protocol(
 
 
 def test_shared_clouds_are_taken_without_reading(
-    tiny_prepared: PreparedSet,
-    episodes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recon_ray.tasks.classify import episodes as episode_sets
-
     base = few(tiny_prepared, episodes, tmp_path)
     shared = episode_sets.read_clouds(base, tiny_prepared, [(2, 3, 0), (2, 3, 1)])
     used = {*read_episodes(episodes)["object_id"].to_pylist()}
     assert shared.count == len(used)
     monkeypatch.setattr(episode_sets, "read_clouds", lambda *_: pytest.fail("read again"))
-    config = base.model_copy(update={"data": base.data.model_copy(update={"episode": (2, 3, 1)})})
     with shared_clouds(shared):
-        assert open_episode(config, tiny_prepared).splits["train"].rows == 6
+        assert open_episode(of_episode(base, 1), tiny_prepared).splits["train"].rows == 6
 
 
 def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
@@ -364,26 +343,15 @@ def test_the_shipped_configurations_learn_one_episode_and_all_of_them(
     assert {name: split.rows for name, split in found.splits.items()} == {"train": 6, "test": 8}
 
 
-def test_episodes_that_do_not_fit_are_refused(
-    tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path
-) -> None:
+def test_episodes_are_checked(tiny_prepared: PreparedSet, episodes: Path, tmp_path: Path) -> None:
     section = {"way": 2, "shot": 3, "folds": 3}
-    config = few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
     with pytest.raises(DataError, match=r"no episode of way 2, shot 3, fold 2; there are 2: 2/3/0"):
-        fewshot(Job("fewshot", config, {}, ()))
-    absent = few(tiny_prepared, tmp_path / "absent", tmp_path / "r")
+        run_few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
     with pytest.raises(ConfigError, match=r"data\.episodes=.*absent: no such folder"):
-        fewshot(Job("fewshot", absent, {}, ()))
+        run_few(tiny_prepared, tmp_path / "absent", tmp_path / "r")
     write_json(episodes / EPISODES_RECORD, {"manifest_sha256": "0" * 64})
     with pytest.raises(ConfigError, match="were drawn from another set"):
-        fewshot(Job("fewshot", few(tiny_prepared, episodes, tmp_path / "r"), {}, ()))
+        run_few(tiny_prepared, episodes, tmp_path / "r")
     with pytest.raises(ConfigError, match="does not fill a batch"):
-        fewshot(
-            Job(
-                "fewshot",
-                few(tiny_prepared, episodes, tmp_path / "r", protocol="reference"),
-                {},
-                (),
-            )
-        )
+        run_few(tiny_prepared, episodes, tmp_path / "r", protocol="reference")
     assert not (tmp_path / "r").exists()

@@ -43,17 +43,17 @@ def test_mean_and_sample_deviation_are_those_of_a_hand_calculation() -> None:
     assert (second.mean, len(second.numbers)) == (0.95, 1)
     assert math.isnan(second.deviation)
     assert second.record()["std"] is None
-
-
-def test_epochs_chosen_in_other_ways_are_labeled() -> None:
-    first, second = spreads(ROWS, "accuracy")
     assert set(first.labeled) == {"last epoch", "best on test"}
     assert set(second.labeled) == {"last epoch", "best on validation"}
     assert first.record()["labeled"]["last epoch"]["mean"] == pytest.approx(0.8, abs=1e-12)
     assert first.record()["labeled"]["best on test"]["std"] == pytest.approx(0.1, abs=1e-12)
 
 
-def test_a_number_that_diverged_is_not_left_out_of_the_mean() -> None:
+def test_the_best_comes_first_by_mode_and_a_diverged_one_counts() -> None:
+    groups = spreads(ROWS, "accuracy")
+    assert [group.mean for group in ranked(groups, "max")] == [0.95, pytest.approx(0.9)]
+    assert ranked(groups, "min")[0].values == {"optim.lr": 1e-3}
+    assert ranked([Spread({}, numbers_of([], "accuracy"))], "max") == []
     rows = [row("a", 1e-3, 0, 0.5), row("b", 1e-3, 1, math.nan)]
     (group,) = spreads(rows, "accuracy")
     record = group.record()
@@ -61,22 +61,12 @@ def test_a_number_that_diverged_is_not_left_out_of_the_mean() -> None:
     assert spreads([], "accuracy") == []
 
 
-def test_the_best_comes_first_by_mode() -> None:
-    groups = spreads(ROWS, "accuracy")
-    assert [group.mean for group in ranked(groups, "max")] == [0.95, pytest.approx(0.9)]
-    assert ranked(groups, "min")[0].values == {"optim.lr": 1e-3}
-    assert ranked([Spread({}, numbers_of([], "accuracy"))], "max") == []
-
-
-def test_a_failed_trial_is_a_row_without_numbers() -> None:
+def test_a_failed_trial_is_a_row_without_numbers_and_mixed_values_are_texts() -> None:
     table = trials_table(ROWS).to_pydict()
     assert table["status"] == ["done"] * 4 + ["failed"]
     assert table["metrics.accuracy"] == [0.8, 0.9, 1.0, 0.95, None]
     assert table["error"][-1] == "no"
     assert table["optim.lr"] == [1e-3] * 3 + [1e-4] * 2
-
-
-def test_values_of_several_kinds_become_texts() -> None:
     rows = [TrialRow(str(i), {"x": value}, "waiting") for i, value in enumerate((1, "a", None))]
     assert trials_table(rows)["x"].to_pylist() == ["1", "a", "null"]
 

@@ -27,17 +27,13 @@ def folder_of_a_run(path, config, *, without: str) -> RunFolder:
     return folder
 
 
-def test_an_option_that_was_added_since_had_its_default(tmp_path):
+def test_an_added_option_had_its_default_and_memory_may_be_saved(tmp_path):
     config = PretrainConfig(run={"name": "run"})
     folder = folder_of_a_run(tmp_path, config, without="train.sync_batch_norm")
     refuse_other_config(folder, config)
     other = PretrainConfig(run={"name": "run"}, train={"sync_batch_norm": False})
     with pytest.raises(ConfigError, match=r"train.sync_batch_norm: True then, False now"):
         refuse_other_config(folder, other)
-
-
-def test_a_run_that_memory_ended_may_go_on_with_less(tmp_path):
-    config = PretrainConfig(run={"name": "run"})
     folder = folder_of_a_run(tmp_path, config, without="train.steps")
     less = PretrainConfig(run={"name": "run"}, train={"activation_checkpointing": True})
     refuse_other_config(folder, less)

@@ -62,13 +62,8 @@ def openai_tag(tiny_clip: Callable, monkeypatch: pytest.MonkeyPatch) -> str:
     """Pretend that OpenAI published weights of both small architectures; return the tag."""
     from open_clip import pretrained
 
-    published = {
-        "url": "",
-        "hf_hub": "nobody/nothing/",
-        "mean": (0.1, 0.2, 0.3),
-        "std": (0.4, 0.5, 0.6),
-        "quick_gelu": True,
-    }
+    published = {"url": "", "hf_hub": "nobody/nothing/", "quick_gelu": True}
+    published |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     for name in (TINY, TINY_QUICK):
         monkeypatch.setitem(pretrained._PRETRAINED, name, {"openai": published})
     return "openai"

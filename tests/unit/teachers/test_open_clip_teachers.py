@@ -23,13 +23,18 @@ def images():
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture
+def spec(clip_file):
+    return f"open_clip:{TINY_QUICK}:{clip_file}"
+
+
 def normalized(images, mean, std):
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def test_image_features_are_those_of_the_whole_model(tiny_clip, clip_file, images):
+def test_image_features_are_those_of_the_whole_model(tiny_clip, spec, images):
     open_clip = pytest.importorskip("open_clip")
-    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    teacher = create_image_teacher(spec)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     with torch.no_grad():
         expected = tiny_clip(TINY_QUICK).encode_image(normalized(images, mean, std))
@@ -41,8 +46,8 @@ def test_image_features_are_those_of_the_whole_model(tiny_clip, clip_file, image
     assert teacher.mean == tuple(mean)
 
 
-def test_text_features_are_those_of_the_whole_model(tiny_clip, clip_file):
-    teacher = create_text_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+def test_text_features_are_those_of_the_whole_model(tiny_clip, spec):
+    teacher = create_text_teacher(spec)
     with torch.no_grad():
         expected = tiny_clip(TINY_QUICK).encode_text(teacher.tokenize(TEXTS))
     torch.testing.assert_close(teacher.encode(TEXTS), expected, **TOLERANCE)
@@ -50,16 +55,22 @@ def test_text_features_are_those_of_the_whole_model(tiny_clip, clip_file):
     assert teacher.encode([]).shape == (0, 16)
 
 
-def test_uint8_images_equal_their_fractions(clip_file):
-    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+def test_teachers_are_frozen_and_take_uint8_images_of_one_size(spec):
+    teacher = create_image_teacher(spec)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     torch.testing.assert_close(teacher.encode(images), teacher.encode(images / 255), **TOLERANCE)
+    holder = nn.ModuleList([teacher]).train()
+    assert holder.training
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\).*\(B, 3, 32, 32\)"):
+        teacher.encode(torch.zeros(1, 3, 16, 16))
 
 
-def test_each_teacher_keeps_only_its_own_tower(tiny_clip, clip_file):
+def test_each_teacher_keeps_only_its_own_tower(tiny_clip, spec):
     whole = sum(p.numel() for p in tiny_clip(TINY_QUICK).parameters())
-    image = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
-    text = create_text_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    image = create_image_teacher(spec)
+    text = create_text_teacher(spec)
     count = {t: sum(p.numel() for p in t.parameters()) for t in (image, text)}
     scale = 1  # logit_scale stays with the text tower
     assert count[image] + count[text] == whole
@@ -67,73 +78,49 @@ def test_each_teacher_keeps_only_its_own_tower(tiny_clip, clip_file):
     assert count[text] > scale
 
 
-def test_teachers_stay_frozen_and_in_evaluation_mode(clip_file):
-    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
-    holder = nn.ModuleList([teacher]).train()
-    assert holder.training
-    assert not any(module.training for module in teacher.modules())
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
-
-
-def test_imagenet_statistics_are_the_references(clip_file, images):
-    own = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
-    reference = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}", statistics="imagenet")
+def test_imagenet_statistics_are_the_references(spec, images):
+    own = create_image_teacher(spec)
+    reference = create_image_teacher(spec, statistics="imagenet")
     assert (reference.mean, reference.std) == (IMAGENET_MEAN, IMAGENET_STD)
     expected = own(normalized(images, IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(reference.encode(images), expected, **TOLERANCE)
 
 
-def test_features_do_not_depend_on_autocast_around_them(clip_file, images):
-    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+def test_precision_is_the_teachers_own_or_that_of_the_step(spec, images):
+    teacher = create_image_teacher(spec)
     expected = teacher.encode(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(teacher.encode(images), expected)
-
-
-def test_bf16_is_close_and_returns_float32(clip_file, images):
-    spec = f"open_clip:{TINY_QUICK}:{clip_file}"
-    expected = create_image_teacher(spec).encode(images)
-    found = create_image_teacher(spec, precision="bf16").encode(images)
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, expected)
+    half = create_image_teacher(spec, precision="bf16").encode(images)
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, expected)
     # bfloat16 keeps 8 bits: a per cent of the features' size after two blocks.
-    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
-
-
-def test_a_teacher_of_the_step_computes_as_the_autocast_around_it(clip_file, images):
-    spec = f"open_clip:{TINY_QUICK}:{clip_file}"
+    assert (half - expected).abs().max() < 0.03 * expected.abs().max()
     teacher = create_image_teacher(spec, precision="step")
-    assert torch.equal(teacher.encode(images), create_image_teacher(spec).encode(images))
+    assert torch.equal(teacher.encode(images), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = teacher.encode(images)
-    assert torch.equal(found, create_image_teacher(spec, precision="bf16").encode(images))
+    assert torch.equal(found, half)
 
 
-def test_identity_has_name_tag_and_hash_of_the_file(clip_file):
-    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
-    assert teacher.identity == {
-        "name": f"open_clip:{TINY_QUICK}",
-        "tag": "tiny.safetensors",
-        "sha256": hashlib.sha256(clip_file.read_bytes()).hexdigest(),
-    }
-
-
-def test_a_pinned_hash_is_checked(clip_file):
-    spec = f"open_clip:{TINY_QUICK}:{clip_file}"
-    found = hashlib.sha256(clip_file.read_bytes()).hexdigest()
-    assert create_image_teacher(spec, sha256=found.upper()).dim == 16
+def test_the_hash_of_the_file_is_in_the_identity_and_checked(clip_file, spec):
+    digest = hashlib.sha256(clip_file.read_bytes()).hexdigest()
+    name = f"open_clip:{TINY_QUICK}"
+    identity = {"name": name, "tag": "tiny.safetensors", "sha256": digest}
+    assert create_image_teacher(spec).identity == identity
+    assert create_image_teacher(spec, sha256=digest.upper()).dim == 16
     pinned = "0" * 64
-    with pytest.raises(TeacherError, match=f"{found}.*{pinned}"):
+    with pytest.raises(TeacherError, match=f"{digest}.*{pinned}"):
         create_text_teacher(spec, sha256=pinned)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin"])
-def test_torch_files_are_read_like_safetensors(tmp_path, clip_file, images, suffix):
+def test_torch_files_are_read_like_safetensors(tmp_path, clip_file, images, suffix, spec):
     state = load_file(clip_file)
     wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
     torch.save(wrapped, tmp_path / f"w{suffix}")
     found = create_image_teacher(f"open_clip:{TINY_QUICK}:{tmp_path / f'w{suffix}'}")
-    expected = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    expected = create_image_teacher(spec)
     assert torch.equal(found.encode(images), expected.encode(images))
 
 
@@ -162,12 +149,12 @@ def archive_file(tiny_clip, tmp_path):
     return path
 
 
-def test_openai_archives_are_read_and_imply_quick_gelu(archive_file, clip_file, images, caplog):
+def test_openai_archives_are_read_and_imply_quick_gelu(archive_file, spec, images, caplog):
     teacher = create_image_teacher(f"open_clip:{TINY}:{archive_file}")
     assert "QuickGELU" in caplog.text
     assert teacher.identity["name"] == f"open_clip:{TINY_QUICK}"
     assert all(p.dtype == torch.float32 for p in teacher.parameters())
-    expected = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}").encode(images)
+    expected = create_image_teacher(spec).encode(images)
     # Weights rounded to half precision: about 1e-3 relative.
     assert (teacher.encode(images) - expected).abs().max() < 0.02 * expected.abs().max()
 
@@ -183,9 +170,7 @@ def test_a_stated_openai_tag_corrects_the_activation(openai_tag, clip_file, imag
     assert found.mean == (0.1, 0.2, 0.3)
 
 
-def test_a_file_known_by_its_hash_corrects_the_activation(
-    tiny_clip, clip_file, monkeypatch, caplog
-):
+def test_a_file_known_by_hash_corrects_the_activation(tiny_clip, clip_file, monkeypatch, caplog):
     from open_clip import pretrained
 
     digest = hashlib.sha256(clip_file.read_bytes()).hexdigest()
@@ -196,9 +181,9 @@ def test_a_file_known_by_its_hash_corrects_the_activation(
     assert "QuickGELU" in caplog.text
 
 
-def test_plain_gelu_is_kept_for_other_weights(tiny_clip, clip_file, images):
+def test_plain_gelu_is_kept_for_other_weights(tiny_clip, clip_file, images, spec):
     plain = create_image_teacher(f"open_clip:{TINY}:{clip_file}").encode(images)
-    quick = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}").encode(images)
+    quick = create_image_teacher(spec).encode(images)
     assert (plain - quick).abs().max() > 1e-3 * quick.abs().max()
 
 
@@ -257,18 +242,12 @@ def test_a_tag_with_a_missing_file_names_the_file(openai_tag):
         create_image_teacher(f"open_clip:{TINY}:openai:gone.pt")
 
 
-def test_images_of_another_size_are_refused(clip_file):
-    teacher = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
-    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\).*\(B, 3, 32, 32\)"):
-        teacher.encode(torch.zeros(1, 3, 16, 16))
-
-
 @pytest.mark.cuda
-def test_features_on_cuda_match_the_cpu(clip_file, images):
+def test_features_on_cuda_match_the_cpu(spec, images):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    image = create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
-    text = create_text_teacher(f"open_clip:{TINY_QUICK}:{clip_file}")
+    image = create_image_teacher(spec)
+    text = create_text_teacher(spec)
     expected = image.encode(images), text.encode(TEXTS)
     found = image.cuda().encode(images), text.cuda().encode(TEXTS)
     for a, b in zip(found, expected, strict=True):

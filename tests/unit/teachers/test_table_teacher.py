@@ -31,7 +31,7 @@ def parquet(path: Path, texts: list[str], rows: np.ndarray) -> Path:
     return path
 
 
-def test_a_bank_holds_the_rows_of_the_file_in_the_order_of_the_prompts(tmp_path):
+def test_a_bank_holds_the_scaled_rows_of_the_file_in_the_order_of_the_prompts(tmp_path):
     teacher = create_text_teacher(f"table:{npz(tmp_path)}")
     bank = text_bank(teacher, ["night_stand", "chair"])
     expected = torch.from_numpy(FEATURES.astype(np.float16).astype(np.float32))
@@ -39,31 +39,20 @@ def test_a_bank_holds_the_rows_of_the_file_in_the_order_of_the_prompts(tmp_path)
     assert teacher.dim == 8
     assert teacher.identity["name"] == "table"
     assert len(teacher.identity["sha256"]) == 64
-
-
-def test_features_are_multiplied_by_the_scale_of_the_file(tmp_path):
+    with pytest.raises(TeacherError, match=r"no features of the text 'sofa\.', only of 'chair'"):
+        teacher.encode([prompts("sofa")[0]])
     teacher = create_text_teacher(f"table:{npz(tmp_path, scale=10.0)}")
-    expected = 10 * torch.from_numpy(FEATURES.astype(np.float16).astype(np.float32))
-    assert torch.equal(text_bank(teacher, CLASSES), expected)
+    assert torch.equal(text_bank(teacher, CLASSES), 10 * expected)
 
 
-def test_a_parquet_table_gives_the_same(tmp_path):
+def test_a_parquet_table_gives_the_same_or_serves_captions(tmp_path):
     texts = [name for name in CLASSES for _ in range(NUM_PROMPTS)]
     path = parquet(tmp_path / "bank.parquet", texts, FEATURES.reshape(-1, 8))
     bank = text_bank(create_text_teacher(f"table:{path}"), CLASSES)
     assert torch.equal(bank, torch.from_numpy(FEATURES))
-
-
-def test_a_table_of_one_row_a_text_serves_captions(tmp_path):
     path = parquet(tmp_path / "bank.parquet", CLASSES, FEATURES[:, 0])
     bank = text_bank(create_text_teacher(f"table:{path}"), CLASSES, use_prompts=False)
     assert torch.equal(bank, torch.from_numpy(FEATURES[:, :1]))
-
-
-def test_a_text_that_the_file_lacks_is_one_sentence(tmp_path):
-    teacher = create_text_teacher(f"table:{npz(tmp_path)}")
-    with pytest.raises(TeacherError, match=r"no features of the text 'sofa\.', only of 'chair'"):
-        teacher.encode([prompts("sofa")[0]])
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,11 @@ def test_the_prelogits_name_needs_prelogits_weights(published):
         create_image_teacher(f"timm:{PRELOGITS}:{published}")
 
 
-def test_the_ambiguous_old_name_is_refused_with_both_meanings():
+def test_ambiguous_names_and_text_teachers_are_refused():
     with pytest.raises(TeacherError, match=r"in21k_prelogits:<file>.*augreg_in21k"):
         create_image_teacher("timm:vit_base_patch16_224_in21k")
+    with pytest.raises(TeacherError, match="image encoders only"):
+        create_text_teacher(f"timm:{ARCH}")
 
 
 def test_a_tag_is_fetched_through_the_hub(published, monkeypatch):
@@ -162,8 +164,3 @@ def test_missing_tensors_are_refused(backbone, tmp_path):
 def test_bad_names_are_one_sentence(spec, message):
     with pytest.raises(TeacherError, match=message):
         create_image_teacher(spec)
-
-
-def test_timm_has_no_text_teachers():
-    with pytest.raises(TeacherError, match="image encoders only"):
-        create_text_teacher(f"timm:{ARCH}")

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -79,8 +81,6 @@ def store(committed: Commits, step: int, failure: str = "") -> None:
 
 
 # --- What is kept --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "gone"),
     [
@@ -120,8 +120,6 @@ def test_what_interrupted_commits_left_is_removed_and_named(tmp_path):
 
 
 # --- When ----------------------------------------------------------------------------------------
-
-
 def test_the_clock_decides_and_is_not_asked_after_every_step(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(commits.time, "monotonic", lambda: now[0])
@@ -161,8 +159,6 @@ def test_an_earlier_failure_is_raised_and_nothing_is_stored(tmp_path):
 
 
 # --- Object stores -------------------------------------------------------------------------------
-
-
 class SlowStore(CheckpointStore):
     """An object store, as far as one can be had on a disk: no rename, and it takes its time."""
 
@@ -226,7 +222,7 @@ def test_what_was_packed_does_not_change_while_it_is_written(remote):
     assert remote.store.load_latest().model["w"].tolist() == [1, 1, 1]
 
 
-def test_an_object_store_that_fails_for_a_moment_is_tried_again(remote, caplog):
+def test_an_object_store_that_fails_is_tried_again_and_told_at_the_next_commit(remote, caplog):
     remote.store.gate.set()
     remote.store.failures = 2
     committed = made(remote)
@@ -234,13 +230,6 @@ def test_an_object_store_that_fails_for_a_moment_is_tried_again(remote, caplog):
     committed.finish()
     assert remote.store.load_latest().step == 1
     assert caplog.text.count("trying again") == 2
-
-
-def test_an_object_store_that_stays_away_is_told_at_the_next_commit(remote):
-    remote.store.gate.set()
-    committed = made(remote)
-    store(committed, 1)
-    committed.finish()
     remote.store.failures = 3
     store(committed, 2)
     with pytest.raises(CheckpointError, match="the bucket does not answer"):
@@ -264,8 +253,6 @@ def test_an_object_store_that_cannot_be_listed_is_told_in_a_sentence(remote, mon
 
 
 # --- The journal ---------------------------------------------------------------------------------
-
-
 def explain(*events: dict, attempt: str = "a", step: int = 5, last: int = 9):
     return explain_restart(events, attempt=attempt, step=step, last_step=last, idle_since=None)
 
@@ -300,14 +287,11 @@ def test_every_restart_has_a_reason(since, attempt, reason):
     )
 
 
-def test_a_failure_is_told_by_its_last_line():
+def test_a_failure_is_told_by_its_last_line_and_a_first_start_needs_no_reason():
     lost = "Traceback\n  x\nRuntimeError: [gloo/pair.cc:561] Connection closed by peer [::1]:2\n"
     assert shortened(lost) == "it lost the connection to another worker"
     assert shortened("Traceback\n  File x\nValueError: no\n\n") == "ValueError: no"
     assert len(shortened("x" * 1000)) == 303
-
-
-def test_a_first_start_needs_no_reason():
     assert explain() is None
 
 
@@ -322,29 +306,23 @@ def test_half_a_line_of_the_journal_is_left_out(tmp_path):
     assert [event["event"] for event in journal.events()] == ["trains", "submitted", "trains"]
 
 
-def test_the_last_record_is_found_behind_a_line_that_was_cut_off(tmp_path):
+def test_cut_off_and_damaged_lines_of_the_records_are_left_out(tmp_path):
     folder = RunFolder(str(tmp_path))
     assert last_record(folder) == (0, None)
     (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"ste')
     step, written = last_record(folder)
     assert step == 4
     assert abs(written - time.time()) < 60
-
-
-DAMAGED = b'{"step": 3, "epoch": 1, "train/loss": 1.5}\n\xff\x00\n[1]\n7\n{"epoch": 1}\n'
-
-
-def test_damaged_lines_of_the_records_are_left_out(tmp_path):
-    folder = RunFolder(str(tmp_path))
     (tmp_path / "metrics.jsonl").write_bytes(DAMAGED)
     assert last_record(folder)[0] == 3
     assert progress.last_record(tmp_path / "metrics.jsonl")["train/loss"] == 1.5
     assert [record["step"] for record in read_records(folder)] == [3]
 
 
+DAMAGED = b'{"step": 3, "epoch": 1, "train/loss": 1.5}\n\xff\x00\n[1]\n7\n{"epoch": 1}\n'
+
+
 # --- The ledger ----------------------------------------------------------------------------------
-
-
 def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
     ledger = SampleLedger()
     ledger.mark(0, torch.tensor([0, 5, 2]))
@@ -360,7 +338,6 @@ def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
 
 
 # --- One job at a time ---------------------------------------------------------------------------
-
 HOLD = """
 import sys, time
 from recon_ray.runs.lease import Lease
@@ -371,6 +348,18 @@ time.sleep(100)
 """
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[int]:
+    """Run a process that holds the folder, and kill it without a chance to release it."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "taken\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
 def elsewhere(folder: Path, **changes) -> Holder:
     """The lease of a job on another machine."""
     holder = Holder("key", "node7", "another machine", 4711, "1", **changes)
@@ -379,16 +368,10 @@ def elsewhere(folder: Path, **changes) -> Holder:
 
 
 def test_a_run_that_another_process_runs_is_refused_until_that_has_ended(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout.readline() == "taken\n"
-        with pytest.raises(ConfigError, match=rf"run.name=run: process {process.pid} on .* now"):
-            Lease(str(tmp_path), "run").check()
-    finally:
-        process.kill()  # no chance to release it
-        process.wait()
+    with held(tmp_path) as pid:
+        lease = Lease(str(tmp_path), "run")
+        with pytest.raises(ConfigError, match=rf"run.name=run: process {pid} on .* now"):
+            lease.check()
     lease = Lease(str(tmp_path), "run")
     lease.take()
     assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
@@ -469,22 +452,29 @@ def test_a_beat_that_is_being_written_does_not_bring_a_released_lease_back(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_lease_is_nobodys(tmp_path):
+def test_a_lease_that_is_damaged_or_cannot_be_written_is_not_taken_for_another_jobs(
+    tmp_path, monkeypatch
+):
     (tmp_path / "lease.json").write_text("{")
     Lease(str(tmp_path), "run").check()
 
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(CheckpointError, match=r"lease\.json: it could not be written \(No space"):
+        Lease(str(tmp_path), "run").take()
+
 
 # --- A whole run ---------------------------------------------------------------------------------
+def terminate(step: int, *_: object) -> None:
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config, tiny_prepared):
     config = changed(tiny_config, eval={"enabled": False}, train={"ledger": True})
     _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
-
-    def terminate(step: int, *_: object) -> None:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with sigterm_as_stop_request(), recording_to(terminate), pytest.raises(StoppedError) as stopped:
         pretrain_here(changed(config, run={"name": "part"}), tiny_prepared)
     assert stopped.value.exit_code == 143
@@ -527,33 +517,15 @@ def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, t
 def test_a_second_job_of_the_name_is_refused_and_moves_nothing(tmp_path, tiny_config):
     folder = Path(tiny_config.run.storage) / "run"
     folder.mkdir(parents=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline() == "taken\n"
+    with held(folder):
         for resume in ("auto", "never"):
             with pytest.raises(ConfigError, match="is running it now"):
                 start_run("pretrain", tiny_config, label="x", resume=resume)
-    finally:
-        process.kill()
-        process.wait()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
     assert sorted(path.name for path in folder.iterdir()) == ["lease.json"]
 
 
-def test_a_lease_that_cannot_be_written_is_not_taken_for_another_jobs(tmp_path, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(CheckpointError, match=r"lease\.json: it could not be written \(No space"):
-        Lease(str(tmp_path), "run").take()
-
-
 # --- A whole run on an object store that lies in this process's memory ----------------------------
-
-
 class _Filesystems:
     """pyarrow.fs with one more scheme, ``memory://``, which fsspec keeps."""
 
@@ -591,20 +563,13 @@ def test_records_are_sent_to_an_object_store_again_when_it_refuses(monkeypatch, 
         folder.publish()
 
 
-def test_a_run_on_an_object_store_is_stopped_and_goes_on_there(
-    tiny_config, tiny_prepared, monkeypatch
-):
+def test_a_run_on_an_object_store_stops_and_goes_on_there(tiny_config, tiny_prepared, monkeypatch):
     monkeypatch.setattr(storage, "pafs", _Filesystems())
     memory = fsspec.filesystem("memory")
     options = {"eval": {"enabled": False}, "train": {"ledger": True, "keep_checkpoints": 1}}
     config = changed(tiny_config, **options)
     _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
     there = changed(config, run={"name": "part", "storage": "memory://bucket/runs"})
-
-    def terminate(step: int, *_: object) -> None:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with sigterm_as_stop_request(), recording_to(terminate), pytest.raises(StoppedError):
         pretrain_here(there, tiny_prepared)
     metrics, _ = pretrain_here(there, tiny_prepared)

@@ -80,21 +80,15 @@ class ScriptedTask:
 
 def run(task: ScriptedTask, prepared: PreparedSet, folder: Path, **settings) -> dict[str, float]:
     table = IndexedTable([prepared.read("train", columns=["points", "label"])])
-    runtime = LocalRuntime(
-        RunFolder(str(folder)),
-        tables={},
-        train_feed=IndexedFeed(table, BatchOptions(), seed=0),
-        device=torch.device("cpu"),
-        keep_checkpoints=1,
-    )
+    given = {"tables": {}, "train_feed": IndexedFeed(table, BatchOptions(), seed=0)}
+    cpu = torch.device("cpu")
+    runtime = LocalRuntime(RunFolder(str(folder)), **given, device=cpu, keep_checkpoints=1)
     folder.mkdir(exist_ok=True)
     options = {"validate_every_epochs": 1, "select": "accuracy", "epochs": 5} | settings
     return fit(task, runtime, make_settings(global_batch_size=8, log_every_steps=1, **options))
 
 
-def test_what_a_task_measures_is_waited_for_without_the_timeout_of_a_step(
-    tiny_prepared, tmp_path, monkeypatch
-):
+def test_what_a_task_measures_is_waited_for_without_timeout(tiny_prepared, tmp_path, monkeypatch):
     said: list[str] = []
 
     @contextmanager
@@ -114,9 +108,7 @@ def test_what_a_task_measures_is_waited_for_without_the_timeout_of_a_step(
 
     monkeypatch.setattr(loop, "rank_zero_barrier", waiting)
     run(Telling([0.5]), tiny_prepared, tmp_path / "run", epochs=1)
-    assert " ".join(said) == " ".join(
-        f"wait {what} go on" for what in ("before", "validate", "after")
-    )
+    assert " ".join(said) == "wait before go on wait validate go on wait after go on"
 
 
 def store(folder: Path) -> CheckpointStore:
@@ -139,12 +131,13 @@ def test_the_first_of_equal_bests_is_marked_and_outlives_newer_checkpoints(tiny_
     assert store(tmp_path / "run").names() == ["step-00000006", "step-00000015"]
     assert store(tmp_path / "run").load_selected().step == 2 * STEPS
     assert store(tmp_path / "run").load_selected().records == {"classes": ["one"]}
+    (tmp_path / "run" / "checkpoints" / "best.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"best\.json cannot be read"):
+        store(tmp_path / "run").load_selected()
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 6, 7, 14])
-def test_an_interrupted_run_keeps_the_best_and_ends_like_a_whole_one(
-    tiny_prepared, tmp_path, steps
-):
+def test_an_interrupted_run_keeps_the_best_and_ends_like_a_whole(tiny_prepared, tmp_path, steps):
     script = [0.1, 0.7, 0.5, 0.3, 0.2]
     whole = run(ScriptedTask(script), tiny_prepared, tmp_path / "whole")
     first = ScriptedTask(script)
@@ -161,17 +154,14 @@ def test_an_interrupted_run_keeps_the_best_and_ends_like_a_whole_one(
     )
 
 
-def test_without_select_nothing_is_marked(tiny_prepared, tmp_path):
+def test_nothing_without_select_and_no_nan_is_ever_the_best(tiny_prepared, tmp_path):
     metrics = run(ScriptedTask([0.5] * 5), tiny_prepared, tmp_path / "run", select=None)
     assert "accuracy_best" not in metrics
     assert metrics["accuracy_last"] == 0.5
     assert store(tmp_path / "run").best() is None
     assert store(tmp_path / "run").load_selected().step == 5 * STEPS
-
-
-def test_a_value_that_is_not_a_number_is_never_the_best(tiny_prepared, tmp_path):
     script = [float("nan"), 0.2, float("nan"), 0.1, 0.1]
-    assert run(ScriptedTask(script), tiny_prepared, tmp_path / "run")["accuracy_best"] == 0.2
+    assert run(ScriptedTask(script), tiny_prepared, tmp_path / "nan")["accuracy_best"] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -222,10 +212,3 @@ def test_double_step_moves_twice_with_one_gradient(tiny_prepared, tmp_path):
         moved[double] = (weight - start["weight"]).abs().max().item()
     assert moved[False] == pytest.approx(1e-2, rel=1e-3)
     assert moved[True] == pytest.approx(2e-2, rel=1e-3)
-
-
-def test_a_damaged_mark_names_the_file(tiny_prepared, tmp_path):
-    run(ScriptedTask([0.1] * 5), tiny_prepared, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "best.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"best\.json cannot be read"):
-        store(tmp_path / "run").load_selected()

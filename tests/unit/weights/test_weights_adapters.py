@@ -29,9 +29,7 @@ def test_names_and_shapes_are_those_of_the_reference() -> None:
         ("twotower_classifier", {}, {"cls_pos", "Dis_encoder.norm.weight", "norm.bias"}),
     ],
 )
-def test_downstream_names_are_those_of_the_reference(
-    kind: str, arguments: dict, keys: set[str]
-) -> None:
+def test_downstream_names_are_the_references(kind: str, arguments: dict, keys: set[str]) -> None:
     assert keys <= set(to_reference(make_model(kind, **arguments).state_dict(), kind))
 
 

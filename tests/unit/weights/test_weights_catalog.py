@@ -30,19 +30,15 @@ def test_a_local_copy_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Monke
         find_published("recon_svm")
 
 
-def test_what_cannot_be_found_is_said_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_absent_has_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RECON_WEIGHTS", raising=False)
-    with pytest.raises(
-        CheckpointError, match="name that in RECON_WEIGHTS, or give the file's path"
-    ):
+    message = "name that in RECON_WEIGHTS, or give the file's path"
+    with pytest.raises(CheckpointError, match=message):
         find_weights("recon_pretrain")
     with pytest.raises(CheckpointError, match=r"recon: there is no such file.*names are recon_pre"):
         find_weights("recon")
-    with pytest.raises(
-        CheckpointError, match=r"x\.pth: there is no such file or folder; give a run"
-    ):
+    message = r"x\.pth: there is no such file or folder; give a run"
+    with pytest.raises(CheckpointError, match=message):
         find_weights(tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="no checkpoint there; give a run folder"):
         find_weights(tmp_path)

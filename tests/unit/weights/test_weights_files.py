@@ -156,9 +156,7 @@ def write_pickle(content: object, path: Path, *, module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_numpys_numbers_beside_the_weights_are_read_as_plain_ones(
-    module: str, tmp_path: Path
-) -> None:
+def test_numpys_numbers_beside_the_weights_become_plain(module: str, tmp_path: Path) -> None:
     path = tmp_path / "best_model.pth"
     write_pickle({**published("partseg"), **METRICS}, path, module=module)
     found = read_file(path)
@@ -218,9 +216,7 @@ class Payload:
         ({"MAE_encoder.norm.weight": torch.zeros(4)}, "have no encoder.embed.fc4.weight"),
     ],
 )
-def test_what_is_no_file_of_weights_is_refused_by_name(
-    content: object, message: str, tmp_path: Path
-) -> None:
+def test_other_files_are_refused_by_name(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"weights\.pth: .*{message}"):

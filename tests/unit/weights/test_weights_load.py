@@ -82,9 +82,8 @@ def test_pointmae_fills_the_patch_path_and_the_contrast_branch_is_reported(targe
     } <= filled
     assert {"encoder.blocks.0.contrast_attn.q.weight", "encoder.class_token"} <= set(report.missing)
     assert "drawn afresh" in report.summary()
-    with pytest.raises(
-        CheckpointError, match="would stay random; Point-MAE has no contrast branch"
-    ):
+    message = "would stay random; Point-MAE has no contrast branch"
+    with pytest.raises(CheckpointError, match=message):
         initialize(model, read_checkpoint(pointmae(), source="mae.pth"), strict=True)
 
 
@@ -156,9 +155,8 @@ def test_models_are_built_from_what_the_file_tells() -> None:
 
 
 def test_what_shapes_do_not_tell_is_asked_for() -> None:
-    with pytest.raises(
-        CheckpointError, match="does not contain num_heads of a recon model; give num_h"
-    ):
+    message = "does not contain num_heads of a recon model; give num_h"
+    with pytest.raises(CheckpointError, match=message):
         build(imported("recon"))
     assert build(imported("recon"), num_heads=2)[0].encoder.blocks[0].attn.num_heads == 2
     with pytest.raises(CheckpointError, match="does not contain stream"):

@@ -19,7 +19,7 @@ def test_ray_train_still_ends_the_process_on_ctrl_c() -> None:
     assert "sys.exit(0)" in source
 
 
-def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_comes_back(
+def test_ctrl_c_is_a_keyboard_interrupt_and_handlers_return(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def exit_as_ray_does(self: TorchTrainer) -> None:

@@ -29,9 +29,7 @@ def test_the_cleaner_still_warns_without_a_dashboard(monkeypatch: pytest.MonkeyP
     cleaner.logger.setLevel(logging.NOTSET)
 
 
-def test_the_query_still_takes_its_cluster_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_query_takes_its_cluster_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, naming the cluster can go."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")

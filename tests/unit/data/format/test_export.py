@@ -38,10 +38,6 @@ def test_the_numbers_are_the_same_and_the_types_plain(opened, tmp_path):
             np.testing.assert_array_equal(points, points_to_numpy(before["points"]))
             rest = [name for name in before.column_names if name != "points"]
             assert after.select(rest).equals(before.select(rest))
-
-
-def test_no_extension_type_is_left_in_the_files(opened, tmp_path):
-    export_plain(opened, tmp_path / "out")
     for path in (tmp_path / "out").rglob("*.parquet"):
         assert b"fixed_shape_tensor" not in path.read_bytes()
 

@@ -20,9 +20,7 @@ def ids(prepared: PreparedSet, split: str) -> list[int]:
 
 
 @pytest.mark.parametrize(("fraction", "held"), [(0.25, 2), (0.01, 1), (0.99, 7)])
-def test_every_class_gives_the_same_part(
-    tiny_prepared: PreparedSet, fraction: float, held: int
-) -> None:
+def test_classes_give_the_same_part(tiny_prepared: PreparedSet, fraction: float, held: int) -> None:
     divided = hold_out(tiny_prepared, "train", "val", fraction)
     assert labels(divided, "val") == {0: held, 1: held, 2: held}
     assert labels(divided, "train") == {0: 8 - held, 1: 8 - held, 2: 8 - held}

@@ -25,7 +25,7 @@ def _shard(root, kind="geometry"):
     return sorted((root / kind / "train").glob("*.parquet"))[1]
 
 
-def test_a_set_opens_reads_and_verifies(tiny_set):
+def test_a_set_opens_reads_verifies_and_names_what_is_absent(tiny_set, tmp_path):
     opened = PreparedSet.open(tiny_set)
     opened.verify()
     assert (opened.num_points, opened.classes, opened.has_views) == (64, ["chair", "mug"], True)
@@ -37,6 +37,10 @@ def test_a_set_opens_reads_and_verifies(tiny_set):
     first = table["views"].to_pylist()[0]
     assert len(first) == 2
     assert np.asarray(Image.open(io.BytesIO(first[0]))).shape == (32, 32, 3)
+    with pytest.raises(DataError, match="no split 'val', only train, test"):
+        opened.read("val")
+    with pytest.raises(DataError, match="no column 'normals'"):
+        opened.read("train", ["normals"])
 
 
 def test_missing_folder_and_missing_manifest(tmp_path):
@@ -95,11 +99,3 @@ def test_views_of_another_shard_are_refused(copy):
     shutil.copy(shards[0], shards[1])
     with pytest.raises(DataError, match="its sample ids are not those of"):
         PreparedSet.open(copy).read("train", views=True)
-
-
-def test_absent_split_column_and_views_are_named(tiny_set, tmp_path):
-    opened = PreparedSet.open(tiny_set)
-    with pytest.raises(DataError, match="no split 'val', only train, test"):
-        opened.read("val")
-    with pytest.raises(DataError, match="no column 'normals'"):
-        opened.read("train", ["normals"])

@@ -99,12 +99,19 @@ def _start_and_length(part: slice) -> tuple[int, int]:
     return start, stop - start
 
 
-def test_nothing_is_copied_to_read_or_to_write_numbers():
+def test_nothing_is_copied_and_chunked_single_and_empty_columns_agree():
     table = _table(_clouds(5, 4))
     back = unpacked(packed(table))
     for name in ("points", "part_labels"):
         before, after = (points_to_numpy(one[name]) for one in (table, back))
         assert np.shares_memory(before, after)
+    points = _clouds(6, 4)
+    column = tensor_column(points)
+    chunked = pa.chunked_array([column[:2], column[2:]])
+    np.testing.assert_array_equal(points_to_numpy(chunked), points)
+    np.testing.assert_array_equal(points_to_numpy(column), points)
+    assert points_to_numpy(column[:0]).shape == (0, 4, 3)
+    assert points_to_numpy(chunked[:0]).shape == (0, 4, 3)
 
 
 def test_a_changed_byte_of_the_numbers_is_found_when_they_are_read(tmp_path):
@@ -119,16 +126,6 @@ def test_a_changed_byte_of_the_numbers_is_found_when_they_are_read(tmp_path):
         read_table(path, ["points"])
     with pytest.raises(DataError, match=r"part.parquet: cannot be read as Parquet; delete it"):
         list(read_parts(path, ["points"], 2))
-
-
-def test_chunked_single_and_empty_columns_agree():
-    points = _clouds(6, 4)
-    column = tensor_column(points)
-    chunked = pa.chunked_array([column[:2], column[2:]])
-    np.testing.assert_array_equal(points_to_numpy(chunked), points)
-    np.testing.assert_array_equal(points_to_numpy(column), points)
-    assert points_to_numpy(column[:0]).shape == (0, 4, 3)
-    assert points_to_numpy(chunked[:0]).shape == (0, 4, 3)
 
 
 def test_files_are_about_as_large_as_the_numbers():

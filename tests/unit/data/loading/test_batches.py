@@ -32,30 +32,24 @@ def _table(ids: list[int]) -> pa.Table:
     return pa.table(columns)
 
 
-def test_rows_are_gathered_over_blocks_in_the_order_asked_for():
+def test_rows_are_gathered_in_the_order_asked_for_without_a_copy():
     table = IndexedTable([_table([0, 1, 2]), _table([3]), _table([4, 5])])
     taken = table.take(np.array([5, 0, 3, 3, 1]))
     assert taken["sample_id"].tolist() == [5, 0, 3, 3, 1]
     assert taken["points"][:, 0, 0].tolist() == [5, 0, 3, 3, 1]
     assert taken["caption"] == ["shape 5", "shape 0", "shape 3", "shape 3", "shape 1"]
-
-
-def test_blocks_are_not_copied():
     block = _table([0, 1, 2])
     table = IndexedTable([block])
     held = table._groups[0]._tensors["points"][0]
     assert held.data_ptr() == block["points"].chunk(0).to_numpy_ndarray().ctypes.data
 
 
-def test_a_batch_is_writable_and_float32_whatever_is_stored(tiny_prepared):
+def test_a_batch_is_writable_and_captions_are_numbered_as_in_the_text_bank(tiny_prepared):
     rows = tiny_prepared.read("train", columns=["points", "label"])
     batch = make_batch(IndexedTable([rows]).take(np.arange(4)), BatchOptions(), epoch=0)
     batch["points"].add_(1)
     assert batch["points"].shape == (4, 96, 3)
     assert batch["text_index"].tolist() == batch["label"].tolist()
-
-
-def test_captions_are_numbered_in_the_order_of_the_text_bank():
     rows = IndexedTable([_table([0, 1, 2])]).take(np.array([2, 0]))
     options = BatchOptions(text="caption", captions=["shape 0", "shape 1", "shape 2"])
     assert make_batch(rows, options, epoch=0)["text_index"].tolist() == [2, 0]
@@ -100,7 +94,7 @@ def test_a_stream_is_mixed_and_its_incomplete_end_is_dropped():
     assert (np.diff(ids) != 1).mean() > 0.5
 
 
-def test_an_error_of_the_producer_reaches_the_consumer():
+def test_an_error_of_the_producer_reaches_the_consumer_and_leaving_ends_the_thread():
     def broken():
         yield 1
         raise OSError("gone")
@@ -109,9 +103,6 @@ def test_an_error_of_the_producer_reaches_the_consumer():
     assert next(items) == 1
     with pytest.raises(OSError, match="gone"):
         next(items)
-
-
-def test_leaving_early_ends_the_thread():
     before = threading.active_count()
     items = prefetch(lambda: iter(range(1000)), depth=1)
     assert next(items) == 0
@@ -150,12 +141,6 @@ def test_features_of_other_samples_are_refused():
         IndexedTable([_table([0, 1, 2])], None, [[_feature_table([0, 1])]])
 
 
-def test_epochs_take_the_copies_in_turn():
-    draw = partial(choose_features, np.ones((2, 3), bool), [7, 8], "copy", random=None)
-    assert draw(epoch=1).tolist() == [1, 1]
-    assert draw(epoch=5).tolist() == [2, 2]
-
-
 def test_the_drawn_view_is_the_one_that_would_be_loaded(tiny_prepared):
     table = tiny_prepared.read("train", columns=[], views=True)
     ids, views = table["sample_id"].to_pylist(), table["views"].to_pylist()
@@ -172,7 +157,7 @@ def test_the_drawn_view_is_the_one_that_would_be_loaded(tiny_prepared):
         assert np.array_equal(stored[np.arange(len(ids)), chosen], loaded.flatten(1).numpy())
 
 
-def test_rows_that_a_source_filled_up_with_zeros_are_never_drawn():
+def test_filled_up_rows_are_never_drawn_and_epochs_take_the_copies_in_turn():
     features = np.zeros((2, 4, 3), np.float16)
     features[0, 1], features[0, 3] = 1, 3
     seen = {
@@ -180,6 +165,9 @@ def test_rows_that_a_source_filled_up_with_zeros_are_never_drawn():
         for e, random in ((e, partial(sample_rng, 0, e)) for e in range(40))
     }
     assert seen == {1, 3}
+    draw = partial(choose_features, np.ones((2, 3), bool), [7, 8], "copy", random=None)
+    assert draw(epoch=1).tolist() == [1, 1]
+    assert draw(epoch=5).tolist() == [2, 2]
 
 
 def test_a_batch_holds_one_stored_feature_a_sample():

@@ -10,25 +10,14 @@ import torch
 from pictures import encoded, noise
 from PIL import Image
 
-from recon_ray.data.loading.augmentation import (
-    AUTO_CONTRAST,
-    COLOR,
-    CONTRAST,
-    CUTOUT_GRAY,
-    IDENTITY,
-    OPERATIONS,
-    SHARPNESS,
-    DrawnAugmentation,
-    DrawnOperation,
-    augment,
-    draw_augmentation,
-)
+from recon_ray.data.loading import augmentation as aug
 from recon_ray.data.loading.device_augmentation import DeviceAugmentation, bicubic_weights, resample
 from recon_ray.data.loading.images import ImageTransform, load_images, load_raw_images, sample_rng
 
 SIZE = 96  # of the result; the square before the crop is 110
 SQUARE = (SIZE, SIZE)
-STILL = DrawnOperation(IDENTITY, 1, 1.0)
+STILL = aug.DrawnOperation(aug.IDENTITY, 1, 1.0)
+REFERENCE = ImageTransform(kind="reference", image_size=SIZE)
 NO_GRAY = (SIZE,) * 4  # beyond the corner
 
 
@@ -68,12 +57,12 @@ def views():
     return [[encoded(one), encoded(one.rotate(90))] for one in pictures]
 
 
-@pytest.mark.parametrize("index", range(len(OPERATIONS)))
+@pytest.mark.parametrize("index", range(len(aug.OPERATIONS)))
 def test_an_operation_is_that_of_pil(device_augmentation, index):
     images = special_pictures()
     choices = [(m, sign) for m in range(1, 10) for sign in (1.0, -1.0)]
     cases = [(image, *choice) for image in images for choice in choices]
-    expected = torch.stack([pixels(OPERATIONS[index](*case)) for case in cases])
+    expected = torch.stack([pixels(aug.OPERATIONS[index](*case)) for case in cases])
     found = device_augmentation.operate(
         torch.stack([pixels(image) for image, _, _ in cases]),
         torch.full((len(cases),), index),
@@ -83,13 +72,13 @@ def test_an_operation_is_that_of_pil(device_augmentation, index):
     assert found.dtype == torch.uint8
     difference = (found.int() - expected.int()).abs()
     # A product in float32 may be rounded otherwise before it is cut to a level.
-    allowed = 1 if index in (AUTO_CONTRAST, COLOR, CONTRAST, SHARPNESS) else 0
+    allowed = 1 if index in (aug.AUTO_CONTRAST, aug.COLOR, aug.CONTRAST, aug.SHARPNESS) else 0
     assert difference.max() <= allowed
     assert (difference > 0).float().mean() < 1e-3
 
 
 def test_operations_are_chosen_picture_by_picture(device_augmentation):
-    image, count = smooth_picture(1, SQUARE), len(OPERATIONS)
+    image, count = smooth_picture(1, SQUARE), len(aug.OPERATIONS)
     found = device_augmentation.operate(
         pixels(image).expand(count, -1, -1, -1),
         torch.arange(count),
@@ -97,7 +86,7 @@ def test_operations_are_chosen_picture_by_picture(device_augmentation):
         torch.zeros(count, dtype=torch.int64),
     )
     for index, one in enumerate(found):
-        expected = pixels(OPERATIONS[index](image, 6, 1.0)).int()
+        expected = pixels(aug.OPERATIONS[index](image, 6, 1.0)).int()
         assert (one.int() - expected).abs().max() <= 1, index
 
 
@@ -107,10 +96,7 @@ def test_weights_are_those_of_pils_bicubic_filter(length):
     weights = bicubic_weights(torch.arange(length)[None], torch.tensor([length]), SIZE)
     torch.testing.assert_close(weights.sum(2), torch.ones(1, SIZE))
     still = torch.eye(length)[None]
-    for size, across, down in (
-        ((SIZE, length), weights, still),
-        ((length, SIZE), still, weights),
-    ):
+    for size, across, down in (((SIZE, length), weights, still), ((length, SIZE), still, weights)):
         expected = pixels(image.resize(size, Image.Resampling.BICUBIC)).int()
         difference = (resample(pixels(image)[None], across, down)[0].int() - expected).abs()
         assert difference.max() <= 1
@@ -121,9 +107,9 @@ def test_weights_are_those_of_pils_bicubic_filter(length):
 @pytest.mark.parametrize("crop", [(0, 0, 110, 110), (13, 5, 90, 105), (2, 30, 108, 80)])
 def test_mirror_and_crop_are_those_of_pil(device_augmentation, mirrored, crop):
     image = smooth_picture(4, (110, 110), 30)
-    drawn = DrawnAugmentation(mirrored, crop, (STILL, STILL), NO_GRAY)
+    drawn = aug.DrawnAugmentation(mirrored, crop, (STILL, STILL), NO_GRAY)
     found = device_augmentation(pixels(image)[None], torch.tensor([[110, 110, *drawn.numbers()]]))
-    difference = (found[0] * 255 - pixels(augment(image, drawn, SIZE))).abs()
+    difference = (found[0] * 255 - pixels(aug.augment(image, drawn, SIZE))).abs()
     assert difference.max() <= 2  # rounded twice
     assert difference.mean() < 0.1
 
@@ -131,20 +117,20 @@ def test_mirror_and_crop_are_those_of_pil(device_augmentation, mirrored, crop):
 def test_a_mirrored_picture_of_the_same_size_is_exact():
     """Side 9 is resized to 8 pixels for a crop of 8 pixels: nothing is interpolated."""
     module, image = DeviceAugmentation(8), noise(2, (9, 9))
-    drawn = DrawnAugmentation(True, (0, 0, 8, 8), (STILL, STILL), (8, 8, 8, 8))
+    drawn = aug.DrawnAugmentation(True, (0, 0, 8, 8), (STILL, STILL), (8, 8, 8, 8))
     found = module(pixels(image)[None], torch.tensor([[9, 9, *drawn.numbers()]]))
     assert torch.equal((found[0] * 255).round(), pixels(image).flip(2)[:, :8, :8].float())
 
 
 def test_cut_out_is_exact(device_augmentation):
     image = smooth_picture(4, (110, 110))
-    plain = DrawnAugmentation(False, (0, 0, 110, 110), (STILL, STILL), NO_GRAY)
+    plain = aug.DrawnAugmentation(False, (0, 0, 110, 110), (STILL, STILL), NO_GRAY)
     boxes = [(0, 0, 7, 7), (90, 88, 96, 95), (40, 3, 47, 10)]
     rows = [[110, 110, *replace(plain, gray=box).numbers()] for box in (NO_GRAY, *boxes)]
     before, *after = device_augmentation(pixels(image).expand(4, -1, -1, -1), torch.tensor(rows))
     for (left, top, right, bottom), found in zip(boxes, after, strict=True):
         expected = before.clone()
-        expected[:, top : bottom + 1, left : right + 1] = CUTOUT_GRAY / 255
+        expected[:, top : bottom + 1, left : right + 1] = aug.CUTOUT_GRAY / 255
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 
@@ -166,17 +152,15 @@ def test_a_batch_is_augmented_as_on_the_host(device_augmentation, views, seed, e
 
 
 def test_what_is_drawn_is_the_hosts(views):
-    transform = ImageTransform(kind="reference", image_size=SIZE)
-    _, parameters = load_raw_images(views, range(48), epoch=2, seed=9, transform=transform)
+    _, parameters = load_raw_images(views, range(48), epoch=2, seed=9, transform=REFERENCE)
     for sample_id in (0, 31):
         rng = sample_rng(9, 2, sample_id)
         rng.integers(2)  # the view
-        assert parameters[sample_id, 2:].tolist() == draw_augmentation(SIZE, rng).numbers()
+        assert parameters[sample_id, 2:].tolist() == aug.draw_augmentation(SIZE, rng).numbers()
 
 
 def test_a_sample_does_not_depend_on_its_batch_or_on_threads(device_augmentation, views):
-    transform = ImageTransform(kind="reference", image_size=SIZE)
-    how = {"epoch": 1, "seed": 4, "transform": transform}
+    how = {"epoch": 1, "seed": 4, "transform": REFERENCE}
     whole = load_raw_images(views, range(48), **how)
     some = [30, 2, 17]
     part = load_raw_images([views[i] for i in some], some, num_threads=3, **how)
@@ -187,8 +171,7 @@ def test_a_sample_does_not_depend_on_its_batch_or_on_threads(device_augmentation
 
 
 def test_it_is_one_graph_for_the_compiler(device_augmentation, views):
-    transform = ImageTransform(kind="reference", image_size=SIZE)
-    images, parameters = load_raw_images(views[:6], range(6), epoch=0, seed=0, transform=transform)
+    images, parameters = load_raw_images(views[:6], range(6), epoch=0, seed=0, transform=REFERENCE)
     compiled = torch.compile(device_augmentation, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = compiled(images, parameters)
@@ -196,10 +179,13 @@ def test_it_is_one_graph_for_the_compiler(device_augmentation, views):
     assert found.dtype == torch.float32
 
 
-def test_an_empty_batch_is_empty(device_augmentation):
-    transform = ImageTransform(kind="reference", image_size=SIZE)
-    images, parameters = load_raw_images([], [], epoch=0, seed=0, transform=transform)
+def test_an_empty_batch_is_empty_and_only_the_reference_augmentation_is_drawn(
+    device_augmentation, views
+):
+    images, parameters = load_raw_images([], [], epoch=0, seed=0, transform=REFERENCE)
     assert device_augmentation(images, parameters).shape == (0, 3, SIZE, SIZE)
+    with pytest.raises(ValueError, match="'none': only 'reference' is drawn"):
+        load_raw_images(views, range(48), epoch=0, seed=0, transform=ImageTransform())
 
 
 @pytest.mark.parametrize(
@@ -215,8 +201,3 @@ def test_other_shapes_are_refused(device_augmentation, shape, dtype, numbers, me
         device_augmentation(
             torch.zeros(shape, dtype=dtype), torch.zeros(numbers, dtype=torch.int64)
         )
-
-
-def test_only_the_reference_augmentation_is_drawn(views):
-    with pytest.raises(ValueError, match="'none': only 'reference' is drawn"):
-        load_raw_images(views, range(48), epoch=0, seed=0, transform=ImageTransform())

@@ -7,22 +7,7 @@ from pictures import encoded
 from pictures import noise as picture
 from PIL import Image, ImageEnhance, ImageOps
 
-from recon_ray.data.loading.augmentation import (
-    IDENTITY,
-    OPERATIONS,
-    ROTATE,
-    SOLARIZE,
-    DrawnAugmentation,
-    DrawnOperation,
-    augment,
-    crop_and_resize,
-    cut_out,
-    draw_augmentation,
-    draw_crop,
-    draw_gray,
-    draw_operations,
-    operate,
-)
+from recon_ray.data.loading import augmentation as aug
 from recon_ray.data.loading.images import (
     ImageTransform,
     decode_image,
@@ -69,15 +54,12 @@ class FixedRng:
         return self.queues["uniform"].pop(0)
 
 
-def test_png_decodes_to_its_pixels():
+def test_pictures_decode_to_their_rgb_pixels():
     image = picture()
     found = decode_image(encoded(image), 0)
     assert found.dtype == torch.uint8
     assert found.shape == (3, 30, 40)
     np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(image))
-
-
-def test_jpeg_gray_and_alpha_decode_to_rgb():
     flat = Image.new("RGB", (16, 16), (200, 30, 60))
     assert (decode_image(encoded(flat, "JPEG"), 0)[0].float() - 200).abs().max() <= 3  # lossy
     gray = decode_image(encoded(Image.new("L", (8, 8), 9)), 0)
@@ -116,14 +98,11 @@ def test_plain_transform_keeps_the_middle_of_the_shorter_side():
     assert (found[:, :5] == 0).all()
 
 
-def test_an_image_of_the_right_size_is_unchanged(views):
+def test_an_image_of_the_right_size_is_unchanged_and_bgr_exchanges_red_and_blue(views):
     image = picture(size=(24, 24))
     found = load([[encoded(image)]], [0], epoch=3, seed=1, image_size=24)
     expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
     assert torch.equal(found[0], expected)
-
-
-def test_bgr_exchanges_red_and_blue():
     rows = [[encoded(picture(size=(24, 24)))]]
     rgb, bgr = (load(rows, [0], image_size=24, bgr=bgr) for bgr in (False, True))
     assert torch.equal(bgr, rgb.flip(1))
@@ -160,11 +139,8 @@ def test_every_view_is_chosen_about_equally_often():
     assert (counts - 100).abs().max() < 52
 
 
-def test_an_empty_batch_is_empty():
+def test_an_empty_batch_is_empty_and_ids_and_rows_must_agree(views):
     assert load([], [], image_size=8).shape == (0, 3, 8, 8)
-
-
-def test_ids_and_rows_must_agree(views):
     with pytest.raises(ValueError, match="6 rows of views have 2 sample ids"):
         load(views, [1, 2])
 
@@ -176,13 +152,11 @@ def test_bad_options_are_refused(options):
 
 
 # ---- the reference's augmentation ----------------------------------------------------------------
-
-
 def test_what_is_drawn_for_a_sample_never_changes():
     """Recorded from the first version: other numbers are another augmentation of every set."""
-    assert draw_augmentation(224, sample_rng(0, 0, 0)).numbers() == GOLDEN[0]
-    assert draw_augmentation(224, sample_rng(7, 3, 123456)).numbers() == GOLDEN[1]
-    assert draw_augmentation(112, sample_rng(1, 0, 5)).numbers() == GOLDEN[2]
+    assert aug.draw_augmentation(224, sample_rng(0, 0, 0)).numbers() == GOLDEN[0]
+    assert aug.draw_augmentation(224, sample_rng(7, 3, 123456)).numbers() == GOLDEN[1]
+    assert aug.draw_augmentation(112, sample_rng(1, 0, 5)).numbers() == GOLDEN[2]
 
 
 def test_reference_augmentation_without_chance_is_resize_crop_and_cut_out():
@@ -191,7 +165,7 @@ def test_reference_augmentation_without_chance_is_resize_crop_and_cut_out():
     rng = FixedRng(
         random=[0.7, 0.1, 0.6, 0.1, 0.6],
         uniform=[1.0, 0.0, 100.0, 50.0],
-        integers=[0, 0, SOLARIZE, ROTATE, 9, 9],
+        integers=[0, 0, aug.SOLARIZE, aug.ROTATE, 9, 9],
     )
     found = ImageTransform(kind="reference")(image, rng)
     resized = image.resize((256, 256), Image.Resampling.BICUBIC)
@@ -201,12 +175,14 @@ def test_reference_augmentation_without_chance_is_resize_crop_and_cut_out():
 
 
 def test_reference_augmentation_flips_with_probability_one_half():
-    flips = [draw_augmentation(224, sample_rng(0, 0, i)).mirrored for i in range(400)]
+    flips = [aug.draw_augmentation(224, sample_rng(0, 0, i)).mirrored for i in range(400)]
     # Binomial(400, 1/2): standard deviation 10; six of them.
     assert abs(sum(flips) - 200) < 60
-    image, still = picture(size=(256, 256)), (DrawnOperation(IDENTITY, 1, 1.0),) * 2
+    image, still = picture(size=(256, 256)), (aug.DrawnOperation(aug.IDENTITY, 1, 1.0),) * 2
     plain, flipped = (
-        augment(image, DrawnAugmentation(mirrored, (0, 0, 256, 256), still, (224,) * 4), 224)
+        aug.augment(
+            image, aug.DrawnAugmentation(mirrored, (0, 0, 256, 256), still, (224,) * 4), 224
+        )
         for mirrored in (False, True)
     )  # the gray box is outside
     np.testing.assert_array_equal(np.asarray(flipped), np.asarray(plain)[:, ::-1])
@@ -222,7 +198,7 @@ def test_reference_augmentation_flips_with_probability_one_half():
 )
 def test_cut_out_is_gray_clipped_and_seventeen_pixels(at, rows, columns):
     image = Image.new("RGB", (224, 224))
-    found = np.asarray(cut_out(image, draw_gray(224, 16, FixedRng(uniform=at))))
+    found = np.asarray(aug.cut_out(image, aug.draw_gray(224, 16, FixedRng(uniform=at))))
     expected = np.zeros((224, 224, 3), dtype=np.uint8)
     expected[rows, columns] = 127
     np.testing.assert_array_equal(found, expected)
@@ -231,7 +207,7 @@ def test_cut_out_is_gray_clipped_and_seventeen_pixels(at, rows, columns):
 
 def test_crops_have_the_stated_areas_and_ratios():
     rng = np.random.default_rng(0)
-    boxes = [draw_crop(256, 256, rng) for _ in range(500)]
+    boxes = [aug.draw_crop(256, 256, rng) for _ in range(500)]
     left, top, width, height = np.array(boxes).T
     area, ratio = width * height / 256**2, width / height
     # Sides are rounded to pixels: up to half of one in 205.
@@ -249,8 +225,8 @@ def test_crops_have_the_stated_areas_and_ratios():
 def test_a_crop_that_never_fits_is_the_middle():
     image = Image.new("RGB", (400, 40))
     image.paste((255, 255, 255), (173, 0, 226, 40))  # the middle 53 columns: 40 * 4 / 3
-    crop = draw_crop(400, 40, np.random.default_rng(0))
-    found = np.asarray(crop_and_resize(image, crop, 32))
+    crop = aug.draw_crop(400, 40, np.random.default_rng(0))
+    found = np.asarray(aug.crop_and_resize(image, crop, 32))
     assert found.shape == (32, 32, 3)
     assert (found == 255).all()
 
@@ -279,8 +255,8 @@ def test_operations_follow_the_table():
         image.rotate(-21),
         ImageOps.solarize(image, 77),
     ]
-    assert len(OPERATIONS) == len(expected) == 14
-    for index, (operation, wanted) in enumerate(zip(OPERATIONS, expected, strict=True)):
+    assert len(aug.OPERATIONS) == len(expected) == 14
+    for index, (operation, wanted) in enumerate(zip(aug.OPERATIONS, expected, strict=True)):
         found = operation(image, v, -1.0)
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted), err_msg=str(index))
 
@@ -289,28 +265,31 @@ def test_operations_follow_the_table():
 @pytest.mark.parametrize("magnitude", range(1, 10))
 def test_rotation_is_that_of_pil(magnitude, sign):
     image = picture(size=(61, 40))
-    found = OPERATIONS[ROTATE](image, magnitude, sign)
+    found = aug.OPERATIONS[aug.ROTATE](image, magnitude, sign)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(image.rotate(sign * 3 * magnitude)))
 
 
 def test_two_operations_are_drawn_with_one_half_each():
     image = picture()
     # Magnitudes 9 and 4; signs + and -; the first applied, the second not.
-    rng = FixedRng(integers=[SOLARIZE, ROTATE, 9, 4], random=[0.1, 0.4, 0.9, 0.6])
-    drawn = draw_operations(rng)
-    assert drawn == (DrawnOperation(SOLARIZE, 9, 1.0), DrawnOperation(IDENTITY, 4, -1.0))
-    found = operate(image, drawn)
+    rng = FixedRng(integers=[aug.SOLARIZE, aug.ROTATE, 9, 4], random=[0.1, 0.4, 0.9, 0.6])
+    drawn = aug.draw_operations(rng)
+    assert drawn == (
+        aug.DrawnOperation(aug.SOLARIZE, 9, 1.0),
+        aug.DrawnOperation(aug.IDENTITY, 4, -1.0),
+    )
+    found = aug.operate(image, drawn)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(ImageOps.solarize(image, 26)))
 
 
 def test_operations_magnitudes_and_signs_are_drawn_alike():
     rng = sample_rng(0, 0, 0)
-    drawn = [one for _ in range(1400) for one in draw_operations(rng)]
-    applied = [one.index for one in drawn if one.index != IDENTITY]
+    drawn = [one for _ in range(1400) for one in aug.draw_operations(rng)]
+    applied = [one.index for one in drawn if one.index != aug.IDENTITY]
     # Binomial(2800, 13/28): standard deviation 26; six of them. Then 100 +- 10 of each operation.
     assert abs(len(applied) - 1300) < 158
-    counts = np.bincount(applied, minlength=len(OPERATIONS))
-    assert np.abs(np.delete(counts, IDENTITY) - 100).max() < 60
+    counts = np.bincount(applied, minlength=len(aug.OPERATIONS))
+    assert np.abs(np.delete(counts, aug.IDENTITY) - 100).max() < 60
     assert {one.magnitude for one in drawn} == set(range(1, 10))
     assert abs(sum(one.sign for one in drawn)) < 318
 
@@ -319,6 +298,6 @@ def test_cut_out_scales_with_the_image():
     transform = ImageTransform(kind="reference", image_size=112)
     white = Image.new("RGB", (112, 112), (127, 127, 127))
     assert transform(white, sample_rng(0, 0, 0)).size == (112, 112)
-    box = draw_gray(112, 8, FixedRng(uniform=[50, 50]))
-    found = np.asarray(cut_out(Image.new("RGB", (112, 112)), box))
+    box = aug.draw_gray(112, 8, FixedRng(uniform=[50, 50]))
+    found = np.asarray(aug.cut_out(Image.new("RGB", (112, 112)), box))
     assert (found == 127).all(axis=2).sum() == 81

@@ -54,7 +54,6 @@ def _table(root, **read):
 
 
 # --- Clouds that keep all their points ------------------------------------------------------------
-
 WHOLE = {"keeps_all_points": True, "part_labels": True}
 
 
@@ -87,8 +86,6 @@ def test_padding_does_not_move_the_center_of_a_scaled_cloud(tmp_path):
 
 
 # --- What is left to the source -------------------------------------------------------------------
-
-
 def test_options_that_are_not_given_are_the_sources(tmp_path):
     listing = {"num_points": 3, "up_axis": "z", "sampling": "fps"}
     manifest = prepare(Fake(listing), tmp_path, OPTIONS)
@@ -125,7 +122,6 @@ def test_a_source_with_an_order_keeps_it(tmp_path):
 
 
 # --- Features, tables, exclusions, cards ----------------------------------------------------------
-
 FEATURES = {
     "listing": {"num_points": 3, "features": Features((2, 4), (1, 4), "teacher")},
     "sample": {

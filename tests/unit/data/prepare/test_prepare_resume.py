@@ -73,7 +73,6 @@ def test_a_killed_job_continues_with_the_missing_shards(tiny_set, tmp_path):
     command = [sys.executable, "-c", CHILD, str(tmp_path), str(Path(data_samples.__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout is not None
         assert child.stdout.readline() == "in write\n"
         child.kill()
     assert len(list(tmp_path.rglob(".tmp-*"))) == 1
@@ -105,7 +104,6 @@ def test_a_killed_job_leaves_no_workers(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as job:
-        assert job.stdout is not None
         workers = [int(job.stdout.readline()) for _ in range(2)]
         job.kill()
     deadline = time.monotonic() + 30

@@ -12,6 +12,7 @@ from data_samples import cloud
 from recon_ray.data.prepare.sampling import sample_points
 from recon_ray.data.readers import meshes
 from recon_ray.data.readers.meshes import Shape, load_shape, sample_generator, turn_y_up
+from recon_ray.data.readers.pcd import _lzf_decompress
 from recon_ray.errors import DataError
 
 SQUARE = "4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n3 0 1 2\n3 0 2 3\n"
@@ -38,13 +39,10 @@ def test_off_headers_as_they_are_found(write, header):
     assert _area(shape) == pytest.approx(1)
 
 
-def test_off_polygons_are_cut_into_triangles(write):
+def test_off_polygons_are_cut_into_triangles_and_colors_read(write):
     shape = load_shape(write("a.off", "OFF\n4 1 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n4 0 1 2 3\n"))
     assert len(shape.faces) == 2
     assert _area(shape) == pytest.approx(1)
-
-
-def test_off_colors_of_vertices_and_faces(write):
     vertices = "0 0 0 255 0 0 255\n1 0 0 255 0 0 255\n0 1 0 255 0 0 255\n"
     shape = load_shape(write("a.off", f"COFF\n3 1 0\n{vertices}3 0 1 2\n"))
     assert shape.colors.tolist() == [[[255, 0, 0]] * 3]
@@ -138,8 +136,6 @@ def test_pcd_compressed(write):
 
 
 def test_lzf_copies_may_overlap():
-    from recon_ray.data.readers.pcd import _lzf_decompress
-
     assert _lzf_decompress(bytes([0, 7, 0b00100000, 0]), 4) == bytes([7] * 4)
     assert _lzf_decompress(bytes([0, 7, 0b11100000, 3, 0]), 13) == bytes([7] * 13)
 
@@ -249,14 +245,11 @@ def test_points_are_spread_by_area():
     np.testing.assert_allclose(np.abs(drawn.normals), np.tile([0, 0, 1.0], (20_000, 1)), atol=1e-12)
 
 
-def test_draws_depend_on_seed_and_id_only():
+def test_draws_depend_on_seed_and_id_only_and_do_not_repeat():
     a = sample_generator(0, "chair").random(5)
     np.testing.assert_array_equal(a, sample_generator(0, "chair").random(5))
     assert not np.array_equal(a, sample_generator(1, "chair").random(5))
     assert not np.array_equal(a, sample_generator(0, "stool").random(5))
-
-
-def test_points_of_a_cloud_are_drawn_without_repeats():
     drawn = sample_points(Shape(cloud(0, 50)), 40, np.random.default_rng(0), "x").points
     assert len(np.unique(drawn, axis=0)) == 40
 

@@ -52,17 +52,19 @@ def test_folders_give_splits_classes_and_labels(tmp_path, found):
 
 def test_partly_divided_classes_are_refused(tmp_path):
     write_clouds(tmp_path, ["cup/train/1", "bowl/1"])
-    with pytest.raises(
-        DataError, match=r"cup/train/1\.npy lies in a split's folder, but bowl/1\.npy"
-    ):
+    message = r"cup/train/1\.npy lies in a split's folder, but bowl/1\.npy"
+    with pytest.raises(DataError, match=message):
         CustomSource(tmp_path).scan()
 
 
-def test_lists_beside_the_class_folders_are_ignored_and_named(tmp_path, caplog):
+def test_lists_beside_the_folders_are_ignored_and_two_files_of_one_name_named(tmp_path, caplog):
     write_clouds(tmp_path, ["cup/1"])
     (tmp_path / "train.txt").write_text("cup/1\n")
     assert len(CustomSource(tmp_path).scan().items) == 1
     assert "train.txt" in caplog.text
+    np.savetxt(tmp_path / "cup" / "1.xyz", np.zeros((20, 3)))
+    with pytest.raises(DataError, match=r"'cup/1' is used twice, by cup/1\.npy and cup/1\.xyz"):
+        make_plan(CustomSource(tmp_path), "out", OPTIONS)
 
 
 def test_the_random_split_takes_part_of_every_class_and_is_repeatable(tmp_path):
@@ -87,18 +89,18 @@ def test_the_files_of_a_table_may_lie_one_folder_down(tmp_path):
     assert item.file == "shapes/1.npy"
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_missing_and_empty_folders_and_tables(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         CustomSource(tmp_path / "gone").scan()
     with pytest.raises(DataError, match="holds no shape files"):
         CustomSource(tmp_path).scan()
-
-
-def test_two_files_of_one_name_are_both_named(tmp_path):
-    write_clouds(tmp_path, ["cup/1"])
-    np.savetxt(tmp_path / "cup" / "1.xyz", np.zeros((20, 3)))
-    with pytest.raises(DataError, match=r"'cup/1' is used twice, by cup/1\.npy and cup/1\.xyz"):
-        make_plan(CustomSource(tmp_path), "out", OPTIONS)
+    with pytest.raises(DataError, match="no such table"):
+        CustomSource(tmp_path, tmp_path / "gone.csv").scan()
+    with pytest.raises(DataError, match="has no column 'file', only path"):
+        CustomSource(tmp_path, _table(tmp_path / "t.csv", [{"path": "x"}])).scan()
+    (tmp_path / "e.csv").write_text("file\n")
+    with pytest.raises(DataError, match="has no rows"):
+        CustomSource(tmp_path, tmp_path / "e.csv").scan()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -154,16 +156,6 @@ def test_labels_with_gaps_are_numbered_anew(tmp_path, caplog):
         (1, "9931"), (0, "cup"), (1, "9931"), (-1, ""),
     ]  # fmt: skip
     assert "labels go up to 9931, but only 2 are used" in caplog.text
-
-
-def test_tables_without_files_rows_or_existence(tmp_path):
-    with pytest.raises(DataError, match="no such table"):
-        CustomSource(tmp_path, tmp_path / "gone.csv").scan()
-    with pytest.raises(DataError, match="has no column 'file', only path"):
-        CustomSource(tmp_path, _table(tmp_path / "t.csv", [{"path": "x"}])).scan()
-    (tmp_path / "e.csv").write_text("file\n")
-    with pytest.raises(DataError, match="has no rows"):
-        CustomSource(tmp_path, tmp_path / "e.csv").scan()
 
 
 def test_missing_files_of_a_table_are_reported_one_by_one(tmp_path, caplog):

@@ -59,14 +59,10 @@ def test_clouds_become_rows_once_and_episodes_name_them(root, tmp_path):
     assert {(e["way"], e["shot"]) for e in episodes} == {(2, 1)}
 
 
-def test_rows_keep_the_order_of_the_pickles(root, tmp_path):
+def test_rows_keep_the_order_of_the_pickles_and_changes_are_another_plan(root, tmp_path):
     prepare(_source(root), tmp_path / "out", OPTIONS)
     clouds = list(read_rows(tmp_path / "out", "train").values())
     np.testing.assert_array_equal(clouds, [CLOUDS[i][:, :3] for i in (0, 1, 2)])
-
-
-def test_changed_episodes_are_another_plan(root, tmp_path):
-    prepare(_source(root), tmp_path / "out", OPTIONS)
     path = root / "2way_1shot" / "9.pkl"
     content = pickle.loads(path.read_bytes())
     content["test"].reverse()  # the same clouds, and a file of the same size
@@ -92,8 +88,6 @@ def test_wrong_episodes_are_refused(tmp_path, rows, message):
 
 
 # --- Episodes drawn from ModelNet40 --------------------------------------------------------------
-
-
 def _shapes(split, classes=12, each=25):
     ids = [f"{split}{c}_{i}" for c in range(classes) for i in range(each)]
     return ids, [c for c in range(classes) for _ in range(each)]
@@ -139,7 +133,6 @@ def test_too_few_shapes_or_classes_are_refused():
         draw_episodes(*train, *_shapes("test", each=19), seed=0)
     with pytest.raises(DataError, match="class 11 has 0 test shapes"):
         draw_episodes(*train, *_shapes("test", classes=11), seed=0)
-    with pytest.raises(
-        DataError, match="of 13 classes need as many; there are training shapes of 12"
-    ):
+    message = "of 13 classes need as many; there are training shapes of 12"
+    with pytest.raises(DataError, match=message):
         draw_episodes(*train, *_shapes("test"), ways=(13,), seed=0)

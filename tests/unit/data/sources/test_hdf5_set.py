@@ -66,8 +66,16 @@ def test_scanobjectnn_makes_the_round_trip_wherever_it_is_found(tmp_path, name, 
     assert manifest["card"]["normalization"] == "none"
 
 
-def test_the_folder_of_another_variant_and_one_split_alone_are_refused(tmp_path):
+def test_other_counts_labels_folders_and_a_split_alone_are_named(tmp_path, caplog):
     _write_scans(tmp_path)
+    _scan(tmp_path, "scanobjectnn_pb_t50_rs")
+    assert "PB_T50_RS: 4 samples for train, but 11416 were published" in caplog.text
+    assert "PB_T50_RS: 2 samples for test, but 2882 were published" in caplog.text
+    write_h5(tmp_path / "main_split" / "training_objectdataset.h5", _data(0, 3), [0, 15, -1])
+    listing = _scan(tmp_path, "scanobjectnn_obj_bg")
+    assert len(listing.items) == 3
+    assert [e.file.rpartition("#")[2] for e in listing.excluded] == ["1", "2"]
+    assert "class '15' is not one of the 15" in listing.excluded[0].reason
     with pytest.raises(DataError, match=r"main_split_nobg: expected main_split/training_objectdat"):
         _scan(tmp_path / "main_split_nobg", "scanobjectnn_obj_bg")
     # One split alone, too.
@@ -76,25 +84,7 @@ def test_the_folder_of_another_variant_and_one_split_alone_are_refused(tmp_path)
         _scan(tmp_path, "scanobjectnn_obj_bg")
 
 
-def test_other_counts_than_the_published_ones_are_warned_of(tmp_path, caplog):
-    _write_scans(tmp_path)
-    _scan(tmp_path, "scanobjectnn_pb_t50_rs")
-    assert "PB_T50_RS: 4 samples for train, but 11416 were published" in caplog.text
-    assert "PB_T50_RS: 2 samples for test, but 2882 were published" in caplog.text
-
-
-def test_a_label_without_a_class_is_left_out(tmp_path):
-    _write_scans(tmp_path)
-    write_h5(tmp_path / "main_split" / "training_objectdataset.h5", _data(0, 3), [0, 15, -1])
-    listing = _scan(tmp_path, "scanobjectnn_obj_bg")
-    assert len(listing.items) == 3
-    assert [e.file.rpartition("#")[2] for e in listing.excluded] == ["1", "2"]
-    assert "class '15' is not one of the 15" in listing.excluded[0].reason
-
-
 # --- Any data set --------------------------------------------------------------------------------
-
-
 def _write_any(root, names="one\ntwo\nthree", labels=(0, 2, 1)):
     write_h5(root / "some_train.h5", _data(0, 3), labels)
     write_h5(root / "some_test.h5", _data(1, 1), [1])
@@ -102,7 +92,7 @@ def _write_any(root, names="one\ntwo\nthree", labels=(0, 2, 1)):
         (root / "shape_names.txt").write_text(names)  # no line feed at the end
 
 
-def test_names_give_the_classes_and_files_the_splits(tmp_path):
+def test_names_give_the_classes_files_the_splits_and_the_smallest_counts(tmp_path, caplog):
     _write_any(tmp_path)
     listing = _scan(tmp_path)
     assert listing.classes == ("one", "two", "three")
@@ -110,6 +100,15 @@ def test_names_give_the_classes_and_files_the_splits(tmp_path):
     assert found == ["train one", "train three", "train two", "test two"]
     assert listing.num_points == 64
     assert listing.card is None
+    write_h5(tmp_path / "some_test.h5", _data(0, 1)[:, :50], [0])
+    assert _scan(tmp_path).num_points == 50
+    assert "the files hold clouds of 50, 64 points" in caplog.text
+    write_h5(tmp_path / "other.h5", _data(0, 1), [0])
+    _scan(tmp_path)
+    assert "other.h5: ignored, its name contains no split" in caplog.text
+    write_h5(tmp_path / "train_test.h5", _data(0, 1), [0])
+    with pytest.raises(DataError, match=r"its name contains two splits, train and test"):
+        _scan(tmp_path)
 
 
 def test_labels_beyond_the_names_are_called_by_number(tmp_path, caplog):
@@ -119,23 +118,6 @@ def test_labels_beyond_the_names_are_called_by_number(tmp_path, caplog):
     assert "names 2 classes, but labels go up to 3" in caplog.text
     _write_any(tmp_path / "none", names="")
     assert _scan(tmp_path / "none").classes == ("0", "1", "2")
-
-
-def test_splits_are_told_by_the_file_names(tmp_path, caplog):
-    _write_any(tmp_path)
-    write_h5(tmp_path / "other.h5", _data(0, 1), [0])
-    _scan(tmp_path)
-    assert "other.h5: ignored, its name contains no split" in caplog.text
-    write_h5(tmp_path / "train_test.h5", _data(0, 1), [0])
-    with pytest.raises(DataError, match=r"its name contains two splits, train and test"):
-        _scan(tmp_path)
-
-
-def test_files_of_other_sizes_are_warned_of_and_the_smallest_counts(tmp_path, caplog):
-    _write_any(tmp_path)
-    write_h5(tmp_path / "some_test.h5", _data(0, 1)[:, :50], [0])
-    assert _scan(tmp_path).num_points == 50
-    assert "the files hold clouds of 50, 64 points" in caplog.text
 
 
 def _without_labels(path):
@@ -163,7 +145,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path, write, message)
         _scan(tmp_path)
 
 
-def test_rows_that_hold_no_shape_are_quarantined_by_number(tmp_path):
+def test_rows_without_a_shape_and_beyond_the_end_are_named_by_number(tmp_path):
     data = _data(0, 4)
     data[1, 7] = np.nan
     data[2] = 0
@@ -173,9 +155,6 @@ def test_rows_that_hold_no_shape_are_quarantined_by_number(tmp_path):
     reasons = quarantine(tmp_path / "out")
     assert "a_train.h5#1: 1 of 64 points are not finite" in reasons["a_train_00001"]
     assert "a_train.h5#2: all 64 points are the same" in reasons["a_train_00002"]
-
-
-def test_a_row_beyond_the_end_is_named(tmp_path):
     write_h5(tmp_path / "a.h5", _data(0, 2), [0, 0])
     with pytest.raises(DataError, match=r"a\.h5#2: the file holds 2 clouds only"):
         read_cloud(tmp_path / "a.h5", 2)
@@ -184,7 +163,7 @@ def test_a_row_beyond_the_end_is_named(tmp_path):
 # --- Files kept open -----------------------------------------------------------------------------
 
 
-def test_recent_files_are_read_once_while_they_fit(tmp_path, monkeypatch):
+def test_recent_files_are_read_once_while_they_fit_and_do_not_change(tmp_path, monkeypatch):
     read, budget = [], "recon_ray.data.readers.file_cache.BUDGET_BYTES"
 
     def load(path):
@@ -204,9 +183,6 @@ def test_recent_files_are_read_once_while_they_fit(tmp_path, monkeypatch):
     for name in "abcabc":
         large.get(tmp_path / name)
     assert "".join(read) == "abc"
-
-
-def test_a_changed_file_is_read_again_and_a_missing_one_is_named(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"1")
     files = RecentFiles(lambda p: p.read_bytes())

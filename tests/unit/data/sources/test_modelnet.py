@@ -46,8 +46,6 @@ def _write_shapes(root, names, suffix=".off", content=OFF):
 
 
 # --- Text files and lists ------------------------------------------------------------------------
-
-
 def test_text_files_make_the_round_trip_to_float32(tmp_path):
     clouds = write_modelnet_texts(tmp_path / "in", TRAIN, TEST)
     manifest = prepare(_source(tmp_path / "in"), tmp_path / "out", OPTIONS)
@@ -61,14 +59,10 @@ def test_text_files_make_the_round_trip_to_float32(tmp_path):
     assert rows["night_stand_0001"][2:] == [23, "night_stand"]
 
 
-def test_text_files_are_thinned_to_8192_farthest_points(tmp_path):
+def test_text_files_are_thinned_and_read_by_the_lists_of_their_set(tmp_path, caplog):
     write_modelnet_texts(tmp_path, TRAIN, TEST)
     listing = _source(tmp_path).scan()
     assert (listing.num_points, listing.sampling, listing.up_axis) == (8192, "fps", "y")
-
-
-def test_modelnet10_reads_its_own_lists_in_the_same_folder(tmp_path, caplog):
-    write_modelnet_texts(tmp_path, TRAIN, TEST)
     for split, name in (("train", "night_stand_0001"), ("test", "night_stand_0201")):
         (tmp_path / f"modelnet10_{split}.txt").write_text(f"{name}\n")
     listing = _source(tmp_path, 10).scan()
@@ -76,6 +70,9 @@ def test_modelnet10_reads_its_own_lists_in_the_same_folder(tmp_path, caplog):
     assert found == {"night_stand_0001": 6, "night_stand_0201": 6}
     assert listing.excluded == ()
     assert "not the official list" not in caplog.text  # none is known for ModelNet10
+    (tmp_path / "modelnet40_test.txt").unlink()
+    with pytest.raises(DataError, match=r"modelnet40_test\.txt: the list is missing"):
+        _source(tmp_path).scan()
 
 
 def test_missing_unlisted_and_foreign_shapes_are_told_apart(tmp_path):
@@ -88,13 +85,6 @@ def test_missing_unlisted_and_foreign_shapes_are_told_apart(tmp_path):
     assert reasons["xbox_0001"].endswith("xbox/xbox_0001.txt: file not found")
     assert reasons["robot_0001"] == "class 'robot' is not one of the 40 of the data set"
     assert reasons["airplane_0009"] == "in neither list"
-
-
-def test_one_list_without_the_other_is_refused(tmp_path):
-    write_modelnet_texts(tmp_path, TRAIN, TEST)
-    (tmp_path / "modelnet40_test.txt").unlink()
-    with pytest.raises(DataError, match=r"modelnet40_test\.txt: the list is missing"):
-        _source(tmp_path).scan()
 
 
 @pytest.mark.parametrize(
@@ -131,8 +121,6 @@ def test_lists_are_known_by_their_hash_whatever_their_line_endings(tmp_path, mon
 
 
 # --- Pickles of the reference --------------------------------------------------------------------
-
-
 def _write_dats(root, labels=(0, 23, 39), name="modelnet40"):
     clouds = [points(i, columns=6) for i in range(4)]
     write_modelnet_dat(root / f"{name}_train_8192pts_fps.dat", clouds[:3], labels)
@@ -154,9 +142,7 @@ def test_pickled_caches_make_the_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("cpus", "free_files", "processes"), [(8, 3.5, 3), (8, 0.5, 1), (2, 3.5, 2), (8, None, 8)]
 )
-def test_processes_that_hold_the_pickled_caches_fit_the_memory(
-    tmp_path, monkeypatch, caplog, cpus, free_files, processes
-):
+def test_processes_of_caches_fit_memory(tmp_path, monkeypatch, caplog, cpus, free_files, processes):
     _write_dats(tmp_path)
     tasks = make_plan(_source(tmp_path), "out", OPTIONS).tasks
     held = sum(path.stat().st_size for path in tmp_path.glob("*.dat"))
@@ -167,15 +153,12 @@ def test_processes_that_hold_the_pickled_caches_fit_the_memory(
     assert ("processes instead of" in caplog.text) == (processes < cpus)
 
 
-def test_pickled_caches_are_preferred_only_if_both_are_there(tmp_path):
+def test_pickled_caches_are_preferred_if_both_are_there_and_labels_checked(tmp_path):
     write_modelnet_texts(tmp_path, TRAIN, TEST)
     _write_dats(tmp_path)
     assert _source(tmp_path).scan().items[0].file == "modelnet40_train_8192pts_fps.dat#0"
     (tmp_path / "modelnet40_test_8192pts_fps.dat").unlink()
     assert _source(tmp_path).scan().items[0].file == "airplane/airplane_0001.txt"
-
-
-def test_a_pickled_label_without_a_class_is_left_out(tmp_path):
     _write_dats(tmp_path, labels=(0, 40, 39))
     listing = _source(tmp_path).scan()
     assert len(listing.items) == 3
@@ -202,15 +185,12 @@ def test_clouds_of_other_columns_in_a_pickle_are_named_by_row(tmp_path):
     write_modelnet_dat(tmp_path / "modelnet40_train_8192pts_fps.dat", clouds, [0, 1])
     write_modelnet_dat(tmp_path / "modelnet40_test_8192pts_fps.dat", clouds, [0, 1])
     source = _source(tmp_path)
-    with pytest.raises(
-        DataError, match=r"fps\.dat#1: is float32 \(64, 5\); expected .*\(points, 3 or 6\)"
-    ):
+    message = r"fps\.dat#1: is float32 \(64, 5\); expected .*\(points, 3 or 6\)"
+    with pytest.raises(DataError, match=message):
         source.load(source.scan().items[1])
 
 
 # --- Folders of shapes ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("header", ["OFF\n4 4 0\n", "OFF4 4 0\n"])
 def test_meshes_are_turned_from_z_up(tmp_path, header):
     names = ["chair/train/chair_0001", "toilet/test/toilet_0002", "robot/train/robot_0001"]
@@ -248,8 +228,6 @@ def test_a_mesh_without_faces_is_quarantined(tmp_path):
 
 
 # --- HDF5 ----------------------------------------------------------------------------------------
-
-
 def test_hdf5_files_of_the_list_are_read_with_normals(tmp_path):
     root = tmp_path / "in"
     data = [np.stack([points(10 * f + i) for i in range(2)]) for f in range(3)]
@@ -271,16 +249,13 @@ def test_hdf5_files_of_the_list_are_read_with_normals(tmp_path):
     assert rows["ply_data_train1_00001"][2] == 39
 
 
-def test_hdf5_labels_follow_the_names_beside_them(tmp_path):
+def test_hdf5_labels_follow_the_names_beside_them_and_listed_files_must_be_there(tmp_path):
     data = np.stack([points(i) for i in range(3)])
     write_h5(tmp_path / "modelnet40_train.h5", data, [0, 1, 2])
     (tmp_path / "shape_names.txt").write_text("toilet\nrobot\nbed\n")
     listing = _source(tmp_path, 10).scan()
     assert [(i.category, i.label) for i in listing.items] == [("toilet", 9), ("bed", 1)]
     assert _reasons(listing) == ["class 'robot' is not one of the 10 of the data set"]
-
-
-def test_an_hdf5_file_that_the_list_names_and_is_not_there_is_refused(tmp_path):
     write_h5(tmp_path / "ply_data_train0.h5", points(0)[None], [0])
     (tmp_path / "train_files.txt").write_text("x/ply_data_train0.h5\nx/ply_data_train1.h5\n")
     with pytest.raises(DataError, match=r"train_files\.txt: names ply_data_train1\.h5, which is n"):

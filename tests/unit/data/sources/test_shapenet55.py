@@ -62,15 +62,11 @@ def test_the_data_set_may_lie_one_folder_down(tmp_path, caplog):
     assert "6 samples for train, but 41952 were published" in caplog.text
 
 
-def test_the_table_of_texts_is_read_with_synsets_that_lost_their_zero(tmp_path):
+def test_the_table_of_texts_is_read_unless_it_is_of_other_classes(tmp_path):
     write_shapenet55(tmp_path, TRAIN, TEST, texts=TEXTS)
     items, _ = _scan(tmp_path)
     assert items[TRAIN[0]].caption == "chair!"
     assert items[TRAIN[0]].label == 17
-
-
-def test_a_table_of_other_classes_is_refused(tmp_path):
-    write_shapenet55(tmp_path, TRAIN, TEST, texts=TEXTS)
     path = tmp_path / "shapenet55.json"
     table = json.loads(path.read_text())
     table["catalogue"]["0"], table["catalogue"]["1"] = 2747177, 2691156
@@ -84,9 +80,7 @@ def test_a_table_of_other_classes_is_refused(tmp_path):
             _source(tmp_path).scan()
 
 
-def test_shapes_without_a_picture_are_left_out_by_id_and_do_not_count_as_unreadable(
-    tmp_path, caplog
-):
+def test_shapes_without_a_picture_are_left_out_and_do_not_count_as_unreadable(tmp_path, caplog):
     write_shapenet55(tmp_path / "in", TRAIN, TEST)
     for name in TRAIN[:4]:  # more than the unreadable ones that are tolerated
         (tmp_path / "in" / "shapenet_img" / f"{name}.png").unlink()
@@ -100,7 +94,7 @@ def test_shapes_without_a_picture_are_left_out_by_id_and_do_not_count_as_unreada
     assert f"4 left out, no picture of its name in shapenet_img: {TRAIN[0]}" in caplog.text
 
 
-def test_swapped_names_are_found_on_both_sides(tmp_path):
+def test_swapped_names_are_found_and_without_any_pictures_they_are_rendered(tmp_path, caplog):
     write_shapenet55(tmp_path, TRAIN, TEST)
     pictures = tmp_path / "shapenet_img"
     (pictures / f"{TRAIN[0]}.png").rename(pictures / f"{CHAIR}-zz.png")
@@ -108,10 +102,6 @@ def test_swapped_names_are_found_on_both_sides(tmp_path):
     assert TRAIN[0] not in items
     assert excluded[TRAIN[0]].reason.startswith("no picture")
     assert excluded[f"{CHAIR}-zz"].reason.startswith("a picture without a cloud of its name")
-
-
-def test_without_any_pictures_they_are_rendered(tmp_path, caplog):
-    write_shapenet55(tmp_path, TRAIN, TEST)
     for path in (tmp_path / "shapenet_img").iterdir():
         path.unlink()
     (tmp_path / "shapenet_img").rmdir()

@@ -57,12 +57,15 @@ def test_every_point_keeps_its_normal_and_part(root, tmp_path):
             assert (label, category) == ((2, "Cap") if name.startswith(CAP) else (11, "Mug"))
 
 
-def test_clouds_that_vary_in_size_keep_all_points(root):
+def test_clouds_keep_all_points_and_a_wrong_line_in_the_table_is_named(root):
     listing = _source(root).scan()
     assert listing.keeps_all_points
     assert listing.part_labels
     assert listing.num_points == 3072
     assert len(listing.classes) == 16
+    (root / "synsetoffset2category.txt").write_text("Cap\n")
+    with pytest.raises(DataError, match=r"category\.txt line 1: is not a category and a synset"):
+        _source(root).scan()
 
 
 def test_parts_of_another_category_are_quarantined_with_the_line(root, tmp_path):
@@ -115,9 +118,3 @@ def test_a_shape_of_two_lists_is_two_samples_as_in_the_official_ones(root, tmp_p
     first = read_rows(tmp_path / "out", "train")[f"{CAP}/a"]
     again = read_rows(tmp_path / "out", "test")[f"{CAP}/a@test"]
     np.testing.assert_array_equal(first[:70], again[:70])
-
-
-def test_a_wrong_line_in_the_table_of_categories_is_named(root):
-    (root / "synsetoffset2category.txt").write_text("Cap\n")
-    with pytest.raises(DataError, match=r"category\.txt line 1: is not a category and a synset"):
-        _source(root).scan()

@@ -44,10 +44,12 @@ def test_every_parameter_changes_the_shape(category):
         assert any(m.shape != plain.shape or not np.allclose(m, plain) for m in moved), name
 
 
-def test_captions_use_parameters_that_exist():
+def test_captions_use_parameters_that_exist_and_unknown_categories_are_named():
     for kind in CATEGORIES.values():
         named = {kind.size[0], *(detail[0] for detail in kind.details)}
         assert named <= set(kind.ranges)
+    with pytest.raises(ConfigError, match="unknown category 'teapot'"):
+        SyntheticSource(categories=("teapot",))
 
 
 def test_shapes_depend_on_seed_and_index_only():
@@ -55,9 +57,6 @@ def test_shapes_depend_on_seed_and_index_only():
     np.testing.assert_array_equal(first[0].vertices, again[0].vertices)
     assert first[1] == again[1]
     assert not np.array_equal(first[0].vertices, make_shape("car", 3, seed=6)[0].vertices)
-
-
-def test_more_shapes_do_not_change_the_first_ones():
     few = SyntheticSource(train_per_class=2, test_per_class=0, categories=("mug",))
     many = SyntheticSource(train_per_class=9, test_per_class=3, categories=("chair", "mug"))
     item = few.scan().items[0]
@@ -74,8 +73,3 @@ def test_the_listing_has_the_asked_numbers_and_unique_ids():
     }
     assert len({item.object_id for item in listing.items}) == 5 * len(CATEGORIES)
     assert listing.items[0].object_id == "airplane_0000"
-
-
-def test_unknown_categories_are_named():
-    with pytest.raises(ConfigError, match="unknown category 'teapot'"):
-        SyntheticSource(categories=("teapot",))

@@ -142,7 +142,6 @@ def test_the_bytes_do_not_depend_on_order_threads_or_interruptions(copy, tiny_se
     folders = [str(Path(file).parent) for file in (__file__, data_samples.__file__)]
     command = [sys.executable, "-c", CHILD, str(other.path), *folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout is not None
         assert child.stdout.readline() == "in write\n"
         child.kill()
     assert len(list(other.path.rglob(".tmp-*"))) == 1
@@ -155,7 +154,7 @@ def test_the_bytes_do_not_depend_on_order_threads_or_interruptions(copy, tiny_se
     assert len(ids) == len(set(ids)) == 10
 
 
-def test_only_what_is_missing_is_encoded_again(copy):
+def test_only_what_is_missing_is_encoded_again_and_a_further_split_joins(copy):
     cache = build(copy)
     before = file_bytes(cache.path)
     (cache.path / "train" / "part-00001-of-00003.parquet").unlink()
@@ -165,11 +164,7 @@ def test_only_what_is_missing_is_encoded_again(copy):
     assert file_bytes(cache.path) == before
     build(copy, encoded=encoded)
     assert len(encoded) == 1
-
-
-def test_a_further_split_joins_those_that_are_there(copy):
-    build(copy)
-    encoded: list[str] = []
+    encoded.clear()
     cache = build(copy, splits=("test",), encoded=encoded)
     assert encoded == ["test/part-00000-of-00001.parquet"]
     assert set(cache.manifest["splits"]) == {"train", "test"}
@@ -203,9 +198,8 @@ def _replace_views(prepared: PreparedSet, sample: int, views: list[bytes]) -> No
 
 def test_a_damaged_view_is_named_and_leaves_no_finished_cache(copy):
     _replace_views(copy, 2, [b"no picture"] * 2)
-    with pytest.raises(
-        DataError, match=r"views/train/part-00001-of-00003.parquet: Sample 6: .*PNG"
-    ):
+    message = r"views/train/part-00001-of-00003.parquet: Sample 6: .*PNG"
+    with pytest.raises(DataError, match=message):
         build(copy)
     assert not list(copy.path.glob("teachers/*/_manifest.json"))
 
@@ -304,7 +298,7 @@ def test_a_text_bank_is_read_back_exactly(tmp_path, use_prompts):
         cache.text_bank(["chair", "lamp", "chair"])
 
 
-def test_a_stream_reads_features_beside_the_rows(copy):
+def test_a_stream_reads_features_beside_the_rows_and_they_count_as_memory(copy):
     stored = build(copy).image_features(copy, "train", verify=True)
     files = copy.splits["train"].geometry
     columns = ("sample_id", "image_features")
@@ -315,10 +309,6 @@ def test_a_stream_reads_features_beside_the_rows(copy):
     assert found.column_names == ["sample_id", "label", "image_features"]
     values = zip(*(found[name].to_pylist() for name in columns), strict=True)
     assert dict(values) == expected
-
-
-def test_features_count_as_memory(copy):
-    stored = build(copy).image_features(copy, "train", verify=True)
     split = copy.splits["train"]
     alone = decoded_bytes(copy, split, views=False)
     both = decoded_bytes(copy, split, views=False, features=[stored])

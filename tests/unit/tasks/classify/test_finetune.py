@@ -54,8 +54,6 @@ def pretrained(folder: Path) -> Path:
 
 
 # --- Metrics -------------------------------------------------------------------------------------
-
-
 def test_confusion_counts_and_accuracies_of_a_hand_made_case():
     labels = np.array([0, 0, 0, 1, 1, 3])
     predicted = np.array([0, 0, 1, 1, 0, 3])
@@ -66,17 +64,12 @@ def test_confusion_counts_and_accuracies_of_a_hand_made_case():
     records = per_class(matrix, ["a", "b", "c", "d"])
     assert records["c"] == {"accuracy": None, "count": 0}
     assert records["a"] == {"accuracy": pytest.approx(2 / 3), "count": 3}
-
-
-def test_accuracy_of_nothing_is_not_a_number():
     empty = confusion_matrix(np.zeros(0, dtype=int), np.zeros(0, dtype=int), 3)
     assert np.isnan(overall_accuracy(empty))
     assert np.isnan(class_accuracy(empty))
 
 
 # --- Clouds --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "normalize", "augment", "transform"),
     [
@@ -164,8 +157,6 @@ def test_no_way_to_the_classifier_reads_points_that_the_reference_skips():
 
 
 # --- The classifier ------------------------------------------------------------------------------
-
-
 def test_sizes_come_from_the_weights_then_the_preset_then_what_is_given(config, tmp_path):
     weights = find_weights(pretrained(tmp_path))
     plain = FinetuneConfig()
@@ -205,9 +196,7 @@ def test_the_reference_keeps_its_habits_in_the_model():
     ("sound", "classifier", True), ("reference", "classifier", True),
     ("sound", "twotower", True), ("reference", "twotower", False),
 ])  # fmt: skip
-def test_the_head_learns_ten_times_as_fast_but_for_the_published_two_towers(
-    config, tiny_prepared, protocol, kind, has_head
-):
+def test_the_head_learns_ten_times_as_fast(config, tiny_prepared, protocol, kind, has_head):
     config = changed(config, protocol=protocol, model={"kind": kind})
     make, _ = make_task(config, tiny_prepared)
     task = make()
@@ -216,7 +205,7 @@ def test_the_head_learns_ten_times_as_fast_but_for_the_published_two_towers(
     assert groups["head"]["lr"] == pytest.approx(10 * groups["decay"]["lr"])
 
 
-def test_weights_of_own_runs_and_files_start_the_encoder(config, tiny_prepared, tmp_path):
+def test_weights_of_own_files_start_the_encoder_if_the_width_fits(config, tiny_prepared, tmp_path):
     path = pretrained(tmp_path)
     config = changed(config, init_from=str(path), model={"preset": None})
     make, report = make_task(config, tiny_prepared)
@@ -227,6 +216,9 @@ def test_weights_of_own_runs_and_files_start_the_encoder(config, tiny_prepared, 
     assert torch.equal(model.encoder.norm.weight, state["encoder.norm.weight"])
     assert torch.equal(model.state_dict()["encoder.image_token"], state["encoder.image_token"])
     assert "drawn afresh (head)" in report
+    config = changed(config, init_from=str(path), model={"embed_dim": 32})
+    with pytest.raises(CheckpointError, match=r"has shape \(24,\).*\(32,\).*model\.embed_dim"):
+        make_task(config, tiny_prepared)
 
 
 def test_an_imported_file_starts_the_same_classifier_as_our_own(config, tiny_prepared, tmp_path):
@@ -245,15 +237,7 @@ def test_an_imported_file_starts_the_same_classifier_as_our_own(config, tiny_pre
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_a_width_that_does_not_fit_names_the_option(config, tiny_prepared, tmp_path):
-    config = changed(config, init_from=str(pretrained(tmp_path)), model={"embed_dim": 32})
-    with pytest.raises(CheckpointError, match=r"has shape \(24,\).*\(32,\).*model\.embed_dim"):
-        make_task(config, tiny_prepared)
-
-
 # --- Whole runs ----------------------------------------------------------------------------------
-
-
 def test_sound_takes_the_last_epoch_and_chooses_nothing_on_the_test_split(config):
     result, folder = run_config("finetune", config)
     assert result["selection"] == "last step; nothing chosen on 'test'"
@@ -266,6 +250,10 @@ def test_sound_takes_the_last_epoch_and_chooses_nothing_on_the_test_split(config
     assert list(result["per_class"]) == ["chair", "lamp", "mug"]
     assert (folder / "figures" / "confusion.png").stat().st_size > 5_000
     assert CheckpointStore(str(folder / "checkpoints")).best() is None
+    found = find_weights(folder)
+    classes = ["chair", "lamp", "mug"]
+    assert found.extra == {"classes": classes, "num_points": 64, "normalize": "whole"}
+    assert found.kind == from_own(found.state, found.architecture, source="x").kind == "classifier"
 
 
 def test_stopping_and_continuing_gives_the_same_weights(config):
@@ -285,7 +273,7 @@ def three_splits(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return prepare_clouds(folder, clouds, num_points=72, samples_per_shard=5)
 
 
-def test_a_validation_split_chooses_the_epoch_and_the_test_split_measures_it(config, three_splits):
+def test_a_validation_split_chooses_the_epoch_or_is_trained_on_too(config, three_splits):
     data = {"path": str(three_splits.path), "validation_split": "val"}
     result, folder = run_config("finetune", changed(config, data=data, train={"epochs": 4}))
     metrics = result["metrics"]
@@ -297,11 +285,9 @@ def test_a_validation_split_chooses_the_epoch_and_the_test_split_measures_it(con
     assert metrics["accuracy"] == metrics["accuracy_best"]
     assert np.array(result["confusion"]).sum() == 6
     assert find_weights(folder).source.endswith(f"({best['name']})")
-
-
-def test_several_splits_are_trained_on_together(config, three_splits):
     data = {"path": str(three_splits.path), "train_splits": ("train", "val")}
-    result, _ = run_config("finetune", changed(config, data=data, train={"epochs": 1}))
+    both = changed(config, data=data, train={"epochs": 1}, run={"name": "both"})
+    result, _ = run_config("finetune", both)
     assert result["counts"]["steps"] == (16 + 8) // 8
 
 
@@ -316,9 +302,7 @@ def test_what_a_limit_leaves_is_counted_and_accuracy_is_recorded_as_such(config,
     assert "loss_accuracy" not in line
 
 
-def test_the_reference_chooses_on_the_test_split_and_trains_one_more_epoch(
-    config, three_splits, monkeypatch
-):
+def test_the_reference_chooses_on_test_and_trains_an_epoch_more(config, three_splits, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 70)  # the published numbers need larger clouds
     data = {"path": str(three_splits.path)}
     result, folder = run_config("finetune", changed(config, data=data, protocol="reference"))
@@ -347,11 +331,3 @@ def test_a_frozen_encoder_stays_as_it_was(config, tiny_prepared, tmp_path, tune)
     tokens = {"encoder.class_token", "encoder.class_pos"}
     assert moved - statistics == (set() if tune == "probe" else tokens)
     assert bool(statistics) is (tune != "probe")  # published: batch norm runs in training mode
-
-
-def test_checkpoints_tell_the_classes_and_the_points(config):
-    _, folder = run_config("finetune", changed(config, train={"steps": 1}))
-    found = find_weights(folder)
-    classes = ["chair", "lamp", "mug"]
-    assert found.extra == {"classes": classes, "num_points": 64, "normalize": "whole"}
-    assert found.kind == from_own(found.state, found.architecture, source="x").kind == "classifier"

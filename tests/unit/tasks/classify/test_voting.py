@@ -71,11 +71,7 @@ def sampled(monkeypatch) -> list[tuple[int, int]]:
 def test_each_cloud_is_thinned_once_for_all_rounds(weights, tiny_prepared, tmp_path, sampled):
     found = run(evaluation(weights), tiny_prepared, tmp_path / "run")
     assert sampled == [(8, 75), (4, 75)]  # 12 clouds in batches of 8; 75 candidates for 64 points
-    assert found["counts"] == {
-        "clouds": 12,
-        "sampled_clouds": 12,
-        "encoded_clouds": 12 * 4 * 3,
-    }
+    assert found["counts"] == {"clouds": 12, "sampled_clouds": 12, "encoded_clouds": 12 * 4 * 3}
     assert len(found["rounds"]) == 4
 
 
@@ -111,7 +107,9 @@ def test_rounds_do_not_depend_on_the_batch(weights, tiny_prepared, tmp_path):
     assert one["confusion"] == other["confusion"]
 
 
-def test_recorded_rounds_are_not_computed_again(weights, tiny_prepared, tmp_path):
+def test_recorded_rounds_are_not_computed_again_and_damage_is_named(
+    weights, tiny_prepared, tmp_path
+):
     whole = run(evaluation(weights, votes=4), tiny_prepared, tmp_path / "whole")
     folder = tmp_path / "part"
     run(evaluation(weights, votes=2), tiny_prepared, folder)
@@ -125,13 +123,9 @@ def test_recorded_rounds_are_not_computed_again(weights, tiny_prepared, tmp_path
     (folder / ROUNDS).write_text(json.dumps(record))
     other = evaluation(weights, votes=4, inputs={"data.path": "0" * 64})  # prepared again
     assert run(other, tiny_prepared, folder)["rounds"] == whole["rounds"]
-
-
-def test_damaged_records_of_rounds_are_named(weights, tiny_prepared, tmp_path):
-    run(evaluation(weights, votes=1), tiny_prepared, tmp_path / "run")
-    (tmp_path / "run" / ROUNDS).write_text("{")
+    (folder / ROUNDS).write_text("{")
     with pytest.raises(CheckpointError, match=r"votes\.json: it is damaged"):
-        run(evaluation(weights, votes=2), tiny_prepared, tmp_path / "run")
+        run(evaluation(weights, votes=2), tiny_prepared, folder)
 
 
 def test_the_mean_of_the_logits_decides(weights, tiny_prepared, tmp_path, monkeypatch):

@@ -16,12 +16,6 @@ from recon_ray.tasks.classify import classifier_checks as classifiers
 from recon_ray.tasks.classify.classifier_checks import class_texts
 from recon_ray.tasks.feature_extraction import PointChoice, load_embedder, without_last_batch
 from recon_ray.tasks.linear_probe import probes
-from recon_ray.tasks.linear_probe.probes import (
-    choose_k,
-    held_out,
-    logistic_accuracy,
-    nearest_neighbors,
-)
 from recon_ray.teachers.prompts import NUM_PROMPTS
 
 WIDTH = 8
@@ -68,8 +62,6 @@ def run_probe(options: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 # --- Points and features --------------------------------------------------------------------------
-
-
 def test_a_choice_is_the_same_every_time_and_normalizes_where_it_says():
     points, ids = 5 + torch.rand(4, 50, 3), torch.arange(4)
     for how in ("fps", "random"):
@@ -93,25 +85,20 @@ def test_what_does_not_fill_a_batch_is_left_out_at_random():
 
 
 # --- Probes ---------------------------------------------------------------------------------------
-
-
-def test_neighbors_vote_by_cosine_and_ties_go_to_the_more_similar():
+def test_neighbors_vote_by_cosine_without_the_feature_itself():
     train = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.05, 1.0]])
     labels = np.array([0, 0, 1, 1])
     queries = np.array([[10.0, 1.0], [0.1, 0.2]])
-    assert nearest_neighbors(train, labels, queries, [1])[1].tolist() == [0, 1]
-    assert nearest_neighbors(train, labels, queries, [4])[4].tolist() == [0, 1]  # two votes each
-
-
-def test_a_vote_outweighs_any_similarity():
+    assert probes.nearest_neighbors(train, labels, queries, [1])[1].tolist() == [0, 1]
+    assert probes.nearest_neighbors(train, labels, queries, [4])[4].tolist() == [
+        0,
+        1,
+    ]  # two votes each
     train = np.array([[1.0, 0.0], [0.0, 1.0], [-0.1, 1.0]])
     labels = np.array([0, 1, 1])
-    assert nearest_neighbors(train, labels, np.array([[1.0, 0.0]]), [3])[3].tolist() == [1]
-
-
-def test_a_training_feature_does_not_count_for_itself():
+    assert probes.nearest_neighbors(train, labels, np.array([[1.0, 0.0]]), [3])[3].tolist() == [1]
     train = np.array([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0]])
-    found = nearest_neighbors(train, np.array([0, 1, 1]), None, [1])[1]
+    found = probes.nearest_neighbors(train, np.array([0, 1, 1]), None, [1])[1]
     assert found.tolist() == [1, 0, 1]
 
 
@@ -120,18 +107,18 @@ def test_the_number_of_neighbors_is_chosen_on_the_training_features():
     labels = np.repeat([0, 1], 40)
     train = np.stack([np.where(labels, 1.0, -1.0), np.ones(80)], axis=1)
     train += random.normal(0, 1.0, train.shape)  # overlapping: one neighbour is often wrong
-    found = nearest_neighbors(train, labels, None, (1, 15))
+    found = probes.nearest_neighbors(train, labels, None, (1, 15))
     right = {k: (found[k] == labels).mean() for k in found}
     assert right[15] > right[1]
-    assert choose_k(train, labels, (1, 15)) == 15
+    assert probes.choose_k(train, labels, (1, 15)) == 15
 
 
 def test_logistic_regression_ignores_the_scale_of_a_feature():
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1], 30)
     features = np.stack([1e-3 * (labels + 0.1 * random.normal(size=60)), np.ones(60)], axis=1)
-    assert logistic_accuracy(features, labels, features, labels) == 1.0
-    held = held_out(labels, seed=0)
+    assert probes.logistic_accuracy(features, labels, features, labels) == 1.0
+    held = probes.held_out(labels, seed=0)
     assert held[:30].sum() == held[30:].sum() == 6
 
 
@@ -145,9 +132,7 @@ def test_probes_of_weights_and_of_an_untrained_network_read_every_cloud_once(pro
     assert run_probe(probe)["metrics"] == result["metrics"]
 
 
-def test_an_untrained_network_is_drawn_as_published_where_that_is_asked_for(
-    probe, weights, monkeypatch
-):
+def test_an_untrained_network_is_drawn_as_published_where_asked(probe, weights, monkeypatch):
     published = load_embedder(str(weights), trained=False, torch_init=True).encoder
     assert published.embed.fc3.bias.any()  # torch's default
     assert published.class_token.std().item() == pytest.approx(0.02, rel=0.3)
@@ -175,8 +160,6 @@ def test_nothing_is_sampled_where_all_points_are_read(probe):
 
 
 # --- Zero-shot ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["full", "text", "image"])
 def test_every_token_classifies_and_every_shape_counts_once(zero, kind):
     result = run_zeroshot(zero, kind=kind, splits=("train", "test"))
@@ -190,16 +173,13 @@ def test_every_token_classifies_and_every_shape_counts_once(zero, kind):
     assert run_zeroshot(zero, kind=kind, splits=("train", "test"))["metrics"] == metrics
 
 
-def test_a_list_of_names_adds_wrong_answers_and_a_mapping_changes_texts(zero):
+def test_names_add_wrong_answers_texts_change_and_one_projection_is_enough(zero, tmp_path):
     listed = run_zeroshot(zero, classes=("sofa", "mug", "lamp", "chair"))
     assert listed["metrics"]["chance"] == 0.25
     assert list(listed["texts"]) == ["sofa", "mug", "lamp", "chair"]
     assert listed["per_class"]["sofa"] == {"accuracy": None, "count": 0}
     mapped = run_zeroshot(zero, classes={"mug": "sofa"})
     assert mapped["texts"] == {"chair": "chair", "lamp": "lamp", "mug": "sofa"}
-
-
-def test_weights_without_a_projection_classify_by_the_other(zero, tmp_path):
     without = save(tmp_path / "text.safetensors", image_dim=None)
     assert run_zeroshot({**zero, "init_from": str(without)}, kind="text")["status"] == "done"
 

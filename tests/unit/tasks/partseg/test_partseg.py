@@ -27,6 +27,7 @@ from recon_ray.tasks.partseg.task import (
     draw_with_replacement,
     normalize_valid,
 )
+from recon_ray.weights.find import find_weights
 from recon_ray.weights.weight_files import save_reference
 
 SIZES = {**TWO_BLOCKS, "depth": 3}
@@ -58,8 +59,6 @@ def source(count: int, seed: int = 0) -> SampleGenerator:
 
 
 # --- Points ---------------------------------------------------------------------------------------
-
-
 def test_repeated_points_do_not_move_the_center():
     points = torch.rand(2, 10, 3)
     padded = torch.cat([points[:, :7], points[:, :3]], dim=1)  # 7 own points, gone through again
@@ -68,16 +67,13 @@ def test_repeated_points_do_not_move_the_center():
     torch.testing.assert_close(normalized[:, :7], expected, rtol=0, atol=1e-6)
 
 
-def test_drawing_with_replacement_stays_among_the_own_points():
+def test_own_points_are_drawn_with_replacement_or_once_each():
     valid = torch.tensor([1, 5, 50])
     chosen = draw_with_replacement(valid, 400, source(3))
     assert (chosen >= 0).all()
     assert chosen.amax(dim=1).tolist() == [0, 4, 49]
     counts = torch.bincount(chosen[1], minlength=5)
     assert counts.min() > 50  # 80 expected: about equally often
-
-
-def test_different_points_are_drawn_once_each_before_any_comes_again():
     valid = torch.tensor([4, 9, 20])
     chosen = draw_distinct(valid, 20, 8, source(3))
     assert sorted(chosen[0].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -100,8 +96,6 @@ def test_clouds_are_scaled_by_one_number_and_shifted():
 
 
 # --- Scoring --------------------------------------------------------------------------------------
-
-
 class Oracle(PartSegmenter):
     """Says the part by the height of a point, in place of a trained model."""
 
@@ -134,11 +128,8 @@ def test_a_model_that_knows_the_parts_scores_one(draw):
 
 
 # --- The job --------------------------------------------------------------------------------------
-
-
 def test_training_raises_the_miou_and_marks_absent_categories(config):
-    longer = changed(config, train={"epochs": 30})
-    result = run(longer)
+    result = run(changed(config, train={"epochs": 30}))
     metrics = result["metrics"]
     assert metrics["instance_miou"] > metrics["instance_miou_before"] + 0.2
     assert metrics["loss_last"] < metrics["loss_first"]
@@ -168,8 +159,6 @@ def test_a_validation_split_chooses_the_epoch_under_sound(config):
 def test_a_finished_run_and_a_file_of_it_score_the_same(config, tmp_path):
     trained = run(config)
     only = {"test": "only", "train": config.train.model_dump()}
-    from recon_ray.weights.find import find_weights
-
     weights = find_weights(tmp_path / "runs" / "run")
     save_reference(tmp_path / "seg.pth", weights)
     state = torch.load(tmp_path / "seg.pth", weights_only=True)
@@ -200,8 +189,6 @@ def test_a_pre_trained_encoder_gives_its_sizes(config, tmp_path):
 
 
 # --- Refusals -------------------------------------------------------------------------------------
-
-
 def test_labels_that_are_not_the_cards_are_refused(config, tiny_parts, tmp_path):
     root = shutil.copytree(tiny_parts.path, tmp_path / "set")
     manifest = json.loads((root / "_manifest.json").read_text())

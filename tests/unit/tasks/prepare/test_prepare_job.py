@@ -44,8 +44,6 @@ OPTIONS = {"num_points": 32, "views": 0, "processes": 1}
 
 
 # --- Cards ---------------------------------------------------------------------------------------
-
-
 def _run(*arguments: str) -> int:
     return run_job("prepare", arguments)
 
@@ -60,27 +58,19 @@ def test_a_card_is_printed_by_name(capsys, arguments):
     assert err == ""
 
 
-def test_all_cards_are_printed(capsys):
+def test_all_cards_are_printed_and_others_refused_with_the_nearest(capsys):
     assert _run("--cards") == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("shapenet55", "scanobjectnn_pb_t50_rs", "toilet"))
-
-
-def test_an_unknown_card_and_flag_are_refused_with_the_nearest(capsys):
+    assert _run("--help") == 0
+    assert "--cards [NAME]    describe the published data sets" in capsys.readouterr().out
     assert _run("--cards", "modelnet4") == 2
     assert "did you mean modelnet40?" in capsys.readouterr().err
     assert _run("--card") == 2
     assert "--card: unknown flag; did you mean --cards?" in capsys.readouterr().err
 
 
-def test_the_flag_is_in_the_help_of_its_job(capsys):
-    assert _run("--help") == 0
-    assert "--cards [NAME]    describe the published data sets" in capsys.readouterr().out
-
-
 # --- What is left to the source -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("source", "asked", "views"),
     [
@@ -111,8 +101,6 @@ def test_the_result_names_the_card_and_the_published_counts(tmp_path):
 
 
 # --- Where shards are built -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("parallel", "address", "environment", "on_ray"),
     [
@@ -123,9 +111,7 @@ def test_the_result_names_the_card_and_the_published_counts(tmp_path):
         ("ray", None, None, True),
     ],
 )
-def test_ray_is_used_where_the_job_joins_a_cluster(
-    monkeypatch, parallel, address, environment, on_ray
-):
+def test_ray_is_used_to_join_a_cluster(monkeypatch, parallel, address, environment, on_ray):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)
@@ -136,14 +122,12 @@ def test_ray_is_used_where_the_job_joins_a_cluster(
 
 
 # --- Archives -------------------------------------------------------------------------------------
-
-
 def _archive(tmp_path: Path) -> Path:
     clouds = _clouds(tmp_path / "clouds")
     return Path(shutil.make_archive(str(tmp_path / "clouds"), "gztar", clouds))
 
 
-def test_an_archive_is_unpacked_prepared_and_cleared_away(tmp_path):
+def test_an_archive_is_cleared_away_unless_the_job_fails(tmp_path):
     archive, output = _archive(tmp_path), tmp_path / "set"
     how = {"source": "custom", "input": archive, "output": output, "prepare": OPTIONS}
     _prepare(tmp_path, **how)
@@ -153,6 +137,11 @@ def test_an_archive_is_unpacked_prepared_and_cleared_away(tmp_path):
     _prepare(tmp_path, **how)  # a finished set is compared with the archive again
     assert (output / "_manifest.json").read_bytes() == before
     assert not (output / ".source").exists()
+    output = tmp_path / "few"
+    few = {**OPTIONS, "num_points": 64, "max_quarantine_fraction": 0}
+    with pytest.raises(DataError, match="6 of 6 samples are unreadable"):
+        _prepare(tmp_path, source="custom", input=archive, output=output, prepare=few)
+    assert len(list((output / ".source").rglob("*.npy"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -175,17 +164,7 @@ def test_an_archive_of_a_folder_is_that_folder(tmp_path, folder, split):
     assert list(manifest["splits"]) == [split]
 
 
-def test_what_was_unpacked_survives_a_failed_job(tmp_path):
-    archive, output = _archive(tmp_path), tmp_path / "set"
-    few = {**OPTIONS, "num_points": 64, "max_quarantine_fraction": 0}
-    with pytest.raises(DataError, match="6 of 6 samples are unreadable"):
-        _prepare(tmp_path, source="custom", input=archive, output=output, prepare=few)
-    assert len(list((output / ".source").rglob("*.npy"))) == 6
-
-
 # --- Few-shot episodes drawn from a prepared set ------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def ten_classes(tmp_path_factory) -> Path:
     categories = tuple(SyntheticSource().categories[:10])
@@ -222,8 +201,5 @@ def test_episodes_are_drawn_from_a_prepared_set_and_read_back(ten_classes, tmp_p
     (tmp_path / "b" / "episodes.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"episodes\.parquet: is damaged or was changed"):
         _prepare(tmp_path, verify=tmp_path / "b")
-
-
-def test_episodes_are_not_mixed_into_a_prepared_set(ten_classes, tmp_path):
     with pytest.raises(ConfigError, match="holds a prepared set; give the episodes another"):
         _prepare(tmp_path, source="fewshot", input=ten_classes, output=ten_classes)

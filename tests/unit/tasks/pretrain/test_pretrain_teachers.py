@@ -117,7 +117,9 @@ def test_images_are_augmented_on_gpus_unless_the_configuration_says_otherwise(ti
     assert plain.for_device(torch.device("cuda")).augment_on == "host"
 
 
-def test_a_worker_of_a_cached_run_has_no_teacher_and_decodes_nothing(tiny_config, copy):
+def test_a_worker_of_a_cached_run_needs_no_teacher_and_decodes_nothing(
+    tiny_config, copy, monkeypatch
+):
     config = with_options(tiny_config, copy, mode="cached")
     make_cache(config)
     task = make_task(config, copy)
@@ -129,22 +131,16 @@ def test_a_worker_of_a_cached_run_has_no_teacher_and_decodes_nothing(tiny_config
         task.teachers["image"]["sha256"]
         == make_task(with_options(tiny_config, copy), copy).teachers["image"]["sha256"]
     )
-
-
-def test_a_pinned_teacher_need_not_be_there(tiny_config, copy, monkeypatch):
-    config = with_options(tiny_config, copy, mode="cached")
-    make_cache(config)
-    pins = make_task(config, copy).teachers
     values = config.model_dump()
     for kind in ("image", "text"):
-        values["teacher"][kind]["sha256"] = pins[kind]["sha256"]
+        values["teacher"][kind]["sha256"] = task.teachers[kind]["sha256"]
 
     def fail(*args, **kwargs):
         raise AssertionError("the teacher was made")
 
     monkeypatch.setattr("recon_ray.tasks.teacher_features.create_image_teacher", fail)
     monkeypatch.setattr("recon_ray.tasks.teacher_features.create_text_teacher", fail)
-    assert make_task(PretrainConfig(**values), copy).teachers == pins
+    assert make_task(PretrainConfig(**values), copy).teachers == task.teachers
 
 
 def test_the_cache_of_the_runs_seed_is_preferred_and_another_serves_too(tiny_config, copy):

@@ -58,9 +58,7 @@ def carded(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
         ("zeroshot", "reference", "resample"),
     ],
 )
-def test_clouds_are_prepared_by_the_card_and_the_protocol(
-    tiny_config, tiny_prepared, carded, kind, protocol, how, monkeypatch
-):
+def test_clouds_of_the_card(tiny_config, tiny_prepared, carded, kind, protocol, how, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
     options = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
     task = make_task(changed(tiny_config, protocol=protocol, validation=options), tiny_prepared)
@@ -71,18 +69,11 @@ def test_clouds_are_prepared_by_the_card_and_the_protocol(
 @pytest.mark.parametrize(
     ("kind", "protocol"), [("svm", "sound"), ("svm", "reference"), ("zeroshot", "reference")]
 )
-def test_the_value_is_the_one_of_the_job_on_that_checkpoint(
-    tiny_config, carded, kind, protocol, monkeypatch
-):
+def test_the_value_is_the_jobs_on_that_checkpoint(tiny_config, carded, kind, protocol, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)  # the published numbers need larger clouds
     validation = {"every_epochs": 1, "path": str(carded.path), "kind": kind}
-    config = changed(
-        tiny_config,
-        protocol=protocol,
-        validation=validation,
-        eval={"enabled": False},
-        train={"epochs": 1},
-    )
+    short = {"eval": {"enabled": False}, "train": {"epochs": 1}}
+    config = changed(tiny_config, protocol=protocol, validation=validation, **short)
     result, folder = run_config("pretrain", config)
     same = {name: config.model_dump()[name] for name in ("runtime", "cluster")}
     same |= {"protocol": protocol, "init_from": str(folder)}
@@ -126,9 +117,7 @@ def test_zero_shot_of_the_classes_of_the_second_set(tiny_config, second):
     assert result["metrics"]["validation_zeroshot_last"] == seen[3]
 
 
-def test_the_reference_reads_both_splits_for_zero_shot_and_the_svm_always_does(
-    tiny_config, tiny_prepared, monkeypatch
-):
+def test_reference_zero_shot_and_svm_read_both_splits(tiny_config, tiny_prepared, monkeypatch):
     monkeypatch.setitem(CANDIDATE_POINTS, 64, 75)
 
     def splits(protocol: str, kind: str) -> tuple[str, ...]:
@@ -151,11 +140,7 @@ def test_both_tokens_are_used_where_the_teachers_share_a_space():
 
 
 def test_pre_training_on_both_splits_counts_both(tiny_config):
-    config = changed(
-        tiny_config,
-        data={"train_splits": ("train", "test")},
-        eval={"enabled": False},
-        train={"epochs": 1},
-    )
+    short = {"eval": {"enabled": False}, "train": {"epochs": 1}}
+    config = changed(tiny_config, data={"train_splits": ("train", "test")}, **short)
     result, _ = run_config("pretrain", config)
     assert result["counts"]["steps"] == (24 + 12) // 8

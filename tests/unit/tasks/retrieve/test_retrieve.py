@@ -33,6 +33,7 @@ from recon_ray.tasks.zeroshot.evaluation import class_vectors
 from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.create import create_image_teacher, create_text_teacher
 
+Options = dict[str, Any]
 ANGLES = torch.tensor([0.0, 0.1, 0.2, 0.3])
 
 
@@ -43,8 +44,6 @@ def directions(angles: torch.Tensor, groups: list[int]) -> Items:
 
 
 # --- By hand --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cells", [1, 5, 1 << 20])
 def test_the_rank_is_that_of_the_best_item_of_the_group(cells: int) -> None:
     gallery = directions(ANGLES, [7, 8, 7, 9])
@@ -102,7 +101,6 @@ def test_nothing_is_measured_where_no_query_has_an_answer() -> None:
 
 
 # --- The job --------------------------------------------------------------------------------------
-
 IMAGE, TEXT = 32, 24
 
 
@@ -122,7 +120,7 @@ def run(options: dict[str, Any], **retrieval: Any) -> dict[str, Any]:
     return run_options("retrieve", changed)[0]
 
 
-def test_every_direction_is_measured_beside_chance(usual: dict[str, Any]) -> None:
+def test_every_direction_is_measured_beside_chance(usual: Options) -> None:
     found = run(usual)
     sizes = found["counts"]["directions"]
     assert sizes == {
@@ -171,7 +169,7 @@ class Ideal:
 
 @pytest.mark.parametrize("texts", ["category", "caption"])
 def test_a_model_that_gives_the_teachers_features_finds_everything_first(
-    usual: dict[str, Any], tiny_prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, texts: str
+    usual: Options, tiny_prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, texts: str
 ) -> None:
     monkeypatch.setattr("recon_ray.tasks.retrieve.search._project", Ideal(tiny_prepared, texts))
     usual["data"] |= {"num_points": tiny_prepared.num_points, "normalize": "none"}
@@ -182,9 +180,7 @@ def test_a_model_that_gives_the_teachers_features_finds_everything_first(
     )
 
 
-def test_queries_find_themselves_and_are_written(
-    usual: dict[str, Any], tiny_prepared: PreparedSet, tmp_path: Path
-) -> None:
+def test_queries_are_written(usual: Options, tiny_prepared: PreparedSet, tmp_path: Path) -> None:
     table = tiny_prepared.read("test", views=True)
     np.save(tmp_path / "shape.npy", points_to_numpy(table["points"])[5].astype(np.float32))
     (tmp_path / "view.png").write_bytes(table["views"][0].as_py()[0])
@@ -203,10 +199,7 @@ def test_queries_find_themselves_and_are_written(
 
 
 def test_pictures_may_be_features_that_the_source_has_shipped(
-    usual: dict[str, Any],
-    tiny_prepared: PreparedSet,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    usual: Options, tiny_prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_prepared.path, tmp_path / "set")
     prepared = ship_features(PreparedSet.open(tmp_path / "set"))
@@ -222,7 +215,7 @@ def test_pictures_may_be_features_that_the_source_has_shipped(
     assert metrics["cloud_to_image_recall_at_1"] == metrics["image_to_cloud_recall_at_1"] == 1.0
 
 
-def test_one_side_is_left_out_where_it_is_not_there(usual: dict[str, Any], tmp_path: Path) -> None:
+def test_one_side_is_left_out_where_it_is_not_there(usual: Options, tmp_path: Path) -> None:
     weights = save(tmp_path / "text.safetensors", image_dim=None)
     found = run({**usual, "init_from": str(weights)})
     assert {*found["counts"]["directions"]} == {"cloud_to_text", "text_to_cloud"}
@@ -231,7 +224,7 @@ def test_one_side_is_left_out_where_it_is_not_there(usual: dict[str, Any], tmp_p
     assert {*found["counts"]["directions"]} == {"cloud_to_image", "image_to_cloud"}
 
 
-def test_a_limit_is_the_same_shapes_on_every_side(usual: dict[str, Any]) -> None:
+def test_a_limit_is_the_same_shapes_on_every_side(usual: Options) -> None:
     found = run({**usual, "data": {**usual["data"], "limit": 5}})
     sizes = found["counts"]["directions"]
     assert found["counts"]["shapes"] == 5
@@ -240,7 +233,7 @@ def test_a_limit_is_the_same_shapes_on_every_side(usual: dict[str, Any]) -> None
 
 
 def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
-    usual: dict[str, Any], tiny_prepared: PreparedSet, tmp_path: Path
+    usual: Options, tiny_prepared: PreparedSet, tmp_path: Path
 ) -> None:
     copied = tmp_path / "set"
     shutil.copytree(tiny_prepared.path, copied)
@@ -263,9 +256,7 @@ def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
     assert cached["metrics"] == pytest.approx(online["metrics"])
 
 
-def test_sets_without_what_is_compared_are_refused(
-    usual: dict[str, Any], tiny_parts: PreparedSet
-) -> None:
+def test_incomplete_sets_are_refused(usual: Options, tiny_parts: PreparedSet) -> None:
     usual["data"] = {"path": str(tiny_parts.path), "num_points": 64}
     with pytest.raises(ConfigError, match=r"retrieval\.texts=caption: .* have no captions; set"):
         run(usual, texts="caption")

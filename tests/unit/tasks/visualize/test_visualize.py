@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 from job_samples import save_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recon_ray.cli import run_job
 from recon_ray.data.format.prepared import PreparedSet
@@ -39,9 +40,7 @@ def result(folder: Path) -> dict:
     return json.loads((folder / "runs" / "v" / "result.json").read_text())
 
 
-def test_shapes_of_a_set_and_files_are_drawn_and_listed(
-    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
-) -> None:
+def test_sets_and_files_are_drawn(tiny_prepared: PreparedSet, recon: Path, tmp_path: Path) -> None:
     box = tmp_path / "my box!.ply"
     trimesh.creation.box().export(box)
     assert run(
@@ -62,11 +61,7 @@ def test_shapes_of_a_set_and_files_are_drawn_and_listed(
     assert np.linalg.norm(cloud.vertices, axis=1).max() == pytest.approx(1, abs=1e-5)
 
 
-def test_meshes_are_written_for_tensorboard(
-    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def test_meshes_for_tensorboard(tiny_prepared: PreparedSet, recon: Path, tmp_path: Path) -> None:
     given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "shapes=1"
     assert run(tmp_path, *given) == 0
     events = EventAccumulator(str(tmp_path / "runs" / "v" / "tensorboard")).Reload()
@@ -75,9 +70,7 @@ def test_meshes_are_written_for_tensorboard(
     assert tags == kinds | {f"attention-{token}" for token in ("class", "image", "text")}
 
 
-def test_the_same_seed_gives_the_same_pictures(
-    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
-) -> None:
+def test_a_seed_fixes_the_pictures(tiny_prepared: PreparedSet, recon: Path, tmp_path: Path) -> None:
     given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "shapes=2"
     clouds = []
     for seed in (0, 0, 1):
@@ -102,9 +95,7 @@ def test_a_model_without_decoder_shows_attention_and_says_so(
     assert not [name for name in found["files"] if "prediction" in name]
 
 
-def test_many_shapes_are_spread_over_sheets(
-    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path
-) -> None:
+def test_many_shapes_fill_sheets(tiny_prepared: PreparedSet, recon: Path, tmp_path: Path) -> None:
     path = tiny_prepared.path
     given = f"init_from={recon}", f"data.path={path}", "data.split=train", "shapes=14"
     assert run(tmp_path, *given, "visualize.kinds=[attention]", "visualize.blocks=[1]") == 0
@@ -112,10 +103,7 @@ def test_many_shapes_are_spread_over_sheets(
 
 
 def test_a_dry_run_keeps_nothing(
-    tiny_prepared: PreparedSet,
-    recon: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_prepared: PreparedSet, recon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = f"init_from={recon}", f"data.path={tiny_prepared.path}", "--dry-run"
     assert run(tmp_path, *given) == 0
@@ -123,9 +111,7 @@ def test_a_dry_run_keeps_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_chosen_shapes_are_of_every_class_and_read_from_their_file(
-    tiny_prepared: PreparedSet,
-) -> None:
+def test_chosen_shapes_are_of_every_class_and_read_from_files(tiny_prepared: PreparedSet) -> None:
     table = tiny_prepared.read("train")
     data = ShownDataSection(split="train", num_points=96, normalize=False)
     some = shapes_of_set(tiny_prepared, data, 3, seed=0)
@@ -140,14 +126,11 @@ def test_chosen_shapes_are_of_every_class_and_read_from_their_file(
     assert [shape.object_id for shape in named] == [ids[9], ids[2]]
 
 
-def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "figures").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"figures: a figure could not be written"):
-        draw_classification(RunFolder(f"{tmp_path}/run"), np.eye(2), ["cup", "lamp"])
-
-
-def test_a_classification_leaves_two_figures(tmp_path: Path) -> None:
+def test_a_classification_leaves_two_figures_or_one_sentence(tmp_path: Path) -> None:
     draw_classification(RunFolder(f"{tmp_path}/run"), np.array([[3, 1], [0, 0]]), ["cup", "lamp"])
     names = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
     assert names == ["confusion.png", "per_class.png"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "figures").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"figures: a figure could not be written"):
+        draw_classification(RunFolder(f"{tmp_path}/other"), np.eye(2), ["cup", "lamp"])

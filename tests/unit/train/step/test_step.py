@@ -45,13 +45,8 @@ EAGER = {"precision": "fp32", "compile": "off", "cuda_graph": "off"}
 
 
 def pretraining() -> PretrainTask:
-    config = PretrainConfig.model_validate(
-        {
-            "model": SIZES,
-            "data": {"num_points": 48},
-            "teacher": {"image": {"name": None}, "text": {"name": "descriptor:16"}},
-        }
-    )
+    teacher = {"image": {"name": None}, "text": {"name": "descriptor:16"}}
+    config = PretrainConfig(model=SIZES, data={"num_points": 48}, teacher=teacher)
     return PretrainTask(config, texts=["a", "b", "c"], num_classes=3)
 
 
@@ -71,17 +66,8 @@ def made_step(
         random_table(32, 64, 3), task.batch_options(), seed=0, residency=residency, device=device
     )
     plan = BatchPlan(8, 1, options.config.train.micro_batch_size)
-    step = Step(
-        take_step,
-        task,
-        module,
-        optimizer,
-        settings=options,
-        plan=plan,
-        feed=feed,
-        device=device,
-        rank=0,
-    )
+    where = {"device": device, "rank": 0}
+    step = Step(take_step, task, module, optimizer, settings=options, plan=plan, feed=feed, **where)
     return step, module, endless(feed, plan, device)
 
 
@@ -99,8 +85,6 @@ def taken_steps(
 
 
 # -- Rows on the device --------------------------------------------------------------------------
-
-
 def feature_table(rows: int) -> pa.Table:
     features = torch.randn(rows, 3, 5).half()
     features[::2, 1] = 0  # filled up by the source
@@ -149,8 +133,6 @@ def test_pictures_cannot_stay_on_the_device(tiny_prepared):
 
 
 # -- Half-precision weights ----------------------------------------------------------------------
-
-
 def test_copied_weights_compute_what_autocast_does():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 8))
@@ -187,8 +169,6 @@ def test_frozen_weights_get_no_gradient_through_their_copies():
 
 
 # -- What a captured step is made of ---------------------------------------------------------------
-
-
 def test_an_epoch_in_a_tensor_gives_the_same_random_numbers():
     ids = torch.tensor([3, 1 << 40, 7])
     for epoch in (0, 1, 299):
@@ -251,8 +231,6 @@ def test_waiting_counts_and_pauses_do_not():
 
 
 # -- Inference -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_prepared_functions_compute_the_same_for_whole_and_incomplete_batches(device, precision):
@@ -300,8 +278,6 @@ def test_looking_for_the_compiled_operations_does_not_compile_a_model_twice(monk
 
 
 # -- Whole steps -----------------------------------------------------------------------------------
-
-
 @pytest.mark.long
 def test_compiled_steps_are_the_eager_steps():
     eager, weights = taken_steps(12)
