@@ -210,7 +210,7 @@ def stored_images(
     *,
     verify: bool,
 ) -> StoredFeatures | None:
-    """Find the image features of splits, of the source or in a cache; None if there are none.
+    """Find image features of splits, of the source or in a cache; None if they must be computed.
 
     ``verify`` compares the SHA-256 of a cache's files with its manifest.
 

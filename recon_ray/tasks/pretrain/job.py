@@ -74,7 +74,7 @@ def _creates(job: Job[PretrainConfig]) -> bool:
 
 
 def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
-    """Open the prepared set, after preparing the synthetic one if configured.
+    """Open the prepared set, after preparing the synthetic one if configured and ``creates``.
 
     Raises:
         ConfigError: If there is no such folder, or it lacks a configured split or its pictures.
