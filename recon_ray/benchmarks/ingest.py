@@ -121,13 +121,7 @@ def random_set(folder: Path, samples: int, options: IngestBenchmarkSection) -> P
 
 
 class ParquetRows(IterableDataset[Batch]):
-    """Batches from Parquet files, which are dealt to the loader's workers and shuffled within.
-
-    Args:
-        files: Parquet files.
-        batch_size: Rows of a batch.
-        epoch: Decides the order.
-    """
+    """Batches from Parquet files, dealt to the loader's workers and shuffled within, by epoch."""
 
     def __init__(self, files: list[Path], batch_size: int, epoch: int) -> None:
         self.files = files
@@ -162,11 +156,7 @@ def loader_batches(
 
 
 def decoding_rates(path: Path) -> dict[str, float]:
-    """Measure rows that one thread decodes a second, stored as tensors and as lists of numbers.
-
-    Args:
-        path: A shard.
-    """
+    """Measure rows a second of a shard in one thread, stored as tensors and as lists of numbers."""
     table = read_table(path, ["sample_id", "points", "label"])
     with tempfile.TemporaryDirectory() as folder:
         lists, own = Path(folder, "lists.parquet"), Path(folder, "bytes.parquet")

@@ -19,10 +19,6 @@ SCRIPT = Path(__file__).resolve().parents[2] / "ops" / "bench.py"
 def measure_ops(config: BenchmarkConfig, folder: RunFolder) -> tuple[dict[str, float], str]:
     """Time every operation in a separate process.
 
-    Args:
-        config: Not used; the script has its own sizes.
-        folder: Not used.
-
     Returns:
         By ``<row>/``: the time of ours, and by peer the time of others (``_us`` by CUDA events and
         graph replay on a GPU, ``_ms`` on a CPU); and the table.

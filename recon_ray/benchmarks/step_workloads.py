@@ -26,7 +26,7 @@ from recon_ray.tasks.classify.voting import VotingEvaluation
 from recon_ray.tasks.feature_extraction import PointChoice, extract_features
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import PartTable
-from recon_ray.tasks.partseg.task import PartSegmentationTask, Scoring, part_options
+from recon_ray.tasks.partseg.task import PartSegmentationTask, Scoring
 from recon_ray.tasks.point_pipeline import Augmentation, CloudPipeline
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.task import PretrainTask
@@ -69,14 +69,7 @@ class TrainingWorkload:
 
 
 def training_workload(name: str, preset: str, samples: int, folder: Path) -> TrainingWorkload:
-    """Make a workload of the step benchmark.
-
-    Args:
-        name: A training workload.
-        preset: Architecture.
-        samples: Random clouds.
-        folder: Where the random weights of an image teacher are put.
-    """
+    """Make a workload of the step benchmark; weights of a teacher are put into ``folder``."""
     if name == "partseg":
         return _partseg(preset, samples)
     if name in CLASSIFIERS:
@@ -130,14 +123,7 @@ class EvaluationWorkload:
 def evaluation_workload(
     name: str, preset: str, batch_size: int, *, on_gpu: bool
 ) -> EvaluationWorkload:
-    """Make an evaluation of the step benchmark.
-
-    Args:
-        name: ``svm``, ``vote_scan`` or ``vote_modelnet8k``.
-        preset: Architecture.
-        batch_size: Clouds that are encoded at once.
-        on_gpu: Evaluate enough to time a GPU.
-    """
+    """Make ``svm``, ``vote_scan`` or ``vote_modelnet8k``, large enough to time a GPU or CPUs."""
     if name == "svm":
         return _svm(preset, batch_size, SVM_BATCHES[on_gpu])
     stored, points, groups, classes = CLASSIFIERS[name.replace("vote", "finetune")]
@@ -189,13 +175,9 @@ def _classifier(name: str, preset: str, samples: int) -> TrainingWorkload:
     )
     kind, architecture = classifier_of(config, None, classes)
     augment: Augmentation = "rotate" if name == "finetune_scan" else "scale_translate"
-    task = ClassificationTask(
-        config,
-        kind=kind,
-        architecture=architecture,
-        pipeline=CloudPipeline(points, "whole", augment),
-        classes=[f"class{number}" for number in range(classes)],
-    )
+    pipeline = CloudPipeline(points, "whole", augment)
+    names = [f"class{number}" for number in range(classes)]
+    task = ClassificationTask(config, kind, architecture, pipeline, names)
     table = random_table(samples, stored, classes)
     return TrainingWorkload(task, table, task.batch_options(), 32, config.train.clip_norm)
 
@@ -213,9 +195,9 @@ def _partseg(preset: str, samples: int) -> TrainingWorkload:
         "num_categories": 16,
         "num_groups": 128,
     }
-    task = PartSegmentationTask(config, sizes=sizes, scoring=scoring)
+    task = PartSegmentationTask(config, sizes, scoring)
     rows = random_table(samples, 2500, 16, parts=table.num_parts)
-    return TrainingWorkload(task, rows, part_options(has_valid_points=False), 32)
+    return TrainingWorkload(task, rows, scoring.options, 32)
 
 
 def random_table(

@@ -108,11 +108,7 @@ def training_job(
 
 
 def figures_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Average the rate and the share of waiting over the timed records.
-
-    Args:
-        records: Records of a run, :data:`RECORD_STEPS` steps each.
-    """
+    """Average rate and share of waiting over the timed records, :data:`RECORD_STEPS` steps each."""
     trained = [record for record in records if "perf/samples_per_second" in record]
     timed = trained[WARMUP_RECORDS:]
     rates = np.array([record["perf/samples_per_second"] for record in timed])

@@ -22,7 +22,6 @@ from recon_ray.sweeps.tables import text_table
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial
 from recon_ray.tasks.classify import finetune_job as finetune
-from recon_ray.tasks.classify.classifier_checks import load_start
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.episodes import SharedClouds, read_clouds
 from recon_ray.tasks.config_checks import find_set
@@ -30,6 +29,7 @@ from recon_ray.tasks.partseg import job as partseg
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.registry import Job, find_job
+from recon_ray.weights.find import load_start
 
 #: Name of the pre-training among the trials.
 PRETRAIN = "pretrain"

@@ -179,7 +179,7 @@ def run_evaluation(
     prepared: PreparedSet,
     splits: Sequence[str],
     *,
-    label: str,
+    label: str | None = None,
     fits: str,
     finish: Callable[[Run, dict[str, Any]], JobResult],
     verify: bool,
@@ -193,7 +193,7 @@ def run_evaluation(
         make: Makes the evaluation; picklable.
         prepared: The prepared set.
         splits: Splits that are read.
-        label: End of a generated run name.
+        label: End of a generated run name; by default that of the set's folder.
         fits: Report of a dry run.
         finish: Writes the result from what the evaluation has computed.
         verify: Compare the hashes of the set first.
@@ -207,15 +207,20 @@ def run_evaluation(
     check_here(config)
     if job.dry_run:
         return JobResult(f"dry run: {fits}")
-    run = open_run(job.name, config, label=label, resume=resume)
+    run = open_run(job.name, config, label=label or prepared.path.name, resume=resume)
     run.begin()
-    found = evaluate(
-        make,
-        prepared,
-        splits,
-        options=options,
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
+    return finish(run, measure(run, make, prepared, splits, options))
+
+
+def measure(
+    run: Run,
+    make: Callable[[], Evaluation],
+    prepared: PreparedSet,
+    splits: Sequence[str],
+    options: BatchOptions,
+) -> dict[str, Any]:
+    """Compute an evaluation where the run's configuration places it; see :func:`evaluate`."""
+    cluster, runtime, folder = run.config.cluster, run.config.runtime, run.folder
+    return evaluate(
+        make, prepared, splits, options=options, folder=folder, cluster=cluster, runtime=runtime
     )
-    return finish(run, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,17 +18,17 @@ from recon_ray.models.cloud import CloudModel
 from recon_ray.models.recon import Embedder
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
+from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
 from recon_ray.train.feed.indexed import evaluation_batches
 from recon_ray.train.metrics import gather_rows
 from recon_ray.train.runtime import EvaluationRuntime
-from recon_ray.weights.find import find_weights
-from recon_ray.weights.load import construct, initialize
+from recon_ray.weights.find import find_weights, load_start
+from recon_ray.weights.load import compare, construct, initialize
+from recon_ray.weights.weight_files import LoadedWeights
 
 #: Encodes (B, N, 3) clouds: name to (B, ...) features.
 Encode: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 Normalization: TypeAlias = Literal["whole", "subset", "none"]
-
-#: Squared radius around the origin in which the published sampling never picks a point.
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,7 @@ class PointChoice:
         return self.num_points < stored
 
     def __call__(self, points: Tensor, sample_ids: Tensor) -> Tensor:
-        """Choose and normalize.
-
-        Args:
-            points: (B, N, 3) stored clouds.
-            sample_ids: (B,) on the same device.
-
-        Returns:
-            (B, num_points, 3).
-        """
+        """Choose and normalize points of (B, N, 3) stored clouds: (B, num_points, 3)."""
         if self.normalize == "whole":
             points = transforms.normalize(points)
         points = self._chosen(points, SampleGenerator(self.seed, sample_ids))
@@ -129,6 +122,28 @@ class Tally:
         return dict(vars(self))
 
 
+def batches_of(
+    runtime: EvaluationRuntime,
+    split: str,
+    batch_size: int,
+    *,
+    limit: int | None = None,
+    options: BatchOptions = BatchOptions(),  # noqa: B008 - frozen
+) -> Iterator[Batch]:
+    """Return this worker's rows of a split, or of its first ``limit`` rows, on its device."""
+    make = partial(
+        evaluation_batches,
+        runtime.table(split),
+        options,
+        batch_size=batch_size,
+        limit=limit,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        pinned=runtime.device.type == "cuda",
+    )
+    return batches_on(make, runtime.device)
+
+
 def extract_features(
     encode: Encode,
     runtime: EvaluationRuntime,
@@ -158,7 +173,6 @@ def extract_features(
         ``sample_id``, ``label`` and the features, in order of sample id.
     """
     table = runtime.table(split)
-
     features = runtime.inference.prepare(
         lambda points, ids: encode(choice(points, ids)), runtime.device
     )
@@ -167,18 +181,8 @@ def extract_features(
         numbers = {name: batch[name] for name in ("sample_id", "label")}
         return {**numbers, **features(batch["points"], batch["sample_id"])}
 
-    def batches() -> Iterator[Batch]:
-        return evaluation_batches(
-            table,
-            BatchOptions(),
-            batch_size=batch_size,
-            limit=limit,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            pinned=runtime.device.type == "cuda",
-        )
-
-    rows = [features_of(batch) for batch in batches_on(batches, runtime.device)]
+    batches = batches_of(runtime, split, batch_size, limit=limit)
+    rows = [features_of(batch) for batch in batches]
     if not rows:  # more workers than clouds: no rows from this one, of the same widths
         one = evaluation_batches(table, BatchOptions(), batch_size=1, rank=0, world_size=1)
         first = {name: value.to(runtime.device) for name, value in next(iter(one)).items()}
@@ -229,6 +233,23 @@ def check_cloud(name: str, num_points: int, model: CloudModel) -> None:
             f"{name}: {num_points} points are too few for the model's {model.num_groups} patches "
             f"of {model.group_size} points; leave it out"
         )
+
+
+def open_embedder(config: FrozenWeightsConfig) -> tuple[str, LoadedWeights, Embedder]:
+    """Read the weights of a configuration and check that they hold a whole encoder.
+
+    Returns:
+        Their absolute place, the weights, and the encoder without them.
+
+    Raises:
+        CheckpointError: If they cannot be read, or lack a part.
+    """
+    assert config.init_from is not None
+    place, weights = load_start(config.init_from, **config.model.model_dump())
+    model = construct("embedder", weights)
+    assert isinstance(model, Embedder)
+    compare(model, weights, strict=True)
+    return place, weights, model
 
 
 def load_embedder(

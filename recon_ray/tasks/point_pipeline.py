@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.points import random, transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.protocols import REFERENCE_SKIP
 from recon_ray.tasks.feature_extraction import Normalization, PointChoice
-from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
+from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
 
 Augmentation = Literal["rotate", "scale_translate", "none"]
 Transform = Literal["rotate", "scale", "none"]
@@ -60,12 +61,7 @@ class CloudPipeline:
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
 
     def zeroshot(self, *, resamples: bool, seed: int) -> PointChoice:
-        """Return the choice of zero-shot: points resampled as published, else random ones.
-
-        Args:
-            resamples: Whether they are resampled.
-            seed: Seed of the choice, which is the same every time.
-        """
+        """Return the choice of zero-shot: points resampled as published, else random ones."""
         how: Literal["resample", "random"] = "resample" if resamples else "random"
         return replace(self.test(), how=how, seed=seed)
 
@@ -126,13 +122,11 @@ def pipeline_of(
     return CloudPipeline(num_points, normalize, augment, transform, skip)
 
 
-def evaluated_clouds(
-    data: EvaluatedSetSection, card: Mapping[str, Any] | None, *, skips_origin: bool
-) -> CloudPipeline:
+def evaluated_clouds(config: FrozenWeightsConfig, prepared: PreparedSet | None) -> CloudPipeline:
     """Return the pipeline of the jobs that evaluate without training; see :func:`pipeline_of`."""
     return pipeline_of(
-        card,
-        num_points=data.num_points,
-        skips_origin=skips_origin,
-        normalize=data.normalize,
+        None if prepared is None else prepared.manifest.get("card"),
+        num_points=config.data.num_points,
+        skips_origin=config.flags.skips_origin,
+        normalize=config.data.normalize,
     )

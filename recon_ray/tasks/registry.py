@@ -94,67 +94,44 @@ class JobSpec:
         return load_object(self.main)
 
 
-_TASKS, _SWEEPS = "recon_ray.tasks", "recon_ray.sweeps"
+def _task(folder: str, config: str, main: str, **options: Any) -> JobSpec:  # noqa: ANN401
+    """Return the entry of a job with a folder of its own in ``tasks/``."""
+    place = f"recon_ray.tasks.{folder}"
+    return JobSpec(f"{place}.config:{config}", f"{place}.{main}", **options)
+
+
+_CARDS = Flag(
+    "describe the published data sets, or the one that is named, and stop",
+    "recon_ray.tasks.prepare.job:show_cards",
+)
 
 JOBS: dict[str, JobSpec] = {
-    "prepare": JobSpec(
-        f"{_TASKS}.prepare.config:PrepareConfig",
-        f"{_TASKS}.prepare.job:prepare",
-        flags={
-            "--cards": Flag(
-                "describe the published data sets, or the one that is named, and stop",
-                f"{_TASKS}.prepare.job:show_cards",
-            )
-        },
-    ),
-    "cache_teachers": JobSpec(
-        f"{_TASKS}.cache_teachers.config:CacheTeachersConfig",
-        f"{_TASKS}.cache_teachers.job:cache_teachers",
-    ),
-    "pretrain": JobSpec(
-        f"{_TASKS}.pretrain.config:PretrainConfig",
-        f"{_TASKS}.pretrain.job:pretrain",
+    "prepare": _task("prepare", "PrepareConfig", "job:prepare", flags={"--cards": _CARDS}),
+    "cache_teachers": _task("cache_teachers", "CacheTeachersConfig", "job:cache_teachers"),
+    "pretrain": _task(
+        "pretrain",
+        "PretrainConfig",
+        "job:pretrain",
         metric="probe_full_after",
         default="quickstart.yaml",
     ),
-    "finetune": JobSpec(
-        f"{_TASKS}.classify.config:FinetuneConfig",
-        f"{_TASKS}.classify.finetune_job:finetune",
-        metric="accuracy",
+    "finetune": _task("classify", "FinetuneConfig", "finetune_job:finetune", metric="accuracy"),
+    "evaluate": _task(
+        "classify", "EvaluateConfig", "evaluate_job:evaluate_classifier", metric="accuracy"
     ),
-    "evaluate": JobSpec(
-        f"{_TASKS}.classify.config:EvaluateConfig",
-        f"{_TASKS}.classify.evaluate_job:evaluate_classifier",
-        metric="accuracy",
+    "linear_probe": _task(
+        "linear_probe", "LinearProbeConfig", "job:linear_probe", metric="accuracy"
     ),
-    "linear_probe": JobSpec(
-        f"{_TASKS}.linear_probe.config:LinearProbeConfig",
-        f"{_TASKS}.linear_probe.job:linear_probe",
-        metric="accuracy",
+    "zeroshot": _task("zeroshot", "ZeroshotConfig", "job:zeroshot", metric="zeroshot_accuracy"),
+    "partseg": _task("partseg", "PartsegConfig", "job:partseg", metric="instance_miou"),
+    "embed": _task("embed", "EmbedConfig", "job:embed"),
+    "retrieve": _task("retrieve", "RetrieveConfig", "job:retrieve"),
+    "visualize": _task("visualize", "VisualizeConfig", "job:visualize"),
+    "import_weights": _task("import_weights", "ImportWeightsConfig", "job:import_weights"),
+    "sweep": JobSpec("recon_ray.sweeps.config:SweepConfig", "recon_ray.sweeps.job:sweep"),
+    "fewshot": JobSpec(
+        "recon_ray.sweeps.fewshot.config:FewshotConfig", "recon_ray.sweeps.fewshot.job:fewshot"
     ),
-    "zeroshot": JobSpec(
-        f"{_TASKS}.zeroshot.config:ZeroshotConfig",
-        f"{_TASKS}.zeroshot.job:zeroshot",
-        metric="zeroshot_accuracy",
-    ),
-    "partseg": JobSpec(
-        f"{_TASKS}.partseg.config:PartsegConfig",
-        f"{_TASKS}.partseg.job:partseg",
-        metric="instance_miou",
-    ),
-    "embed": JobSpec(f"{_TASKS}.embed.config:EmbedConfig", f"{_TASKS}.embed.job:embed"),
-    "retrieve": JobSpec(
-        f"{_TASKS}.retrieve.config:RetrieveConfig", f"{_TASKS}.retrieve.job:retrieve"
-    ),
-    "visualize": JobSpec(
-        f"{_TASKS}.visualize.config:VisualizeConfig", f"{_TASKS}.visualize.job:visualize"
-    ),
-    "import_weights": JobSpec(
-        f"{_TASKS}.import_weights.config:ImportWeightsConfig",
-        f"{_TASKS}.import_weights.job:import_weights",
-    ),
-    "sweep": JobSpec(f"{_SWEEPS}.config:SweepConfig", f"{_SWEEPS}.job:sweep"),
-    "fewshot": JobSpec(f"{_SWEEPS}.fewshot.config:FewshotConfig", f"{_SWEEPS}.fewshot.job:fewshot"),
     "reproduce": JobSpec(
         "recon_ray.reproduce.config:ReproduceConfig",
         "recon_ray.reproduce.job:reproduce",

@@ -25,6 +25,7 @@ from recon_ray.cluster.workarounds.undocumented import is_submitted
 from recon_ray.config.fields import section_model
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import JobConfig
+from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import MANIFEST, Checkpoint, CheckpointStore, pack
 from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
@@ -41,15 +42,8 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT = "environment.json"
 #: Packages whose versions explain a run.
 PACKAGES = (
-    "torch",
-    "ray",
-    "numpy",
-    "pyarrow",
-    "open_clip_torch",
-    "timm",
-    "scikit-learn",
-    "trimesh",
-)
+    "torch", "ray", "numpy", "pyarrow", "open_clip_torch", "timm", "scikit-learn", "trimesh",
+)  # fmt: skip
 #: Options that may differ when a run is continued: they do not change what is computed.
 MAY_CHANGE = (
     "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend",
@@ -111,7 +105,11 @@ class Run:
         _make_folder(self.folder, self.config.run.storage)
         self.lease.take()
         if self.start is not None:
-            _adopt_checkpoint(self.folder, self.start)
+            start = self.start
+            packed = pack(
+                start.step, model=start.model, train=start.train, architecture=start.architecture
+            )
+            CheckpointStore(self.folder.checkpoints).write(packed)
         elif self.resume not in ("auto", "never"):
             logger.info("the run has checkpoints of its own, %s is not read again", self.resume)
         self.folder.write("config.yaml", dump_yaml(self.config))
@@ -132,6 +130,7 @@ class Run:
         selection: str,
         counts: Mapping[str, Any],
         draw: Callable[[], None] | None = None,
+        prepared: PreparedSet | None = None,
         **more: Any,  # noqa: ANN401 - further records of the job
     ) -> JobResult:
         """Write ``result.json``, draw, and return the output of the job.
@@ -142,8 +141,13 @@ class Run:
             selection: How the numbers were chosen.
             counts: Samples, classes, steps, workers.
             draw: Draws the run's figures; a figure that cannot be written is a failure of its own.
+            prepared: The set that was evaluated on; recorded with protocol and weights.
             more: Further records.
         """
+        if prepared is not None:
+            fields = [f for f in ("protocol", "init_from") if hasattr(self.config, f)]
+            origin = {name: getattr(self.config, name) for name in fields}
+            more = {**origin, "data": str(prepared.path), **more}
         result = {
             "job": self.job,
             "status": "done",
@@ -176,12 +180,6 @@ def start_run(job: str, config: JobConfig, *, label: str, resume: str = "never")
 
 def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") -> Run:
     """Find the folder of a run and check that it can be begun or continued; write nothing.
-
-    Args:
-        job: Name of the job.
-        config: The resolved configuration.
-        label: Part of a generated name.
-        resume: As :class:`Run` has it.
 
     Raises:
         ConfigError: If the storage cannot be reached, the run has another configuration, or other
@@ -273,11 +271,7 @@ def _git_state() -> str | None:
 
 
 def _refuse_other_job(folder: RunFolder, job: str, config: JobConfig) -> None:
-    """Refuse to continue, or to set aside unasked, what another job has made.
-
-    Raises:
-        ConfigError: Naming the job.
-    """
+    """Refuse to continue, or to set aside unasked, what another job has made."""
     for file in (ENVIRONMENT, "result.json"):
         try:
             found = json.loads(folder.read(file) or "{}").get("job")
@@ -297,10 +291,6 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
     """Refuse to take what a run has computed for what another configuration would.
 
     Options that were added after the run was begun had their defaults then.
-
-    Args:
-        folder: The run's folder; without a ``config.yaml`` nothing is refused.
-        config: The configuration.
 
     Raises:
         ConfigError: Naming what differs.
@@ -350,44 +340,28 @@ def _is_new(key: str, before: Mapping[str, Any]) -> bool:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        is_section = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat
 
 
 def _find_checkpoint(path: str) -> Checkpoint:
-    """Load the checkpoint that ``resume`` names after verifying it.
-
-    Raises:
-        ConfigError: If there is none.
-        CheckpointError: If it is damaged.
-    """
+    """Load the checkpoint that ``resume`` names after verifying it."""
+    hint = "give a folder <run>/checkpoints/step-<number>, or auto"
     try:
         source, root = open_filesystem(path)
         found = source.get_file_info(f"{root}/{MANIFEST}").type
     except (OSError, ArrowInvalid) as error:
         raise ConfigError(
-            f"resume={path}: it cannot be reached ({_first_line(error)}); give a folder "
-            "<run>/checkpoints/step-<number>, or auto"
+            f"resume={path}: it cannot be reached ({_first_line(error)}); {hint}"
         ) from error
     if found == pafs.FileType.NotFound:
-        raise ConfigError(
-            f"resume={path}: no checkpoint there ({MANIFEST} is missing); give a folder "
-            "<run>/checkpoints/step-<number>, or auto"
-        )
+        raise ConfigError(f"resume={path}: no checkpoint there ({MANIFEST} is missing); {hint}")
     parent, name = split(absolute(path))
     try:
         return CheckpointStore(parent).load(name)
     except CheckpointError as error:
         raise CheckpointError(f"resume={path}: {error}; give another checkpoint") from error
-
-
-def _adopt_checkpoint(folder: RunFolder, start: Checkpoint) -> None:
-    """Store a checkpoint of another run in one that has none yet."""
-    packed = pack(start.step, model=start.model, train=start.train, architecture=start.architecture)
-    CheckpointStore(folder.checkpoints).write(packed)
 
 
 def _first_line(error: BaseException) -> str:

@@ -53,12 +53,7 @@ def draw_pretraining(folder: RunFolder, prepared: PreparedSet, config: PretrainC
 
 
 def draw_classification(folder: RunFolder, matrix: npt.NDArray, classes: Sequence[str]) -> None:
-    """Draw ``figures/confusion.png`` and ``figures/per_class.png``.
-
-    Args:
-        folder: Folder of the run.
-        matrix: (C, C) counts; rows are the true classes, columns the predicted ones.
-        classes: C names.
+    """Draw ``figures/confusion.png`` and ``figures/per_class.png`` of a (C, C) confusion matrix.
 
     Raises:
         CheckpointError: If a file cannot be written.

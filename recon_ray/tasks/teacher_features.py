@@ -61,12 +61,7 @@ class StoredTeachers:
 def stored_teachers(
     config: PretrainConfig, prepared: PreparedSet, texts: Sequence[str]
 ) -> StoredTeachers:
-    """Find the stored features of the configured teachers.
-
-    Args:
-        config: The job's configuration.
-        prepared: The prepared set.
-        texts: Texts of the text teacher.
+    """Find the stored features of the configured teachers, and of the texts.
 
     Raises:
         ConfigError: If features are configured that are not there, or are another teacher's.
@@ -80,7 +75,7 @@ def stored_teachers(
         image = _of_source(prepared, "image_features", splits)
     elif options.image.name is not None and options.image.mode == "cached":
         cache = _image_cache(config, prepared, splits)
-        image = joined_features([cache.image_features(prepared, s, verify=verify) for s in splits])
+        image = _of_cache(cache, prepared, splits, verify=verify)
     if options.text.name == SOURCE:
         text = _of_source(prepared, "text_features", splits)
     bank = None
@@ -99,8 +94,7 @@ def _image_cache(
 ) -> TeacherCache:
     options = config.teacher.image
     if options.cache is not None:
-        wanted = _wanted_images(options, prepared)
-        return _named_cache(config, Path(options.cache), wanted, splits)
+        return _named_cache(config, Path(options.cache), prepared, splits)
     fitting, reason = _fitting_caches(options, prepared, splits)
     if not fitting:
         nearest = f" (the nearest is {reason})" if reason else ""
@@ -135,14 +129,14 @@ def _absent(cache: TeacherCache, splits: Sequence[str]) -> str | None:
 
 
 def _named_cache(
-    config: PretrainConfig, path: Path, wanted: Identity, splits: Sequence[str]
+    config: PretrainConfig, path: Path, prepared: PreparedSet, splits: Sequence[str]
 ) -> TeacherCache:
     if not path.is_dir():
         raise ConfigError(
             f"teacher.image.cache={path}: no such folder; leave it out, or make the cache: "
             f"{cache_command(config)}"
         )
-    cache = TeacherCache.open(path)
+    cache, wanted = TeacherCache.open(path), _wanted_images(config.teacher.image, prepared)
     wrong = difference(cache.identity, wanted) or _absent(cache, splits)
     if wrong is not None:
         raise ConfigError(
@@ -168,11 +162,8 @@ def image_identity(
     teacher: ImageTeacher, options: ImageEncoderSection, prepared: PreparedSet
 ) -> dict[str, Any]:
     """Name the image features of a set: teacher, preprocessing and pictures."""
-    constants = {
-        "image_size": teacher.image_size,
-        "mean": list(teacher.mean),
-        "std": list(teacher.std),
-    }
+    mean, std = list(teacher.mean), list(teacher.std)
+    constants = {"image_size": teacher.image_size, "mean": mean, "std": std}
     return {
         "kind": "image",
         "teacher": dict(teacher.identity),
@@ -197,13 +188,7 @@ def stored_bank(
     *,
     use_prompts: bool = True,
 ) -> StoredBank | None:
-    """Find the text bank of the set that fits; None if it has to be computed.
-
-    Args:
-        options: The text teacher, which has a name.
-        prepared: The prepared set.
-        texts: Texts of the bank.
-        use_prompts: Whether each is put into the 60 prompts.
+    """Find the bank of texts, each in the 60 prompts by default; None if it has to be computed.
 
     Raises:
         TeacherError: If the teacher whose bank is searched cannot be loaded.
@@ -211,9 +196,7 @@ def stored_bank(
     if not find_caches(prepared, {"kind": "text"})[0]:
         return None
     if options.sha256 is None:
-        teacher = make_text_teacher(options)
-        assert teacher is not None
-        identity = teacher.identity
+        identity = make_text_teacher(options).identity
     else:
         identity = {"sha256": options.sha256.strip().lower()}
     fitting, _ = find_caches(prepared, text_identity(identity, texts, use_prompts=use_prompts))
@@ -227,16 +210,9 @@ def stored_images(
     *,
     verify: bool,
 ) -> StoredFeatures | None:
-    """Find the image features of splits, of the source or in a cache.
+    """Find image features of splits, of the source or in a cache; None if they must be computed.
 
-    Args:
-        options: The image teacher, which has a name.
-        prepared: The prepared set.
-        splits: Names of its splits.
-        verify: Compare the SHA-256 of a cache's files with its manifest.
-
-    Returns:
-        None if they have to be computed.
+    ``verify`` compares the SHA-256 of a cache's files with its manifest.
 
     Raises:
         ConfigError: If those of the source are configured and there are none.
@@ -248,10 +224,13 @@ def stored_images(
     if not find_caches(prepared, {"kind": "image"})[0]:
         return None
     fitting, _ = _fitting_caches(options, prepared, splits)
-    if not fitting:
-        return None
-    parts = [fitting[-1].image_features(prepared, split, verify=verify) for split in splits]
-    return joined_features(parts)
+    return _of_cache(fitting[-1], prepared, splits, verify=verify) if fitting else None
+
+
+def _of_cache(
+    cache: TeacherCache, prepared: PreparedSet, splits: Sequence[str], *, verify: bool
+) -> StoredFeatures:
+    return joined_features([cache.image_features(prepared, s, verify=verify) for s in splits])
 
 
 def cache_command(config: PretrainConfig) -> str:
@@ -317,14 +296,13 @@ def make_image_teacher(
         )
 
 
-def make_text_teacher(options: TextTeacherSection) -> TextTeacher | None:
-    """Make the configured text teacher on the CPU; None without a name.
+def make_text_teacher(options: TextTeacherSection) -> TextTeacher:
+    """Make the configured text teacher, which has a name, on the CPU.
 
     Raises:
         TeacherError: If it cannot be loaded; the message names the section.
     """
-    if options.name is None:
-        return None
+    assert options.name is not None
     with _naming("teacher.text"):
         return create_text_teacher(options.name, sha256=options.sha256)
 
@@ -343,13 +321,6 @@ def _naming(section: str) -> Iterator[None]:
 
 def check_width(side: str, name: str, dim: int, weights: LoadedWeights, projection: str) -> None:
     """Refuse a teacher whose features have another width than a projection of the model.
-
-    Args:
-        side: Section of the teacher: ``image`` or ``text``.
-        name: Name of the teacher.
-        dim: Width of its features.
-        weights: The model's weights.
-        projection: Projection that is compared with it: ``image`` or ``text``.
 
     Raises:
         ConfigError: Naming the option.

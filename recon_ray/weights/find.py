@@ -47,6 +47,22 @@ def find_weights(
     return weights.with_sizes(**sizes)
 
 
+def load_start(spec: str, **sizes: Any) -> tuple[str, LoadedWeights]:  # noqa: ANN401
+    """Read the weights that ``init_from`` names; also return their absolute place, for workers.
+
+    Args:
+        spec: See :func:`find_weights`.
+        sizes: Constructor arguments that the shapes in a file do not show.
+
+    Raises:
+        CheckpointError: If there are no such weights, or they cannot be read.
+    """
+    published = spec in CATALOG and not Path(spec).exists()
+    place = str(find_published(spec)) if published else spec
+    known = CATALOG[spec].sizes if published else {}
+    return absolute(place), find_weights(place).with_sizes(**known).with_sizes(**sizes)
+
+
 def hash_of_weights(spec: str | Path) -> str:
     """Return a SHA-256 of the content of weights, without reading those of a run.
 

@@ -25,12 +25,12 @@ from recon_ray.sweeps.tables import (
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob
-from recon_ray.tasks.classify.classifier_checks import load_start
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.episodes import read_clouds
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
+from recon_ray.weights.find import load_start
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
     trials = [fold_trial(base, episode) for episode in config.fewshot.episodes]
     shared = read_clouds(base, prepared, config.fewshot.episodes)
     sizes = {"num_heads": config.model.num_heads, "num_groups": config.model.num_groups}
-    load_start(base.init_from, **sizes)  # refused here rather than in every trial
+    if base.init_from is not None:
+        load_start(base.init_from, **sizes)  # refused here rather than in every trial
     if config.data.verify:
         prepared.verify_hashes()
     megabytes = shared.nbytes / 1e6

@@ -104,10 +104,6 @@ class ImageTask(EncodeTask):
     def encode(self, teacher: ImageTeacher, *, threads: int = 1) -> int:
         """Encode the pictures, write file and record, and return the number of pictures.
 
-        Args:
-            teacher: On the device that it is to run on.
-            threads: Threads that decode; the result does not depend on them.
-
         Raises:
             DataError: If a picture does not decode or its features do not fit float16; the message
                 names sample and shard.
@@ -191,14 +187,7 @@ class CachePlan:
 def make_cache_plan(
     prepared: PreparedSet, identity: Identity, splits: Sequence[str], transform: ImageTransform
 ) -> CachePlan:
-    """Assign the shards of a set to those of its cache.
-
-    Args:
-        prepared: The set.
-        identity: Teacher, preprocessing, pictures and ``choices``.
-        splits: Names of the splits; those that an earlier job has cached stay.
-        transform: Augmentation and size of a picture.
-    """
+    """Assign the shards of a set to those of its cache; splits of an earlier job stay."""
     root = prepared.path / CACHES / cache_key(identity)
     before = read_json(root / MANIFEST)
     known = before.get("splits", {}) if isinstance(before, dict) else {}
@@ -241,12 +230,6 @@ def build_cache(
     plan: CachePlan, pool: EncodePool, make_worker: Callable[[], ShardWorker], *, dim: int
 ) -> list[ImageTask]:
     """Build or finish the image features of a plan.
-
-    Args:
-        plan: The shards.
-        pool: Where they are encoded.
-        make_worker: Makes the worker.
-        dim: Width of the features.
 
     Returns:
         The shards that were encoded.
@@ -332,14 +315,7 @@ class TextTask(EncodeTask):
 def make_text_task(
     folder: Path, teacher: Mapping[str, str], texts: Sequence[str], *, use_prompts: bool
 ) -> TextTask:
-    """Plan the text bank of a set.
-
-    Args:
-        folder: The set's folder.
-        teacher: Identity of the text teacher.
-        texts: C texts.
-        use_prompts: Put each into the 60 prompts.
-    """
+    """Plan the text bank of a set, each text in the 60 prompts or as it is."""
     identity = text_identity(teacher, texts, use_prompts=use_prompts)
     key = cache_key(identity)
     root = str(folder / CACHES / key)

@@ -11,7 +11,6 @@ import torch
 
 from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.errors import ConfigError
 from recon_ray.tasks.cache_teachers.cache_shards import (
     CachePlan,
     TeacherWorker,
@@ -21,7 +20,14 @@ from recon_ray.tasks.cache_teachers.cache_shards import (
     views_per_sample,
 )
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.config_checks import check_here, check_images, check_texts, find_set, texts_of
+from recon_ray.tasks.config_checks import (
+    check_here,
+    check_images,
+    check_split,
+    check_texts,
+    find_set,
+    texts_of,
+)
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 from recon_ray.tasks.shard_encoding import encode_shards, unfinished
@@ -38,7 +44,7 @@ from recon_ray.teachers.protocol import FrozenTeacher, ImageTeacher
 def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
     """Encode the pictures and texts of a prepared set, and write ``result.json``."""
     config = job.config
-    prepared = find_set("data.path", Path(config.data.path))
+    prepared = find_set("data.path", config.data.path)
     texts, names = texts_of(prepared, config.data.text), config.teacher
     if names.image.name is not None:
         _check_pictures(config, prepared)
@@ -75,11 +81,7 @@ def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
 def _check_pictures(config: CacheTeachersConfig, prepared: PreparedSet) -> None:
     check_images(prepared)
     for name in config.cache.splits:
-        if name not in prepared.splits:
-            raise ConfigError(
-                f"cache.splits: {prepared.path} has no split {name!r}; choose of "
-                f"{', '.join(prepared.splits)}"
-            )
+        check_split(prepared, "cache.splits", name)
 
 
 def _plan_images(
@@ -120,7 +122,6 @@ def _encode_texts(
     """Write the text bank, unless it is there already, and return its folder."""
     options, use_prompts = config.teacher.text, config.data.text == "category"
     teacher = make_text_teacher(options)
-    assert teacher is not None
     task = make_text_task(prepared.path, teacher.identity, texts, use_prompts=use_prompts)
     pinned = options.model_copy(update={"sha256": teacher.identity["sha256"]})
     again, threads = partial(make_text_teacher, pinned), config.runtime.threads
@@ -132,7 +133,7 @@ def _encode_texts(
 def _worker(
     pool: EncodePool,
     teacher: FrozenTeacher,
-    again: Callable[[], FrozenTeacher | None],
+    again: Callable[[], FrozenTeacher],
     threads: int | None,
 ) -> TeacherWorker:
     """Return the worker of a teacher, which is made again in other processes."""

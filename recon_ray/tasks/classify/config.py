@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,12 +29,9 @@ _NORMALIZE = (
 )
 
 
-class ClassifierSection(Section):
-    """The classifier. An empty value keeps that of init_from, else of the preset."""
+class DownstreamModelSection(Section):
+    """Sizes of a model for a downstream task; an unset one is that of init_from, or the preset."""
 
-    kind: Literal["auto", "classifier", "twotower"] = Field(
-        "auto", description="Which classifier; auto is the one that fits init_from."
-    )
     preset: Literal["nano", "tiny", "small", "base"] | None = Field(
         None, description="Named sizes; by default those of init_from, else base."
     )
@@ -44,15 +41,23 @@ class ClassifierSection(Section):
     num_groups: Count | None = Field(None, description="Point patches a cloud.")
     group_size: Count | None = Field(None, description="Points in a patch.")
     drop_path: Fraction | None = Field(None, description="Stochastic depth of the last block.")
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the architecture options that are given."""
+        given = self.model_dump(exclude={"kind", "preset"})
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ClassifierSection(DownstreamModelSection):
+    """The classifier. An empty value keeps that of init_from, else of the preset."""
+
+    kind: Literal["auto", "classifier", "twotower"] = Field(
+        "auto", description="Which classifier; auto is the one that fits init_from."
+    )
     dropout: Fraction | None = Field(None, description="Dropout in the three-layer head.")
     stream: Literal["ALL", "MDM", "CMC"] | None = Field(
         None, description="Towers that a two-tower classifier reads; by default both."
     )
-
-    def overrides(self) -> dict[str, int | float | str]:
-        """Return the architecture options that are given."""
-        given = self.model_dump(exclude={"kind", "preset"})
-        return {name: value for name, value in given.items() if value is not None}
 
 
 class ClassificationDataSection(SetSection):
@@ -84,6 +89,20 @@ class ClassificationDataSection(SetSection):
         None,
         description="Folder of episodes (jobs/prepare.py source=fewshot); by default data.path.",
     )
+
+
+def refuse_trained_splits(data: SetSection) -> None:
+    """Refuse to measure on a split that is trained on.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for key in ("validation_split", "test_split"):
+        name = getattr(data, key)
+        if name in data.train_splits:
+            raise ValueError(
+                f"data.{key}={name} is one of data.train_splits; choose a held-out split"
+            )
 
 
 class ClassificationTrainSection(TrainSection):
@@ -133,12 +152,7 @@ class FinetuneConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _measures_what_is_not_trained(self) -> FinetuneConfig:
-        for key in ("validation_split", "test_split"):
-            name = getattr(self.data, key)
-            if name in self.data.train_splits:
-                raise ValueError(
-                    f"data.{key}={name} is one of data.train_splits; choose a held-out split"
-                )
+        refuse_trained_splits(self.data)
         if self.flags.selects_on_test and self.data.validation_split is not None:
             raise ValueError(
                 f"data.validation_split={self.data.validation_split} is not used by protocol="

@@ -33,12 +33,7 @@ def overall_accuracy(matrix: np.ndarray) -> float:
 
 
 def per_class(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return ``accuracy`` (None for a class without samples) and ``count`` of every class.
-
-    Args:
-        matrix: (C, C) of :func:`confusion_matrix`.
-        classes: C names.
-    """
+    """Return ``accuracy`` (None for a class without samples) and ``count`` of every class."""
     counts, right = matrix.sum(axis=1), np.diag(matrix)
     return {
         name: {"accuracy": float(right[i] / n) if n else None, "count": int(n)}

@@ -46,11 +46,7 @@ _shared: list[SharedClouds] = []
 
 @contextmanager
 def shared_clouds(shared: object) -> Iterator[None]:
-    """Let :func:`open_episode` take the clouds from here instead of reading them.
-
-    Args:
-        shared: Clouds; anything else is ignored.
-    """
+    """Let :func:`open_episode` take the clouds from here; anything else than clouds is ignored."""
     added = [shared] if isinstance(shared, SharedClouds) else []
     _shared.extend(added)
     try:
@@ -92,26 +88,17 @@ def open_episode(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
     """
     episode = config.data.episode
     if episode is None:
-        _refuse_union(prepared)
+        if "episodes" in prepared.manifest.get("tables", {}):
+            raise ConfigError(
+                f"data.path={prepared.path}: it holds the clouds of few-shot episodes, which "
+                "together are no set; name one by data.episode=[way, shot, fold] with "
+                "cluster.workers=0, or run them all with jobs/fewshot.py"
+            )
         return prepared
     known = next((one for one in _shared if one.path == _key(config)), None)
     found = known or read_clouds(config, prepared, [episode])
     outputs = len(prepared.classes) if config.flags.full_fewshot_head else None
     return make_episode(prepared, found.episodes, episode, found.clouds, outputs=outputs)
-
-
-def _refuse_union(prepared: PreparedSet) -> None:
-    """Refuse to learn the clouds of all published episodes together.
-
-    Raises:
-        ConfigError: If the set is made of episodes.
-    """
-    if "episodes" in prepared.manifest.get("tables", {}):
-        raise ConfigError(
-            f"data.path={prepared.path}: it holds the clouds of few-shot episodes, which together "
-            "are no set; name one by data.episode=[way, shot, fold] with cluster.workers=0, or run "
-            "them all with jobs/fewshot.py"
-        )
 
 
 def _key(config: FinetuneConfig) -> tuple[str, str]:

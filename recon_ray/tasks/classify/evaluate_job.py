@@ -10,22 +10,22 @@ import numpy as np
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError
-from recon_ray.tasks.classify.classifier_checks import (
+from recon_ray.tasks.classify.config import EvaluateConfig
+from recon_ray.tasks.classify.confusion import class_lines, confusion_records, overall_accuracy
+from recon_ray.tasks.classify.voting import VotingEvaluation, vote_summary
+from recon_ray.tasks.config_checks import (
     check_labels,
     check_names,
     check_points,
     describe_set,
-    load_start,
+    find_set,
 )
-from recon_ray.tasks.classify.config import EvaluateConfig
-from recon_ray.tasks.classify.confusion import class_lines, confusion_records, overall_accuracy
-from recon_ray.tasks.classify.voting import VotingEvaluation, vote_summary
-from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.input_hashes import inputs_of
 from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.weights.find import load_start
 from recon_ray.weights.load import build
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -68,16 +68,9 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
 def _plan(
     config: EvaluateConfig, prepared: PreparedSet
 ) -> tuple[partial[VotingEvaluation], LoadedWeights, CloudPipeline]:
-    """Read the weights and refuse what does not fit, before anything starts.
-
-    Raises:
-        CheckpointError: If the weights cannot be read, or are of another family.
-        ConfigError: If they are not of this set.
-    """
-    sizes = {k: v for k, v in config.model.model_dump().items() if v is not None}
-    place, weights = load_start(config.init_from, **sizes)
-    assert place is not None
-    assert weights is not None
+    """Read the weights and refuse what does not fit, before anything starts."""
+    assert config.init_from is not None
+    place, weights = load_start(config.init_from, **config.model.model_dump())
     check_names(weights, prepared)
     build(weights)
     pipeline = _pipeline(config, prepared, weights)
@@ -142,9 +135,7 @@ def _finish(
         selection=_selection(config),
         counts={**counts, "workers": config.cluster.max_workers},
         draw=partial(draw_classification, run.folder, matrix, prepared.classes),
-        protocol=config.protocol,
-        init_from=config.init_from,
-        data=str(prepared.path),
+        prepared=prepared,
         card=(prepared.manifest.get("card") or {}).get("name"),
         votes=rounds,
         **confusion_records(matrix, prepared.classes),

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from recon_ray.cluster.evaluate import evaluate
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.data.format.held_out import hold_out
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.storage import join
-from recon_ray.tasks.classify.classifier_checks import (
-    check_classes,
-    check_labels,
-    check_points,
-    describe_set,
-    load_start,
-)
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.confusion import class_lines, confusion_records, overall_accuracy
 from recon_ray.tasks.classify.episodes import open_episode
@@ -34,12 +27,20 @@ from recon_ray.tasks.classify.task import (
     classifier_of,
     validation_split,
 )
-from recon_ray.tasks.config_checks import check_start, find_set
-from recon_ray.tasks.driver import Training, run_training, training_counts
+from recon_ray.tasks.config_checks import (
+    check_classes,
+    check_labels,
+    check_points,
+    check_start,
+    describe_set,
+    find_set,
+)
+from recon_ray.tasks.driver import Training, measure, run_training, training_counts
 from recon_ray.tasks.point_pipeline import pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.train.settings import FitSettings
+from recon_ray.weights.find import load_start
 from recon_ray.weights.load import compare
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -64,7 +65,7 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
         DataError: If the set is damaged.
     """
     data = config.data
-    prepared = open_episode(config, find_set("data.path", Path(data.path)))
+    prepared = open_episode(config, find_set("data.path", data.path))
     if data.validation_fraction is not None:
         prepared = _hold_out(config, prepared)
     check_classes(prepared)
@@ -81,12 +82,7 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
 
 
 def _hold_out(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
-    """Divide the training split.
-
-    Raises:
-        ConfigError: If the name of what is held out is taken.
-        DataError: If nothing can be held out.
-    """
+    """Divide the training split."""
     name, fraction = config.data.validation_split, config.data.validation_fraction
     assert name is not None
     assert fraction is not None
@@ -98,63 +94,49 @@ def _hold_out(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
     return hold_out(prepared, config.data.train_splits[0], name, fraction)
 
 
-def make_task(
-    config: FinetuneConfig, prepared: PreparedSet
-) -> tuple[Callable[[], ClassificationTask], str]:
+def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[ClassificationTask, str]:
     """Decide the classifier and compare it with the weights that it starts from.
 
     Returns:
-        What makes the task in a worker, and what became of the weights, in a sentence.
+        The task, and what became of the weights, in a sentence.
 
     Raises:
         CheckpointError: If the weights cannot be read or do not fit.
         ConfigError: If the sizes of the classifier do not fit each other or the clouds.
     """
-    place, weights = load_start(config.init_from, **_foreign_sizes(config))
-    config = config.model_copy(update={"init_from": place})
+    weights = None
+    if config.init_from is not None:
+        model = config.model  # the sizes that the shapes in a file do not show
+        sizes = {"num_heads": model.num_heads, "num_groups": model.num_groups}
+        place, weights = load_start(config.init_from, **sizes)
+        config = config.model_copy(update={"init_from": place})
     kind, architecture = classifier_of(config, weights, len(prepared.classes))
-    card = prepared.manifest.get("card")
     pipeline = pipeline_of(
-        card,
+        prepared.manifest.get("card"),
         num_points=config.data.num_points,
         skips_origin=config.flags.skips_origin,
         normalize=config.data.normalize,
         augment=config.data.augment,
     )
-    make = partial(
-        ClassificationTask,
-        config,
-        kind=kind,
-        architecture=architecture,
-        pipeline=pipeline,
-        classes=prepared.classes,
-    )
-    report = _check_model(make(), weights)
+    task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes)
+    report = _check_model(task, weights)
     logger.info(
         "%s, normalize=%s, augment=%s", describe_set(prepared, config.data.test_split),
         pipeline.normalize, pipeline.augment,
     )  # fmt: skip
-    return make, report
-
-
-def _foreign_sizes(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the configured sizes that the shapes in a file do not show."""
-    section = config.model
-    return {"num_heads": section.num_heads, "num_groups": section.num_groups}
+    return task, report
 
 
 def _check_model(task: ClassificationTask, weights: LoadedWeights | None) -> str:
-    arguments = task.architecture()
     for name in ("num_groups", "group_size"):
-        if arguments.get(name, 0) > task.pipeline.num_points:
+        if task.sizes.get(name, 0) > task.pipeline.num_points:
             raise ConfigError(
-                f"model.{name}={arguments[name]} is more than data.num_points="
+                f"model.{name}={task.sizes[name]} is more than data.num_points="
                 f"{task.pipeline.num_points}; lower it, or draw more points"
             )
-    fresh = replace_config(task, init_from=None)
     try:
         with torch.device("meta"):
-            model = fresh.stored_model(fresh.build())
+            model = _fresh_model(task)
     except ValueError as error:
         raise ConfigError(f"model: {error}; change model.*") from error
     if weights is None:
@@ -162,40 +144,26 @@ def _check_model(task: ClassificationTask, weights: LoadedWeights | None) -> str
     return compare(model, weights).summary()
 
 
-def replace_config(task: ClassificationTask, **values: Any) -> ClassificationTask:  # noqa: ANN401
-    """Return the same task with other options of the configuration."""
-    return ClassificationTask(
-        task.config.model_copy(update=values),
-        kind=task.kind,
-        architecture=task.architecture(),
-        pipeline=task.pipeline,
-        classes=task.classes,
-    )
+def _fresh_model(task: ClassificationTask) -> nn.Module:
+    fresh = replace(task, config=task.config.model_copy(update={"init_from": None}))
+    return fresh.stored_model(fresh.build())
 
 
 def plan(run: Run, config: FinetuneConfig, prepared: PreparedSet) -> TrainingJob:
     """Make the task, refuse a checkpoint to start from that does not fit it."""
-    make, report = make_task(config, prepared)
-    fresh = replace_config(make(), init_from=None)
-    check_start(run, lambda: fresh.stored_model(fresh.build()))
+    task, report = make_task(config, prepared)
+    check_start(run, lambda: _fresh_model(task))
     logger.info("%s", report)
-    return training_job(run, config, prepared, make)
-
-
-def training_job(
-    run: Run, config: FinetuneConfig, prepared: PreparedSet, make: Callable[[], ClassificationTask]
-) -> TrainingJob:
-    """Return task, data and settings of the training."""
     watched = validation_split(config)
     return TrainingJob(
-        make_task=make,
+        make_task=partial(replace, task),
         settings=FitSettings(
             config,
             validate_every_epochs=None if watched is None else config.eval.every_epochs,
             validate_from_epoch=int(config.flags.validates_epoch_zero),
             select="accuracy",
         ),
-        options=make().batch_options(),
+        options=task.batch_options(),
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=() if watched is None else (watched,),
@@ -210,7 +178,8 @@ def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Calla
     store = CheckpointStore(run.folder.checkpoints)
     best, last = store.best(), store.names()[-1]
     names = {"last": last} | ({} if best is None else {"best": best["name"]})
-    found = evaluate(
+    found = measure(
+        run,
         partial(
             AccuracyEvaluation,
             {name: join(run.folder.checkpoints, step) for name, step in names.items()},
@@ -221,10 +190,7 @@ def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Calla
         ),
         training.prepared,
         (config.data.test_split,),
-        options=training.options,
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
+        training.options,
     )
     matrices = {name: np.array(matrix) for name, matrix in found.items()}
     return partial(_finish, run, training, config, fitted, matrices, best)
@@ -268,9 +234,7 @@ def _finish(
         selection=selection(config, best),
         counts=counts,
         draw=partial(draw_classification, run.folder, matrix, classes),
-        protocol=config.protocol,
-        init_from=config.init_from,
-        data=str(prepared.path),
+        prepared=prepared,
         card=(prepared.manifest.get("card") or {}).get("name"),
         **confusion_records(matrix, classes),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import EvaluationRuntime, Runtime
 from recon_ray.weights.find import find_weights
-from recon_ray.weights.load import LoadReport, build, encoder_sizes, initialize
+from recon_ray.weights.load import build, encoder_sizes, initialize
 from recon_ray.weights.weight_files import LoadedWeights
 
 CLASSIFIERS = ("classifier", "twotower_classifier")
@@ -31,11 +30,7 @@ CLASSIFIERS = ("classifier", "twotower_classifier")
 
 
 class ClassificationModule(nn.Module):
-    """A classifier with its loss; the training loop calls it.
-
-    Args:
-        model: The classifier.
-    """
+    """A classifier with its loss; the training loop calls it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -46,13 +41,14 @@ class ClassificationModule(nn.Module):
         return classification_losses(self.model(batch["points"], source), batch["label"])
 
 
+@dataclass(eq=False)
 class ClassificationTask:
     """Training of one classifier on one prepared set.
 
-    Args:
+    Attributes:
         config: The job's configuration; ``init_from`` can be read by every worker.
         kind: Kind of model, one of :data:`CLASSIFIERS`.
-        architecture: Its constructor arguments.
+        sizes: Its constructor arguments.
         pipeline: How clouds are brought to it.
         classes: Class names in label order.
     """
@@ -60,34 +56,20 @@ class ClassificationTask:
     name = "finetune"
     has_unused_parameters = False
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        *,
-        kind: str,
-        architecture: dict[str, Any],
-        pipeline: CloudPipeline,
-        classes: Sequence[str],
-    ) -> None:
-        self.config = config
-        self.kind = kind
-        self.pipeline = pipeline
-        self.classes = list(classes)
-        self.report: LoadReport | None = None
-        self._architecture = architecture
+    config: FinetuneConfig
+    kind: str
+    sizes: dict[str, Any]
+    pipeline: CloudPipeline
+    classes: list[str]
 
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the classifier."""
-        return dict(self._architecture)
+        return dict(self.sizes)
 
     def records(self) -> dict[str, Any]:
         """Return the records that an evaluation of the classifier uses."""
-        pipeline = self.pipeline
-        return {
-            "classes": self.classes,
-            "num_points": pipeline.num_points,
-            "normalize": pipeline.normalize,
-        }
+        points, normalize = self.pipeline.num_points, self.pipeline.normalize
+        return {"classes": self.classes, "num_points": points, "normalize": normalize}
 
     def build(self) -> nn.Module:
         """Make the classifier with its loss and start it from the weights.
@@ -95,9 +77,9 @@ class ClassificationTask:
         Raises:
             CheckpointError: If these cannot be read or do not fit.
         """
-        model = MODELS[self.kind](**self._architecture)
+        model = MODELS[self.kind](**self.sizes)
         if self.config.init_from is not None:
-            self.report = initialize(model, find_weights(self.config.init_from))
+            initialize(model, find_weights(self.config.init_from))
         assert isinstance(model, Protocol)
         model.set_protocol(self.config.train.tune)
         return ClassificationModule(model)

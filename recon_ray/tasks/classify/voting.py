@@ -15,15 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon_ray.data.loading.batches import Batch, BatchOptions
-from recon_ray.data.loading.prefetch import batches_on
 from recon_ray.errors import CheckpointError
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.classify.confusion import confusion_matrix
+from recon_ray.tasks.feature_extraction import batches_of
 from recon_ray.tasks.point_pipeline import CloudPipeline
-from recon_ray.train.feed.indexed import evaluation_batches
 from recon_ray.train.metrics import gather_rows, is_distributed
 from recon_ray.train.runtime import EvaluationRuntime
 from recon_ray.weights.find import find_weights
@@ -37,21 +35,13 @@ ROUNDS = "votes.json"
 
 @dataclass
 class _Shapes:
-    """A worker's labeled clouds, thinned once for all rounds.
+    """A worker's labeled clouds, thinned once for all rounds."""
 
-    Attributes:
-        ids: (B,) sample ids.
-        labels: (B,) classes.
-        plain: (B, n, 3) the points that the plain accuracy reads.
-        candidates: (B, m, 3) the points that every voting repeat picks from.
-        sampled: How many clouds were thinned.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    plain: Tensor
-    candidates: Tensor
-    sampled: int
+    ids: Tensor  # (B,)
+    labels: Tensor  # (B,)
+    plain: Tensor  # (B, n, 3) points that the plain accuracy reads
+    candidates: Tensor  # (B, m, 3) points that every voting repeat picks from
+    sampled: int  # clouds that were thinned
 
     def batches(self, size: int) -> Iterator[slice]:
         """Slices of at most so many clouds."""
@@ -107,11 +97,6 @@ class VotingEvaluation:
     ) -> dict[str, Any]:
         """Measure a classifier, in evaluation mode on the device, as :meth:`run` does.
 
-        Args:
-            model: The classifier.
-            runtime: The worker's outside.
-            source: Where its weights are from: recorded rounds of others do not count.
-
         Raises:
             CheckpointError: If the rounds cannot be recorded.
         """
@@ -130,21 +115,9 @@ class VotingEvaluation:
         }
 
     def _read(self, runtime: EvaluationRuntime) -> _Shapes:
-        table = runtime.table(self.split)
         parts: dict[str, list[Tensor]] = {"ids": [], "labels": [], "plain": [], "candidates": []}
         sampled = 0
-
-        def batches() -> Iterator[Batch]:
-            return evaluation_batches(
-                table,
-                BatchOptions(),
-                batch_size=self.batch_size,
-                rank=runtime.rank,
-                world_size=runtime.world_size,
-                pinned=runtime.device.type == "cuda",
-            )
-
-        for batch in batches_on(batches, runtime.device):
+        for batch in batches_of(runtime, self.split, self.batch_size):
             labeled = batch["label"] >= 0
             points = batch["points"][labeled]
             plain, candidates = self._thin(points)

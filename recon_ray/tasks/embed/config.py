@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, LocalPath, Location, ProtocolConfig, Section
-from recon_ray.config.sections.foreign_model import ForeignModelSection
-from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
+from recon_ray.config.sections.common import Count, LocalPath, Location, Section
+from recon_ray.tasks.linear_probe.config import EvaluatedSetSection, FrozenWeightsConfig
 
 
 class EmbeddedDataSection(EvaluatedSetSection):
@@ -31,15 +30,11 @@ class EmbedSection(Section):
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
 
-class EmbedConfig(ProtocolConfig):
+class EmbedConfig(FrozenWeightsConfig):
     """jobs/embed.py: features of every shape of a prepared set, or of files, as Parquet."""
 
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto continues the run of this name, never sets it aside."
-    )
-    init_from: Location | None = Field(
-        None,
-        description="Weights with an encoder: run folder, checkpoint, file or published name.",
     )
     data: EmbeddedDataSection = Field(EmbeddedDataSection(), description="Prepared shapes.")
     files: tuple[LocalPath, ...] = Field(
@@ -48,15 +43,10 @@ class EmbedConfig(ProtocolConfig):
     up_axis: Literal["x", "y", "z"] = Field(
         "y", description="Axis that points up in the files; they are turned to y up."
     )
-    model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
-    )
     embed: EmbedSection = Field(EmbedSection(), description="Splits and batches.")
 
     @model_validator(mode="after")
     def _is_complete(self) -> EmbedConfig:
-        if self.init_from is None:
-            raise ValueError("init_from=<run folder or file of weights> must be given")
         if self.data.path is None and not self.files:
             raise ValueError("data.path=<prepared set> or files=[a.ply, ...] must be given")
         if self.data.path is None and self.embed.splits is not None:

@@ -46,10 +46,6 @@ def model_hash(model: nn.Module) -> str:
 def load_encoder(weights: str, sizes: Mapping[str, Any]) -> Encoder:
     """Load the encoder of weights, in evaluation mode, on the CPU.
 
-    Args:
-        weights: Run folder, checkpoint or file.
-        sizes: Constructor arguments that a foreign file does not hold.
-
     Raises:
         CheckpointError: If they cannot be read, or belong to a model without features.
     """

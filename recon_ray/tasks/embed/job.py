@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.cluster.training_job import resolve_precision
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.errors import ConfigError
 from recon_ray.points import ops
 from recon_ray.runs.storage import join
-from recon_ray.tasks.classify.classifier_checks import check_patches, check_points, load_start
-from recon_ray.tasks.config_checks import check_here, find_set, use_ops
+from recon_ray.tasks.config_checks import (
+    check_here,
+    check_patches,
+    check_points,
+    check_split,
+    find_set,
+    use_ops,
+)
 from recon_ray.tasks.embed.config import EmbedConfig
 from recon_ray.tasks.embed.encode import (
     EmbedWorker,
@@ -25,12 +28,12 @@ from recon_ray.tasks.embed.encode import (
     model_hash,
 )
 from recon_ray.tasks.embed.parts import EmbedTask, file_parts, set_parts
-from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import open_run
 from recon_ray.tasks.shard_encoding import encode_shards
 from recon_ray.train.inference import Inference
+from recon_ray.weights.find import load_start
 
 #: Folder of the parts in the run's folder.
 EMBEDDINGS = "embeddings"
@@ -41,9 +44,9 @@ def embed(job: Job[EmbedConfig]) -> JobResult:
     config = job.config
     check_here(config)
     use_ops(config)
-    prepared = None if config.data.path is None else find_set("data.path", Path(config.data.path))
+    prepared = None if config.data.path is None else find_set("data.path", config.data.path)
+    assert config.init_from is not None
     place, _ = load_start(config.init_from, **config.model.model_dump())
-    assert place is not None
     model = load_encoder(place, config.model.model_dump())
     _check(config, prepared, model)
     name, widths = model_hash(model), feature_widths(model)
@@ -83,39 +86,26 @@ def embed(job: Job[EmbedConfig]) -> JobResult:
 
 
 def _check(config: EmbedConfig, prepared: PreparedSet | None, model: Encoder) -> None:
-    """Refuse more points than are stored, too few for the model, and unknown splits.
-
-    Raises:
-        ConfigError: Naming the option.
-    """
+    """Refuse more points than are stored, too few for the model, and unknown splits."""
     check_patches(config.data.num_points, model)
     if prepared is None:
         return
     check_points(prepared, config.data.num_points)
     for split in config.embed.splits or ():
-        if split not in prepared.splits:
-            raise ConfigError(
-                f"embed.splits={split}: {prepared.path} has the splits "
-                f"{', '.join(prepared.splits)}; choose of them"
-            )
+        check_split(prepared, "embed.splits", split)
 
 
 def _plan(
     config: EmbedConfig, prepared: PreparedSet | None, model: str, folder: str
 ) -> list[EmbedTask]:
     """Plan the parts of the set and of the files, with the farthest points of each cloud."""
-
-    def choice(card: dict[str, Any] | None) -> PointChoice:
-        return evaluated_clouds(config.data, card, skips_origin=config.flags.skips_origin).test()
-
     tasks: list[EmbedTask] = []
     if prepared is not None:
         splits = config.embed.splits or tuple(prepared.splits)
-        card, limit = prepared.manifest.get("card"), config.data.limit
-        tasks += set_parts(folder, prepared, splits, choice(card), model=model, limit=limit)
-    axis, seed = config.up_axis, config.run.seed
-    tasks += file_parts(folder, config.files, choice(None), model=model, up_axis=axis, seed=seed)
-    return tasks
+        choice, limit = evaluated_clouds(config, prepared).test(), config.data.limit
+        tasks += set_parts(folder, prepared, splits, choice, model=model, limit=limit)
+    choice, axis, seed = evaluated_clouds(config, None).test(), config.up_axis, config.run.seed
+    return tasks + file_parts(folder, config.files, choice, model=model, up_axis=axis, seed=seed)
 
 
 def _worker(config: EmbedConfig, place: str, model: str, pool: EncodePool) -> EmbedWorker:

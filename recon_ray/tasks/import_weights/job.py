@@ -24,7 +24,8 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
     config = job.config
     assert config.input is not None
     assert config.output is not None
-    _check_output(config.output)
+    if config.output.is_dir():
+        raise ConfigError(f"output={config.output}: it is a folder; give the name of a file")
     weights = find_weights(config.input, **config.model.model_dump())
     weights, report = convert(weights, config.kind)
     if job.dry_run:
@@ -41,6 +42,7 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
             extra={"source": Path(config.input).name, **weights.extra},
         )
     logger.info("%s model %s, written to %s", weights.kind, weights.architecture, config.output)
+    sizes = ", ".join(f"{name}={value}" for name, value in weights.architecture.items())
     counts = {
         "loaded": len(report.loaded) + len(report.renamed),
         "missing": len(report.missing),
@@ -50,7 +52,7 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
     }
     return run.finish(
         {"parameters": float(sum(value.numel() for value in weights.state.values()))},
-        table=f"{report.table()}\n{config.output}: {weights.kind}, {_sizes(weights)}",
+        table=f"{report.table()}\n{config.output}: {weights.kind}, {sizes}",
         selection="all tensors of the kind of model",
         counts=counts,
         kind=weights.kind,
@@ -60,11 +62,7 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
 
 
 def convert(weights: LoadedWeights, kind: str = "auto") -> tuple[LoadedWeights, LoadReport]:
-    """Keep the weights of a kind of model, and report every key.
-
-    Args:
-        weights: The weights of a file.
-        kind: Kind of model, or ``auto`` for that of the weights.
+    """Keep the weights of a kind of model (``auto``: their own), and report every key.
 
     Raises:
         CheckpointError: If the weights of such a model are not complete.
@@ -88,17 +86,9 @@ def convert(weights: LoadedWeights, kind: str = "auto") -> tuple[LoadedWeights, 
 
 
 def _as_it_is(weights: LoadedWeights) -> LoadReport:
-    renamed = tuple((key, weights.renamed[key]) for key in weights.state if key in weights.renamed)
-    loaded = tuple(key for key in weights.state if key not in weights.renamed)
+    names = weights.renamed
+    renamed = tuple((key, names[key]) for key in weights.state if key in names)
+    loaded = tuple(key for key in weights.state if key not in names)
     return LoadReport(
         weights.source, loaded, renamed, unknown=weights.unknown, dropped=weights.dropped
     )
-
-
-def _sizes(weights: LoadedWeights) -> str:
-    return ", ".join(f"{name}={value}" for name, value in weights.architecture.items())
-
-
-def _check_output(output: Path) -> None:
-    if output.is_dir():
-        raise ConfigError(f"output={output}: it is a folder; give the name of a file")

@@ -33,6 +33,25 @@ class EvaluatedSetSection(Section):
     verify: bool = Field(True, description="Compare the SHA-256 of every shard first.")
 
 
+class FrozenWeightsConfig(ProtocolConfig):
+    """Options of a job that reads shapes with frozen weights."""
+
+    init_from: Location | None = Field(
+        None,
+        description="Weights of a pre-training: run folder, checkpoint, file or published name.",
+    )
+    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Shapes that are read.")
+    model: ForeignModelSection = Field(
+        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
+    )
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> FrozenWeightsConfig:
+        if self.init_from is None:
+            raise ValueError("init_from=<run folder or file of weights> must be given")
+        return self
+
+
 class ProbeSection(Section):
     """Probes on frozen features."""
 
@@ -57,21 +76,7 @@ class ProbeSection(Section):
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
 
-class LinearProbeConfig(ProtocolConfig):
+class LinearProbeConfig(FrozenWeightsConfig):
     """jobs/linear_probe.py: linear SVM, nearest neighbors, logistic regression on features."""
 
-    init_from: Location | None = Field(
-        None,
-        description="Weights with an encoder: run folder, checkpoint, file or published name.",
-    )
-    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Set that is classified.")
-    model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
-    )
     probe: ProbeSection = Field(ProbeSection(), description="The probes.")
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> LinearProbeConfig:
-        if self.init_from is None:
-            raise ValueError("init_from=<run folder or file of weights> must be given")
-        return self

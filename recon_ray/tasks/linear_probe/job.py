@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError
-from recon_ray.tasks.classify.classifier_checks import (
+from recon_ray.tasks.config_checks import (
     check_batch,
     check_classes,
     check_labels,
     check_points,
-    load_start,
+    find_set,
 )
-from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.driver import run_evaluation
+from recon_ray.tasks.feature_extraction import open_embedder
 from recon_ray.tasks.linear_probe.config import LinearProbeConfig
 from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
-from recon_ray.weights.load import compare, construct
 
 #: Probes in the order of the table.
 PROBES = {
@@ -36,16 +34,10 @@ PROBES = {
 def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     """Extract features once, fit the probes and write ``result.json``."""
     config = job.config
-    prepared = find_set("data.path", Path(config.data.path))
-    place, weights = load_start(config.init_from, **config.model.model_dump())
-    assert place is not None
-    assert weights is not None
-    compare(construct("embedder", weights), weights, strict=True)
+    prepared = find_set("data.path", config.data.path)
+    place, _, _ = open_embedder(config)
     _check_splits(config, prepared)
     check_points(prepared, config.data.num_points)
-    choice = evaluated_clouds(
-        config.data, prepared.manifest.get("card"), skips_origin=config.flags.skips_origin
-    ).test()
     return run_evaluation(
         job,
         partial(
@@ -54,7 +46,7 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
             sizes=config.model.model_dump(),
             batch_size=config.probe.batch_size,
             options=config.probe,
-            choice=choice,
+            choice=evaluated_clouds(config, prepared).test(),
             num_classes=len(prepared.classes),
             flags=config.flags,
             seed=config.run.seed,
@@ -62,7 +54,6 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
         ),
         prepared,
         (config.probe.train_split, config.probe.test_split),
-        label=prepared.path.name,
         fits="weights and set fit, nothing was probed",
         verify=config.data.verify,
         finish=lambda run, found: _finish(run, config, prepared, found),
@@ -83,18 +74,12 @@ def _finish(
             "classes": len(prepared.classes),
             "workers": config.cluster.max_workers,
         },
-        protocol=config.protocol,
-        init_from=config.init_from,
-        data=str(prepared.path),
+        prepared=prepared,
     )
 
 
 def _check_splits(config: LinearProbeConfig, prepared: PreparedSet) -> None:
-    """Refuse splits that cannot be learned from or tested on.
-
-    Raises:
-        ConfigError: Naming the option.
-    """
+    """Refuse splits that cannot be learned from or tested on."""
     check_classes(prepared)
     splits = {"train_split": config.probe.train_split, "test_split": config.probe.test_split}
     for key, split in splits.items():

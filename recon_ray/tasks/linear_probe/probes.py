@@ -71,15 +71,7 @@ def few_label_accuracy(
     seed: int,
     c: float = PAPER_C,
 ) -> float:
-    """Return the mean test accuracy of linear SVMs with few labels a class.
-
-    Args:
-        data: As :func:`svm_accuracy` takes it.
-        shots: Labels a class; all labels of a class with fewer.
-        draws: Random draws that are averaged.
-        seed: Seed of the draws.
-        c: Inverse regularization.
-    """
+    """Return the mean accuracy of linear SVMs over draws of few labels a class."""
     train, train_labels, test, test_labels = data
     accuracies = []
     for draw in range(draws):
@@ -124,13 +116,7 @@ def nearest_neighbors(
 
 
 def choose_k(train: np.ndarray, train_labels: np.ndarray, ks: Sequence[int]) -> int:
-    """Choose the k that classifies most training features right by their neighbors.
-
-    Args:
-        train: (B, D) training features.
-        train_labels: (B,) their classes.
-        ks: Candidates; the first of the best is chosen.
-    """
+    """Choose the k that classifies most training features right by their neighbors."""
     usable = [k for k in ks if k < len(train)] or [min(ks)]
     if len(usable) == 1:
         return usable[0]

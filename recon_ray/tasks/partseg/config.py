@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from recon_ray.config.sections.common import Count, Fraction, Location, Section
 from recon_ray.config.sections.data import SetSection
 from recon_ray.config.sections.training import OptimSection, TrainingConfig, TrainSection
+from recon_ray.tasks.classify.config import DownstreamModelSection, refuse_trained_splits
 
 
 class PartsegDataSection(SetSection):
@@ -26,18 +27,10 @@ class PartsegDataSection(SetSection):
     )
 
 
-class PartsegModelSection(Section):
+class PartsegModelSection(DownstreamModelSection):
     """A preset and its overrides; sizes that the weights of init_from fix come from them."""
 
-    preset: Literal["nano", "tiny", "small", "base"] | None = Field(
-        None, description="Named sizes; by default those of init_from, else base."
-    )
-    embed_dim: Count | None = Field(None, description="Width of the transformer.")
-    depth: Count | None = Field(None, description="Encoder blocks.")
-    num_heads: Count | None = Field(None, description="Attention heads; must divide embed_dim.")
     num_groups: Count | None = Field(None, description="Point patches a cloud (paper: 128).")
-    group_size: Count | None = Field(None, description="Points in a patch.")
-    drop_path: Fraction | None = Field(None, description="Stochastic depth of the last block.")
     dropout: Fraction | None = Field(None, description="Dropout in the head (paper: 0.5).")
     feature_blocks: tuple[int, ...] | None = Field(
         None, description="Blocks whose patches are read (from 0); paper: 3, 7, 11 of 12."
@@ -48,11 +41,6 @@ class PartsegModelSection(Section):
     head_widths: tuple[Count, Count] | None = Field(
         None, description="Widths of the hidden layers of the head."
     )
-
-    def overrides(self) -> dict[str, Any]:
-        """Return the architecture options that are given."""
-        given = self.model_dump(exclude={"preset"})
-        return {name: value for name, value in given.items() if value is not None}
 
 
 class PartsegEvalSection(Section):
@@ -97,10 +85,5 @@ class PartsegConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _holds_out(self) -> PartsegConfig:
-        for key in ("validation_split", "test_split"):
-            name = getattr(self.data, key)
-            if name in self.data.train_splits:
-                raise ValueError(
-                    f"data.{key}={name} is one of data.train_splits; choose a held-out split"
-                )
+        refuse_trained_splits(self.data)
         return self

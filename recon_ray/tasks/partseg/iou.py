@@ -147,11 +147,7 @@ def summarize(
 
 
 def category_lines(record: Mapping[str, Mapping[str, float | int | None]]) -> list[str]:
-    """Return a line for every category; "-" where no shape of it occurs.
-
-    Args:
-        record: Of :meth:`PartScores.record`.
-    """
+    """Return a line for each of :meth:`PartScores.record`; "-" where no shape of it occurs."""
     lines = [f"{'category':16}{'shapes':>8}{'mIoU':>9}"]
     for name, scores in record.items():
         shown = "-" if scores["miou"] is None else f"{scores['miou']:.1%}"

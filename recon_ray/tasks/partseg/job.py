@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recon_ray.cluster.evaluate import evaluate
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.partseg import PartSegmenter
 from recon_ray.models.presets import preset_sizes
-from recon_ray.tasks.classify.classifier_checks import load_start
 from recon_ray.tasks.config_checks import check_start, find_set
-from recon_ray.tasks.driver import Training, run_evaluation, run_training, training_counts
+from recon_ray.tasks.driver import Training, measure, run_evaluation, run_training, training_counts
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import PartTable, category_lines
 from recon_ray.tasks.partseg.part_table import read_part_table
-from recon_ray.tasks.partseg.task import PartEvaluation, PartSegmentationTask, Scoring, part_options
+from recon_ray.tasks.partseg.task import PartEvaluation, PartSegmentationTask, Scoring
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.settings import FitSettings
+from recon_ray.weights.find import load_start
 from recon_ray.weights.load import compare, encoder_sizes
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -57,7 +57,7 @@ def open_set(config: PartsegConfig) -> PreparedSet:
         ConfigError: If there is no such folder, or no such splits or part labels in it.
         DataError: If it is damaged.
     """
-    prepared, data = find_set("data.path", Path(config.data.path)), config.data
+    prepared, data = find_set("data.path", config.data.path), config.data
     if not prepared.layout.part_labels:
         raise ConfigError(
             f"data.path={data.path}: its shapes have no part labels; prepare a set that has, "
@@ -168,7 +168,22 @@ def plan(run: Run, config: PartsegConfig, prepared: PreparedSet) -> TrainingJob:
     task = make_task(config, prepared)
     check_start(run, lambda: PartSegmenter(**task.sizes))
     _check_batches(config)
-    return training_job(run, config, prepared, task)
+    selects = config.selection_split is not None
+    test = config.data.test_split
+    return TrainingJob(
+        make_task=partial(replace, task),
+        settings=FitSettings(
+            config,
+            extra_epoch=False,
+            double_step=config.flags.double_step,
+            validate_every_epochs=config.eval.every_epochs if selects else None,
+            select="instance_miou" if selects else None,
+        ),
+        options=task.scoring.options,
+        prepared=prepared,
+        folder=run.folder,
+        evaluation_splits=tuple(dict.fromkeys((test, config.selection_split or test))),
+    )
 
 
 def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationTask:
@@ -179,19 +194,15 @@ def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationT
         ConfigError: If the sizes of the model do not fit each other or the clouds.
         DataError: If a label is not one of the set's parts.
     """
-    table = part_table(config, prepared)
-    place, weights = load_start(config.init_from, **_foreign(config))
+    table, place, weights = part_table(config, prepared), None, None
+    if config.init_from is not None:
+        place, weights = load_start(config.init_from, **_foreign(config))
     sizes = model_sizes(config, table, weights)
-    scoring = scoring_of(config, prepared, table)
-    return PartSegmentationTask(config, sizes=sizes, scoring=scoring, weights=place)
+    return PartSegmentationTask(config, sizes, scoring_of(config, prepared, table), place)
 
 
 def _check_batches(config: PartsegConfig) -> None:
-    """Refuse batches of one shape, of which the category's batch norm has no statistics.
-
-    Raises:
-        ConfigError: Naming the option.
-    """
+    """Refuse batches of one shape, of which the category's batch norm has no statistics."""
     train = config.train
     for workers in config.cluster.allowed_workers:
         slices = BatchPlan(train.global_batch_size, workers, train.micro_batch_size).micro_slices()
@@ -204,34 +215,6 @@ def _check_batches(config: PartsegConfig) -> None:
             )
 
 
-def training_job(
-    run: Run, config: PartsegConfig, prepared: PreparedSet, task: PartSegmentationTask
-) -> TrainingJob:
-    """Return task, data and settings of the training."""
-    selects = config.selection_split is not None
-    test = config.data.test_split
-    return TrainingJob(
-        make_task=partial(
-            PartSegmentationTask,
-            config,
-            sizes=task.sizes,
-            scoring=task.scoring,
-            weights=task.weights,
-        ),
-        settings=FitSettings(
-            config,
-            extra_epoch=False,
-            double_step=config.flags.double_step,
-            validate_every_epochs=config.eval.every_epochs if selects else None,
-            select="instance_miou" if selects else None,
-        ),
-        options=part_options(prepared.layout.valid_points),
-        prepared=prepared,
-        folder=run.folder,
-        evaluation_splits=tuple(dict.fromkeys((test, config.selection_split or test))),
-    )
-
-
 # -- Scores --------------------------------------------------------------------------------------
 
 
@@ -241,15 +224,8 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
     assert isinstance(config, PartsegConfig)
     assert isinstance(task, PartSegmentationTask)
     test = config.data.test_split
-    found = evaluate(
-        partial(PartEvaluation, run.folder.place, {}, test, task.scoring),
-        training.prepared,
-        [test],
-        options=task.scoring.options,
-        folder=run.folder,
-        cluster=config.cluster,
-        runtime=config.runtime,
-    )
+    make = partial(PartEvaluation, run.folder.place, {}, test, task.scoring)
+    found = measure(run, make, training.prepared, [test], task.scoring.options)
     selection, split = "last epoch; nothing was chosen on the test split", config.selection_split
     if split is not None:
         where = "the test split itself" if split == test else f"split {split}"
@@ -261,11 +237,10 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
 
 def _score_only(job: Job[PartsegConfig]) -> JobResult:
     config = job.config
+    assert config.init_from is not None
     prepared = open_set(config)
     table = part_table(config, prepared)
     place, weights = load_start(config.init_from, **_foreign(config))
-    assert place is not None
-    assert weights is not None
     if weights.kind != "partseg":
         raise CheckpointError(
             f"init_from={config.init_from}: it holds a {weights.kind} model, and test=only scores "
@@ -313,10 +288,8 @@ def _record(
         table=summary(metrics, found["categories"]),
         selection=selection,
         counts={"samples": rows, "classes": len(prepared.classes), **counts},
-        protocol=config.protocol,
+        prepared=prepared,
         per_category=found["categories"],
-        init_from=config.init_from,
-        data=str(prepared.path),
     )
 
 

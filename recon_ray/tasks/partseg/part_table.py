@@ -13,11 +13,7 @@ from recon_ray.tasks.partseg.iou import PartTable
 
 
 def read_part_table(prepared: PreparedSet, splits: Sequence[str]) -> PartTable:
-    """Return the parts by the set's card, or without one by its labels.
-
-    Args:
-        prepared: A set with part labels.
-        splits: Splits whose labels are compared with the card.
+    """Return the parts by the set's card, or without one by the labels of splits.
 
     Raises:
         DataError: If a shape has no category, or a part that its category has not.

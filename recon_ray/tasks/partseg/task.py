@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.data.loading.batches import Batch, BatchOptions
-from recon_ray.data.loading.prefetch import batches_on
 from recon_ray.losses.downstream import segmentation_losses
 from recon_ray.models.partseg import PartSegmenter, is_part_head_parameter
 from recon_ray.points import ops, random, transforms
 from recon_ray.points.random import RandomSource, SampleGenerator
+from recon_ray.tasks.feature_extraction import batches_of
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import (
     PartScores,
@@ -24,7 +23,6 @@ from recon_ray.tasks.partseg.iou import (
     shape_ious,
     summarize,
 )
-from recon_ray.train.feed.indexed import evaluation_batches
 from recon_ray.train.metrics import gather_rows
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import EvaluationRuntime, Runtime
@@ -119,7 +117,8 @@ class Scoring:
     @property
     def options(self) -> BatchOptions:
         """Return the content of a batch."""
-        return part_options(self.has_valid_points)
+        counts = ("valid_points",) if self.has_valid_points else ()
+        return BatchOptions(beside=("part_labels", *counts))
 
     def predict(
         self, model: PartSegmenter, batch: Batch, allowed: Tensor
@@ -146,51 +145,25 @@ class Scoring:
         return predict_parts(log_probs, mine), parts, _is_own(points, valid)
 
 
-def part_options(has_valid_points: bool) -> BatchOptions:
-    """Return the content of a batch of part segmentation."""
-    counts = ("valid_points",) if has_valid_points else ()
-    return BatchOptions(beside=("part_labels", *counts))
-
-
-def _columns(has_valid_points: bool) -> tuple[str, ...]:
-    return ("sample_id", "points", "label", *part_options(has_valid_points).beside)
-
-
 def score_split(
     model: PartSegmenter, runtime: EvaluationRuntime, split: str, scoring: Scoring
 ) -> PartScores:
-    """Score a split, every shape once for any number of workers; the same on every rank.
-
-    Args:
-        model: The model, in evaluation mode on the runtime's device.
-        runtime: The worker's outside.
-        split: Name of the split.
-        scoring: How.
-    """
+    """Score a split, every shape once for any number of workers; the same on every rank."""
     device, table = runtime.device, scoring.table
     ious = [torch.zeros(0, dtype=torch.float64, device=device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=device)]
     totals = torch.zeros(1, table.num_parts, 3, dtype=torch.int64, device=device)
-
-    def batches() -> Iterator[Batch]:
-        return evaluation_batches(
-            runtime.table(split),
-            scoring.options,
-            batch_size=scoring.batch_size,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            limit=scoring.limit,
-            pinned=device.type == "cuda",
-        )
 
     def score(*values: Tensor) -> dict[str, Tensor]:
         batch = dict(zip(names, values, strict=True))
         counts = count_parts(*scoring.predict(model, batch, allowed), table.num_parts)
         return {"counts": counts, "ious": shape_ious(counts, allowed[batch["label"]])}
 
-    allowed, names = table.allowed().to(device), _columns(scoring.has_valid_points)
+    allowed = table.allowed().to(device)
+    names = ("sample_id", "points", "label", *scoring.options.beside)
     scored = runtime.inference.prepare(score, device)
-    for batch in batches_on(batches, device):
+    size, limit = scoring.batch_size, scoring.limit
+    for batch in batches_of(runtime, split, size, limit=limit, options=scoring.options):
         found = scored(*(batch[name] for name in names))
         ious.append(found["ious"])
         labels.append(batch["label"])
@@ -203,21 +176,21 @@ def score_split(
     )
 
 
+@dataclass(frozen=True)
 class PartEvaluation:
-    """Scores finished weights on a split.
+    """Scoring of finished weights on a split.
 
-    Args:
+    Attributes:
         weights: Run, checkpoint or file of a part segmentation model.
         sizes: Constructor arguments that the shapes in a foreign file do not show.
         split: Name of the split.
         scoring: How.
     """
 
-    def __init__(
-        self, weights: str, sizes: Mapping[str, Any], split: str, scoring: Scoring
-    ) -> None:
-        self.weights, self.sizes = weights, dict(sizes)
-        self.split, self.scoring = split, scoring
+    weights: str
+    sizes: dict[str, Any]
+    split: str
+    scoring: Scoring
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
         """Return the metrics and the table of categories."""
@@ -232,11 +205,7 @@ class PartEvaluation:
 
 
 class PartSegModule(nn.Module):
-    """The model with its loss; the training loop calls it.
-
-    Args:
-        model: The model.
-    """
+    """The model with its loss; the training loop calls it."""
 
     def __init__(self, model: PartSegmenter) -> None:
         super().__init__()
@@ -248,10 +217,11 @@ class PartSegModule(nn.Module):
         return segmentation_losses(log_probs, batch["part_labels"])
 
 
+@dataclass(eq=False)
 class PartSegmentationTask:
     """Training of one part segmentation model on one prepared set.
 
-    Args:
+    Attributes:
         config: The job's configuration.
         sizes: Constructor arguments of the model.
         scoring: How splits are scored.
@@ -261,18 +231,10 @@ class PartSegmentationTask:
     name = "partseg"
     has_unused_parameters = False
 
-    def __init__(
-        self,
-        config: PartsegConfig,
-        *,
-        sizes: Mapping[str, Any],
-        scoring: Scoring,
-        weights: str | None = None,
-    ) -> None:
-        self.config = config
-        self.sizes = dict(sizes)
-        self.scoring = scoring
-        self.weights = weights
+    config: PartsegConfig
+    sizes: dict[str, Any]
+    scoring: Scoring
+    weights: str | None = None
 
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the model."""

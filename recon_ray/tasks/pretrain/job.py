@@ -14,10 +14,10 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.config_checks import (
+    check_evaluated_split,
     check_images,
-    check_labels,
+    check_labeled,
     check_model,
-    check_split,
     check_start,
     check_texts,
     find_set,
@@ -74,11 +74,7 @@ def _creates(job: Job[PretrainConfig]) -> bool:
 
 
 def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
-    """Open the prepared set, after preparing the synthetic one if configured.
-
-    Args:
-        config: The configuration.
-        creates: False where data.create was not meant for this path.
+    """Open the prepared set, after preparing the synthetic one if configured and ``creates``.
 
     Raises:
         ConfigError: If there is no such folder, or it lacks a configured split or its pictures.
@@ -88,7 +84,7 @@ def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
     if creates and config.data.create == "synthetic" and not (path / "_manifest.json").exists():
         _make_synthetic(config, path)
     prepared = find_set("data.path", path)
-    check_split(config, prepared)
+    check_evaluated_split(config, prepared)
     image = config.teacher.image
     if image.name not in (None, SOURCE) and image.mode == "online":
         check_images(prepared)
@@ -121,7 +117,7 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
     texts = texts_of(prepared, config.data.text)
     if config.teacher.text.name not in (None, SOURCE):
         check_texts(prepared, texts)
-    check_labels(config, prepared)
+    check_labeled(config, prepared)
     stored = stored_teachers(config, prepared, texts)
     for one in stored.features:
         logger.info("%s: %d a shape, %d wide, of %s", one.column, *one.shape, one.identity["name"])
@@ -208,9 +204,8 @@ def _finish(run: Run, training: TrainingJob, metrics: dict[str, float]) -> JobRe
         selection=SELECTION + best_kept(config, metrics),
         counts=counts,
         draw=partial(draw_pretraining, run.folder, prepared, config),
-        protocol=config.protocol,
+        prepared=prepared,
         teachers=json.loads(run.folder.read(TEACHERS) or "{}"),
-        data=str(prepared.path),
     )
 
 

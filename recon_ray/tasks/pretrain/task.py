@@ -41,12 +41,7 @@ Student: TypeAlias = Recon | TwoTower
 
 
 class PretrainModule(nn.Module):
-    """The student with its losses; the training loop calls it.
-
-    Args:
-        model: The student.
-        chamfer: ``l1`` or ``l2``.
-    """
+    """The student with its losses; the training loop calls it."""
 
     def __init__(self, model: Student, *, chamfer: Literal["l1", "l2"]) -> None:
         super().__init__()
@@ -103,7 +98,7 @@ class PretrainTask:
             if self.image_teacher is None or options.image.augment == "none"
             else DeviceAugmentation(self.image_teacher.image_size)
         )
-        has_text = stored.text is not None or stored.bank is not None
+        has_text = options.text.name is None or stored.text is not None or stored.bank is not None
         self._text_teacher = None if has_text else make_text_teacher(options.text)
         self.validation = None if validation is None else Validation(validation)
         self._bank: Tensor | None = None
@@ -211,7 +206,6 @@ class PretrainTask:
             self._augmentation.to(device)
         if self.validation is not None and self.validation.plan.options.kind == "zeroshot":
             teacher = self._text_teacher or make_text_teacher(self.config.teacher.text)
-            assert teacher is not None
             self.validation.encode_classes(teacher, device)
         if self.stored.bank is not None and self._bank is None:
             self._bank = self.stored.bank.read(self.texts).to(device)

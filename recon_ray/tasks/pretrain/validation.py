@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +17,7 @@ from recon_ray.errors import ConfigError
 from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Recon
 from recon_ray.protocols import SOUND, ProtocolFlags
-from recon_ray.tasks.classify.classifier_checks import check_batch, check_points, class_texts
-from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.config_checks import check_batch, check_points, class_texts, find_set
 from recon_ray.tasks.feature_extraction import PointChoice, extract_features, without_last_batch
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH, svm_accuracy
 from recon_ray.tasks.point_pipeline import pipeline_of
@@ -80,11 +78,7 @@ class ValidationPlan:
 
 
 class Validation:
-    """Computes the value after an epoch.
-
-    Args:
-        plan: Set, splits and points.
-    """
+    """Computation of the value after an epoch."""
 
     def __init__(self, plan: ValidationPlan) -> None:
         self.plan = plan
@@ -169,15 +163,11 @@ def validated_set(config: PretrainConfig, prepared: PreparedSet) -> PreparedSet 
     options = config.validation
     if options.every_epochs is None:
         return None
-    return prepared if options.path is None else find_set("validation.path", Path(options.path))
+    return prepared if options.path is None else find_set("validation.path", options.path)
 
 
 def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> ValidationPlan | None:
     """Plan the validation, and refuse a set that does not fit.
-
-    Args:
-        config: The job's configuration.
-        prepared: From :func:`validated_set`.
 
     Raises:
         ConfigError: Naming the option.

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, Location, ProtocolConfig, Section
-from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.config.sections.common import Count, Section
 from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
-from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
+from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
 
 Query = Annotated[str, Field(min_length=1)]
 
@@ -51,13 +50,9 @@ class RetrievalSection(Section):
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 
 
-class RetrieveConfig(ProtocolConfig):
+class RetrieveConfig(FrozenWeightsConfig):
     """jobs/retrieve.py: find shapes by texts, pictures and shapes, and measure how well."""
 
-    init_from: Location | None = Field(
-        None,
-        description="Weights of a pre-training: run folder, checkpoint, file or published name.",
-    )
     query: Query | Annotated[tuple[Query, ...], Field(min_length=1)] | None = Field(
         None,
         description="Query to answer instead of measuring: words, or a file of a picture, mesh or "
@@ -66,20 +61,10 @@ class RetrieveConfig(ProtocolConfig):
     up_axis: Literal["x", "y", "z"] = Field(
         "y", description="Axis that points up in a query's file; it is turned to y up."
     )
-    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Set that is searched.")
-    model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
-    )
     teacher: RetrievalTeachersSection = Field(
         RetrievalTeachersSection(), description="The teachers of the pre-training."
     )
     retrieval: RetrievalSection = Field(RetrievalSection(), description="The search.")
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> RetrieveConfig:
-        if self.init_from is None:
-            raise ValueError("init_from=<run folder or file of weights> must be given")
-        return self
 
     @property
     def queries(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,10 +11,9 @@ import pyarrow as pa
 from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError, DataError
-from recon_ray.models.cloud import CloudModel
-from recon_ray.tasks.classify.classifier_checks import check_patches, check_points, load_start
-from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.config_checks import check_patches, check_points, find_set
 from recon_ray.tasks.driver import run_evaluation
+from recon_ray.tasks.feature_extraction import open_embedder
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.retrieve.config import RetrieveConfig
@@ -29,7 +27,6 @@ from recon_ray.tasks.retrieve.sides import (
     texts_side,
 )
 from recon_ray.tasks.run import Run
-from recon_ray.weights.load import compare, construct
 
 #: Table of the shapes that the queries have found.
 FOUND = "retrieved.parquet"
@@ -38,14 +35,9 @@ FOUND = "retrieved.parquet"
 def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     """Measure the search in a set, or answer queries, and write ``result.json``."""
     config = job.config
-    prepared = find_set("data.path", Path(config.data.path))
+    prepared = find_set("data.path", config.data.path)
     _check_splits(config, prepared)
-    place, weights = load_start(config.init_from, **config.model.model_dump())
-    assert place is not None
-    assert weights is not None
-    model = construct("embedder", weights)
-    compare(model, weights, strict=True)
-    assert isinstance(model, CloudModel)
+    place, weights, model = open_embedder(config)
     check_patches(config.data.num_points, model)
     check_points(prepared, config.data.num_points)
     queries = read_queries(config, model)
@@ -74,9 +66,6 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
             return _finish_queries(run, config, prepared, queries, found)
         return _finish(run, config, prepared, found, texts=count)
 
-    clouds = evaluated_clouds(
-        config.data, prepared.manifest.get("card"), skips_origin=config.flags.skips_origin
-    )
     return run_evaluation(
         job,
         partial(
@@ -85,7 +74,7 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
             sizes=config.model.model_dump(),
             batch_size=config.retrieval.batch_size,
             options=config.retrieval,
-            choice=clouds.test(),
+            choice=evaluated_clouds(config, prepared).test(),
             texts=texts,
             pictures=pictures,
             queries=queries,
@@ -93,7 +82,6 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
         ),
         prepared,
         splits,
-        label=prepared.path.name,
         fits="\n".join(fits),
         verify=config.data.verify,
         finish=finish,
@@ -137,7 +125,8 @@ def _finish(
         + "; ".join(f"{side}: {right[side]}" for side in used)
         + "; wrong ones of equal cosine come first",
         counts={**_counts(config, found), "texts": texts, "directions": sizes},
-        **_origin(config, prepared),
+        prepared=prepared,
+        teacher=_teachers(config),
     )
 
 
@@ -146,13 +135,8 @@ def _counts(config: RetrieveConfig, found: dict[str, Any]) -> dict[str, Any]:
     return {**found["counts"], "shapes": found["shapes"], "workers": workers}
 
 
-def _origin(config: RetrieveConfig, prepared: PreparedSet) -> dict[str, Any]:
-    return {
-        "protocol": config.protocol,
-        "teacher": {"image": config.teacher.image.name, "text": config.teacher.text.name},
-        "init_from": config.init_from,
-        "data": str(prepared.path),
-    }
+def _teachers(config: RetrieveConfig) -> dict[str, str | None]:
+    return {"image": config.teacher.image.name, "text": config.teacher.text.name}
 
 
 def _table(directions: dict[str, dict[str, float]], sizes: dict[str, dict[str, int]]) -> str:
@@ -208,5 +192,6 @@ def _finish_queries(
         counts={**_counts(config, found), "queries": len(queries)},
         found=rows,
         table_file=FOUND,
-        **_origin(config, prepared),
+        prepared=prepared,
+        teacher=_teachers(config),
     )

@@ -15,13 +15,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def read_query(text: str, num_points: int, up_axis: str, seed: int) -> Query:
-    """Recognize the kind of a query, and read its file.
-
-    Args:
-        text: Words, or the path of a file.
-        num_points: Points that are sampled on a mesh.
-        up_axis: Axis that points up in a shape: x, y or z.
-        seed: Seed of the sampling.
+    """Recognize words or the path of a file, and read it; a mesh is sampled.
 
     Raises:
         ConfigError: If there is no such file, or its kind is unknown.

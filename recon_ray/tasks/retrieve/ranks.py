@@ -54,16 +54,7 @@ def first_ranks(queries: Items, gallery: Items, *, cells: int = CELLS) -> Tensor
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the items with the highest cosines, the first ones on a tie.
-
-    Args:
-        queries: (Q, D).
-        gallery: (G, D).
-        count: Number of items, G at most.
-
-    Returns:
-        (Q, count) cosines, falling, and (Q, count) positions.
-    """
+    """Return (Q, count) highest cosines and their positions in the gallery, first ones on a tie."""
     cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(gallery.float(), dim=-1).T
     found = cosines.sort(dim=1, descending=True, stable=True)
     return found.values[:, :count], found.indices[:, :count]

@@ -57,7 +57,6 @@ class Texts:
             found = bank.read(of_bank)[[position[text] for text in self.texts]]
         else:
             teacher = make_text_teacher(self.teacher)
-            assert teacher is not None
             texts = queries or self.texts
             found = encode_texts(teacher, texts, device, use_prompts=self.use_prompts)
         return class_vectors(found).to(device)

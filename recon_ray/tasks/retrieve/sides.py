@@ -9,8 +9,7 @@ from typing import Any
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.cloud import CloudModel
-from recon_ray.tasks.classify.classifier_checks import class_texts
-from recon_ray.tasks.config_checks import texts_of
+from recon_ray.tasks.config_checks import class_texts, texts_of
 from recon_ray.tasks.feature_extraction import check_cloud
 from recon_ray.tasks.retrieve.config import RetrieveConfig
 from recon_ray.tasks.retrieve.query_files import read_query
@@ -36,11 +35,7 @@ def searched_splits(config: RetrieveConfig) -> list[str]:
 
 
 def _has_projection(weights: LoadedWeights, side: str) -> bool:
-    """Return whether the weights have the projection of a side.
-
-    Raises:
-        CheckpointError: If they have none at all.
-    """
+    """Return whether the weights have the projection of a side."""
     widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
     if set(widths.values()) == {None}:
         raise CheckpointError(
@@ -73,7 +68,6 @@ def texts_side(
     every, numbers = _numbers(config, prepared)
     stored = stored_bank(options, prepared, every, use_prompts=use_prompts)
     teacher = stored or make_text_teacher(options)
-    assert teacher is not None
     check_width("text", options.name, teacher.dim, weights, "text")
     used = sorted({number for number in numbers.values() if number != NO_GROUP})
     shown = list(dict.fromkeys(every)) if use_prompts else [every[number] for number in used]
@@ -88,11 +82,7 @@ def texts_side(
 
 
 def _numbers(config: RetrieveConfig, prepared: PreparedSet) -> tuple[list[str], dict[int, int]]:
-    """Return all texts of the set, and sample id to the number of a shape's text.
-
-    Raises:
-        ConfigError: If no shape has one.
-    """
+    """Return all texts of the set, and sample id to the number of a shape's text."""
     kind, column = config.retrieval.texts, "label"
     if kind == "caption":
         column, every = "caption", texts_of(prepared, "caption")
@@ -180,7 +170,6 @@ def query_sides(
     if words:
         name = _needed(config.teacher.text.name, weights, "text", words[0])
         teacher = make_text_teacher(config.teacher.text)
-        assert teacher is not None
         check_width("text", name, teacher.dim, weights, "text")
         use_prompts = config.retrieval.texts == "category"
         check_texts_known(teacher, words, use_prompts=use_prompts)

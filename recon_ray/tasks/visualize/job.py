@@ -121,15 +121,7 @@ def look(
     kinds: Sequence[str],
     config: VisualizeConfig,
 ) -> ShapeView:
-    """Run the model on one shape.
-
-    Args:
-        model: In evaluation mode.
-        shape: The shape.
-        number: Its number from 1, with which its files begin.
-        kinds: Kinds of pictures.
-        config: Seed of the mask, and the blocks of the attention.
-    """
+    """Run the model, in evaluation mode, on one shape; its number begins the names of its files."""
     points = shape.points[None].to(next(model.parameters()).device)
     source = SampleGenerator(config.run.seed, torch.tensor([shape.key], device=points.device))
     return ShapeView(

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import ConfigError
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
-from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.config_checks import check_split, find_set
 from recon_ray.tasks.visualize.config import ShownDataSection, VisualizeConfig
 
 
@@ -58,7 +57,7 @@ def choose_shapes(config: VisualizeConfig) -> list[ChosenShape]:
     seed = config.run.seed
     shapes = []
     if config.data.path is not None:
-        prepared = find_set("data.path", Path(config.data.path))
+        prepared = find_set("data.path", config.data.path)
         shapes += shapes_of_set(prepared, config.data, config.shapes, seed)
     for number, path in enumerate(config.files):
         cloud = cloud_of_file(
@@ -72,23 +71,13 @@ def choose_shapes(config: VisualizeConfig) -> list[ChosenShape]:
 def shapes_of_set(
     prepared: PreparedSet, data: ShownDataSection, wanted: int | Sequence[str], seed: int
 ) -> list[ChosenShape]:
-    """Load some shapes of a split.
-
-    Args:
-        prepared: The set.
-        data: Split, and choice and normalization of the points.
-        wanted: Number of shapes, from as many classes as possible, or object ids.
-        seed: Seed of the choice of points.
+    """Load some shapes of a split: a number from as many classes as possible, or object ids.
 
     Raises:
         ConfigError: If the split or a shape is not there.
         DataError: If a file is damaged.
     """
-    if data.split not in prepared.splits:
-        raise ConfigError(
-            f"data.split={data.split}: {prepared.path} has the splits "
-            f"{', '.join(prepared.splits)}; choose one of them"
-        )
+    check_split(prepared, "data.split", data.split)
     index = prepared.read(data.split, columns=["object_id", "label"])
     if not len(index):
         raise ConfigError(f"data.split={data.split}: it is empty in {prepared.path}")

@@ -6,16 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import (
-    Count,
-    Location,
-    NonNegative,
-    ProtocolConfig,
-    Section,
-)
-from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.config.sections.common import Count, NonNegative, Section
 from recon_ray.config.sections.training import TextTeacherSection
-from recon_ray.tasks.linear_probe.config import EvaluatedSetSection
+from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
 
 
 class TextOnlySection(Section):
@@ -46,35 +39,18 @@ class ZeroshotSection(Section):
 
     @model_validator(mode="after")
     def _are_classes(self) -> ZeroshotSection:
-        if (
-            self.classes is not None
-            and len(self.classes) < 2
-            and not isinstance(self.classes, dict)
-        ):
-            raise ValueError("zeroshot.classes needs two names or more to choose from")
-        if isinstance(self.classes, tuple) and len({*self.classes}) < len(self.classes):
-            raise ValueError("zeroshot.classes: a name is there twice")
+        if isinstance(self.classes, tuple):
+            if len(self.classes) < 2:
+                raise ValueError("zeroshot.classes needs two names or more to choose from")
+            if len({*self.classes}) < len(self.classes):
+                raise ValueError("zeroshot.classes: a name is there twice")
         return self
 
 
-class ZeroshotConfig(ProtocolConfig):
+class ZeroshotConfig(FrozenWeightsConfig):
     """jobs/zeroshot.py: classify shapes by the texts of their classes, without training."""
 
-    init_from: Location | None = Field(
-        None,
-        description="Weights of a pre-training: run folder, checkpoint, file or published name.",
-    )
-    data: EvaluatedSetSection = Field(EvaluatedSetSection(), description="Set that is classified.")
-    model: ForeignModelSection = Field(
-        ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
-    )
     teacher: TextOnlySection = Field(
         TextOnlySection(), description="The text teacher of the pre-training."
     )
     zeroshot: ZeroshotSection = Field(ZeroshotSection(), description="The classification.")
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> ZeroshotConfig:
-        if self.init_from is None:
-            raise ValueError("init_from=<run folder or file of weights> must be given")
-        return self

@@ -53,14 +53,7 @@ def encode_texts(
 
 
 def class_vectors(bank: Tensor) -> Tensor:
-    """Sum the raw prompt features of each class, as the published evaluation does.
-
-    Args:
-        bank: (C, J, D) features of C classes in J prompts.
-
-    Returns:
-        (C, D) of unit length.
-    """
+    """Sum the raw prompt features of each class, as published: (C, J, D) to (C, D), normalized."""
     return F.normalize(bank.sum(dim=1), dim=-1)
 
 
@@ -128,9 +121,7 @@ class ZeroshotEvaluation(FrozenEvaluation):
         texts = self.candidates.texts
         if self.bank is not None:
             return self.bank.read(texts)
-        teacher = make_text_teacher(self.teacher)
-        assert teacher is not None
-        return encode_texts(teacher, texts, device)
+        return encode_texts(make_text_teacher(self.teacher), texts, device)
 
     def _confusion(
         self,

@@ -6,28 +6,27 @@ import logging
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.tasks.classify.classifier_checks import (
-    check_classes,
-    check_labels,
-    check_points,
-    class_texts,
-    load_start,
-)
 from recon_ray.tasks.classify.confusion import (
     class_accuracy,
     class_lines,
     confusion_records,
     overall_accuracy,
 )
-from recon_ray.tasks.config_checks import find_set
+from recon_ray.tasks.config_checks import (
+    check_classes,
+    check_labels,
+    check_points,
+    class_texts,
+    find_set,
+)
 from recon_ray.tasks.driver import run_evaluation
+from recon_ray.tasks.feature_extraction import open_embedder
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
@@ -41,7 +40,6 @@ from recon_ray.tasks.teacher_features import (
 from recon_ray.tasks.zeroshot.config import ZeroshotConfig
 from recon_ray.tasks.zeroshot.evaluation import Candidates, ZeroshotEvaluation
 from recon_ray.teachers.cache import StoredBank
-from recon_ray.weights.load import compare, construct
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
@@ -50,15 +48,13 @@ logger = logging.getLogger(__name__)
 def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     """Classify the splits and write ``result.json``."""
     config = job.config
-    prepared = find_set("data.path", Path(config.data.path))
+    prepared = find_set("data.path", config.data.path)
     place, weights = _weights(config)
     candidates = _candidates(config, prepared)
     bank, identity = _text_features(config, prepared, weights, candidates)
     flags = config.flags
     check_points(prepared, config.data.num_points, published=flags.published_num_points)
-    clouds = evaluated_clouds(
-        config.data, prepared.manifest.get("card"), skips_origin=flags.skips_origin
-    )
+    clouds = evaluated_clouds(config, prepared)
     shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
     fits = [
         "weights, set and text teacher fit, nothing was classified",
@@ -83,7 +79,6 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
         ),
         prepared,
         list(dict.fromkeys(config.zeroshot.splits)),
-        label=prepared.path.name,
         fits="\n".join(fits),
         verify=config.data.verify,
         finish=lambda run, found: _finish(run, config, prepared, candidates, found, identity),
@@ -92,12 +87,8 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
 
 def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
     """Read the weights and refuse those without the projections that are needed."""
-    place, weights = load_start(config.init_from, **config.model.model_dump())
-    assert place is not None
-    assert weights is not None
+    place, weights, _ = open_embedder(config)
     kind = config.zeroshot.kind
-    model = construct("embedder", weights)
-    compare(model, weights, strict=True)
     widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
     needed = ("image", "text") if kind == "full" else (kind,)
     missing = [name for name in needed if widths[name] is None]
@@ -119,11 +110,7 @@ def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
 
 
 def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
-    """Return the classes to choose from, by the options and the set's card.
-
-    Raises:
-        ConfigError: If a name is not a class of the set, or a class that occurs is missing.
-    """
+    """Return the classes to choose from, by the options and the set's card."""
     classes, given, path = prepared.classes, config.zeroshot.classes, prepared.path
     check_classes(prepared)
     for split in config.zeroshot.splits:
@@ -171,11 +158,7 @@ def _text_features(
     weights: LoadedWeights,
     candidates: Candidates,
 ) -> tuple[StoredBank | None, dict[str, str]]:
-    """Find stored features of the texts, else check the teacher; also return its identity.
-
-    Raises:
-        ConfigError: If there is no teacher, or its features are of another width.
-    """
+    """Find stored features of the texts, else check the teacher; also return its identity."""
     options, kind = config.teacher.text, config.zeroshot.kind
     if options.name in (None, SOURCE):
         raise ConfigError(
@@ -184,7 +167,6 @@ def _text_features(
         )
     bank = stored_bank(options, prepared, candidates.texts)
     teacher = bank or make_text_teacher(options)
-    assert teacher is not None
     side = "text" if kind == "text" else "image"
     check_width("text", str(options.name), teacher.dim, weights, side)
     check_texts_known(teacher, candidates.texts)
@@ -224,11 +206,9 @@ def _finish(
             "workers": config.cluster.max_workers,
         },
         draw=partial(draw_classification, run.folder, whole, candidates.names),
-        protocol=config.protocol,
+        prepared=prepared,
         zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": list(matrices)},
         texts=dict(zip(candidates.names, candidates.texts, strict=True)),
         teacher=identity,
-        init_from=config.init_from,
-        data=str(prepared.path),
         **confusion_records(whole, candidates.names),
     )

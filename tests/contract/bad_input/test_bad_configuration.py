@@ -58,7 +58,7 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ("data.path=/absent/set", r"data\.path=/absent/set: no such folder; give the folder of a"),
     (
         "data.train_splits=[val]",
-        r"data\.train_splits: .* has no split 'val'; choose of train, test$",
+        r"data\.train_splits=val: .* has the splits train, test; choose one of them$",
     ),
     ("eval.split=val", r"eval\.split=val: .* has the splits train, test; choose one of them"),
     ("eval.split=train", r"eval\.split=train: it is trained on; choose a held-out split"),

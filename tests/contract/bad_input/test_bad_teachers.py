@@ -26,7 +26,7 @@ def cache(jobs: Jobs, copy: Path) -> Path:
     ("options", "message"),
     [
         ("cache.copies=0", "cache.copies .*: expected an integer >= 1"),
-        ("cache.splits=[train,val]", "cache.splits: .* has no split 'val'; choose of train, test"),
+        ("cache.splits=[train,val]", "cache.splits=val: .* has the splits train, test; choose one"),
         ("teacher.image.name=source", "teacher.image.name=source: .* are in the data set already"),
         ("teacher.image.name=null", "teacher.image.name and teacher.text.name are both null"),
         ("teacher.image.name=descriptor:x", "teacher.image: Teacher 'descriptor:x'"),

@@ -198,8 +198,7 @@ def test_the_reference_keeps_its_habits_in_the_model():
 ])  # fmt: skip
 def test_the_head_learns_ten_times_as_fast(config, tiny_prepared, protocol, kind, has_head):
     config = changed(config, protocol=protocol, model={"kind": kind})
-    make, _ = make_task(config, tiny_prepared)
-    task = make()
+    task, _ = make_task(config, tiny_prepared)
     groups = {g["name"]: g for g in task.parameter_groups(task.build())}
     assert bool(groups["head"]["params"]) is has_head
     assert groups["head"]["lr"] == pytest.approx(10 * groups["decay"]["lr"])
@@ -208,8 +207,7 @@ def test_the_head_learns_ten_times_as_fast(config, tiny_prepared, protocol, kind
 def test_weights_of_own_files_start_the_encoder_if_the_width_fits(config, tiny_prepared, tmp_path):
     path = pretrained(tmp_path)
     config = changed(config, init_from=str(path), model={"preset": None})
-    make, report = make_task(config, tiny_prepared)
-    task = make()
+    task, report = make_task(config, tiny_prepared)
     model = task.stored_model(task.build())
     state = find_weights(path).state
     assert isinstance(model, Classifier)
@@ -229,9 +227,8 @@ def test_an_imported_file_starts_the_same_classifier_as_our_own(config, tiny_pre
     for path in (own, imported):
         sizes = {"preset": None, "embed_dim": None, "depth": None, "group_size": None}
         started = changed(config, init_from=str(path), model=sizes)
-        make, _ = make_task(started, tiny_prepared)
+        task, _ = make_task(started, tiny_prepared)
         torch.manual_seed(0)
-        task = make()
         states.append(task.stored_model(task.build()).state_dict())
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

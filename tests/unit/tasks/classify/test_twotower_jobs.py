@@ -65,7 +65,7 @@ def test_the_run_starts_both_towers_of_the_classifier(run, tiny_prepared, tmp_pa
         "train.global_batch_size=8", "train.epochs=1", "optim.warmup_epochs=0",
     )  # fmt: skip
     config = load(FinetuneConfig, options).config
-    task = make_task(config, tiny_prepared)[0]()
+    task = make_task(config, tiny_prepared)[0]
     model, before = task.stored_model(task.build()), find_weights(run)
     assert isinstance(model, TwoTowerClassifier)
     assert model.stream == "ALL"

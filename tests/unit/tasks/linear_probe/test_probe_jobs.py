@@ -12,8 +12,8 @@ from job_samples import run_options, save_model, usual_options
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.points import transforms
-from recon_ray.tasks.classify import classifier_checks as classifiers
-from recon_ray.tasks.classify.classifier_checks import class_texts
+from recon_ray.tasks import config_checks
+from recon_ray.tasks.config_checks import class_texts
 from recon_ray.tasks.feature_extraction import PointChoice, load_embedder, without_last_batch
 from recon_ray.tasks.linear_probe import probes
 from recon_ray.teachers.prompts import NUM_PROMPTS
@@ -146,7 +146,7 @@ def test_an_untrained_network_is_drawn_as_published_where_asked(probe, weights, 
 
     monkeypatch.setattr(probes, "load_embedder", load)
     monkeypatch.setattr(probes, "REFERENCE_BATCH", 8)
-    monkeypatch.setattr(classifiers, "REFERENCE_BATCH", 8)
+    monkeypatch.setattr(config_checks, "REFERENCE_BATCH", 8)
     run_probe(probe, protocol="reference")
     assert drawn == [(True, False), (False, True)]
 
