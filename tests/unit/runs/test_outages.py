@@ -168,7 +168,7 @@ def test_records_that_cannot_be_published_come_with_the_next_commit(
     folder.publish = publish
     commit(1)
     assert folder.read("metrics.jsonl") is None
-    assert "the next commit brings it" in caplog.text
+    assert "the next commit tries again" in caplog.text
     folder.publish = written
     commit(2)
     assert runtime.announced == ["step-00000001", "step-00000002"]
