@@ -1,6 +1,6 @@
 """Exceptions with one clear sentence for the user.
 
-Every message names the file, row or configuration key and says what to do. A job prints the message
+Every message names the file, row or configuration key and a remedy. A job prints the message
 alone, without a traceback, and ends with :attr:`ReconError.exit_code`.
 """
 

@@ -102,8 +102,8 @@ def _no_answer(answer: object) -> Finding:
 
 def _clock(ahead: float, uncertain: float, tolerance: float) -> Finding:
     if abs(ahead) - uncertain > tolerance:
-        told = f"{ahead:+.1f} s beside the driver's"
-        return Finding("clock", "error", told, "synchronize the clocks (chrony, ntpd)")
+        state = f"{ahead:+.1f} s beside the driver's"
+        return Finding("clock", "error", state, "synchronize the clocks (chrony, ntpd)")
     return Finding("clock", "ok", f"within {tolerance:g} s of the driver's")
 
 

@@ -78,11 +78,11 @@ def _versions(request: MachineRequest) -> Finding:
     other = {name: v for name, v in request.versions.items() if own[name] != v}
     if not other:
         return Finding("versions", "ok", ", ".join(f"{name} {v}" for name, v in own.items()))
-    told = ", ".join(f"{name} {own[name]} (driver: {v})" for name, v in other.items())
+    state = ", ".join(f"{name} {own[name]} (driver: {v})" for name, v in other.items())
     minors = {v["python"].rpartition(".")[0] for v in (own, request.versions)}
     breaks = other.keys() & {*SAME, "recon_ray"} or len(minors) > 1
     advice = "install the same versions on every node"
-    return Finding("versions", "error" if breaks else "warning", told, advice)
+    return Finding("versions", "error" if breaks else "warning", state, advice)
 
 
 def _ops(request: MachineRequest) -> Finding:
@@ -97,8 +97,8 @@ def _ops(request: MachineRequest) -> Finding:
         advice = f"rebuild them: {ops.BUILD_COMMAND}, or set runtime.ops_backend=reference"
         return Finding("ops", "error", f"{wrong} of {found} differs from the reference", advice)
     if request.driver_ops and found != request.driver_ops:
-        told = f"{found} (driver: {request.driver_ops})"
-        return Finding("ops", "warning", told, "install the same operations on every node")
+        state = f"{found} (driver: {request.driver_ops})"
+        return Finding("ops", "warning", state, "install the same operations on every node")
     if found == "reference" and request.ops_backend == "auto":
         return Finding("ops", "warning", "plain torch, which is slow", "build them: make ops")
     return Finding("ops", "ok", f"{found}, as the reference on a small cloud")
@@ -165,8 +165,8 @@ def _memory(_: MachineRequest) -> Finding:
     text = f"{gigabytes(min(total, memory_limit() or total))} in all, {cpu_count()} cores"
     available = available_memory()
     if available is not None and available < LEAST_MEMORY:
-        told = f"{text}, {gigabytes(available)} available"
-        return Finding("memory", "warning", told, "end other programs")
+        state = f"{text}, {gigabytes(available)} available"
+        return Finding("memory", "warning", state, "end other programs")
     return Finding("memory", "ok", text)
 
 

@@ -76,8 +76,8 @@ def write_trial(storage: str, name: str) -> Finding:
     if isinstance(filesystem, pafs.LocalFileSystem):
         free = shutil.disk_usage(root).free
         if free < LITTLE_SPACE:
-            told = f"{storage}: {gigabytes(free)} free"
-            return Finding("storage", "warning", told, "free space, or choose another run.storage")
+            state = f"{storage}: {gigabytes(free)} free"
+            return Finding("storage", "warning", state, "free space, or choose another run.storage")
     speed = f", {TRIAL_BYTES / 1024**2 / seconds:.0f} MiB/s" if seconds > 1 else ""
     return Finding("storage", "ok", f"{storage}: written and read{speed}")
 
@@ -127,8 +127,8 @@ def inspect_data(path: str) -> list[Finding]:
         digest = hashlib.sha256((Path(path) / "_manifest.json").read_bytes()).hexdigest()[:12]
     except _FAILURES as error:
         reason = str(error).partition("\n")[0]
-        told = reason if reason.startswith(path) else f"{path}: {reason}"
+        state = reason if reason.startswith(path) else f"{path}: {reason}"
         advice = "prepare it (jobs/prepare.py) in a folder that all nodes share"
-        return [Finding("data", "error", told, advice)]
+        return [Finding("data", "error", state, advice)]
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in prepared.splits.items())
     return [Finding("data", "ok", f"{path}: {rows} (manifest {digest})")]

@@ -1,7 +1,7 @@
 """Commits: when a run stores a checkpoint, and the upload beside the training.
 
 Rank 0 decides by its clock and by stop requests; all ranks learn the decision at the same step, and
-the next step at which they ask again. Nothing is exchanged in between.
+the step of the next decision. Nothing is exchanged in between.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Commits:
     # -- when ------------------------------------------------------------------------------------
 
     def due(self, step: int, *, ask: bool = False) -> bool:
-        """Return whether to commit after this step; every rank asks, with equal answers.
+        """Return whether to commit after this step; every rank calls it and gets the same answer.
 
         Args:
             step: Optimizer steps done.
-            ask: Ask rank 0 now, though it is not the time.
+            ask: Let rank 0 decide now, though it is not the time.
         """
         if self._looked is None:
             self._trains(step)

@@ -31,7 +31,7 @@ def parameter_groups(
         model: Model; frozen parameters are left out. A ``module.`` of wrappers is ignored.
         lr: Learning rate.
         weight_decay: Weight decay.
-        head: Says by name which parameters are the head's; none by default.
+        head: Whether a parameter of this name is one of the head; none is by default.
 
     Returns:
         Groups for a torch optimizer, each with ``name``, ``lr``, ``base_lr`` (what a schedule

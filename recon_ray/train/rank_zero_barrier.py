@@ -24,8 +24,8 @@ def rank_zero_barrier() -> Iterator[None]:
     """Keep every rank in the block until rank 0 leaves it; every rank takes part, equally often.
 
     Rank 0 fits a support vector machine to a large set for longer than a collective may last. The
-    others would wait for it in the next one, whose timeout is made for steps. Here they ask the
-    store through which the workers have found each other: it lives as long as rank 0 does.
+    others would wait for it in the next one, whose timeout is made for steps. Here they poll
+    the store through which the workers have found each other: it exists as long as rank 0 does.
 
     Raises:
         RuntimeError: On the other ranks, if rank 0 has failed in the block or is gone.

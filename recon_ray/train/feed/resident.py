@@ -1,4 +1,4 @@
-"""Training rows that stay on the device: a batch is made of row numbers."""
+"""Training rows that stay on the device: a batch holds row numbers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def indexed_feed(
 
 
 class ResidentFeed:
-    """All rows on the device, in the stored precision; a batch is made of row numbers.
+    """All rows on the device, in the stored precision; a batch holds row numbers.
 
     The order is that of :class:`~recon_ray.train.feed.indexed.IndexedFeed`: every worker holds all
     rows and takes its share of each global batch, so that the shuffling is exact in every epoch.
