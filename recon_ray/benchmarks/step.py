@@ -49,7 +49,7 @@ from recon_ray.train.loop import take_step
 from recon_ray.train.metrics import peak_memory_bytes
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.step.one_step import Step, wants_graph
-from recon_ray.train.step_timer import StepClock
+from recon_ray.train.step.step_timer import StepClock
 
 logger = logging.getLogger(__name__)
 

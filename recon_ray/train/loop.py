@@ -38,7 +38,7 @@ from recon_ray.train.sample_ledger import SampleLedger, write_ledger
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.state import Progress, check_feed, newest_checkpoint
 from recon_ray.train.step.one_step import Step, wants_graph
-from recon_ray.train.step_timer import StepClock
+from recon_ray.train.step.step_timer import StepClock
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)

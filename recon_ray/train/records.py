@@ -14,7 +14,7 @@ from recon_ray.errors import ReconError
 from recon_ray.runs.recorder import Recorder
 from recon_ray.train.metrics import Mean, Reading, peak_memory_bytes
 from recon_ray.train.state import Progress
-from recon_ray.train.step_timer import Lap, StepClock
+from recon_ray.train.step.step_timer import Lap, StepClock
 
 logger = logging.getLogger(__name__)
 

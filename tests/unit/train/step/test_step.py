@@ -33,7 +33,7 @@ from recon_ray.train.metrics import Mean
 from recon_ray.train.optim import load_optimizer, stored_optimizer
 from recon_ray.train.step.half_weights import HalfWeights
 from recon_ray.train.step.one_step import Step, wants_graph
-from recon_ray.train.step_timer import StepClock
+from recon_ray.train.step.step_timer import StepClock
 
 CPU = torch.device("cpu")
 SIZES = {
