@@ -69,7 +69,7 @@ EVALUATIONS = {"svm": 128, "vote_scan": 320, "vote_modelnet8k": 320}
 
 @dataclass(frozen=True)
 class Way:
-    """How a step is computed.
+    """Way in which a step is computed.
 
     Attributes:
         settings: Settings of the loop that differ.

@@ -60,7 +60,7 @@ class EncodePool(ExitStack):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the workers compute on GPUs."""
+        """Return whether the workers compute on GPUs."""
         return self.plan.gpus_per_worker > 0
 
     def run(self, worker: ShardWorker, tasks: Sequence[Any]) -> Iterator[int]:

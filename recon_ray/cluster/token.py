@@ -26,11 +26,11 @@ CONNECT_SECONDS = 10.0
 
 
 class Access(Enum):
-    """How a cluster answers."""
+    """Answer of a cluster."""
 
     OPEN = "it requires no token"
     GRANTED = "it requires a token and accepts the one here"
-    NO_TOKEN = "it requires a token and there is none here"
+    NO_TOKEN = "it requires a token, and this process has none"
     WRONG_TOKEN = "it requires a token and refuses the one here"
     SILENT = "no answer"
     OTHER = "it answers in another way"

@@ -96,7 +96,7 @@ class Given(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it is a section with no keys."""
+        """Return whether it is a section without keys."""
         return isinstance(self.node, yaml.MappingNode) and not self.node.value
 
 

@@ -70,7 +70,7 @@ class RowPlan:
 
     @property
     def is_run(self) -> bool:
-        """Whether its runs can be started."""
+        """Return whether its runs can be started."""
         return not self.missing and not self.broken
 
 
@@ -90,7 +90,7 @@ class TablePlan:
 
     @property
     def scaled(self) -> list[str]:
-        """What the pre-training of this table has less of than the published one."""
+        """Return what is scaled down in the pre-training of this table."""
         return [] if self.pretrain is None else scaled_down(self.pretrain, PRETRAINING)
 
     def starts_itself(self, plan: RowPlan) -> bool:

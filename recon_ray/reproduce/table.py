@@ -86,7 +86,7 @@ class TableLine:
 
     @property
     def measured(self) -> str:
-        """Whether the number can be compared with the published one, in few words."""
+        """Return in few words whether the number compares with the published one."""
         count = len(self.spread.numbers)
         if not count:
             return self.absent.partition(":")[0] or "not run"
@@ -96,7 +96,7 @@ class TableLine:
 
     @property
     def selection(self) -> str:
-        """How the numbers were chosen, by the runs' own records."""
+        """Return how the numbers were chosen, by the runs' records."""
         done = [row for row in self.rows if row.name in self.spread.numbers.index]
         if done and self.line.selection:
             return self.line.selection

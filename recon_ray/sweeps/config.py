@@ -68,7 +68,7 @@ class SweepSection(TrialSection):
 
     @property
     def is_stopping(self) -> bool:
-        """Whether trials are stopped early."""
+        """Return whether trials are stopped early."""
         return self.scheduler != "none"
 
     @field_validator("space")

@@ -76,7 +76,7 @@ class SweepStory:
 
     @property
     def is_percent(self) -> bool:
-        """Whether the metric is shown in percent."""
+        """Return whether the metric is shown in percent."""
         return is_fraction(self.metric, self.rows)
 
     def cells(self, groups: Sequence[Spread]) -> Table:

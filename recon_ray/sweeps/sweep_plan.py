@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def is_nested(self) -> bool:
-        """Whether each trial has workers of its own."""
+        """Return whether each trial has workers of its own."""
         return self.base.cluster.max_workers > 1
 
 

@@ -61,7 +61,7 @@ def find_set(key: str, path: str | Path) -> PreparedSet:
 
     Raises:
         ConfigError: If there is no such folder.
-        DataError: If it is no prepared set, or an incomplete or damaged one.
+        DataError: If it is not a prepared set, or is incomplete or damaged.
     """
     if not Path(path).is_dir():
         raise ConfigError(

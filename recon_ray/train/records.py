@@ -66,7 +66,7 @@ class TrainRecords:
 
     @property
     def failure(self) -> str:
-        """What rank 0 could not write."""
+        """Return the failure of rank 0 to write, empty for none."""
         return "" if self.recorder is None else self.recorder.failure
 
     def begin(self, meter: Mean, clock: StepClock, *, lr: float) -> None:

@@ -40,7 +40,7 @@ def is_head(resources: Mapping[str, float]) -> bool:
 def is_submitted() -> bool:
     """Return whether this process is the driver of ``ray job submit``.
 
-    Works around: Before ``ray.init`` no public function tells.
+    Works around: No public function returns it before ``ray.init``.
     Seen on: Ray 2.60.0.
     Can go: When there is one.
     """

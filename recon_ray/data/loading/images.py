@@ -221,6 +221,6 @@ def _open(data: bytes, sample_id: int) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"Sample {sample_id}: a view of {len(data)} bytes is no readable PNG or JPEG; "
+            f"Sample {sample_id}: a view of {len(data)} bytes is not a readable PNG or JPEG; "
             "prepare the data set again from sound images."
         ) from error

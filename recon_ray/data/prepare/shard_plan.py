@@ -30,7 +30,7 @@ COLUMNS_VERSION = 1
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How samples become rows.
+    """Options of the conversion of samples to rows.
 
     Attributes:
         num_points: N, points of every sample; None for the source's number.

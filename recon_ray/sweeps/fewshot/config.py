@@ -14,7 +14,7 @@ Number = Annotated[int, Field(ge=0)]
 
 
 class FewshotSection(TrialSection):
-    """Which episodes are run."""
+    """Episodes that are run."""
 
     way: Count | tuple[Count, ...] = Field(
         (5, 10), description="Classes of an episode; one number or a list."
