@@ -100,7 +100,7 @@ def test_a_cluster_with_another_token_is_refused_at_once_by_name(ray_head, tmp_p
     assert done.returncode == 2, done.stderr
     complaint = done.stderr.strip().splitlines()[-1]
     assert f"cluster.address=127.0.0.1:{ray_head.port}: the cluster refuses" in complaint
-    assert ("there is none here" if given == "none" else "refuses the one here") in complaint
+    assert ("this process has none" if given == "none" else "refuses the one here") in complaint
     assert "RAY_AUTH_TOKEN_PATH=<file>" in complaint
 
 

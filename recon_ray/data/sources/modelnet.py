@@ -58,7 +58,7 @@ class ModelNetSource:
         """List the shapes of the layout that is found.
 
         Raises:
-            DataError: If there are no files, a list is missing, or a file of many clouds is damaged.
+            DataError: If files or a list are missing, or a file of many clouds is damaged.
         """
         folder, card = Path(self.folder), CARDS[self.name]
         expected = f"{self.name}_train.txt, *.dat, *train*.h5 or <class>/train/*.off or *.pcd"
