@@ -164,7 +164,7 @@ def test_unpublished_records_come_with_the_next_commit(store, outages, tmp_path,
     folder.publish = publish
     commit(1)
     assert folder.read("metrics.jsonl") is None
-    assert "the next commit brings it" in caplog.text
+    assert "the next commit tries again" in caplog.text
     folder.publish = written
     commit(2)
     assert runtime.announced == ["step-00000001", "step-00000002"]
