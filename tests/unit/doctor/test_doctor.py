@@ -72,11 +72,11 @@ def test_gpus_that_torch_cannot_use_or_nobody_lists_are_an_error(monkeypatch):
 
 
 def test_a_full_temporary_disk_or_shared_memory_is_named(monkeypatch):
+    assert found("shared memory", store_bytes=1 << 50).level == "warning"
+    assert found("shared memory", store_bytes=1 << 20).level == "ok"
     usage = type("Usage", (), {"total": 1000, "free": 20, "used": 980})
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
     assert found("temporary disk").level == "error"
-    assert found("shared memory", store_bytes=1 << 50).level == "warning"
-    assert found("shared memory", store_bytes=1 << 20).level == "ok"
 
 
 def test_a_probe_leaves_nothing_behind(tmp_path):

@@ -63,6 +63,7 @@ def test_text_files_are_thinned_and_read_by_the_lists_of_their_set(tmp_path, cap
     write_modelnet_texts(tmp_path, TRAIN, TEST)
     listing = _source(tmp_path).scan()
     assert (listing.num_points, listing.sampling, listing.up_axis) == (8192, "fps", "y")
+    caplog.clear()
     for split, name in (("train", "night_stand_0001"), ("test", "night_stand_0201")):
         (tmp_path / f"modelnet10_{split}.txt").write_text(f"{name}\n")
     listing = _source(tmp_path, 10).scan()

@@ -5,25 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon_ray.tasks.partseg.iou import (
-    PartTable,
-    category_lines,
-    count_parts,
-    predict_parts,
-    shape_ious,
-    summarize,
-)
+from recon_ray.tasks.partseg import iou
 
-TABLE = PartTable(("bag", "cap", "mug"), ((0, 1), (2, 3), (4, 5)))
+TABLE = iou.PartTable(("bag", "cap", "mug"), ((0, 1), (2, 3), (4, 5)))
 
 
 def scores_of(predicted, target, labels, valid=None):
     predicted, target = torch.tensor(predicted), torch.tensor(target)
     valid = torch.ones_like(target, dtype=torch.bool) if valid is None else torch.tensor(valid)
     labels = torch.tensor(labels)
-    counts = count_parts(predicted, target, valid, TABLE.num_parts)
-    ious = shape_ious(counts, TABLE.allowed()[labels])
-    return ious, summarize(ious, labels, counts.sum(dim=0), TABLE.categories)
+    counts = iou.count_parts(predicted, target, valid, TABLE.num_parts)
+    ious = iou.shape_ious(counts, TABLE.allowed()[labels])
+    return ious, iou.summarize(ious, labels, counts.sum(dim=0), TABLE.categories)
 
 
 def test_a_perfect_prediction_scores_one_everywhere():
@@ -61,7 +54,7 @@ def test_absent_categories_are_marked_and_do_not_lower_the_mean():
     assert scores.class_accuracy == 1  # parts 0, 1, 4, 5 do not occur
     assert scores.record()["bag"] == {"shapes": 0, "miou": None}
     assert scores.record()["cap"] == {"shapes": 1, "miou": 1.0}
-    lines = category_lines(scores.record())
+    lines = iou.category_lines(scores.record())
     assert lines[1].split() == ["bag", "-", "-"]
     assert lines[2].split() == ["cap", "1", "100.0%"]
 
@@ -89,14 +82,14 @@ def test_predictions_are_restricted_to_the_category_and_ties_go_to_the_lowest():
     log_probs[0, 0, 5] = 1.0  # not a part of a bag
     log_probs[1, 0, 5] = 1.0
     allowed = TABLE.allowed()[torch.tensor([0, 2])]
-    assert predict_parts(log_probs, allowed).tolist() == [[0], [5]]
+    assert iou.predict_parts(log_probs, allowed).tolist() == [[0], [5]]
 
 
 def test_counts_equal_a_loop_over_shapes_and_parts():
     generator = torch.Generator().manual_seed(0)
     predicted, target = torch.randint(6, (2, 5, 40), generator=generator)
     valid = torch.rand(5, 40, generator=generator) < 0.7
-    counts = count_parts(predicted, target, valid, 6)
+    counts = iou.count_parts(predicted, target, valid, 6)
     for shape in range(5):
         for part in range(6):
             p, t = (parts[shape][valid[shape]] == part for parts in (predicted, target))

@@ -19,16 +19,7 @@ from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.data.loading.images import ImageTransform, load_images
 from recon_ray.errors import ConfigError
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
-from recon_ray.tasks.retrieve.ranks import (
-    NO_GROUP,
-    Items,
-    chance_median_rank,
-    chance_recall,
-    first_ranks,
-    nearest,
-    right_items,
-    search_metrics,
-)
+from recon_ray.tasks.retrieve import ranks
 from recon_ray.tasks.zeroshot.evaluation import class_vectors
 from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.create import create_image_teacher, create_text_teacher
@@ -37,10 +28,12 @@ Options = dict[str, Any]
 ANGLES = torch.tensor([0.0, 0.1, 0.2, 0.3])
 
 
-def directions(angles: torch.Tensor, groups: list[int]) -> Items:
+def directions(angles: torch.Tensor, groups: list[int]) -> ranks.Items:
     """Vectors of any length in the plane, whose cosines are those of their angles."""
     lengths = torch.arange(1.0, len(angles) + 1)[:, None]
-    return Items(lengths * torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor(groups))
+    return ranks.Items(
+        lengths * torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor(groups)
+    )
 
 
 # --- By hand --------------------------------------------------------------------------------------
@@ -49,21 +42,21 @@ def test_the_rank_is_that_of_the_best_item_of_the_group(cells: int) -> None:
     gallery = directions(ANGLES, [7, 8, 7, 9])
     queries = directions(torch.tensor([0.0, 0.16, 0.31]), [7, 9, 8])
     # 0.0: itself first. 0.16: 0.2, 0.1, 0.3 (group 9). 0.31: 0.3, 0.2, 0.1 (group 8).
-    assert first_ranks(queries, gallery, cells=cells).tolist() == [1, 3, 3]
+    assert ranks.first_ranks(queries, gallery, cells=cells).tolist() == [1, 3, 3]
 
 
 def test_ties_count_against_the_search_and_items_of_the_group_do_not() -> None:
     same = torch.zeros(4)
-    gallery = directions(same, [1, 1, 2, NO_GROUP])
+    gallery = directions(same, [1, 1, 2, ranks.NO_GROUP])
     queries = directions(same[:2], [1, 2])
-    assert first_ranks(queries, gallery).tolist() == [3, 4]
-    assert nearest(queries.features, gallery.features, 2)[1].tolist() == [[0, 1], [0, 1]]
+    assert ranks.first_ranks(queries, gallery).tolist() == [3, 4]
+    assert ranks.nearest(queries.features, gallery.features, 2)[1].tolist() == [[0, 1], [0, 1]]
 
 
 def test_equal_texts_are_right_for_each_of_their_shapes() -> None:
-    shapes = directions(ANGLES, [0, 0, 1, NO_GROUP])
+    shapes = directions(ANGLES, [0, 0, 1, ranks.NO_GROUP])
     texts = directions(torch.tensor([0.12, 0.21]), [0, 1])
-    back, forth = search_metrics(texts, shapes), search_metrics(shapes, texts)
+    back, forth = ranks.search_metrics(texts, shapes), ranks.search_metrics(shapes, texts)
     assert (back["recall_at_1"], back["queries"], back["gallery"]) == (1.0, 2, 4)
     assert back["chance_at_1"] == pytest.approx((2 / 4 + 1 / 4) / 2)
     # The shape without a text is no query; 0.2 finds the text at 0.21 first, 0.0 and 0.1 theirs.
@@ -75,8 +68,8 @@ def test_recall_and_median_of_a_bad_search() -> None:
     angles = torch.arange(12) / 10
     gallery = directions(angles, list(range(12)))
     queries = directions(torch.tensor([0.0, 0.11, 0.22, 0.33]), [0, 2, 6, 11])
-    found = search_metrics(queries, gallery)
-    assert first_ranks(queries, gallery).tolist() == [1, 2, 7, 12]
+    found = ranks.search_metrics(queries, gallery)
+    assert ranks.first_ranks(queries, gallery).tolist() == [1, 2, 7, 12]
     assert [found[f"recall_at_{k}"] for k in (1, 5, 10)] == [0.25, 0.5, 0.75]
     assert found["median_rank"] == 4.5
     assert [found[f"chance_at_{k}"] for k in (1, 5, 10)] == pytest.approx([1 / 12, 5 / 12, 10 / 12])
@@ -88,16 +81,16 @@ def test_chance_is_that_of_all_draws() -> None:
     for k in (1, 2, 3, 6, 10):
         draws = list(combinations(range(size), min(k, size)))
         expected = [np.mean([min(draw) < count for draw in draws]) for count in right.tolist()]
-        assert chance_recall(right, size, k) == pytest.approx(np.mean(expected), abs=1e-12)
-    assert chance_median_rank(torch.tensor([1]), 10) == 5
-    assert chance_median_rank(torch.tensor([10]), 10) == 1
+        assert ranks.chance_recall(right, size, k) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert ranks.chance_median_rank(torch.tensor([1]), 10) == 5
+    assert ranks.chance_median_rank(torch.tensor([10]), 10) == 1
 
 
 def test_nothing_is_measured_where_no_query_has_an_answer() -> None:
-    gallery = directions(ANGLES, [0, 1, NO_GROUP, NO_GROUP])
-    queries = directions(ANGLES[:2], [2, NO_GROUP])
-    assert right_items(queries.groups, gallery.groups).tolist() == [0, 0]
-    assert search_metrics(queries, gallery) == {}
+    gallery = directions(ANGLES, [0, 1, ranks.NO_GROUP, ranks.NO_GROUP])
+    queries = directions(ANGLES[:2], [2, ranks.NO_GROUP])
+    assert ranks.right_items(queries.groups, gallery.groups).tolist() == [0, 0]
+    assert ranks.search_metrics(queries, gallery) == {}
 
 
 # --- The job --------------------------------------------------------------------------------------
