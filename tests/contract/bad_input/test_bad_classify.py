@@ -105,7 +105,7 @@ def test_a_classifier_of_another_family_or_other_classes_is_refused(jobs: Jobs, 
     )
     change_manifest(copy, _two_classes)
     fewer = jobs.evaluate(tuned, start)
-    fewer.refused(2, r"init_from: .* tells 3 classes apart, .*/copy has 2; give the classifier of")
+    fewer.refused(2, r"init_from: .* has 3 classes, .*/copy has 2; give the classifier of")
     assert jobs.left_behind() == before
 
 

@@ -53,7 +53,7 @@ REFUSED: list[tuple[str, int, str]] = [
     ("retrieve query={notes.md}", 2, r"ends in \.md is neither a picture \(\.png"),
     ("retrieve query=[]", 2, r"query \(command line\): expected text"),
     ("retrieve query={good.png}", 2, r"good\.png: .*text\.safetensors has no image proj"),
-    (f"{BOTH} query={{broken.png}}", 1, r"broken\.png: is no readable PNG or JPEG"),
+    (f"{BOTH} query={{broken.png}}", 1, r"broken\.png: is not a readable PNG or JPEG"),
     (f"{BOTH} query={{few.npy}}", 1, r"few\.npy: 5 points are too few for the model's 8"),
     (f"{BOTH} query=words {TEXTS}=null", 2, rf"{T}=null: the query 'words' needs a teacher"),
     (
