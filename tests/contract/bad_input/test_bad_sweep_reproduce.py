@@ -27,7 +27,7 @@ def test_trials_are_not_counted_for_a_set_prepared_again(jobs: Jobs, copy: Path)
 
 
 WRONG_SWEEPS: list[tuple[str, str]] = [
-    ("sweep.space={optim.lrr: {grid: [1]}}", r"sweep\.space\.optim\.lrr .*did you mean optim\.lr"),
+    ("sweep.space={optim.lrr: {grid: [1]}}", r"optim\.lrr .*unknown key; did you mean optim\.lr"),
     ("sweep.space={optim.lr: {grid: []}}", r"sweep\.space .*optim\.lr: grid is empty; give"),
     ("sweep.space={optim.lr: {uniform: [-1, 1]}}", r"optim\.lr .*a number > 0, found -1"),
     ("sweep.space={optim.lr: {uniform: [2, 1]}}", r"optim\.lr: uniform expects the lower bound"),
