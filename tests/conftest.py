@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip tests of CUDA without a GPU."""
     if torch.cuda.is_available():
         return
     for item in items:
@@ -152,7 +152,7 @@ def tiny_config(tiny_config_in: Callable[[Path], PretrainConfig], tmp_path: Path
 
 @dataclass(frozen=True)
 class PartSource:
-    """Clouds of different sizes whose parts are told by the height of a point."""
+    """Clouds of different sizes; the height of a point determines its part."""
 
     splits: tuple[tuple[str, int], ...] = (("train", 6), ("val", 3), ("test", 5))
     name: str = "parts"

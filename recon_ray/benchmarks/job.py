@@ -33,6 +33,6 @@ def benchmark(job: Job[BenchmarkConfig]) -> JobResult:
         metrics,
         table="\n\n".join(tables),
         selection="every part once, in one run; of repeated passes the fastest or the median, as "
-        "the table says",
+        "stated in the table",
         counts={"samples": config.ingest.samples, "epochs": config.ingest.epochs},
     )

@@ -30,7 +30,7 @@ def run_on_ray(cluster: ClusterSection, at_once: int | None = None) -> Run:
 
     Args:
         cluster: The cluster that is joined, or started for the time of the job.
-        at_once: At most so many tasks at once; by default as many as there are CPUs.
+        at_once: Most tasks at once; by default one a CPU.
     """
 
     def run(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:

@@ -114,7 +114,7 @@ def usable_cores(options: ClusterSection, cpus: float, nodes: int) -> int:
 
 
 def gpus_per_worker(options: ClusterSection, device: str, gpus: float) -> float:
-    """Return the GPUs for each worker, of so many in the cluster: by default one, if enough."""
+    """Return the GPUs of each worker: by default one, if the cluster has enough."""
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
     return 1.0 if device != "cpu" and gpus >= options.allowed_workers[0] else 0.0

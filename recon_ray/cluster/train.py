@@ -252,7 +252,7 @@ def _follow(path: Path, total_steps: int, stopped: threading.Event) -> None:
 
 
 def last_record(path: Path) -> dict[str, Any]:
-    """Return the newest whole training record of ``metrics.jsonl``; empty if there is none yet.
+    """Return the newest whole training record of ``metrics.jsonl``; empty before the first one.
 
     Args:
         path: The file, to which another process may be writing.

@@ -48,7 +48,7 @@ def load(
 ) -> Loaded[ConfigT]:
     """Build the configuration that a command line describes.
 
-    The arguments are YAML files (ending in .yaml or .yml; the default file if there is none) and
+    The arguments are YAML files (ending in .yaml or .yml; else the default file) and
     ``key=value`` with YAML values.
 
     Raises:

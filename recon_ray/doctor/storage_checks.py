@@ -87,7 +87,7 @@ def inspect_storage(storage: str, probe: str) -> Finding:
 
     Args:
         storage: ``run.storage``.
-        probe: Name of the driver's file (:func:`driver_probe`); empty if there is none.
+        probe: Name of the driver's file (:func:`driver_probe`); empty without one.
     """
     own = _probe_name()
     try:

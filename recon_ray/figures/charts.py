@@ -22,7 +22,7 @@ from recon_ray.figures.canvas import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COUNTED_CLASSES = 20  # up to so many, the cells of a confusion matrix have room for their counts
+COUNTED_CLASSES = 20  # most classes whose confusion matrix has room for counts in its cells
 ABSENT_COLOR = "#f1f2f4"
 BAR_COLOR = SERIES_COLORS[0]
 

@@ -461,7 +461,7 @@ def expendable(
 ) -> list[str]:
     """Return the checkpoints, of names from the oldest on, that need not stay.
 
-    The last ``keep`` stay, the best one, and those after every so many steps.
+    The last ``keep`` stay, the best one, and those after every ``every`` steps.
     """
     return [
         name

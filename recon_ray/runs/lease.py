@@ -292,7 +292,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """Return when a process was started, empty if there is none."""
+    """Return when a process was started, empty for one that has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -63,7 +63,7 @@ def exists(filesystem: pafs.FileSystem, path: str) -> bool:
 
 
 def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
-    """Return the content of a file, None where there is none.
+    """Return the content of a file, None for a missing one.
 
     Raises:
         OSError: If the file system does not answer.

@@ -50,7 +50,7 @@ class SweepSection(TrialSection):
     )
     grace_epochs: Count = Field(1, description="Epochs before which no trial is stopped.")
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
-        3, description="asha goes on with one in so many trials at every rung."
+        3, description="asha continues one of this many trials at every rung."
     )
     metric: str | None = Field(
         None,

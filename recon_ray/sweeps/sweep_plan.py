@@ -90,7 +90,7 @@ def _check_sets(configs: Sequence[JobConfig]) -> None:
 
 
 def makes_set(config: JobConfig) -> bool:
-    """Return whether the job makes its data set where there is none."""
+    """Return whether the job makes a missing data set."""
     return getattr(option(config, "data"), "create", "never") != "never"
 
 

@@ -103,7 +103,7 @@ class TrialWork:
 
 
 class _ProgressReporter:
-    """Reporter of the records that hold what is watched, at most one in so many seconds."""
+    """Reporter of the records that hold what is watched, at most one in ``seconds``."""
 
     def __init__(self, watch: str, report: Report, seconds: float) -> None:
         self._watch, self._report, self._seconds = watch, report, seconds

@@ -130,7 +130,8 @@ def trial_session(job: TrialJob, cluster: ClusterSection, count: int) -> Iterato
     """Join a cluster, or start a local one that has room for the trials.
 
     Raises:
-        ConfigError: If there is none, or trials that are stopped early would leak their workers.
+        ConfigError: If the cluster cannot be joined, or trials that are stopped early would leak
+            their workers.
     """
     at_once, shared_bytes = _wanted(job, count), getattr(job.shared, "nbytes", 0)
     needs_dashboard = job.inner is not None and job.stopping is not None

@@ -45,7 +45,7 @@ def check_here(config: JobConfig) -> None:
     """Refuse what this process cannot do where the job runs without Ray.
 
     Raises:
-        ConfigError: If a GPU is asked for and there is none.
+        ConfigError: If a GPU is configured and torch finds none.
     """
     if config.cluster.workers != 0 or config.runtime.device != "cuda":
         return
@@ -121,7 +121,7 @@ def check_batch(prepared: PreparedSet, split: str, labeled: int) -> int:
     """Count the labeled training shapes that the published extraction keeps: whole batches.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If they fill no batch.
     """
     if labeled < REFERENCE_BATCH:
         raise ConfigError(

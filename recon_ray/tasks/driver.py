@@ -85,7 +85,7 @@ def _plan(
 def train(
     job: TrainingJob, *, begin: Callable[[], None], then: Callable[[dict[str, float]], T]
 ) -> T:
-    """Train in this process or on Ray, as the configuration says.
+    """Train in this process (``cluster.workers=0``) or on Ray.
 
     Args:
         job: Task, data and settings.

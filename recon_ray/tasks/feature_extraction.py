@@ -53,7 +53,7 @@ class PointChoice:
     seed: int = 0
 
     def samples(self, stored: int) -> bool:
-        """Return whether a part of clouds of so many points is chosen, else all are read."""
+        """Return whether only a part of the points of a cloud is chosen."""
         return self.num_points < stored
 
     def __call__(self, points: Tensor, sample_ids: Tensor) -> Tensor:

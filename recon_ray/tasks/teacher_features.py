@@ -215,7 +215,7 @@ def stored_images(
     ``verify`` compares the SHA-256 of a cache's files with its manifest.
 
     Raises:
-        ConfigError: If those of the source are configured and there are none.
+        ConfigError: If features of the source are configured and the set has none.
         DataError: If a cache is damaged.
         TeacherError: If the teacher whose cache is searched cannot be loaded.
     """

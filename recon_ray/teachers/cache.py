@@ -194,7 +194,7 @@ def cache_key(identity: Identity) -> str:
 
 
 def difference(found: Identity, wanted: Identity, prefix: str = "") -> str | None:
-    """Return a phrase on the first wanted entry that differs; None if there is none.
+    """Return a phrase on the first wanted entry that differs, or None.
 
     Only the keys of ``wanted`` are compared: seed, copies and precision are a cache's own choice.
     """

@@ -206,7 +206,7 @@ class Commits:
 
 
 def raise_on_all_ranks(failure: str) -> None:
-    """Raise a failure of rank 0 on every rank; an empty text is none."""
+    """Raise a failure of rank 0 on every rank; do nothing for an empty text."""
     if is_distributed():
         box = [failure]
         dist.broadcast_object_list(box, src=0)

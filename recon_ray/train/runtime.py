@@ -58,7 +58,7 @@ class LocalRuntime:
     Args:
         tables: Split name to rows in memory.
         keep_checkpoints: Newest checkpoints that are kept.
-        keep_every: Those after every so many steps are kept too.
+        keep_every: Steps between two checkpoints that are kept for good.
     """
 
     rank = 0

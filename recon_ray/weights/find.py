@@ -67,7 +67,7 @@ def hash_of_weights(spec: str | Path) -> str:
     """Return a SHA-256 of the content of weights, without reading those of a run.
 
     Raises:
-        CheckpointError: If there are none; see :func:`find_weights`.
+        CheckpointError: If there are no such weights; see :func:`find_weights`.
     """
     text = str(spec)
     if is_uri(text) or Path(text).is_dir():

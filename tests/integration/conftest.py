@@ -123,7 +123,7 @@ class JobRunner:
 
 @pytest.fixture
 def runner(ray_head: Head, tiny_config: PretrainConfig, tmp_path: Path) -> JobRunner:
-    """Runs the tiny pre-training on the head, with two workers unless told otherwise."""
+    """Runs the tiny pre-training on the head, with two workers by default."""
     storage = tmp_path / "runs"
     storage.mkdir()
     update = {

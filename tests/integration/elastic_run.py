@@ -121,12 +121,12 @@ class ElasticRun:
         raise AssertionError(f"waited in vain for {what}\n{self.log}")
 
     def until_steps(self, count: int) -> None:
-        """Wait for so many further steps of the workers that train now."""
+        """Wait for further steps of the workers that train now."""
         target = self.starts[-1]["step"] + count
         self.until(lambda: self.step >= target, f"step {target}")
 
     def until_started(self, count: int, workers: int | None = None) -> dict[str, Any]:
-        """Wait until it has begun to train so many times, at last with so many workers."""
+        """Wait for a number of starts of the training, the last one with a number of workers."""
 
         def reached() -> bool:
             starts = self.starts

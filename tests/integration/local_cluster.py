@@ -167,7 +167,7 @@ class LocalCluster:
         return self.nodes[-1]
 
     def remove_node(self, node: Node, *, gracefully: bool = False) -> None:
-        """End a node, without warning unless told otherwise."""
+        """End a node, by default without warning."""
         below = descendants(node.raylet)
         self._do("remove", name=node.name, gracefully=gracefully)
         for pid in below:
@@ -176,7 +176,7 @@ class LocalCluster:
         self.nodes.remove(node)
 
     def drain(self, node: Node, *, seconds: float) -> None:
-        """Announce that a node will end in so many seconds, as a cloud's notice of preemption."""
+        """Announce that a node will end, as a cloud's notice of preemption."""
         found = self._do("drain", name=node.name, seconds=seconds)
         assert found["accepted"], found
 

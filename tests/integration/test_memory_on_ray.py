@@ -53,7 +53,7 @@ def test_the_other_workers_do_not_wait_and_nothing_is_tried_again(
     hungry: tuple[int, ...],
     noted: list[str],
 ) -> None:
-    """What all of them meet is told without a word of Ray's."""
+    """An error of all workers is printed without a line of Ray's."""
     cluster = ClusterSection(workers=2, cpus_per_worker=0.5)
     config = tiny_config.model_copy(
         update={"cluster": cluster, "eval": tiny_config.eval.model_copy(update={"enabled": False})}

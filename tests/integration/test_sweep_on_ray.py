@@ -82,7 +82,7 @@ class Tracked:
         return record["metrics"]
 
     def _wait_for_others(self, name: str) -> None:
-        """Wait until so many trials have begun: a busy machine starts them one after the other."""
+        """Wait until trials have begun: a busy machine starts them one after the other."""
         begun = Path(self.folder, "begun")
         begun.mkdir(parents=True, exist_ok=True)
         (begun / name).touch()
@@ -160,7 +160,7 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
 
 
 def test_median_stopping_stops_those_below(cluster: ClusterSection, tmp_path: Path) -> None:
-    """Nothing is compared before three trials have told a number."""
+    """Nothing is compared before three trials have reported a number."""
     job = tracked_job(tmp_path, one_by_one("median"), epochs=3)
     trials = [Trial(f"t{x}", {"x": x}) for x in (5, 4, 6, 1, 9)]
     run(job, cluster, trials)

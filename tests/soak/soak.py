@@ -192,7 +192,7 @@ class Soak:
         return [*always, *added, *removed]
 
     def disturb(self, minutes: float) -> None:
-        """Trigger events for so many minutes, each kind at least once if there is time."""
+        """Trigger events for ``minutes``, each kind at least once if there is time."""
         if self.fixed:
             self.cluster.add_node(cpus=2)
         self.run.start()
@@ -219,9 +219,11 @@ class Soak:
         if restarts:
             start = self.run.until_started(count + 1)
             recovery = round(time.monotonic() - at, 1)
-        told = (start.get("repeated", 0), start.get("reason", ""))
+        restart = (start.get("repeated", 0), start.get("reason", ""))
         second = round(at - self.began, 1)
-        self.happened.append(Happened(second, event.__name__, step, self.workers, recovery, *told))
+        self.happened.append(
+            Happened(second, event.__name__, step, self.workers, recovery, *restart)
+        )
         say(" ".join(f"{key}={value}" for key, value in asdict(self.happened[-1]).items()))
 
     def finish(self) -> dict[str, float]:

@@ -158,7 +158,7 @@ def read_table(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    """Read a Parquet file in parts of so many rows, in this thread.
+    """Read a Parquet file in parts of ``rows`` rows, in this thread.
 
     Raises:
         DataError: If it is unreadable or lacks a column.

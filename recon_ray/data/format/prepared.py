@@ -32,7 +32,7 @@ class Split:
         first_sample_id: Its ids lie in [first_sample_id, first_sample_id + planned).
         planned: Samples that were planned; ids of those left out are missing from the files.
         geometry: Files of points and labels.
-        views: Files of pictures, in the same order; empty if there are none.
+        views: Files of pictures, in the same order; empty without pictures.
         shard_rows: Rows of each file.
         features: Files of the source's own teacher features, likewise.
         parts: The splits of a joined one, in order of sample id.
@@ -54,7 +54,7 @@ class Split:
         return self.parts or (self,)
 
     def head(self, rows: int) -> Split:
-        """Return the first files that hold so many rows; samples lie in them in random order."""
+        """Return the first files with at least ``rows`` rows, which lie in random order."""
         if self.parts:
             heads: list[Split] = []
             for part in self.parts:
@@ -238,7 +238,7 @@ def read_episodes(path: Path | str) -> pa.Table:
         Rows of ``way``, ``shot``, ``fold``, ``split``, ``object_id`` and ``label``.
 
     Raises:
-        DataError: If there are none, or the file is not the recorded one.
+        DataError: If there are no episodes, or the file is not the recorded one.
     """
     root = Path(path)
     record = read_json(root / EPISODES_RECORD)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Part of the object store that decoded blocks may fill before ``auto`` turns to streaming.
 STORE_FRACTION = 0.6
-#: A task reads shards of so many bytes on disk, because every task costs some 30 ms, but fewer
+#: Bytes on disk of the shards that a task reads (every task costs some 30 ms), but fewer
 #: where that would leave a CPU of the cluster fewer tasks than this.
 TASK_BYTES, TASKS_A_CPU = 1 << 27, 4
 

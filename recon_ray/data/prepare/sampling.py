@@ -23,7 +23,7 @@ class SurfacePoints:
         normals: (N, 3) where known.
         colors: (N, 3) uint8 where known.
         part_labels: (N,) uint8 where known.
-        valid: The first so many are the shape's, the others repeat them.
+        valid: Number of the shape's own points; they come first, the others repeat them.
     """
 
     points: np.ndarray

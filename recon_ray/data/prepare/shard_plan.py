@@ -43,7 +43,7 @@ class PrepareOptions:
         image_format: png or jpeg.
         samples_per_shard: Rows of a file.
         seed: Seed of the points and of the order of the samples.
-        limit: At most so many samples, shared by the splits in proportion; None for all.
+        limit: Most samples, shared by the splits in proportion; None for all.
         max_quarantine_fraction: Tolerated fraction of unreadable samples.
         points_dtype: float32, or float16, for which every cloud is centred and scaled to the unit
             sphere because raw coordinates may exceed its range.

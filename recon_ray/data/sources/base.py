@@ -33,8 +33,8 @@ class Item:
     Attributes:
         object_id: Unique in the set; with the seed it decides which points are drawn.
         split: train, val or test.
-        category: Class name, empty if there is none.
-        label: Index into the listing's classes, -1 if there is none.
+        category: Class name, empty without a class.
+        label: Index into the listing's classes, -1 without a class.
         caption: Text of the sample, may be empty.
         file: Path relative to the source's folder; named in messages. A row inside a file is
             ``train.h5#17``.

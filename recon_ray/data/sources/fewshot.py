@@ -45,7 +45,7 @@ class FewshotSource:
         """Read all episodes and list the clouds that differ.
 
         Raises:
-            DataError: If there are none, or a pickle is damaged or names more than arrays.
+            DataError: If there are no pickles, or one is damaged or names more than arrays.
         """
         folder, card = Path(self.folder), CARDS[self.name]
         root = find_root(

@@ -30,7 +30,7 @@ def find_root(folder: Path, is_root: Callable[[Path], bool], expected: str) -> P
     The layout is recognised by ``is_root``, and named in messages by ``expected``.
 
     Raises:
-        DataError: If there is none, or the folders in it hold several.
+        DataError: If there is no such folder, or there are several.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; set input to the folder of the data set")
@@ -45,7 +45,7 @@ def find_root(folder: Path, is_root: Callable[[Path], bool], expected: str) -> P
 
 
 def file_sizes(folder: Path, suffix: str) -> dict[str, int]:
-    """Return the size of every file with a suffix in a folder, by name; empty if there is none."""
+    """Return the size of every file with a suffix in a folder, by name."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:

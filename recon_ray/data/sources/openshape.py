@@ -60,7 +60,7 @@ class OpenShapeSource:
         """List the shapes of the split list, or without one all shapes.
 
         Raises:
-            DataError: If there are none, or the list is damaged.
+            DataError: If there are no samples, or the list is damaged.
         """
         folder, card = Path(self.folder), CARDS[self.name]
         root = find_root(folder, lambda path: _shapes(path) is not None, f"{SHAPES[0]}/")
@@ -171,7 +171,7 @@ def _cloud(content: dict[str, Any], path: Path) -> Shape:
 
 
 def _image_features(content: dict[str, Any]) -> np.ndarray:
-    """Return (1 + 12, D): the thumbnail, zero where there is none, and the rendered views."""
+    """Return (1 + 12, D): the thumbnail, zero where it is missing, and the rendered views."""
     if content["image_feat"] is None:
         raise ValueError("image_feat is None: the features of its pictures are missing")
     found = np.asarray(content["image_feat"], np.float32)

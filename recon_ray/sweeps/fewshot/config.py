@@ -23,7 +23,7 @@ class FewshotSection(TrialSection):
         (10, 20), description="Training shapes of a class; one number or a list."
     )
     folds: Count | tuple[Number, ...] = Field(
-        10, description="The first so many folds, or a list of single ones, from 0: [3]."
+        10, description="Number of folds, or a list of single ones, from 0: [3]."
     )
 
     @property

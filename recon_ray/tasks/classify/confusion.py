@@ -27,7 +27,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def overall_accuracy(matrix: np.ndarray) -> float:
-    """Return the part of all samples that are predicted rightly; NaN where there are none."""
+    """Return the part of all samples that are predicted rightly; NaN without samples."""
     total = int(matrix.sum())
     return float(np.trace(matrix) / total) if total else float("nan")
 

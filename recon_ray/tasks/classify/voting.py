@@ -44,7 +44,7 @@ class _Shapes:
     sampled: int  # clouds that were thinned
 
     def batches(self, size: int) -> Iterator[slice]:
-        """Slices of at most so many clouds."""
+        """Return slices of at most ``size`` clouds."""
         return (slice(start, start + size) for start in range(0, len(self.ids), size))
 
 

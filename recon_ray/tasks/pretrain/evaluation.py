@@ -34,7 +34,7 @@ def probe_student(
         model: The student.
         runtime: Splits and device; every rank calls this.
         config: The job's configuration.
-        bank: (C, P, d) text features of the classes, None where there are none.
+        bank: (C, P, d) text features of the classes, None without a text teacher.
         num_classes: Labeled classes C.
         when: Names the metrics.
 

@@ -170,8 +170,8 @@ def test_gpus_that_are_too_few_are_not_left_out_silently(cluster, caplog, gpus, 
     cluster({"CPU": 8, "GPU": gpus})
     with caplog.at_level(logging.WARNING, logger="recon_ray"):
         plan(**options)
-    told = "runtime.device=auto: the cluster has 1 GPUs for 2 workers, so that these take none"
-    assert (told in caplog.text) == warned
+    warning = "runtime.device=auto: the cluster has 1 GPUs for 2 workers, so that these take none"
+    assert (warning in caplog.text) == warned
     assert caplog.text == "" or warned
 
 
@@ -240,7 +240,7 @@ def test_an_address_at_which_nothing_answers_is_named_at_once(monkeypatch):
     [
         ("auto", [64, 64], 4, 32),  # what the nodes report, whatever the driver has
         ("auto", [0, 8], 3, 2),
-        (None, [6], 2, 1),  # a Ray of our own is told of CPUs that are not there
+        (None, [6], 2, 1),  # a Ray of our own is started with more CPUs than there are
         (None, [6], 1, 3),
         ("auto", [1.5], 1, 1),
     ],

@@ -43,7 +43,7 @@ NAMES = [f"step-{step:08d}" for step in (10, 15, 20, 25, 30)]
 
 
 class Alone:
-    """A runtime of one worker that is told what the test says."""
+    """A runtime of one worker whose stop request the test sets."""
 
     rank, world_size, attempt, keeps_ledger = 0, 1, "a", False
 
@@ -52,12 +52,12 @@ class Alone:
         self.folder.local.mkdir(parents=True, exist_ok=True)
         self.store = CheckpointStore(self.folder.checkpoints, **options)
         self.device = torch.device("cpu")
-        self.told = StopRequest.NONE
+        self.request = StopRequest.NONE
         self.announced: list[str] = []
 
     def stop_request(self) -> StopRequest:
-        told, self.told = self.told, StopRequest.NONE
-        return told
+        request, self.request = self.request, StopRequest.NONE
+        return request
 
     def reason(self) -> str:
         return "for a test"
@@ -141,10 +141,10 @@ def test_a_notice_commits_at_the_next_look_and_is_noted(tmp_path):
     runtime = Alone(tmp_path / "run")
     committed = made(runtime)
     assert not committed.due(1)
-    runtime.told = StopRequest.COMMIT
+    runtime.request = StopRequest.COMMIT
     assert committed.due(2, ask=True)
     assert not committed.stopping
-    runtime.told = StopRequest.STOP
+    runtime.request = StopRequest.STOP
     assert committed.due(3, ask=True)
     assert committed.stopping
     kinds = [(event["event"], event["step"]) for event in Journal(runtime.folder).events()]
@@ -201,7 +201,7 @@ def test_training_goes_on_while_an_object_store_is_written(remote):
 def test_after_a_notice_an_object_store_is_waited_for(remote):
     committed = made(remote)
     assert not committed.due(1)
-    remote.told = StopRequest.COMMIT
+    remote.request = StopRequest.COMMIT
     assert committed.due(2, ask=True)
     threading.Timer(0.2, remote.store.gate.set).start()
     store(committed, 2)

@@ -237,15 +237,15 @@ def test_workers_are_told_that_all_checkpoints_are_damaged(tiny_config, tiny_pre
     config = changed(tiny_config, train={"steps": 1}, eval={"enabled": False})
     _, folder = pretrain_here(config, tiny_prepared)
     (folder / "checkpoints" / "step-00000001" / "model.pt").write_bytes(b"half of it")
-    told = []
+    messages = []
     for module in (state, commits):
         monkeypatch.setattr(module, "is_distributed", lambda: True)
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: told.append(*box))
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: messages.append(*box))
     store = CheckpointStore(str(folder / "checkpoints"))
     with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
         state.newest_checkpoint(store, rank=0)
-    assert len(told) == 1
-    assert "all 1 checkpoints are damaged" in told[0]
+    assert len(messages) == 1
+    assert "all 1 checkpoints are damaged" in messages[0]
 
 
 def test_gradients_exchanged_in_half_precision_or_all_at_once_give_the_same_training(whole, of_two):

@@ -26,22 +26,22 @@ def _rank(rank: int, folder: str) -> None:
         time.sleep(ALONE_SECONDS if rank == 0 else 0)
     total = torch.ones(1)
     dist.all_reduce(total)
-    told = [f"{total.item():g}"]
+    outcomes = [f"{total.item():g}"]
     began = time.monotonic()
     try:
         with rank_zero_barrier():
             if rank == 0:
                 raise ZeroDivisionError
     except (ZeroDivisionError, RuntimeError) as error:
-        told.append(type(error).__name__)
+        outcomes.append(type(error).__name__)
     assert time.monotonic() - began < 30
-    Path(folder, f"rank{rank}").write_text(" ".join(told))
+    Path(folder, f"rank{rank}").write_text(" ".join(outcomes))
 
 
 def test_the_others_wait_for_rank_0_and_hear_at_once_that_it_failed(tmp_path):
     mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
-    told = [Path(tmp_path, f"rank{rank}").read_text() for rank in (0, 1)]
-    assert told == ["2 ZeroDivisionError", "2 RuntimeError"]
+    outcomes = [Path(tmp_path, f"rank{rank}").read_text() for rank in (0, 1)]
+    assert outcomes == ["2 ZeroDivisionError", "2 RuntimeError"]
 
 
 def test_one_worker_waits_for_nobody(monkeypatch):

@@ -66,8 +66,8 @@ def test_sizes_are_read_off_the_shapes(kind: str) -> None:
         arguments["feature_blocks"] = (0, 2)
     weights = make_weights(kind, **arguments)
     found = read_checkpoint(published(kind, **arguments), source="file").architecture
-    told = {**found, "feature_blocks": (0, 2)} if kind == "partseg" else found
-    assert {name: told.get(name) for name in weights.architecture} == weights.architecture
+    expected = {**found, "feature_blocks": (0, 2)} if kind == "partseg" else found
+    assert {name: expected.get(name) for name in weights.architecture} == weights.architecture
     assert found["fps_min_sq_norm"] == 1e-3
 
 

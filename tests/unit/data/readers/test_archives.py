@@ -135,7 +135,7 @@ def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path, name):
         else:
             assert _tree(target) == files
             shutil.rmtree(target)
-    assert all(name in told and "\n" not in told for told, _ in refusals)
+    assert all(name in message and "\n" not in message for message, _ in refusals)
     assert not any(left for _, left in refusals)
     assert len(refusals) > len(places) // 2
 
