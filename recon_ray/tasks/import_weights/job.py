@@ -27,6 +27,7 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
     if config.output.is_dir():
         raise ConfigError(f"output={config.output}: it is a folder; give the name of a file")
     weights = find_weights(config.input, **config.model.model_dump())
+    logger.info("%s", weights.described())
     weights, report = convert(weights, config.kind)
     if job.dry_run:
         return JobResult(f"{report.table()}\ndry run: nothing is written")

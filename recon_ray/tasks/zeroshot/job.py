@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from recon_ray.config.fields import with_option
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.tasks.classify.confusion import (
@@ -30,6 +32,7 @@ from recon_ray.tasks.feature_extraction import open_embedder
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.start_weights import describe_weights
 from recon_ray.tasks.teacher_features import (
     SOURCE,
     check_texts_known,
@@ -47,14 +50,13 @@ logger = logging.getLogger(__name__)
 
 def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     """Classify the splits and write ``result.json``."""
-    config = job.config
+    config, place, weights = _weights(job.config)
     prepared = find_set("data.path", config.data.path)
-    place, weights = _weights(config)
     candidates = _candidates(config, prepared)
     bank, identity = _text_features(config, prepared, weights, candidates)
     flags = config.flags
     check_points(prepared, config.data.num_points, published=flags.published_num_points)
-    clouds = evaluated_clouds(config, prepared)
+    clouds = evaluated_clouds(config, prepared, weights)
     shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
     fits = [
         "weights, set and text teacher fit, nothing was classified",
@@ -63,11 +65,11 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
         f"{'text teacher':28}{identity['name']:>20}",
     ]
     return run_evaluation(
-        job,
+        replace(job, config=config),
         partial(
             ZeroshotEvaluation,
             weights=place,
-            sizes=config.model.model_dump(),
+            sizes=weights.sizes,
             batch_size=config.zeroshot.batch_size,
             candidates=candidates,
             options=config.zeroshot,
@@ -81,15 +83,21 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
         list(dict.fromkeys(config.zeroshot.splits)),
         fits="\n".join(fits),
         verify=config.data.verify,
-        finish=lambda run, found: _finish(run, config, prepared, candidates, found, identity),
+        finish=lambda run, found: _finish(
+            run, config, prepared, candidates, found, identity, describe_weights(weights)
+        ),
     )
 
 
-def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
+def _weights(config: ZeroshotConfig) -> tuple[ZeroshotConfig, str, LoadedWeights]:
     """Read the weights and refuse those without the projections that are needed."""
-    place, weights, _ = open_embedder(config)
-    kind = config.zeroshot.kind
+    config, place, weights, _ = open_embedder(config)
     widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
+    kind = config.zeroshot.kind
+    if kind == "auto":
+        kind = _trained_kind(weights, widths)
+        config = with_option(config, "zeroshot.kind", kind)
+        logger.info("zeroshot.kind=%s, by the teachers of the training", kind)
     needed = ("image", "text") if kind == "full" else (kind,)
     missing = [name for name in needed if widths[name] is None]
     if missing:
@@ -106,7 +114,18 @@ def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
             f"(image) and {widths['text']} (text) wide, of teachers that do not share a space; set "
             "zeroshot.kind=text"
         )
-    return place, weights
+    return config, place, weights
+
+
+def _trained_kind(
+    weights: LoadedWeights, widths: Mapping[str, int | None]
+) -> Literal["full", "text", "image"]:
+    """Return the kind that the projections allow; full for two towers of one model only."""
+    image, text = (str(weights.extra.get(f"{side}_teacher")) for side in ("image", "text"))
+    is_clip = image == text and text.startswith("open_clip:")
+    if is_clip and None not in widths.values():
+        return "full"
+    return "image" if widths["text"] is None and widths["image"] is not None else "text"
 
 
 def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
@@ -180,6 +199,7 @@ def _finish(
     candidates: Candidates,
     found: dict[str, Any],
     identity: dict[str, str],
+    weights: dict[str, Any],
 ) -> JobResult:
     matrices = {split: np.array(rows) for split, rows in found["splits"].items()}
     whole = np.sum(list(matrices.values()), axis=0)
@@ -210,5 +230,6 @@ def _finish(
         zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": list(matrices)},
         texts=dict(zip(candidates.names, candidates.texts, strict=True)),
         teacher=identity,
+        weights=weights,
         **confusion_records(whole, candidates.names),
     )
