@@ -50,15 +50,16 @@ class CloudModel(nn.Module):
 
     def __init_subclass__(cls) -> None:
         """Let instances keep the arguments that they were made with."""
-        make = cls.__init__
+        make = cls.__dict__.get("__init__")
+        if make is None:  # the one that it inherits records
+            return
 
         @wraps(make)
         def recorded(self: CloudModel, *args: Any, **given: Any) -> None:  # noqa: ANN401
             if "arguments" not in self.__dict__:  # the outermost class
                 bound = signature(make).bind(self, *args, **given)
                 bound.apply_defaults()
-                values = [*bound.arguments.items()][1:]
-                self.__dict__["arguments"] = dict(values)
+                self.__dict__["arguments"] = dict([*bound.arguments.items()][1:])
             make(self, *args, **given)
 
         cls.__init__ = recorded  # type: ignore[method-assign]

@@ -225,7 +225,7 @@ def check_told(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) 
         absent.append("num_classes")
     if absent:
         raise CheckpointError(
-            f"{weights.source}: it does not tell {' and '.join(absent)} of a {kind} model; give "
+            f"{weights.source}: it does not tell {' and '.join(absent)} of the {kind} model; give "
             f"{' '.join(f'{name}=...' for name in absent)} (in a job "
             f"{' '.join(f'model.{name}=...' for name in absent)}) as it was trained, or "
             "model.published=<name> if it is a published file"
