@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from recon_ray.config.fields import option, with_option
 from recon_ray.config.sections.common import JobConfig
@@ -55,17 +55,30 @@ def open_start(config: ConfigT, **sizes: Any) -> tuple[ConfigT, str, LoadedWeigh
         sizes |= model.model_dump(exclude={"published"})
     place, weights = load_start(option(config, "init_from"), published=model.published, **sizes)
     logger.info("%s", weights.described())
-    kind = _zeroshot_kind(weights)
+    image, text = (
+        None
+        if weights.architecture.get(f"{side}_dim") is None
+        else str(weights.extra.get(f"{side}_teacher", f"the {side} teacher"))
+        for side in ("image", "text")
+    )
+    kind = zeroshot_kind(image, text)
     return _filled(config, weights.extra, weights.source, kind), place, weights
 
 
-def _zeroshot_kind(weights: LoadedWeights) -> str:
-    """Return the kind of zero-shot that a training had: full for the two towers of one model."""
-    has = {side: weights.architecture.get(f"{side}_dim") is not None for side in ("image", "text")}
-    image, text = (str(weights.extra.get(f"{side}_teacher")) for side in has)
-    if all(has.values()) and image == text and text.startswith("open_clip:"):
-        return "full"
-    return "image" if has["image"] and not has["text"] else "text"
+def zeroshot_kind(image: str | None, text: str | None) -> Literal["full", "text", "image"]:
+    """Return the kind of zero-shot that the teachers of a training allow.
+
+    Args:
+        image: Name of the image teacher, None without one.
+        text: Name of the text teacher.
+
+    Returns:
+        ``full`` (both tokens) for the two towers of one model, which share a space.
+    """
+    if text is None and image is not None:
+        return "image"
+    same = text is not None and image == text and text.startswith("open_clip:")
+    return "full" if same else "text"
 
 
 def resolve(config: ConfigT) -> ConfigT:

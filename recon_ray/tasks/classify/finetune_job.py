@@ -116,7 +116,7 @@ def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[Classifica
         normalize=config.data.normalize,
         augment=config.data.augment,
     )
-    axis = prepared.manifest["source_up_axis"]
+    axis = prepared.manifest.get("source_up_axis", "y")
     task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes, axis)
     report = _check_model(task, weights)
     logger.info(

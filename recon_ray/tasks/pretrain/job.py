@@ -127,7 +127,7 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
         num_classes=len(prepared.classes),
         stored=stored,
         validation=validation_plan(config, validated_set(config, prepared)),
-        up_axis=prepared.manifest["source_up_axis"],
+        up_axis=prepared.manifest.get("source_up_axis", "y"),
     )
 
 
