@@ -36,6 +36,7 @@ class ProtocolFlags:
         repeats_points: Part segmentation scores points drawn with replacement.
         double_step: Part segmentation steps, clips, and steps again with the same gradient.
         keeps_initial_statistics: Batch norms average their batches with mean 0 and variance 1.
+        published_pictures: A set's own pictures are those that the published reader saw.
     """
 
     extra_epoch: bool
@@ -58,6 +59,7 @@ class ProtocolFlags:
     repeats_points: bool
     double_step: bool
     keeps_initial_statistics: bool
+    published_pictures: bool
 
     @property
     def min_sq_norm(self) -> float:
