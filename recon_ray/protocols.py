@@ -37,6 +37,7 @@ class ProtocolFlags:
         double_step: Part segmentation steps, clips, and steps again with the same gradient.
         keeps_initial_statistics: Batch norms average their batches with mean 0 and variance 1.
         published_pictures: A set's own pictures are those that the published reader saw.
+        full_precision: ``runtime.precision=auto`` is float32 on GPUs too.
     """
 
     extra_epoch: bool
@@ -60,6 +61,7 @@ class ProtocolFlags:
     double_step: bool
     keeps_initial_statistics: bool
     published_pictures: bool
+    full_precision: bool
 
     @property
     def min_sq_norm(self) -> float:

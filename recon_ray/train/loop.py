@@ -222,7 +222,7 @@ class Trainer:
         self.records.write()
         self.module.eval()
         with torch.no_grad(), rank_zero_barrier():
-            box = [self.task.validate(self.module, self.runtime)]
+            box = [self.task.validate(self.module, self.runtime, epoch=epoch)]
         if is_distributed():
             dist.broadcast_object_list(box, src=0)  # some values are rank 0's only
         values = self.progress.validated = box[0]

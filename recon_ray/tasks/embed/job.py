@@ -110,7 +110,7 @@ def _plan(
 
 def _worker(config: EmbedConfig, place: str, model: str, pool: EncodePool) -> EmbedWorker:
     runtime = config.runtime
-    precision = resolve_precision(runtime.precision, on_gpu=pool.on_gpu)
+    precision = resolve_precision(config.precision, on_gpu=pool.on_gpu)
     return EmbedWorker(
         place,
         config.model.model_dump(),
