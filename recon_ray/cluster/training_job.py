@@ -116,7 +116,7 @@ def _placement(data: SetSection) -> tuple[Mode, Residency]:
 
 def with_precision(job: TrainingJob, *, on_gpu: bool) -> TrainingJob:
     """Return the job with its precision resolved."""
-    precision = resolve_precision(job.config.runtime.precision, on_gpu=on_gpu)
+    precision = resolve_precision(job.config.precision, on_gpu=on_gpu)
     return replace(job, settings=replace(job.settings, precision=precision))
 
 

@@ -220,7 +220,13 @@ def measure(
     options: BatchOptions,
 ) -> dict[str, Any]:
     """Compute an evaluation where the run's configuration places it; see :func:`evaluate`."""
-    cluster, runtime, folder = run.config.cluster, run.config.runtime, run.folder
+    config = run.config
     return evaluate(
-        make, prepared, splits, options=options, folder=folder, cluster=cluster, runtime=runtime
+        make,
+        prepared,
+        splits,
+        options=options,
+        folder=run.folder,
+        cluster=config.cluster,
+        runtime=config.runtime.model_copy(update={"precision": config.precision}),
     )

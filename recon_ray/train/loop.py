@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from recon_ray.data.loading.batches import Batch
 from recon_ray.data.loading.prefetch import prefetch_batches
 from recon_ray.errors import CheckpointError, StoppedError
-from recon_ray.models.batch_norm import set_sync_batch_norm
+from recon_ray.models.batch_norm import (
+    largest_initial_part,
+    set_first_average,
+    set_sync_batch_norm,
+)
 from recon_ray.models.cloud import set_activation_checkpointing
 from recon_ray.runs.checkpoint import Packed, load_model_state, pack
 from recon_ray.runs.journal import Journal, explain_restart, last_record
@@ -42,6 +46,9 @@ from recon_ray.train.step.step_timer import StepClock
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
+
+#: Part of a running variance that may be its initial value without a warning.
+MOST_INITIAL_PART = 0.1
 
 
 def take_step(step: Step, batch: Batch, epoch: int | Tensor) -> None:
@@ -108,6 +115,7 @@ class Trainer:
         self._restore()
         self.task.on_device(self.runtime.device)
         set_sync_batch_norm(self.module, self.config.train.sync_batch_norm)
+        set_first_average(self.module, not self.settings.flags.keeps_initial_statistics)
         set_activation_checkpointing(self.module, self.config.train.activation_checkpointing)
         self.records = self._open_records()
         if self.progress.step == 0:
@@ -117,6 +125,8 @@ class Trainer:
         self.commits.finish()
         if self.commits.stopping:
             raise self._stopped()
+        if self.settings.flags.keeps_initial_statistics and self.runtime.rank == 0:
+            _warn_of_initial_statistics(self.module)
         self._evaluate("after")
         self.commits.note("done", self.progress.step)
         raise_on_all_ranks(self._end_records())
@@ -212,7 +222,7 @@ class Trainer:
         self.records.write()
         self.module.eval()
         with torch.no_grad(), rank_zero_barrier():
-            box = [self.task.validate(self.module, self.runtime)]
+            box = [self.task.validate(self.module, self.runtime, epoch=epoch)]
         if is_distributed():
             dist.broadcast_object_list(box, src=0)  # some values are rank 0's only
         values = self.progress.validated = box[0]
@@ -336,6 +346,17 @@ class Trainer:
             f"stopped {self.runtime.reason()} after a commit at step {self.progress.step}; the "
             "same command with the same run.name goes on from there"
         )
+
+
+def _warn_of_initial_statistics(module: nn.Module) -> None:
+    """Say that a run was too short for the moving averages of its batch norms."""
+    name, part = largest_initial_part(module)
+    if part > MOST_INITIAL_PART:
+        logger.warning(
+            "%.0f %% of the running variance of %s is still its initial value 1: after so few "
+            "steps from scratch the published protocol measures a network near chance; train "
+            "longer, or set protocol=sound", 100 * part, name,
+        )  # fmt: skip
 
 
 def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]:

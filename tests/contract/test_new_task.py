@@ -86,7 +86,7 @@ class ToyTask:
         name = "size_error" if when == "after" else "size_error_before"
         return {name: float(found["error"].mean())}
 
-    def validate(self, module, runtime):
+    def validate(self, module, runtime, *, epoch):
         return {}
 
     def records(self):

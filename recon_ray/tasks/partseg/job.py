@@ -219,7 +219,9 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
     assert isinstance(config, PartsegConfig)
     assert isinstance(task, PartSegmentationTask)
     test = config.data.test_split
-    make = partial(PartEvaluation, run.folder.place, {}, test, task.scoring)
+    # The best checkpoint is scored on the points on which it was found to be the best.
+    scoring = replace(task.scoring, epoch=int(metrics.get("best_epoch", 0)))
+    make = partial(PartEvaluation, run.folder.place, {}, test, scoring)
     found = measure(run, make, training.prepared, [test], task.scoring.options)
     selection, split = "last epoch; nothing was chosen on the test split", config.selection_split
     if split is not None:

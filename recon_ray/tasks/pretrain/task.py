@@ -240,7 +240,7 @@ class PretrainTask:
             when=when,
         )
 
-    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+    def validate(self, module: nn.Module, runtime: Runtime, *, epoch: int) -> dict[str, float]:
         """Return the value that chooses the best epoch, if there is a validation."""
         if self.validation is None:
             return {}

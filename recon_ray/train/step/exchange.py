@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon_ray.models.batch_norm import BatchNorm
+from recon_ray.models.batch_norm import batch_norms
 from recon_ray.torch_internals import copy_tensors
 
 
@@ -30,7 +30,7 @@ class FlatExchange:
     ) -> None:
         self._parameters = [one for one in module.parameters() if one.requires_grad]
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        norms = [one for one in module.modules() if isinstance(one, BatchNorm)]
+        norms = [layer for _, layer in batch_norms(module)]
         statistics = [value for one in norms for value in (one.running_mean, one.running_var)]
         self._statistics = statistics if share_statistics else []
         for value in [*module.parameters(), *module.buffers()]:

@@ -297,6 +297,25 @@ def test_the_reference_protocol_trains_an_epoch_more_at_the_first_rate(tiny_conf
     assert rates[2] > 1e-5
 
 
+def test_a_short_run_keeps_no_initial_statistics_or_says_so(tiny_config, tiny_prepared, caplog):
+    short = {"train": {"steps": 4, "micro_batch_size": 4}, "eval": {"enabled": False}}
+    state = {}
+    for protocol in ("sound", "reference"):
+        config = changed(tiny_config, run={"name": protocol}, protocol=protocol, **short)
+        _, folder = pretrain_here(config, tiny_prepared)
+        state[protocol] = weights(folder)
+        assert ("initial value 1" in caplog.text) == (protocol == "reference")
+    for name, tracked in state["sound"].items():
+        if name.endswith("num_batches_tracked"):
+            norm = name.removesuffix("num_batches_tracked")
+            sound, reference = (state[key][f"{norm}running_var"] for key in state)
+            tracked = int(tracked)
+            assert tracked == int(state["reference"][name]) == 8
+            # The weights differ little after four steps: so do the batches' variances.
+            found = (reference - 0.9**tracked) / (1 - 0.9**tracked)
+            torch.testing.assert_close(sound.median(), found.median(), rtol=0.1, atol=1e-6)
+
+
 def test_clipping_changes_the_steps(tiny_config, tiny_prepared, whole):
     _, clipped = pretrain_here(changed(tiny_config, train={"clip_norm": 1e-3}), tiny_prepared)
     assert losses(whole)[0] == losses(clipped)[0]
