@@ -138,7 +138,7 @@ def evaluation_workload(
             sizes={},
             split="test",
             pipeline=CloudPipeline(points, "whole", transform="scale"),
-            num_classes=classes,
+            classes=tuple(map(str, range(classes))),
             votes=votes,
             repeats=REPEATS,
             batch_size=batch_size,

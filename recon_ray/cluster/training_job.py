@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from recon_ray.config.sections.data import SetSection
 from recon_ray.config.sections.training import TrainingConfig
@@ -36,6 +36,7 @@ class TrainingJob:
         evaluation_splits: Splits that the task evaluates on, besides the training split.
         features: Stored features that are read beside the training rows.
         other_tables: Splits of other sets, by the name under which the task reads them.
+        split_counts: Counts of what the measured splits share with the trained ones.
     """
 
     make_task: Callable[[], Task]
@@ -46,6 +47,7 @@ class TrainingJob:
     evaluation_splits: tuple[str, ...] = ()
     features: tuple[StoredFeatures, ...] = ()
     other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
+    split_counts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> TrainingConfig:

@@ -6,6 +6,8 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,7 @@ from recon_ray.runs.storage import (
     open_filesystem,
     read_bytes,
     reason_of,
-    replace_file,
+    replacing,
     with_retries,
 )
 
@@ -91,14 +93,25 @@ class RunFolder:
         Raises:
             CheckpointError: If the storage refuses, a full disk for example.
         """
+        with self.writing(name) as partial:
+            partial.write_text(text)
+        return self.local / name
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a temporary place for a file, which is there under its name in the end.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
         path = self.local / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text)
+            with replacing(path) as partial:
+                yield partial
         except OSError as error:
             raise self._refused(path, error) from error
         self.publish()
-        return path
 
     def append(self, name: str, text: str) -> None:
         """Append lines to a file that several processes write, one after the other.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,20 +77,27 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
         return None
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a local file in one step: under a temporary name, then renamed.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside a local file, which is renamed to it in the end.
 
     Raises:
         OSError: If that fails; an earlier file stays.
     """
     partial = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
-        partial.write_text(text)
+        yield partial
         partial.replace(path)
     except BaseException:  # Ctrl-C too leaves no half file
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a local file in one step; see :func:`replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 logger = logging.getLogger(__name__)

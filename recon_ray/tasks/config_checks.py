@@ -154,8 +154,17 @@ def check_classes(prepared: PreparedSet) -> None:
         )
 
 
-def check_labels(prepared: PreparedSet, key: str, split: str, num_classes: int) -> None:
+def check_labels(
+    prepared: PreparedSet, key: str, split: str, num_classes: int, *, needed: bool = True
+) -> None:
     """Refuse a split, named by an option, that is absent or empty or has labels beyond the head.
+
+    Args:
+        prepared: The set.
+        key: The option.
+        split: The split.
+        num_classes: Outputs of the head.
+        needed: Refuse a split in which no shape has a class.
 
     Raises:
         ConfigError: Naming the option.
@@ -165,7 +174,7 @@ def check_labels(prepared: PreparedSet, key: str, split: str, num_classes: int) 
     labels = np.zeros(0, dtype=np.int64)
     if prepared.splits[split].rows:
         labels = prepared.read(split, columns=["label"])["label"].to_numpy()
-    if not (labels >= 0).any():
+    if needed and not (labels >= 0).any():
         what = "no shape with a class" if len(labels) else "no shapes"
         raise ConfigError(f"{key}={split}: it has {what} in {path}; choose another split")
     if key == "data.train_splits" and (labels < 0).any():
@@ -173,7 +182,7 @@ def check_labels(prepared: PreparedSet, key: str, split: str, num_classes: int) 
             f"{key}: {int((labels < 0).sum())} of {len(labels)} shapes of {split!r} in {path} have "
             "no class; prepare the set again with a class for each"
         )
-    highest = int(labels.max())
+    highest = int(labels.max(initial=-1))
     if highest >= num_classes:
         raise ConfigError(
             f"{key}={split}: {path} has a shape of class {highest}, but the head has {num_classes} "
@@ -221,11 +230,11 @@ def describe_set(prepared: PreparedSet, split: str) -> str:
 def texts_of(prepared: PreparedSet, kind: Literal["category", "caption"]) -> list[str]:
     """Return the texts of a set for a text teacher: one a class, or every caption that occurs.
 
-    A class is read as its dataset card spells it out, else by its name.
+    A class is read as its dataset card spells it out, else by its name; blanks are no caption.
     """
     if kind == "caption":
         columns = [prepared.read(name, columns=["caption"])["caption"] for name in prepared.splits]
-        return sorted({text for column in columns for text in column.to_pylist()})
+        return sorted({text for column in columns for text in column.to_pylist() if text.strip()})
     card = prepared.manifest.get("card") or {}
     spelled = dict(zip(card.get("classes", ()), card.get("texts", ()), strict=False))
     return [spelled.get(name, name) for name in prepared.classes]
@@ -241,6 +250,34 @@ def check_texts(prepared: PreparedSet, texts: Sequence[str]) -> None:
         raise ConfigError(
             f"teacher.text.name: {prepared.path} has no classes; set data.text=caption or "
             "teacher.text.name=null"
+        )
+
+
+def check_captions(
+    prepared: PreparedSet, splits: Sequence[str], option: str, *, or_else: str
+) -> None:
+    """Refuse shapes without a caption, or with blanks for one: those are no text for a teacher.
+
+    Args:
+        prepared: The set.
+        splits: Splits whose captions are encoded.
+        option: Option and value that ask for captions.
+        or_else: What else can be done.
+
+    Raises:
+        ConfigError: With their number, and the first.
+    """
+    total, lacking = 0, []
+    for split in splits:
+        rows = prepared.read(split, columns=["object_id", "caption"])
+        pairs = zip(rows["object_id"].to_pylist(), rows["caption"].to_pylist(), strict=True)
+        lacking += [name for name, text in pairs if not text.strip()]
+        total += len(rows)
+    if lacking:
+        raise ConfigError(
+            f"{option}: {len(lacking)} of {total} shapes of {' and '.join(splits)} in "
+            f"{prepared.path} have no caption (first: {lacking[0]}); prepare the set again with a "
+            f"caption for each, or {or_else}"
         )
 
 

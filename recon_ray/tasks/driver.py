@@ -128,6 +128,7 @@ def training_counts(job: TrainingJob, fitted: dict[str, float]) -> dict[str, Any
         "samples": {name: split.rows for name, split in job.prepared.splits.items()},
         "training_samples": job.train_rows,
         "classes": len(job.prepared.classes),
+        **job.split_counts,
         "steps": int(fitted.pop("steps")),
         "epochs": int(fitted.pop("epochs")),
         "workers": job.config.cluster.max_workers,

@@ -77,6 +77,27 @@ def prepare_clouds(
     return PreparedSet.open(folder / "set")
 
 
+def prepare_rows(
+    folder: Path, rows: Sequence[tuple[str, str, str, np.ndarray]], **options: Any
+) -> PreparedSet:
+    """Prepare clouds, each with its split, class and caption, which may be empty."""
+    (folder / "clouds").mkdir()
+    lines = ["file,split,category,caption"]
+    for i, (split, category, caption, cloud) in enumerate(rows):
+        np.save(folder / "clouds" / f"shape{i:03d}.npy", cloud)
+        lines.append(f"shape{i:03d}.npy,{split},{category},{caption}")
+    table = folder / "table.csv"
+    table.write_text("\n".join([*lines, ""]))
+    prepare(CustomSource(folder / "clouds", table), folder / "set", PrepareOptions(**options))
+    return PreparedSet.open(folder / "set")
+
+
+def random_rows(*rows: tuple[str, str, str]) -> list[tuple[str, str, str, np.ndarray]]:
+    """Give each row of split, class and caption a cloud of 70 points."""
+    clouds = [np.random.default_rng(i).normal(size=(70, 3)) for i in range(len(rows))]
+    return [(*row, cloud) for row, cloud in zip(rows, clouds, strict=True)]
+
+
 def flat_and_tall(count: int) -> list[tuple[str, np.ndarray]]:
     """Make clouds of two classes that are easy to tell apart."""
     return [

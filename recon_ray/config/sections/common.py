@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from recon_ray.protocols import ProtocolFlags, ProtocolName, protocol_flags
 
@@ -30,8 +38,12 @@ TeacherName = Annotated[str, AfterValidator(_expand_file)]
 Count = Annotated[int, Field(ge=1)]
 if TYPE_CHECKING:
     FilledCount = int | Any
+    FilledSplits = tuple[str, ...] | Any
 else:  # null until the job fills it in, before it is used
     FilledCount = Count | None
+    FilledSplits = Annotated[tuple[str, ...], Field(min_length=1)] | None
+#: Words, more than blanks.
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

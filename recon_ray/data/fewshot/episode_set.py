@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,10 @@ class EpisodeSet(PreparedSet):
     """
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
+
+    def parts(self, split: Split, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the split, which is in memory."""
+        yield self.read(split, columns)
 
     def _rows(
         self, split: Split, names: list[str] | None, *, views: bool, features: bool

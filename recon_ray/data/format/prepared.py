@@ -17,7 +17,7 @@ from recon_ray.data.format.verification import verify_files, verify_hashes
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 EPISODES_RECORD = "_episodes.json"  # of a folder that holds few-shot episodes and no samples
 
@@ -170,6 +170,12 @@ class PreparedSet:
         chosen = self.split(split) if isinstance(split, str) else split
         names = None if columns is None else list(dict.fromkeys(["sample_id", *columns]))
         return self._rows(chosen, names, views=views, features=features)
+
+    def parts(self, split: Split, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Read a split as :meth:`read` does, file by file."""
+        for member in split.members:
+            for path in member.geometry:
+                yield self.read(replace(member, geometry=[path]), columns)
 
     def _rows(
         self, split: Split, names: list[str] | None, *, views: bool, features: bool

@@ -21,6 +21,7 @@ from recon_ray.tasks.cache_teachers.cache_shards import (
 )
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
 from recon_ray.tasks.config_checks import (
+    check_captions,
     check_here,
     check_images,
     check_split,
@@ -51,6 +52,10 @@ def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
     if names.text.name is None:
         texts = []
     else:
+        if config.data.text == "caption":
+            splits = [name for name in prepared.splits if name in config.cache.splits]
+            way = "set data.text=category"
+            check_captions(prepared, splits, "data.text=caption", or_else=way)
         check_texts(prepared, texts)
     if config.data.verify:
         prepared.verify_hashes()

@@ -24,6 +24,7 @@ from recon_ray.tasks.config_checks import (
 from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.input_hashes import inputs_of
 from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
+from recon_ray.tasks.predictions import PREDICTIONS, with_names
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.start_weights import describe_weights, open_start
@@ -59,6 +60,7 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
         make,
         prepared,
         (split,),
+        options=with_names(),
         label=split,
         resume=config.resume,
         fits="\n".join(fits),
@@ -82,7 +84,7 @@ def _plan(
         weights.sizes,
         config.data.split,
         pipeline,
-        outputs,
+        tuple(prepared.classes),
         config.eval.votes,
         config.eval.repeats,
         config.eval.batch_size,
@@ -125,19 +127,22 @@ def _finish(
     return run.finish(
         metrics,
         table=_summary(metrics, matrix, prepared.classes),
-        selection=_selection(config),
+        selection=_selection(config, found["counts"]["unlabeled"]),
         counts={**counts, "workers": config.cluster.max_workers},
         draw=partial(draw_classification, run.folder, matrix, prepared.classes),
         prepared=prepared,
         card=(prepared.manifest.get("card") or {}).get("name"),
         votes=rounds,
+        predictions=PREDICTIONS,
         weights=describe_weights(weights),
         **confusion_records(matrix, prepared.classes),
     )
 
 
-def _selection(config: EvaluateConfig) -> str:
+def _selection(config: EvaluateConfig, unlabeled: int) -> str:
     plain = f"every shape of {config.data.split!r} once"
+    if unlabeled:
+        plain += f", but for {unlabeled} without a class, which are predicted only"
     votes = config.eval.votes
     if votes == 0:
         return plain

@@ -39,6 +39,7 @@ from recon_ray.tasks.driver import Training, measure, run_training, training_cou
 from recon_ray.tasks.point_pipeline import pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.split_checks import compare_splits, held_out
 from recon_ray.tasks.start_weights import open_start, resolve
 from recon_ray.train.settings import FitSettings
 from recon_ray.weights.load import compare
@@ -166,6 +167,9 @@ def plan(run: Run, config: FinetuneConfig, prepared: PreparedSet) -> TrainingJob
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=() if watched is None else (watched,),
+        split_counts=compare_splits(
+            prepared, config.data.train_splits, held_out(config.data), limit=config.data.limit
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,12 @@ from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.classify.confusion import confusion_matrix
 from recon_ray.tasks.feature_extraction import batches_of
 from recon_ray.tasks.point_pipeline import CloudPipeline
+from recon_ray.tasks.predictions import (
+    CLASS_COLUMNS,
+    RankedClasses,
+    best_classes,
+    prediction_file,
+)
 from recon_ray.train.metrics import gather_rows, is_distributed
 from recon_ray.train.runtime import EvaluationRuntime
 from recon_ray.weights.find import find_weights
@@ -35,10 +41,10 @@ ROUNDS = "votes.json"
 
 @dataclass
 class _Shapes:
-    """A worker's labeled clouds, thinned once for all rounds."""
+    """A worker's clouds, thinned once for all rounds."""
 
     ids: Tensor  # (B,)
-    labels: Tensor  # (B,)
+    labels: Tensor  # (B,), negative for a cloud without a class
     plain: Tensor  # (B, n, 3) points that the plain accuracy reads
     candidates: Tensor  # (B, m, 3) points that every voting repeat picks from
     sampled: int  # clouds that were thinned
@@ -46,6 +52,14 @@ class _Shapes:
     def batches(self, size: int) -> Iterator[slice]:
         """Return slices of at most ``size`` clouds."""
         return (slice(start, start + size) for start in range(0, len(self.ids), size))
+
+    def labeled(self) -> _Shapes:
+        """Return the clouds with a class."""
+        has_class = self.labels >= 0
+        if bool(has_class.all()):  # no copy
+            return self
+        names = ("ids", "labels", "plain", "candidates")
+        return replace(self, **{name: getattr(self, name)[has_class] for name in names})
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class VotingEvaluation:
         sizes: Constructor arguments that the shapes in the file do not show.
         split: The split.
         pipeline: How clouds are brought to the classifier.
-        num_classes: Classes of the set.
+        classes: Names of the classes.
         votes: Rounds.
         repeats: Subsets whose logits are averaged in a round.
         batch_size: Clouds that are encoded at once.
@@ -73,7 +87,7 @@ class VotingEvaluation:
     sizes: dict[str, Any]
     split: str
     pipeline: CloudPipeline
-    num_classes: int
+    classes: tuple[str, ...]
     votes: int
     repeats: int
     batch_size: int
@@ -82,33 +96,46 @@ class VotingEvaluation:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Return ``confusion`` (plain), ``rounds`` (accuracies) and ``counts``.
+        """Write the plain predictions; return ``confusion``, ``rounds`` and ``counts``.
+
+        ``confusion`` is of the plain predictions of labeled clouds, as the accuracies of ``rounds``
+        are of labeled ones.
 
         Raises:
-            CheckpointError: If the weights cannot be read, or the rounds not be recorded.
+            CheckpointError: If the weights cannot be read, or something not be written.
         """
         weights = find_weights(self.weights)
         model, _ = build(weights, **self.sizes)
         model = runtime.inference.place(model, runtime.device)
-        return self.measure(model, runtime, source=weights.source)
+        found = self.measure(model, runtime, source=weights.source)
+        with prediction_file(runtime, CLASS_COLUMNS) as file:
+            file.add_classes(self.split, found.pop("ranked"), self.classes)
+        return found
 
     def measure(
         self, model: nn.Module, runtime: EvaluationRuntime, *, source: str
     ) -> dict[str, Any]:
         """Measure a classifier, in evaluation mode on the device, as :meth:`run` does.
 
+        ``ranked`` are the :class:`RankedClasses` of all clouds.
+
         Raises:
             CheckpointError: If the rounds cannot be recorded.
         """
         shapes = self._read(runtime)
-        clouds, sampled = _sums(runtime, len(shapes.ids), shapes.sampled)
-        matrix = self._plain(model, shapes, runtime)
-        rounds = self._rounds(model, shapes, runtime, clouds, source)
+        ranked = self._plain(model, shapes, runtime)
+        labeled = shapes.labeled()
+        clouds, sampled = _sums(runtime, len(labeled.ids), shapes.sampled)
+        rounds = self._rounds(model, labeled, runtime, clouds, source)
+        has_class, predicted = ranked.labels >= 0, ranked.classes[:, 0]
+        matrix = confusion_matrix(ranked.labels[has_class], predicted[has_class], len(self.classes))
         return {
             "confusion": matrix.tolist(),
+            "ranked": ranked,
             "rounds": rounds,
             "counts": {
                 "clouds": clouds,
+                "unlabeled": len(ranked.labels) - clouds,
                 "sampled_clouds": sampled,
                 "encoded_clouds": clouds * self.votes * self.repeats,
             },
@@ -118,12 +145,11 @@ class VotingEvaluation:
         parts: dict[str, list[Tensor]] = {"ids": [], "labels": [], "plain": [], "candidates": []}
         sampled = 0
         for batch in batches_of(runtime, self.split, self.batch_size):
-            labeled = batch["label"] >= 0
-            points = batch["points"][labeled]
+            points = batch["points"]
             plain, candidates = self._thin(points)
             sampled += len(points) if points.shape[1] > self.pipeline.num_points else 0
-            parts["ids"].append(batch["sample_id"][labeled])
-            parts["labels"].append(batch["label"][labeled])
+            parts["ids"].append(batch["sample_id"])
+            parts["labels"].append(batch["label"])
             parts["plain"].append(plain)
             parts["candidates"].append(candidates)
         if not parts["ids"]:  # more workers than clouds
@@ -147,15 +173,21 @@ class VotingEvaluation:
             plain = transforms.normalize(plain)
         return plain, candidates
 
-    def _plain(self, model: nn.Module, shapes: _Shapes, runtime: EvaluationRuntime) -> np.ndarray:
+    def _plain(
+        self, model: nn.Module, shapes: _Shapes, runtime: EvaluationRuntime
+    ) -> RankedClasses:
+        """Classify each cloud once; all clouds, on every rank."""
         classify = runtime.inference.prepare(
-            lambda points: {"class": model(points).argmax(dim=-1)}, runtime.device
+            lambda points: {"logits": model(points)}, runtime.device
         )
         batches = shapes.batches(self.batch_size)
-        predicted = [classify(shapes.plain[part])["class"] for part in batches]
-        whole = gather_rows(torch.cat(predicted) if predicted else shapes.labels)
-        labels = gather_rows(shapes.labels)
-        return confusion_matrix(labels.numpy(), whole.numpy(), self.num_classes)
+        logits = [classify(shapes.plain[part])["logits"] for part in batches]
+        logits.append(torch.zeros(0, len(self.classes), device=runtime.device))
+        whole, numbers = gather_rows(torch.cat(logits)), (shapes.ids, shapes.labels)
+        ids, labels = (gather_rows(value).numpy() for value in numbers)
+        best, order = best_classes(whole), np.argsort(ids)
+        scores = whole.softmax(dim=-1).gather(1, best)
+        return RankedClasses(*(v[order] for v in (ids, labels, best.numpy(), scores.numpy())))
 
     def _rounds(
         self,

@@ -22,6 +22,7 @@ from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.split_checks import HeldOut, compare_splits
 from recon_ray.tasks.start_weights import describe_weights
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -40,6 +41,9 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     prepared = find_set("data.path", config.data.path)
     _check_splits(config, prepared)
     check_points(prepared, config.data.num_points)
+    limit = config.data.limit
+    measured = HeldOut("probe.test_split", config.probe.test_split, limit)
+    shared = compare_splits(prepared, [config.probe.train_split], [measured], limit=limit)
     return run_evaluation(
         replace(job, config=config),
         partial(
@@ -52,13 +56,13 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
             num_classes=len(prepared.classes),
             flags=config.flags,
             seed=config.run.seed,
-            limit=config.data.limit,
+            limit=limit,
         ),
         prepared,
         (config.probe.train_split, config.probe.test_split),
         fits="weights and set fit, nothing was probed",
         verify=config.data.verify,
-        finish=lambda run, found: _finish(run, config, prepared, weights, found),
+        finish=lambda run, found: _finish(run, config, prepared, weights, found, shared),
     )
 
 
@@ -68,6 +72,7 @@ def _finish(
     prepared: PreparedSet,
     weights: LoadedWeights,
     found: dict[str, Any],
+    shared: dict[str, Any],
 ) -> JobResult:
     metrics: dict[str, float] = found["metrics"]
     return run.finish(
@@ -77,6 +82,7 @@ def _finish(
         f"on {config.probe.test_split!r}",
         counts={
             **found["counts"],
+            **shared,
             "classes": len(prepared.classes),
             "workers": config.cluster.max_workers,
         },

@@ -22,8 +22,10 @@ from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.partseg.iou import PartTable, category_lines
 from recon_ray.tasks.partseg.part_table import read_part_table
 from recon_ray.tasks.partseg.task import PartEvaluation, PartSegmentationTask, Scoring
+from recon_ray.tasks.predictions import PREDICTIONS, with_names
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.split_checks import compare_splits, held_out
 from recon_ray.tasks.start_weights import open_start, resolve
 from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.settings import FitSettings
@@ -178,6 +180,12 @@ def plan(run: Run, config: PartsegConfig, prepared: PreparedSet) -> TrainingJob:
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=tuple(dict.fromkeys((test, config.selection_split or test))),
+        split_counts=compare_splits(
+            prepared,
+            config.data.train_splits,
+            held_out(config.data, limit=config.eval.limit),
+            limit=config.data.limit,
+        ),
     )
 
 
@@ -222,7 +230,7 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
     # The best checkpoint is scored on the points on which it was found to be the best.
     scoring = replace(task.scoring, epoch=int(metrics.get("best_epoch", 0)))
     make = partial(PartEvaluation, run.folder.place, {}, test, scoring)
-    found = measure(run, make, training.prepared, [test], task.scoring.options)
+    found = measure(run, make, training.prepared, [test], with_names(task.scoring.options))
     selection, split = "last epoch; nothing was chosen on the test split", config.selection_split
     if split is not None:
         where = "the test split itself" if split == test else f"split {split}"
@@ -258,7 +266,7 @@ def _score_only(job: Job[PartsegConfig]) -> JobResult:
         partial(PartEvaluation, place, weights.sizes, test, scoring),
         prepared,
         [test],
-        options=scoring.options,
+        options=with_names(scoring.options),
         label=f"test-{prepared.path.name}",
         resume=config.resume,
         fits="the weights fit the set, nothing was scored",
@@ -286,6 +294,7 @@ def _record(
         counts={"samples": rows, "classes": len(prepared.classes), **counts},
         prepared=prepared,
         per_category=found["categories"],
+        predictions=PREDICTIONS,
     )
 
 

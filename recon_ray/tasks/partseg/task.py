@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +28,13 @@ from recon_ray.tasks.partseg.iou import (
     shape_ious,
     summarize,
 )
+from recon_ray.tasks.predictions import (
+    PART_COLUMNS,
+    PredictionFile,
+    prediction_file,
+    row_lists,
+)
+from recon_ray.train.feed.indexed import evaluation_batches
 from recon_ray.train.metrics import gather_rows
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import EvaluationRuntime, Runtime
@@ -126,8 +137,10 @@ class Scoring:
 
     def predict(
         self, model: PartSegmenter, batch: Batch, allowed: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Parts that are predicted, true ones, and which points count: each (B, N).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Parts that are predicted, true ones, which points count, and their places: each (B, N).
+
+        Places are those in the stored cloud.
 
         Args:
             model: The model, in evaluation mode.
@@ -143,17 +156,30 @@ class Scoring:
             chosen = draw_with_replacement(valid, self.num_points, source)
             log_probs = model(ops.gather_points(points, chosen), batch["label"])
             true, counts = parts.gather(1, chosen), torch.ones_like(chosen, dtype=torch.bool)
-            return predict_parts(log_probs, mine), true, counts
+            return predict_parts(log_probs, mine), true, counts, chosen
         chosen = draw_distinct(valid, points.shape[1], self.num_points, source)
         features = model.encode_parts(ops.gather_points(points, chosen))
         log_probs = model.forward_head(features, points, batch["label"])
-        return predict_parts(log_probs, mine), parts, _is_own(points, valid)
+        places = torch.arange(points.shape[1], device=points.device).expand_as(parts)
+        return predict_parts(log_probs, mine), parts, _is_own(points, valid), places
 
 
 def score_split(
-    model: PartSegmenter, runtime: EvaluationRuntime, split: str, scoring: Scoring
+    model: PartSegmenter,
+    runtime: EvaluationRuntime,
+    split: str,
+    scoring: Scoring,
+    file: PredictionFile | None = None,
 ) -> PartScores:
-    """Score a split, every shape once for any number of workers; the same on every rank."""
+    """Score a split, every shape once for any number of workers; the same on every rank.
+
+    Args:
+        model: The model, in evaluation mode on the device.
+        runtime: Interface of the worker.
+        split: The split.
+        scoring: How.
+        file: Takes the predictions, batch by batch.
+    """
     device, table = runtime.device, scoring.table
     ious = [torch.zeros(0, dtype=torch.float64, device=device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=device)]
@@ -161,24 +187,70 @@ def score_split(
 
     def score(*values: Tensor) -> dict[str, Tensor]:
         batch = dict(zip(names, values, strict=True))
-        counts = count_parts(*scoring.predict(model, batch, allowed), table.num_parts)
-        return {"counts": counts, "ious": shape_ious(counts, allowed[batch["label"]])}
+        predicted, true, counted, places = scoring.predict(model, batch, allowed)
+        counts = count_parts(predicted, true, counted, table.num_parts)
+        ious = shape_ious(counts, allowed[batch["label"]])
+        if file is None:
+            return {"counts": counts, "ious": ious}
+        shown = torch.stack([places, predicted, true, counted.long()], dim=1)  # (B, 4, N)
+        return {"counts": counts, "ious": ious, "shown": shown.int()}
 
     allowed = table.allowed().to(device)
     names = ("sample_id", "points", "label", *scoring.options.beside)
     scored = runtime.inference.prepare(score, device)
     size, limit = scoring.batch_size, scoring.limit
-    for batch in batches_of(runtime, split, size, limit=limit, options=scoring.options):
+    mine = batches_of(runtime, split, size, limit=limit, options=scoring.options)
+    for batch, rows in _as_many(mine, runtime, split, scoring):
         found = scored(*(batch[name] for name in names))
+        found = {name: value[:rows] for name, value in found.items()}
         ious.append(found["ious"])
-        labels.append(batch["label"])
+        labels.append(batch["label"][:rows])
         totals += found["counts"].sum(dim=0)
+        if file is not None:
+            _write(file, split, batch["sample_id"][:rows], found)
     return summarize(
         gather_rows(torch.cat(ious)),
         gather_rows(torch.cat(labels)),
         gather_rows(totals).sum(dim=0),
         table.categories,
     )
+
+
+def _as_many(
+    batches: Iterator[Batch], runtime: EvaluationRuntime, split: str, scoring: Scoring
+) -> Iterator[tuple[Batch, int]]:
+    """Yield equally many batches on every rank, and how many rows of each count.
+
+    A rank that has fewer goes on with one shape of which no row counts.
+    """
+    table = runtime.table(split)
+    most = -(-min(len(table), scoring.limit or len(table)) // runtime.world_size)
+    for _, batch in zip_longest(range(0, most, scoring.batch_size), batches):
+        if batch is not None:
+            yield batch, len(batch["sample_id"])
+            continue
+        for one in evaluation_batches(
+            table, scoring.options, batch_size=1, limit=1, rank=0, world_size=1
+        ):
+            yield {name: value.to(runtime.device) for name, value in one.items()}, 0
+
+
+def _write(
+    file: PredictionFile, split: str, sample_ids: Tensor, found: Mapping[str, Tensor]
+) -> None:
+    """Write the predictions of a batch of every worker, in order of sample id."""
+    ids = gather_rows(sample_ids)
+    order = ids.argsort()
+    shown, ious = (gather_rows(found[name])[order].numpy() for name in ("shown", "ious"))
+    places, parts, true, counted = shown.swapaxes(0, 1)
+    kept = counted.astype(bool)
+    columns = {
+        "iou": pa.array(ious),
+        "points": row_lists(places, kept),
+        "parts": row_lists(parts.astype(np.uint8), kept),
+        "true_parts": row_lists(true.astype(np.uint8), kept),
+    }
+    file.add(split, ids[order].numpy(), columns)
 
 
 @dataclass(frozen=True)
@@ -198,11 +270,12 @@ class PartEvaluation:
     scoring: Scoring
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Return the metrics and the table of categories."""
+        """Write the predictions; return the metrics and the table of categories."""
         model, _ = build(find_weights(self.weights), **self.sizes)
         assert isinstance(model, PartSegmenter)
         model = runtime.inference.place(model, runtime.device)
-        scores = score_split(model, runtime, self.split, self.scoring)
+        with prediction_file(runtime, PART_COLUMNS) as file:
+            scores = score_split(model, runtime, self.split, self.scoring, file)
         return {"metrics": scores.metrics(), "categories": scores.record()}
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.config.yaml_tree import COMMAND_LINE
@@ -15,6 +16,7 @@ from recon_ray.data.sources.cards import CARDS
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.config_checks import (
+    check_captions,
     check_evaluated_split,
     check_images,
     check_labeled,
@@ -35,6 +37,7 @@ from recon_ray.tasks.pretrain.validation import (
 )
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.split_checks import HeldOut, compare_splits
 from recon_ray.tasks.teacher_features import SOURCE, stored_teachers
 from recon_ray.train.settings import FitSettings
 
@@ -140,6 +143,10 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
     """
     texts = texts_of(prepared, config.data.text)
     if config.teacher.text.name not in (None, SOURCE):
+        if config.data.text == "caption":
+            splits = [split.name for split in prepared.join(config.data.train_splits).members]
+            way = "set data.text=category or teacher.text.name=null"
+            check_captions(prepared, splits, "data.text=caption", or_else=way)
         check_texts(prepared, texts)
     check_labeled(config, prepared)
     stored = stored_teachers(config, prepared, texts)
@@ -189,7 +196,29 @@ def training_job(
         evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
         features=task.stored.features,
         other_tables=validation_tables(validation, validated_set(config, prepared)),
+        split_counts=_compare_splits(config, prepared, validated_set(config, prepared)),
     )
+
+
+def _compare_splits(
+    config: PretrainConfig, prepared: PreparedSet, validated: PreparedSet | None
+) -> dict[str, Any]:
+    """Compare the measured splits with what is trained on; zero-shot needs no classes of it."""
+    options, held_out, counts = config.validation, {}, {}
+    one = HeldOut("validation.test_split", options.test_split, options.limit)
+    if validated is prepared:
+        held_out[one.split] = one
+    elif validated is not None and options.kind == "svm":
+        fitted = [options.train_split]
+        counts["validation"] = compare_splits(validated, fitted, [one], limit=options.limit)
+    if config.eval.enabled and len(prepared.classes) > 1:
+        split = config.eval.split
+        held_out[split] = HeldOut("eval.split", split, config.eval.limit)
+    if held_out:
+        train, limit = config.data.train_splits, config.data.limit
+        one_by_one = list(held_out.values())
+        counts |= compare_splits(prepared, train, one_by_one, limit=limit, needs_classes=False)
+    return counts
 
 
 def _check_teachers(run: Run, task: PretrainTask) -> None:

@@ -26,6 +26,7 @@ from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.evaluation import probe_student
 from recon_ray.tasks.pretrain.validation import Validation, ValidationPlan
 from recon_ray.tasks.teacher_features import (
+    SOURCE,
     StoredTeachers,
     image_transform,
     make_image_teacher,
@@ -192,12 +193,13 @@ class PretrainTask:
     def batch_options(self) -> BatchOptions:
         """Return the content of a batch."""
         config, teacher = self.config, self.image_teacher
-        by_caption = config.data.text == "caption"
+        encodes = config.teacher.text.name not in (None, SOURCE)
+        by_caption = encodes and config.data.text == "caption"
         return BatchOptions(
             seed=config.run.seed,
             images=None if teacher is None else image_transform(teacher, config.teacher.image),
             augment_on="host" if self._augmentation is None else config.teacher.image.augment_on,
-            text=config.data.text,
+            text="caption" if by_caption else "category",
             captions=self.texts if by_caption else (),
             features={one.column: one.draw for one in self.stored.features},
         )

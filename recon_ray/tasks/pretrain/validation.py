@@ -19,7 +19,12 @@ from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Recon
 from recon_ray.protocols import SOUND, ProtocolFlags
 from recon_ray.tasks.config_checks import check_batch, check_points, class_texts, find_set
-from recon_ray.tasks.feature_extraction import PointChoice, extract_features, without_last_batch
+from recon_ray.tasks.feature_extraction import (
+    Normalization,
+    PointChoice,
+    extract_features,
+    without_last_batch,
+)
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH, svm_accuracy
 from recon_ray.tasks.point_pipeline import pipeline_of, trained_normalization
 from recon_ray.tasks.pretrain.config import PretrainConfig, ValidationSection
@@ -206,7 +211,8 @@ def _choice(config: PretrainConfig, prepared: PreparedSet) -> PointChoice:
     num_points = config.data.num_points
     published = flags.published_num_points and not is_svm
     check_points(prepared, num_points, published=published)
-    card, trained = prepared.manifest.get("card"), "subset" if config.data.normalize else "none"
+    card = prepared.manifest.get("card")
+    trained: Normalization = "subset" if config.data.normalize else "none"
     pipeline = pipeline_of(
         card,
         num_points=num_points,

@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, Section, TeacherName
+from recon_ray.config.sections.common import Count, FilledSplits, Section, TeacherName, Words
 from recon_ray.config.sections.training import ImageEncoderSection
 from recon_ray.tasks.linear_probe.config import UP_AXIS, FrozenWeightsConfig
 from recon_ray.tasks.zeroshot.config import TrainedTextSection
-
-Query = Annotated[str, Field(min_length=1)]
 
 
 class PlainImageSection(ImageEncoderSection):
@@ -41,8 +39,10 @@ class RetrievalTeachersSection(Section):
 class RetrievalSection(Section):
     """Splits and texts that are searched."""
 
-    splits: tuple[str, ...] = Field(
-        ("test",), min_length=1, description="Splits whose shapes are searched, together."
+    splits: FilledSplits = Field(
+        None,
+        description="Splits whose shapes are searched, together; by default all for a query, and "
+        "to measure test, or all of a set without it.",
     )
     texts: Literal["auto", "category", "caption"] = Field(
         "auto",
@@ -58,7 +58,7 @@ class RetrievalSection(Section):
 class RetrieveConfig(FrozenWeightsConfig):
     """jobs/retrieve.py: find shapes by texts, pictures and shapes, and measure how well."""
 
-    query: Query | Annotated[tuple[Query, ...], Field(min_length=1)] | None = Field(
+    query: Words | Annotated[tuple[Words, ...], Field(min_length=1)] | None = Field(
         None,
         description="Query to answer instead of measuring: words, or a file of a picture, mesh or "
         "cloud; a list for several.",

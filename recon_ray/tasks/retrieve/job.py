@@ -24,10 +24,10 @@ from recon_ray.tasks.retrieve.sides import (
     pictures_side,
     query_sides,
     read_queries,
-    searched_splits,
     texts_side,
 )
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.split_checks import choose_splits
 from recon_ray.tasks.start_weights import describe_weights
 
 #: Table of the shapes that the queries have found.
@@ -38,7 +38,8 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     """Measure the search in a set, or answer queries, and write ``result.json``."""
     config, place, weights, model = open_embedder(job.config)
     prepared = find_set("data.path", config.data.path)
-    _check_splits(config, prepared)
+    reads_all = bool(config.queries)
+    config, read = choose_splits(config, prepared, "retrieval.splits", reads_all=reads_all)
     check_patches(config.data.num_points, model)
     check_points(prepared, config.data.num_points)
     queries = read_queries(config, model)
@@ -53,9 +54,8 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
                 f"{weights.source} has a projection for; prepare the set with prepare.views, or "
                 "name the teacher"
             )
-    count, splits = 0 if texts is None else len(texts.texts), searched_splits(config)
-    shapes = sum(prepared.splits[split].rows for split in splits)
-    fits = ["weights, set and teachers fit, nothing was searched", f"{'shapes':28}{shapes:>20,}"]
+    count = 0 if texts is None else len(texts.texts)
+    fits = ["weights, set and teachers fit, nothing was searched", read]
     if queries:
         fits += [f"{'queries':28}{len(queries):>20,}"]
     else:
@@ -65,8 +65,8 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     def finish(run: Run, found: dict[str, Any]) -> JobResult:
         told = describe_weights(weights)
         if queries:
-            return _finish_queries(run, config, prepared, queries, found, told)
-        return _finish(run, config, prepared, found, told, texts=count)
+            return _finish_queries(run, config, prepared, queries, found, told, read)
+        return _finish(run, config, prepared, found, told, read, texts=count)
 
     return run_evaluation(
         replace(job, config=config),
@@ -83,21 +83,11 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
             limit=config.data.limit,
         ),
         prepared,
-        splits,
+        config.retrieval.splits,
         fits="\n".join(fits),
         verify=config.data.verify,
         finish=finish,
     )
-
-
-def _check_splits(config: RetrieveConfig, prepared: PreparedSet) -> None:
-    for split in searched_splits(config):
-        if split not in prepared.splits or not prepared.splits[split].rows:
-            raise ConfigError(
-                f"retrieval.splits={split}: {prepared.path} has no shapes in such a split, only in "
-                f"{', '.join(name for name, one in prepared.splits.items() if one.rows)}; choose "
-                "of them"
-            )
 
 
 def _finish(
@@ -106,6 +96,7 @@ def _finish(
     prepared: PreparedSet,
     found: dict[str, Any],
     weights: dict[str, Any],
+    read: str,
     *,
     texts: int,
 ) -> JobResult:
@@ -128,8 +119,8 @@ def _finish(
     used = [side for side in right if any(side in name for name in directions)]
     return run.finish(
         metrics,
-        table=_table(directions, sizes),
-        selection=f"all shapes of {' and '.join(searched_splits(config))}, nothing chosen on them; "
+        table=f"{read}\n{_table(directions, sizes)}",
+        selection=f"{read}; nothing chosen on them; "
         + "; ".join(f"{side}: {right[side]}" for side in used)
         + "; wrong ones of equal cosine come first",
         counts={**_counts(config, found), "texts": texts, "directions": sizes},
@@ -171,10 +162,11 @@ def _finish_queries(
     queries: Sequence[Query],
     found: dict[str, Any],
     weights: dict[str, Any],
+    read: str,
 ) -> JobResult:
     names = ["object_id", "category", "caption"]
     known: dict[int, dict[str, Any]] = {}
-    for split in searched_splits(config):
+    for split in config.retrieval.splits:
         for row in prepared.read(split, columns=names).to_pylist():
             known[row["sample_id"]] = {**row, "split": split}
     rows = [
@@ -184,7 +176,7 @@ def _finish_queries(
     ]
     path = run.folder.local / FOUND
     write_file(path, parquet_bytes(pa.Table.from_pylist(rows)))
-    lines = [f"{'':>5}{'cosine':>9}  {'sample':>8}  {'category':16}object"]
+    lines = [read, f"{'':>5}{'cosine':>9}  {'sample':>8}  {'category':16}object"]
     for query in queries:
         lines.append(f"{query.kind}: {query.text}")
         lines += [
@@ -196,9 +188,8 @@ def _finish_queries(
     return run.finish(
         {"cosine_first": max(row["cosine"] for row in rows), "shapes": float(found["shapes"])},
         table="\n".join(lines),
-        selection=f"of the shapes of {' and '.join(searched_splits(config))} the "
-        f"{config.retrieval.top_k} of the highest cosine; words: text space, pictures: image "
-        "space, shapes: mean over the spaces",
+        selection=f"{read}; of these the {config.retrieval.top_k} of the highest cosine; words: "
+        "text space, pictures: image space, shapes: mean over the spaces",
         counts={**_counts(config, found), "queries": len(queries)},
         found=rows,
         table_file=FOUND,

@@ -186,7 +186,7 @@ class RetrievalEvaluation(FrozenEvaluation):
         encode = partial(_project, model)
         parts = [
             self.extract(encode, runtime, split, tally=tally, labeled=False)
-            for split in dict.fromkeys(self.options.splits)
+            for split in self.options.splits
         ]
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         spaces = ("text", "image")

@@ -9,7 +9,7 @@ from typing import Any
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.cloud import CloudModel
-from recon_ray.tasks.config_checks import class_texts, texts_of
+from recon_ray.tasks.config_checks import check_captions, class_texts, texts_of
 from recon_ray.tasks.feature_extraction import check_cloud
 from recon_ray.tasks.retrieve.config import RetrieveConfig
 from recon_ray.tasks.retrieve.query_files import read_query
@@ -27,11 +27,6 @@ from recon_ray.tasks.teacher_features import (
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
-
-
-def searched_splits(config: RetrieveConfig) -> list[str]:
-    """Return the names of the splits that are searched, each once."""
-    return list(dict.fromkeys(config.retrieval.splits))
 
 
 def _has_projection(weights: LoadedWeights, side: str) -> bool:
@@ -84,24 +79,25 @@ def texts_side(
 def _numbers(config: RetrieveConfig, prepared: PreparedSet) -> tuple[list[str], dict[int, int]]:
     """Return all texts of the set, and sample id to the number of a shape's text."""
     kind, column = config.retrieval.texts, "label"
+    pictures_only = "teacher.text.name=null for pictures only"
     if kind == "caption":
+        way = f"set retrieval.texts=category, or {pictures_only}"
+        check_captions(prepared, config.retrieval.splits, "retrieval.texts=caption", or_else=way)
         column, every = "caption", texts_of(prepared, "caption")
-        number: dict[Any, int] = {text: place for place, text in enumerate(every) if text}
+        number: dict[Any, int] = {text: place for place, text in enumerate(every)}
     else:
         texts = class_texts(prepared, published=config.flags.published_texts)
         every = list(texts.values())
         number = {label: label for label in range(len(every))}
     numbers: dict[int, int] = {}
-    for split in searched_splits(config):
+    for split in config.retrieval.splits:
         table = prepared.read(split, columns=[column])
         pairs = zip(table["sample_id"].to_pylist(), table[column].to_pylist(), strict=True)
         numbers |= {sample_id: number.get(value, NO_GROUP) for sample_id, value in pairs}
     if set(numbers.values()) <= {NO_GROUP}:
-        what, other = ("captions", "category") if kind == "caption" else ("classes", "caption")
         raise ConfigError(
-            f"retrieval.texts={kind}: the shapes of {', '.join(searched_splits(config))} in "
-            f"{prepared.path} have no {what}; set retrieval.texts={other}, or "
-            "teacher.text.name=null for pictures only"
+            f"retrieval.texts={kind}: the shapes of {', '.join(config.retrieval.splits)} in "
+            f"{prepared.path} have no classes; set retrieval.texts=caption, or {pictures_only}"
         )
     return every, numbers
 
@@ -123,7 +119,7 @@ def pictures_side(
     if options.name != SOURCE and not prepared.has_views:
         logger.info("%s has no pictures: they are left out", prepared.path)
         return None
-    splits = searched_splits(config)
+    splits = config.retrieval.splits
     stored = stored_images(options, prepared, splits, verify=config.data.verify)
     teacher = stored or make_image_teacher(options)
     check_width("image", options.name, teacher.dim, weights, "image")

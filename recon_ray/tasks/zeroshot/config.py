@@ -6,7 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, NonNegative, Section, TeacherName
+from recon_ray.config.sections.common import (
+    Count,
+    FilledSplits,
+    NonNegative,
+    Section,
+    TeacherName,
+    Words,
+)
 from recon_ray.config.sections.training import TextTeacherSection
 from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
 
@@ -37,14 +44,16 @@ class ZeroshotSection(Section):
         "the same model, else the one that the training had.",
     )
     ratio: NonNegative = Field(0.25, description="Weight of the text token (kind=full).")
-    splits: tuple[str, ...] = Field(
-        ("test",), min_length=1, description="Splits that are classified, together."
+    splits: FilledSplits = Field(
+        None,
+        description="Splits that are classified, together; by default test, or all of a set "
+        "without it.",
     )
-    classes: tuple[str, ...] | dict[str, str] | None = Field(
+    classes: tuple[Words, ...] | dict[str, Words] | None = Field(
         None,
         description="Names to choose from: a list of the set's classes and any others, or a "
         "mapping of some of its classes to their texts in the prompts; by default the texts of the "
-        "set's card.",
+        "set's card. A set without classes needs the list.",
     )
     batch_size: Count = Field(64, description="Shapes a worker encodes at once.")
 

@@ -20,6 +20,13 @@ from recon_ray.tasks.feature_extraction import (
     load_embedder,
     without_last_batch,
 )
+from recon_ray.tasks.predictions import (
+    CHUNK,
+    CLASS_COLUMNS,
+    RankedClasses,
+    best_classes,
+    prediction_file,
+)
 from recon_ray.tasks.teacher_features import make_text_teacher
 from recon_ray.tasks.zeroshot.config import ZeroshotSection
 from recon_ray.teachers.bank import text_bank
@@ -57,14 +64,25 @@ def class_vectors(bank: Tensor) -> Tensor:
     return F.normalize(bank.sum(dim=1), dim=-1)
 
 
-def zeroshot_predictions(features: Tensor, vectors: Tensor) -> Tensor:
-    """Return the most similar class of each feature, the lowest on a tie: (B,) int64.
+def nearest_classes(features: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the most similar classes of each feature and their cosines, both (B, k).
 
     Args:
         features: (B, D) projected tokens.
         vectors: (C, D) of unit length.
     """
-    return (F.normalize(features.float(), dim=-1) @ vectors.T).argmax(dim=-1)
+    found = []
+    for rows in features.split(CHUNK):
+        cosines = F.normalize(rows.float(), dim=-1) @ vectors.T
+        best = best_classes(cosines)
+        found.append((best, cosines.gather(1, best)))
+    classes, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return classes, cosines
+
+
+def zeroshot_predictions(features: Tensor, vectors: Tensor) -> Tensor:
+    """Return the most similar class of each feature (B, D), the lowest on a tie: (B,) int64."""
+    return nearest_classes(features, vectors)[0][:, 0]
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -106,16 +124,29 @@ class ZeroshotEvaluation(FrozenEvaluation):
     drops_last: bool = False
 
     def run(self, runtime: EvaluationRuntime) -> dict[str, Any]:
-        """Return the confusion matrix of every split, and the counts."""
+        """Write the predictions; return ``splits`` and other counts of every split.
+
+        ``splits`` are the confusion matrices, ``predicted`` the shapes of each predicted class,
+        ``labeled`` those with a class.
+        """
         vectors = class_vectors(self._bank(runtime.device)).cpu()
         model = load_embedder(self.weights, **self.sizes)
         model = runtime.inference.place(model, runtime.device)
         tally = Tally()
-        splits = {
-            split: self._confusion(model, runtime, split, vectors, tally).tolist()
-            for split in self.options.splits
+        splits, predicted, labeled = {}, {}, {}
+        with prediction_file(runtime, CLASS_COLUMNS) as file:
+            for split in self.options.splits:
+                ranked = self._classify(model, runtime, split, vectors, tally)
+                file.add_classes(split, ranked, self.candidates.names)
+                predicted[split] = np.bincount(ranked.classes[:, 0], minlength=len(vectors))
+                splits[split] = self._confusion(ranked, split)
+                labeled[split] = int((ranked.labels >= 0).sum())
+        return {
+            "splits": {name: matrix.tolist() for name, matrix in splits.items()},
+            "predicted": {name: numbers.tolist() for name, numbers in predicted.items()},
+            "labeled": labeled,
+            "counts": tally.counts(),
         }
-        return {"splits": splits, "counts": tally.counts()}
 
     def _bank(self, device: torch.device) -> Tensor:
         texts = self.candidates.texts
@@ -123,22 +154,29 @@ class ZeroshotEvaluation(FrozenEvaluation):
             return self.bank.read(texts)
         return encode_texts(make_text_teacher(self.teacher), texts, device)
 
-    def _confusion(
+    def _classify(
         self,
         model: Embedder,
         runtime: EvaluationRuntime,
         split: str,
         vectors: Tensor,
         tally: Tally,
-    ) -> np.ndarray:
+    ) -> RankedClasses:
         kind, ratio = self.options.kind, self.options.ratio
 
         def encode(points: Tensor) -> dict[str, Tensor]:
             return {"feature": model.zeroshot_features(points, kind=kind, ratio=ratio)}
 
-        found = self.extract(encode, runtime, split, tally=tally)
+        found = self.extract(encode, runtime, split, tally=tally, labeled=False)
+        classes, cosines = nearest_classes(torch.from_numpy(found["feature"]), vectors)
+        return RankedClasses(found["sample_id"], found["label"], classes.numpy(), cosines.numpy())
+
+    def _confusion(self, ranked: RankedClasses, split: str) -> np.ndarray:
+        """Count pairs of true and predicted classes of the shapes that have one."""
+        counted = {"label": ranked.labels, "predicted": ranked.classes[:, 0]}
+        has_class = ranked.labels >= 0
+        counted = {name: value[has_class] for name, value in counted.items()}
         if self.drops_last and split == "train":
-            found = without_last_batch(found, self.batch_size, seed=self.choice.seed)
-        predicted = zeroshot_predictions(torch.from_numpy(found["feature"]), vectors).numpy()
-        labels = np.array(self.candidates.of_label)[found["label"]]
-        return confusion_matrix(labels, predicted, len(vectors))
+            counted = without_last_batch(counted, self.batch_size, seed=self.choice.seed)
+        labels = np.array(self.candidates.of_label)[counted["label"]]
+        return confusion_matrix(labels, counted["predicted"], len(self.candidates.names))

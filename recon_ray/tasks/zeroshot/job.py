@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -20,7 +20,6 @@ from recon_ray.tasks.classify.confusion import (
     overall_accuracy,
 )
 from recon_ray.tasks.config_checks import (
-    check_classes,
     check_labels,
     check_points,
     class_texts,
@@ -29,8 +28,10 @@ from recon_ray.tasks.config_checks import (
 from recon_ray.tasks.driver import run_evaluation
 from recon_ray.tasks.feature_extraction import open_embedder
 from recon_ray.tasks.point_pipeline import evaluated_clouds
+from recon_ray.tasks.predictions import PREDICTIONS, with_names
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.split_checks import choose_splits
 from recon_ray.tasks.start_weights import describe_weights
 from recon_ray.tasks.teacher_features import (
     SOURCE,
@@ -51,15 +52,15 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     """Classify the splits and write ``result.json``."""
     config, place, weights = _weights(job.config)
     prepared = find_set("data.path", config.data.path)
+    config, read = choose_splits(config, prepared, "zeroshot.splits")
     candidates = _candidates(config, prepared)
     bank, identity = _text_features(config, prepared, weights, candidates)
     flags = config.flags
     check_points(prepared, config.data.num_points, published=flags.published_num_points)
     clouds = evaluated_clouds(config, prepared, weights)
-    shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
     fits = [
         "weights, set and text teacher fit, nothing was classified",
-        f"{'shapes':28}{shapes:>20,}",
+        read,
         f"{'classes to choose from':28}{len(candidates.names):>20,}",
         f"{'text teacher':28}{identity['name']:>20}",
     ]
@@ -79,11 +80,18 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
             limit=config.data.limit,
         ),
         prepared,
-        list(dict.fromkeys(config.zeroshot.splits)),
+        config.zeroshot.splits,
+        options=with_names(),
         fits="\n".join(fits),
         verify=config.data.verify,
-        finish=lambda run, found: _finish(
-            run, config, prepared, candidates, found, identity, describe_weights(weights)
+        finish=partial(
+            _finish,
+            config=config,
+            prepared=prepared,
+            candidates=candidates,
+            read=read,
+            teacher=identity,
+            weights=describe_weights(weights),
         ),
     )
 
@@ -115,9 +123,13 @@ def _weights(config: ZeroshotConfig) -> tuple[ZeroshotConfig, str, LoadedWeights
 def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
     """Return the classes to choose from, by the options and the set's card."""
     classes, given, path = prepared.classes, config.zeroshot.classes, prepared.path
-    check_classes(prepared)
+    if len(classes) < 2 and not isinstance(given, tuple):
+        raise ConfigError(
+            f"data.path={path}: it has {len(classes)} classes to choose from; name two or more, "
+            "zeroshot.classes=[chair,table] for example"
+        )
     for split in config.zeroshot.splits:
-        check_labels(prepared, "zeroshot.splits", split, len(classes))
+        check_labels(prepared, "zeroshot.splits", split, len(classes), needed=False)
     texts = class_texts(prepared, published=config.flags.published_texts)
     if given is None or isinstance(given, dict):
         unknown = [name for name in given or () if name not in texts]
@@ -178,42 +190,65 @@ def _text_features(
 
 def _finish(
     run: Run,
+    found: dict[str, Any],
+    *,
     config: ZeroshotConfig,
     prepared: PreparedSet,
     candidates: Candidates,
-    found: dict[str, Any],
-    identity: dict[str, str],
-    weights: dict[str, Any],
+    read: str,
+    **records: Any,  # noqa: ANN401 - of teacher and weights
 ) -> JobResult:
+    from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
+
+    names, options = candidates.names, config.zeroshot
+    predicted = np.sum(list(found["predicted"].values()), axis=0)
     matrices = {split: np.array(rows) for split, rows in found["splits"].items()}
-    whole = np.sum(list(matrices.values()), axis=0)
+    matrices = {split: matrix for split, matrix in matrices.items() if matrix.any()}
+    metrics, draw = {"shapes": float(predicted.sum())}, None
+    lines = [f"{name:28}{count:>20}" for name, count in zip(names, predicted, strict=True)]
+    lines = [f"{'predicted class':28}{'shapes':>20}", *lines]
+    if matrices:
+        whole = np.sum(list(matrices.values()), axis=0)
+        metrics, lines = _accuracies(matrices, whole, names)
+        draw = partial(draw_classification, run.folder, whole, names)
+        records |= confusion_records(whole, names)
+        read += _unlabeled(sum(found["labeled"].values()), int(predicted.sum()))
+    counts = {
+        "shapes": {split: int(np.sum(numbers)) for split, numbers in found["predicted"].items()},
+        "labeled": found["labeled"],
+        "classes": len(names),
+        "workers": config.cluster.max_workers,
+    }
+    return run.finish(
+        metrics,
+        table="\n".join([read, *lines]),
+        selection=f"{read}; nothing chosen on them",
+        counts={**found["counts"], **counts},
+        draw=draw,
+        prepared=prepared,
+        zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": [*options.splits]},
+        texts=dict(zip(names, candidates.texts, strict=True)),
+        predictions=PREDICTIONS,
+        predicted=dict(zip(names, predicted.tolist(), strict=True)),
+        **records,
+    )
+
+
+def _accuracies(
+    matrices: Mapping[str, np.ndarray], whole: np.ndarray, names: Sequence[str]
+) -> tuple[dict[str, float], list[str]]:
+    """Return the accuracies of labeled shapes, and the lines of their table."""
     metrics = {
         "zeroshot_accuracy": overall_accuracy(whole),
         "zeroshot_class_accuracy": class_accuracy(whole),
-        "chance": 1 / len(candidates.names),
+        "chance": 1 / len(names),
     }
     if len(matrices) > 1:
         for split, matrix in matrices.items():
             metrics[f"zeroshot_accuracy_{split}"] = overall_accuracy(matrix)
-    from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
-
-    options = config.zeroshot
     lines = [f"{name:28}{value:>12.1%}" for name, value in metrics.items()]
-    return run.finish(
-        metrics,
-        table="\n".join([*lines, "", *class_lines(whole, candidates.names)]),
-        selection=f"all shapes of {' and '.join(matrices)}, nothing chosen on them",
-        counts={
-            **found["counts"],
-            "shapes": {split: int(matrix.sum()) for split, matrix in matrices.items()},
-            "classes": len(candidates.names),
-            "workers": config.cluster.max_workers,
-        },
-        draw=partial(draw_classification, run.folder, whole, candidates.names),
-        prepared=prepared,
-        zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": list(matrices)},
-        texts=dict(zip(candidates.names, candidates.texts, strict=True)),
-        teacher=identity,
-        weights=weights,
-        **confusion_records(whole, candidates.names),
-    )
+    return metrics, [*lines, "", *class_lines(whole, names)]
+
+
+def _unlabeled(labeled: int, predicted: int) -> str:
+    return "" if labeled == predicted else f"; {labeled} of {predicted} have a class and count"

@@ -33,7 +33,11 @@ REFUSED: list[tuple[str, int, str]] = [
     ),
     (f"{TEXT} zeroshot.classes.mugg=cup", 2, r"\.mugg: .* no such class, did you mean 'mug'\?"),
     (f"{TEXT} zeroshot.classes=[chair,lamp,cup]", 2, r"1 classes of .* not in the list \('mug'"),
-    (f"{TEXT} zeroshot.splits=[val]", 2, r"zeroshot\.splits=val: .* has the splits train, test"),
+    (
+        f"{TEXT} zeroshot.splits=[val]",
+        2,
+        r"zeroshot\.splits=val: .* only in train, test; choose",
+    ),
     (f"{TEXT} teacher.text.name=table:none.npz", 2, r"'table:none\.npz': there is no file"),
     (f"{TEXT} {TEACHER}:16", 2, f"{WIDER} text projection .* gives 8"),
     (f"{TABLE} zeroshot.classes.mug=cup", 1, "has no features of the text 'cup"),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from job_runs import QUICK, Jobs, write_clouds
+from job_samples import prepare_rows, random_rows
 
 from recon_ray.data.format.prepared import PreparedSet
 
@@ -47,6 +48,17 @@ def test_a_set_without_views_has_nothing_to_cache(jobs: Jobs) -> None:
     jobs.cache_teachers(f"data.path={jobs.folder / 'set'}").refused(
         2, "teacher.image.name: .* holds no images"
     )
+
+
+def test_blanks_are_no_caption_for_a_teacher(jobs: Jobs) -> None:
+    rows = random_rows(*[("train", "", "a mug")] * 8, ("train", "", " "), ("test", "", ""))
+    own = prepare_rows(jobs.folder, rows, num_points=70, views=0)
+    given = [f"data.path={own.path}", "data.text=caption", "teacher.image.name=null"]
+    message = r"data\.text=caption: 1 of 9 .* of train in .* have no caption \(first: shape008\)"
+    jobs.pretrain(*given, *QUICK).refused(2, message)
+    jobs.cache_teachers(*given, "teacher.text.name=descriptor:8").refused(2, message)
+    assert jobs.left_behind() == []
+    jobs.pretrain(*given, *QUICK, "teacher.text.name=null").done()
 
 
 def test_a_damaged_view_ends_the_teachers_with_its_name(jobs: Jobs, copy: Path) -> None:

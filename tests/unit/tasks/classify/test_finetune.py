@@ -148,7 +148,7 @@ def test_no_way_to_the_classifier_reads_points_that_the_reference_skips():
     points[:, [0, 5, 33]] = 0.01
     pipeline = CloudPipeline(70, "none", min_sq_norm=1e-3)
     evaluation = VotingEvaluation(
-        "", {}, "test", pipeline, 2, votes=0, repeats=1, batch_size=2, seed=0
+        "", {}, "test", pipeline, ("a", "b"), votes=0, repeats=1, batch_size=2, seed=0
     )
     ids = torch.arange(2)
     clouds = [pipeline.test()(points, ids), *evaluation._thin(points)]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from job_samples import save_model
@@ -19,6 +20,7 @@ from recon_ray.points import ops
 from recon_ray.runs.folder import RunFolder
 from recon_ray.tasks.classify.voting import ROUNDS, VotingEvaluation, vote_summary
 from recon_ray.tasks.point_pipeline import CloudPipeline
+from recon_ray.tasks.predictions import PREDICTIONS, with_names
 from recon_ray.train.inference import Inference
 from recon_ray.weights.find import find_weights
 
@@ -35,7 +37,7 @@ def weights(tmp_path: Path) -> str:
 
 def evaluation(weights: str, **options) -> VotingEvaluation:
     values = {
-        "weights": weights, "sizes": {}, "split": "test", "num_classes": 3, "votes": 4,
+        "weights": weights, "sizes": {}, "split": "test", "classes": ("a", "b", "c"), "votes": 4,
         "repeats": 3, "batch_size": 8, "seed": 0,
         "pipeline": CloudPipeline(64, "whole", transform="rotate"),
     }  # fmt: skip
@@ -43,7 +45,7 @@ def evaluation(weights: str, **options) -> VotingEvaluation:
 
 
 def runtime_of(prepared: PreparedSet, folder: Path) -> WorkerRuntime:
-    table = IndexedTable([prepared.read("test", columns=["points", "label"])])
+    table = IndexedTable([prepared.read("test", columns=with_names().columns)])
     folder.mkdir(exist_ok=True)
     where = RunFolder(str(folder))
     return WorkerRuntime(0, 1, torch.device("cpu"), where, {"test": table}, {}, Inference())
@@ -71,8 +73,27 @@ def sampled(monkeypatch) -> list[tuple[int, int]]:
 def test_each_cloud_is_thinned_once_for_all_rounds(weights, tiny_prepared, tmp_path, sampled):
     found = run(evaluation(weights), tiny_prepared, tmp_path / "run")
     assert sampled == [(8, 75), (4, 75)]  # 12 clouds in batches of 8; 75 candidates for 64 points
-    assert found["counts"] == {"clouds": 12, "sampled_clouds": 12, "encoded_clouds": 12 * 4 * 3}
+    assert found["counts"] == {
+        "clouds": 12, "unlabeled": 0, "sampled_clouds": 12, "encoded_clouds": 12 * 4 * 3,
+    }  # fmt: skip
     assert len(found["rounds"]) == 4
+
+
+def test_clouds_without_a_class_are_predicted_and_vote_on_nothing(weights, tiny_prepared, tmp_path):
+    whole = run(evaluation(weights), tiny_prepared, tmp_path / "whole")
+    runtime = runtime_of(tiny_prepared, tmp_path / "part")
+    runtime.table("test").label[[2, 5]] = -1
+    with torch.inference_mode():
+        found = evaluation(weights, batch_size=3).run(runtime)
+    counted = {"clouds": 10, "unlabeled": 2, "encoded_clouds": 10 * 4 * 3}
+    assert found["counts"] == {**whole["counts"], **counted}
+    assert np.sum(found["confusion"]) == 10
+    assert all(round(value * 10) == pytest.approx(value * 10) for value in found["rounds"])
+    own, all_labeled = (
+        pq.read_table(tmp_path / name / PREDICTIONS).to_pylist() for name in ("part", "whole")
+    )
+    assert [row["label"] is None for row in own] == [i in (2, 5) for i in range(12)]
+    assert [row["predicted"] for row in own] == [row["predicted"] for row in all_labeled]
 
 
 def test_sampling_that_would_only_permute_is_left_out(weights, tiny_prepared, tmp_path, sampled):

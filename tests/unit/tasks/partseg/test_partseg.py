@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from job_samples import SIZES as TWO_BLOCKS
@@ -122,7 +123,7 @@ def test_a_model_that_knows_the_parts_scores_one(draw):
         "valid_points": valid,
     }
     scoring = Scoring(table, num_points=16, batch_size=3, draw=draw)
-    predicted, true, counted = scoring.predict(model, batch, table.allowed())
+    predicted, true, counted, _ = scoring.predict(model, batch, table.allowed())
     assert torch.equal(predicted[counted], true[counted])
     assert counted.sum(dim=1).tolist() == ([16] * 3 if draw == "replacement" else [40, 30, 25])
 
@@ -154,6 +155,8 @@ def test_training_raises_the_miou_and_marks_absent_categories(config):
     present = [row["miou"] for row in result["per_category"].values() if row["miou"] is not None]
     assert metrics["class_miou"] == pytest.approx(sum(present) / 2)
     assert "last epoch" in result["selection"]
+    place = Path(config.run.storage) / "run" / result["predictions"]
+    assert pq.read_table(place)["iou"].to_numpy().mean() == pytest.approx(metrics["instance_miou"])
 
 
 def test_reference_chooses_the_best_epoch_on_the_test_split(config):

@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from job_samples import run_config, run_options, save_model, usual_options
+from job_samples import (
+    prepare_rows,
+    random_rows,
+    run_config,
+    run_options,
+    save_model,
+    usual_options,
+)  # fmt: skip
 from source_features import ship_features
 
 from recon_ray.data.format.prepared import PreparedSet
@@ -115,6 +122,8 @@ def run(options: dict[str, Any], **retrieval: Any) -> dict[str, Any]:
 
 def test_every_direction_is_measured_beside_chance(usual: Options) -> None:
     found = run(usual)
+    left = "12 shapes of test; train holds 24 more: retrieval.splits=[train,test]"
+    assert found["selection"].startswith(left)
     sizes = found["counts"]["directions"]
     assert sizes == {
         "cloud_to_text": {"queries": 12, "gallery": 3},
@@ -179,6 +188,8 @@ def test_queries_are_written(usual: Options, tiny_prepared: PreparedSet, tmp_pat
     (tmp_path / "view.png").write_bytes(table["views"][0].as_py()[0])
     files = [str(tmp_path / "shape.npy"), str(tmp_path / "view.png")]
     found = run({**usual, "query": ["a swivel chair", *files]}, top_k=3)
+    assert found["counts"]["shapes"] == 24 + 12  # a query searches all splits
+    assert found["selection"].startswith("36 shapes of train and test; of these the 3 of")
     rows = pq.read_table(tmp_path / "runs" / "run" / "retrieved.parquet").to_pylist()
     assert rows == found["found"]
     assert [row["rank"] for row in rows] == [1, 2, 3] * 3
@@ -206,6 +217,24 @@ def test_pictures_may_be_features_that_the_source_has_shipped(
     usual["teacher"]["image"]["name"] = "source"
     metrics = run(usual)["metrics"]
     assert metrics["cloud_to_image_recall_at_1"] == metrics["image_to_cloud_recall_at_1"] == 1.0
+
+
+def test_blanks_are_no_query(usual: Options) -> None:
+    with pytest.raises(ValueError, match="at least 1 character"):
+        run({**usual, "query": "  "})
+
+
+def test_blanks_are_no_caption(usual: Options, tmp_path: Path) -> None:
+    own = prepare_rows(
+        tmp_path,
+        random_rows(("test", "", "a red chair"), ("test", "", ""), ("test", "", "a mug")),
+        num_points=70,
+        views=0,
+    )
+    usual["data"]["path"] = str(own.path)
+    message = r"retrieval\.texts=caption: 1 of 3 .* have no caption \(first: shape001\)"
+    with pytest.raises(ConfigError, match=message):
+        run(usual, texts="caption")
 
 
 def test_one_side_is_left_out_where_it_is_not_there(usual: Options, tmp_path: Path) -> None:
@@ -251,7 +280,7 @@ def test_pictures_of_a_cache_and_of_the_teacher_measure_the_same(
 
 def test_incomplete_sets_are_refused(usual: Options, tiny_parts: PreparedSet) -> None:
     usual["data"] = {"path": str(tiny_parts.path), "num_points": 64}
-    with pytest.raises(ConfigError, match=r"retrieval\.texts=caption: .* have no captions; set"):
+    with pytest.raises(ConfigError, match=r"=caption: 5 of 5 shapes of test .* have no caption"):
         run(usual, texts="caption")
     usual["teacher"]["text"]["name"] = None
     with pytest.raises(ConfigError, match="there are neither texts nor pictures"):
