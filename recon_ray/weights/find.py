@@ -9,8 +9,8 @@ from typing import Any
 
 from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.checkpoint import MANIFEST, CheckpointStore
-from recon_ray.runs.storage import absolute, exists, is_uri, join, open_filesystem, split
+from recon_ray.runs.checkpoint import place_of
+from recon_ray.runs.storage import absolute, is_uri
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.weight_files import LoadedWeights, from_own, read_file
 
@@ -71,7 +71,7 @@ def hash_of_weights(spec: str | Path) -> str:
     """
     text = str(spec)
     if is_uri(text) or Path(text).is_dir():
-        store, name = _place_of(text)
+        store, name = place_of(text)
         name = name or store.selected()
         if name is None:
             raise _no_checkpoint(text)
@@ -91,7 +91,7 @@ def _hash_of_file(path: Path, size: int, modified: int) -> str:
 
 def _from_run(path: str) -> LoadedWeights:
     """Load the checkpoint in a folder: itself, or the best validated one, or else the latest."""
-    store, name = _place_of(path.rstrip("/"))
+    store, name = place_of(path.rstrip("/"))
     found = store.load_selected() if name is None else store.load(name)
     if found is None:
         raise _no_checkpoint(path.rstrip("/"))
@@ -99,24 +99,7 @@ def _from_run(path: str) -> LoadedWeights:
     return replace(weights, extra=found.records)
 
 
-def _place_of(path: str) -> tuple[CheckpointStore, str | None]:
-    """Return the store in a folder, and the name of the checkpoint if it is the folder of one."""
-    if _has(path, MANIFEST):
-        parent, name = split(absolute(path))
-        return CheckpointStore(parent), name
-    inner = join(path, "checkpoints")
-    return CheckpointStore(inner if _has(path, "checkpoints") else path), None
-
-
 def _no_checkpoint(path: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
     )
-
-
-def _has(path: str, name: str) -> bool:
-    try:
-        filesystem, root = open_filesystem(path)
-        return exists(filesystem, f"{root}/{name}")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: it cannot be reached ({error})") from error

@@ -167,6 +167,7 @@ def plan(run: Run, config: FinetuneConfig, prepared: PreparedSet) -> TrainingJob
         prepared=prepared,
         folder=run.folder,
         evaluation_splits=() if watched is None else (watched,),
+        smallest_batch=1 if task.sizes["head"] == "linear" else 2,
     )
 
 

@@ -54,7 +54,6 @@ class ClassificationTask:
     """
 
     name = "finetune"
-    has_unused_parameters = False
 
     config: FinetuneConfig
     kind: str

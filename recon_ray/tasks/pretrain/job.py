@@ -163,6 +163,7 @@ def training_job(
         evaluation_splits=(config.eval.split,) if config.eval.enabled else (),
         features=task.stored.features,
         other_tables=validation_tables(validation, validated_set(config, prepared)),
+        smallest_batch=2 if config.loss.self_contrast else 1,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.models.batch_norm import BatchNorm
-from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.runs.checkpoint import CheckpointStore, pack
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import make_task, training_job
 from recon_ray.tasks.pretrain.task import PretrainModule
@@ -117,6 +118,30 @@ def test_a_continued_run_equals_the_whole_run(tiny_config, tiny_prepared, whole,
     assert metrics["steps"] == 12
     assert losses(continued) == losses(whole)
     assert_same_weights(continued, whole)
+
+
+def train_records(folder: Path) -> list[dict[str, float]]:
+    """Everything in the records of training that does not depend on the machine."""
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [
+        {name: value for name, value in record.items() if not name.startswith("perf/")}
+        for record in records
+        if "train/loss" in record
+    ]
+
+
+@pytest.mark.parametrize("stops", [[3], [7], [2, 4, 6, 9], [5, 10]])
+def test_a_continued_run_has_the_records_of_the_whole_run(tiny_config, tiny_prepared, stops):
+    config = changed(tiny_config, eval={"enabled": False}, train={"log_every_steps": 5})
+    metrics, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+    for steps in [*stops, None]:
+        part = changed(config, run={"name": "part"}, train={"steps": steps})
+        result, continued = pretrain_here(part, tiny_prepared)
+    assert [record["step"] for record in train_records(whole)] == [5, 10, 12]
+    assert train_records(continued) == train_records(whole)
+    assert result["loss_last"] == metrics["loss_last"]
+    pretrain_here(part, tiny_prepared)  # the result of what has ended is made again
+    assert train_records(continued) == train_records(whole)
 
 
 @pytest.fixture
@@ -322,6 +347,68 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(tiny_config, tiny_prepar
     optim, name = {"lr": 1e-4}, {"name": "again"}
     again = changed(tiny_config, run=name, resume=resume, optim=optim, train={"steps": 3})
     assert pretrain_here(again, tiny_prepared)[0]["steps"] == 3
+
+
+class Poison:
+    """A task's loss, or its gradient alone, is not a number in one step."""
+
+    def __init__(self, monkeypatch, at: int, *, gradient_only: bool) -> None:
+        self.calls, self.at, self.gradient_only = 0, at, gradient_only
+        self.original = PretrainModule.forward
+        monkeypatch.setattr(PretrainModule, "forward", lambda *given: self(*given))
+
+    def __call__(self, module, batch, source):
+        losses = self.original(module, batch, source)
+        if module.training:
+            self.calls += 1
+        if module.training and self.calls == self.at:
+            loss = losses["loss"]
+            root_of_zero = (loss - loss.detach()).square().sqrt()  # has no gradient
+            losses["loss"] = loss + root_of_zero if self.gradient_only else loss * float("nan")
+        return losses
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_one_bad_step_between_two_records_is_not_committed(
+    tiny_config, tiny_prepared, monkeypatch, gradient_only
+):
+    train = {"log_every_steps": 100, "keep_every_steps": 4, "commit_every_seconds": 1e6}
+    config = changed(tiny_config, eval={"enabled": False}, train=train)
+    with monkeypatch.context() as patch:
+        Poison(patch, 8 if gradient_only else 6, gradient_only=gradient_only)
+        fault = "weights are" if gradient_only else "loss is"
+        with pytest.raises(ReconError, match=rf"step 8: the {fault} not finite \(.*resume=") as err:
+            pretrain_here(config, tiny_prepared)
+    sound = Path(str(err.value).partition(" resume=")[2])
+    store = CheckpointStore(str(sound.parent))
+    assert store.names() == [sound.name] == ["step-00000004"]
+    assert all(v.isfinite().all() for v in store.load_latest().model.values())
+    metrics, folder = pretrain_here(config, tiny_prepared)  # the same command recovers
+    assert metrics["steps"] == 12
+    _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+    assert_same_weights(folder, whole)
+
+
+def test_a_checkpoint_of_an_older_version_that_is_not_finite_is_passed_over(
+    tiny_config, tiny_prepared, caplog
+):
+    config = changed(tiny_config, eval={"enabled": False}, train={"keep_every_steps": 2})
+    _, folder = pretrain_here(changed(config, train={"steps": 4}), tiny_prepared)
+    store = CheckpointStore(str(folder / "checkpoints"))
+    sound = store.load("step-00000004")
+    bad = {name: v * float("nan") if "blocks" in name else v for name, v in sound.model.items()}
+    shutil.rmtree(store.path("step-00000004"))
+    store.write(pack(4, model=bad, train=sound.train, architecture=sound.architecture))
+    with pytest.raises(CheckpointError, match=r"model\.pt: \d+ of \d+ weights are not finite"):
+        CheckpointStore(store.uri).load("step-00000004")
+    with pytest.raises(CheckpointError, match=r"weights are not finite .* give another checkpoint"):
+        open_run("pretrain", changed(config, run={"name": "other"}), label="x",
+                 resume=store.path("step-00000004"))  # fmt: skip
+    pretrain_here(config, tiny_prepared)
+    assert "weights are not finite" in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
+    again = CheckpointStore(store.uri).load("step-00000004")  # written anew on the way
+    assert all(torch.equal(again.model[name], sound.model[name]) for name in sound.model)
 
 
 def test_fewer_samples_than_a_global_batch_are_refused(tiny_config, tiny_prepared):
