@@ -157,10 +157,13 @@ class RunFolder:
                 f"{path}: it could not be deleted ({reason_of(error)})"
             ) from error
 
-    @property
-    def holds_files(self) -> bool:
-        """Return whether it is a folder on a disk with anything in it."""
-        return self.is_local and self.local.is_dir() and any(self.local.iterdir())
+    def holds_files(self, *, besides: str) -> bool:
+        """Return whether it is a folder on a disk with anything in it besides a file."""
+        try:
+            found = [*self.local.iterdir()] if self.is_local else []
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return any(path.name != besides for path in found)
 
     def set_aside(self, suffix: str) -> RunFolder:
         """Rename an earlier run's folder, so that nothing is lost; return it under its new name.

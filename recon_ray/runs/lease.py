@@ -4,11 +4,12 @@ The holder increments a counter in the file. A job that finds the file of anothe
 whether it changes, so that clocks need not agree; on the same machine it looks for the process,
 where ``/proc`` shows when that was started: the number alone may be another one's by now.
 
-On a disk the file is made in one step, so that one of several jobs gets it.
+Of several jobs that begin a run at the same time, one gets the file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -117,9 +118,14 @@ class LeaseFile:
             raise ValueError(f"{self.path}: not a lease") from error
 
     def create(self, holder: Holder, stale: Holder | None) -> bool:
-        """Make the file in place of a stale or damaged one; return whether no other job was faster.
+        """Write the file unless another job has been faster; return whether this one has it.
 
-        An object store has no such step: the last one to write has the lease there.
+        One job at a time looks and writes, by a lock on the file; an object store has none, nor
+        have some network file systems.
+
+        Args:
+            holder: The new holder.
+            stale: Holder that may be replaced; a damaged file may be anyway.
 
         Raises:
             OSError: If the storage refuses.
@@ -127,24 +133,33 @@ class LeaseFile:
         if not self.is_local:
             self.write(holder)
             return True
-        path = Path(self.path)
-        moved = path.with_name(f".tmp-{secrets.token_hex(4)}-{FILE}")
-        with suppress(FileNotFoundError):
-            path.rename(moved)  # one of several jobs can
-            found = None
-            with suppress(ValueError):
-                found = self._parsed(moved.read_bytes())
-            if found is not None and (stale is None or found.key != stale.key):
-                moved.rename(path)
-                return False
-            moved.unlink()
+        while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if self._is_open(file):
+                    return self._write_locked(file, holder, stale)
+            finally:
+                os.close(file)
+
+    def _is_open(self, file: int) -> bool:
+        """Return whether an open file is still the one of that name."""
         try:
-            with path.open("x") as stream:
-                stream.write(json.dumps(asdict(holder)))
-        except FileExistsError:
+            return os.path.samestat(os.fstat(file), Path(self.path).stat())
+        except FileNotFoundError:
             return False
-        except OSError:
-            path.unlink(missing_ok=True)
+
+    def _write_locked(self, file: int, holder: Holder, stale: Holder | None) -> bool:
+        with suppress(ValueError):
+            found = self._parsed(os.read(file, 1 << 16))
+            if stale is None or found.key != stale.key:
+                return False
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(asdict(holder)).encode(), 0)
+        except OSError:  # a full disk
+            Path(self.path).unlink(missing_ok=True)
             raise
         return True
 

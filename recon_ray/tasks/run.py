@@ -104,11 +104,8 @@ class Run:
         self.has_begun = True
         self.lease = Lease(self.folder.uri, self.config.run.name)
         self.lease.check()
-        if self.resume == "never" and self.is_named and self.folder.holds_files:
-            self.lease.claim()  # nobody else begins it meanwhile
-            aside = self.folder.set_aside(time.strftime(TIME))
-            aside.remove(LEASE)
-            logger.info("the earlier run of this name is kept in %s", aside.uri)
+        if self.resume == "never" and self.is_named:
+            self._set_aside(self.lease)
         _make_folder(self.folder, self.config.run.storage, is_new=not self.is_named)
         self.lease.take()
         if self.start is not None:
@@ -132,6 +129,16 @@ class Run:
         if self.resume != "never":
             name = self.config.run.name
             logger.info("if it is interrupted, continue it with run.name=%s", name)
+
+    def _set_aside(self, lease: Lease) -> None:
+        """Keep an earlier run of the name under another one."""
+        if not self.folder.holds_files(besides=LEASE):
+            return
+        lease.claim()  # no other job begins it meanwhile
+        if self.folder.holds_files(besides=LEASE):  # else another one has just set it aside
+            aside = self.folder.set_aside(time.strftime(TIME))
+            aside.remove(LEASE)
+            logger.info("the earlier run of this name is kept in %s", aside.uri)
 
     def finish(
         self,

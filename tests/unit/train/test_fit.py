@@ -14,11 +14,15 @@ import torch.multiprocessing as mp
 from torch.utils.checkpoint import checkpoint
 
 from recon_ray.cluster.train import train_here
+from recon_ray.config.sections.training import TeacherSection, TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.models.batch_norm import BatchNorm
 from recon_ray.runs.checkpoint import CheckpointStore, pack
+from recon_ray.tasks.partseg import job as partseg
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.pretrain import job as pretraining
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import make_task, training_job
 from recon_ray.tasks.pretrain.task import PretrainModule
@@ -177,7 +181,14 @@ OF_TWO = {
     "local": {"train": LOCAL},
     "local-flat": {"train": {**LOCAL, "gradient_exchange": "flat"}},
     "again": {"model": {"kind": "twotower"}, "train": {"activation_checkpointing": True}},
+    "no-teacher": {"teacher": TeacherSection(image={"name": None}, text={"name": None})},
 }
+#: Shapes of blocks that no loss reaches: the patches of the last one are not read.
+FIRST_BLOCKS = {
+    "preset": "nano", "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
+    "feature_blocks": (0, 1), "propagation_widths": (32, 24), "head_widths": (24, 16),
+    "dropout": 0.0, "drop_path": 0.0,
+}  # fmt: skip
 #: The same, of compiled steps.
 COMPILED_OF_TWO = {
     "compiled": {},
@@ -188,7 +199,7 @@ COMPILED_OF_TWO = {
 
 
 @pytest.fixture(scope="module")
-def of_two(tiny_config_in, tmp_path_factory) -> Path:
+def of_two(tiny_config_in, tiny_parts, tmp_path_factory) -> Path:
     """The folder with the runs of two workers, one after the other in the same two processes."""
     folder = tmp_path_factory.mktemp("two")
     config = tiny_config_in(folder)
@@ -196,11 +207,25 @@ def of_two(tiny_config_in, tmp_path_factory) -> Path:
         changed(config, run={"name": name}, eval={"enabled": name == "plain"}, **changes)
         for name, changes in OF_TWO.items()
     ]
+    configs.append(parts_config(folder, tiny_parts))
     mp.start_processes(_worker, (2, configs), nprocs=2, start_method="spawn")
     return folder
 
 
-def _worker(rank: int, world_size: int, configs: list[PretrainConfig]) -> None:
+def parts_config(storage: Path, prepared: PreparedSet) -> PartsegConfig:
+    """A part segmentation of which some parameters get no gradient."""
+    return PartsegConfig(
+        run={"name": "parts", "storage": str(storage), "seed": 3},
+        data={"path": str(prepared.path), "num_points": 64},
+        model=FIRST_BLOCKS,
+        train={"epochs": 2, "global_batch_size": 4, "log_every_steps": 1, "clip_norm": 10},
+        optim={"lr": 2e-3, "warmup_epochs": 1},
+        cluster={"workers": 0},
+        runtime={"threads": 1},
+    )
+
+
+def _worker(rank: int, world_size: int, configs: list[TrainingConfig]) -> None:
     torch.set_num_threads(1)
     for config in configs:
         torch._dynamo.reset()  # or the model of the run before would be compiled for this one too
@@ -210,19 +235,20 @@ def _worker(rank: int, world_size: int, configs: list[PretrainConfig]) -> None:
         dist.destroy_process_group()
 
 
-def _train(rank: int, world_size: int, config: PretrainConfig) -> None:
+def _train(rank: int, world_size: int, config: TrainingConfig) -> None:
     prepared = PreparedSet.open(config.data.path)
-    task = make_task(config, prepared)
-    run = open_run("pretrain", config, label="test", resume="auto")
+    is_parts = isinstance(config, PartsegConfig)
+    run = open_run("partseg" if is_parts else "pretrain", config, label="test", resume="auto")
     run.folder.local.mkdir(parents=True, exist_ok=True)
-    job = training_job(run, config, prepared, task)
-    columns = list(job.options.columns)
-    train = prepared.read("train", columns=columns, views=True)
+    job = (partseg if is_parts else pretraining).plan(run, config, prepared)
+    columns, split = list(job.options.columns), job.train_split
+    train = prepared.read(split, columns=columns, views=job.uses_views)
+    views = [train.select(["sample_id", "views"])] if job.uses_views else None
     tables = {
-        "train": IndexedTable([train.select(columns)], [train.select(["sample_id", "views"])]),
+        split.name: IndexedTable([train.select(columns)], views),
         "test": IndexedTable([prepared.read("test", columns=columns)]),
     }
-    feed = IndexedFeed(tables["train"], job.options, seed=config.run.seed)
+    feed = IndexedFeed(tables[split.name], job.options, seed=config.run.seed)
     data = {"folder": run.folder, "tables": tables, "train_feed": feed}
     runtime = _GlooRuntime(rank, world_size, **data, device=torch.device("cpu"))
     metrics = fit(job.make_task(), runtime, job.settings)
@@ -281,6 +307,19 @@ def test_gradients_exchanged_in_half_precision_or_all_at_once_give_the_same_trai
     local = losses(of_two / "local")
     assert losses(of_two / "local-flat") == pytest.approx(local, rel=1e-4)
     assert local != pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_parameters_without_a_gradient_are_found_and_change_nothing(
+    tiny_config, tiny_prepared, tiny_parts, of_two
+):
+    config = changed(tiny_config, **OF_TWO["no-teacher"], eval={"enabled": False})
+    _, alone = pretrain_here(config, tiny_prepared)
+    assert losses(of_two / "no-teacher") == pytest.approx(losses(alone), rel=1e-4)
+    parts = parts_config(Path(tiny_config.run.storage), tiny_parts)
+    run = start_run("partseg", parts, label="test", resume="auto")
+    train_here(partseg.plan(run, parts, tiny_parts))
+    assert losses(of_two / "parts") == pytest.approx(losses(run.folder.local), rel=1e-4)
+    assert len(losses(of_two / "parts")) == 4
 
 
 def test_activations_computed_again_give_the_same_training(tiny_config, tiny_prepared, monkeypatch):
