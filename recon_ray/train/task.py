@@ -21,8 +21,6 @@ class Task(Protocol):
     """
 
     name: str
-    #: Whether a step may leave parameters without gradient (data-parallel workers must know).
-    has_unused_parameters: bool
 
     def build(self) -> nn.Module:
         """Make the trainable module on the CPU, with freshly drawn weights."""

@@ -56,7 +56,6 @@ class ToyModule(nn.Module):
 class ToyTask:
     config: ToyConfig
     name = "toy"
-    has_unused_parameters = False
 
     def architecture(self):
         return {"width": self.config.width}

@@ -170,6 +170,7 @@ def plan(run: Run, config: FinetuneConfig, prepared: PreparedSet) -> TrainingJob
         split_counts=compare_splits(
             prepared, config.data.train_splits, held_out(config.data), limit=config.data.limit
         ),
+        smallest_batch=1 if task.sizes["head"] == "linear" else 2,
     )
 
 

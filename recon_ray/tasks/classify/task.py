@@ -55,7 +55,6 @@ class ClassificationTask:
     """
 
     name = "finetune"
-    has_unused_parameters = False
 
     config: FinetuneConfig
     kind: str

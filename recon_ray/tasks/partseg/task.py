@@ -307,7 +307,6 @@ class PartSegmentationTask:
     """
 
     name = "partseg"
-    has_unused_parameters = False
 
     config: PartsegConfig
     sizes: dict[str, Any]

@@ -197,6 +197,7 @@ def training_job(
         features=task.stored.features,
         other_tables=validation_tables(validation, validated_set(config, prepared)),
         split_counts=_compare_splits(config, prepared, validated_set(config, prepared)),
+        smallest_batch=2 if config.loss.self_contrast else 1,
     )
 
 

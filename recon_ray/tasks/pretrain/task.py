@@ -110,9 +110,6 @@ class PretrainTask:
         image, text = self._image_source(), self._text_source()
         self._image_dim = None if image is None else image.dim
         self._text_dim = None if text is None else text.dim
-        self.has_unused_parameters = (
-            self._image_dim is None and self._text_dim is None and not config.loss.self_contrast
-        )
 
     # -- the step --------------------------------------------------------------------------------
 

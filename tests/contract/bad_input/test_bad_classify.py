@@ -109,6 +109,24 @@ def test_a_classifier_of_another_family_or_other_classes_is_refused(jobs: Jobs, 
     assert jobs.left_behind() == before
 
 
+def test_batches_of_one_shape_are_refused_before_the_run_begins(
+    jobs: Jobs, tiny_prepared: PreparedSet
+) -> None:
+    data = f"data.path={tiny_prepared.path}"
+    cases = {
+        "train.global_batch_size=1": r"train\.global_batch_size=1: a worker would train on one",
+        "train.micro_batch_size=1": r"train\.micro_batch_size=1: a worker, 8 in 8 parts, would",
+        "train.global_batch_size=3 train.micro_batch_size=2": r"=2: a worker, 3 in 2 parts",
+    }
+    for options, message in cases.items():
+        jobs.finetune(data, *options.split()).refused(2, message)
+    contrast = ("loss.self_contrast=true", "train.micro_batch_size=1")
+    jobs.pretrain(*QUICK, *contrast).refused(2, r"train\.micro_batch_size=1: a worker, 8 in 8 part")
+    assert jobs.left_behind() == []
+    jobs.pretrain(*QUICK, "train.micro_batch_size=1").done()  # its norms are over points
+    jobs.finetune(data, "train.tune=linear", "train.global_batch_size=1").done()
+
+
 def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> None:
     given = (f"data.path={tiny_prepared.path}", "data.num_points=64", "cluster.workers=0")
     jobs.fewshot(*given).refused(1, r"data\.episodes=\S*[^:\s]: holds no few-shot episodes; make")

@@ -42,7 +42,6 @@ class ScriptedTask:
     """Validates to the next number of a script."""
 
     name = "scripted"
-    has_unused_parameters = False
 
     def __init__(self, script: Sequence[float], done: int = 0) -> None:
         self.script, self.done = list(script), done
