@@ -35,6 +35,9 @@ class ProtocolFlags:
         full_fewshot_head: A few-shot head has one output for each class of the whole set.
         repeats_points: Part segmentation scores points drawn with replacement.
         double_step: Part segmentation steps, clips, and steps again with the same gradient.
+        keeps_initial_statistics: Batch norms average their batches with mean 0 and variance 1.
+        published_pictures: A set's own pictures are those that the published reader saw.
+        full_precision: ``runtime.precision=auto`` is float32 on GPUs too.
     """
 
     extra_epoch: bool
@@ -56,6 +59,9 @@ class ProtocolFlags:
     full_fewshot_head: bool
     repeats_points: bool
     double_step: bool
+    keeps_initial_statistics: bool
+    published_pictures: bool
+    full_precision: bool
 
     @property
     def min_sq_norm(self) -> float:

@@ -37,7 +37,7 @@ from recon_ray.config.sections.common import RunSection, RuntimeSection
 from recon_ray.config.sections.training import TrainingConfig, TrainSection
 from recon_ray.data.loading.batches import Batch
 from recon_ray.data.loading.prefetch import prefetch_batches
-from recon_ray.models.batch_norm import set_sync_batch_norm
+from recon_ray.models.batch_norm import set_first_average, set_sync_batch_norm
 from recon_ray.models.cloud import set_activation_checkpointing
 from recon_ray.runs.folder import RunFolder
 from recon_ray.tasks.classify.voting import ROUNDS
@@ -201,6 +201,7 @@ def _training(
     settings = FitSettings(config, way.settings["precision"])
     module = task.build().to(device)
     set_sync_batch_norm(module, False)
+    set_first_average(module, True)
     set_activation_checkpointing(module, way.checkpointing)
     task.on_device(device)
     optimizer = torch.optim.AdamW(

@@ -56,7 +56,9 @@ class EncodePool(ExitStack):
             cpus, on_gpu = cpu_count(), self.device != "cpu" and torch.cuda.is_available()
             return WorkerPlan(1, 1, cpus, float(on_gpu), 1, cpus, cpus)
         self.enter_context(ray_session(self.cluster))
-        return plan_workers(self.cluster, reads_during_training=False, device=self.device)
+        return plan_workers(
+            self.cluster, reads_during_training=False, device=self.device, exchanges=False
+        )
 
     @property
     def on_gpu(self) -> bool:

@@ -54,7 +54,11 @@ class WorkerPlan:
 
 
 def plan_workers(
-    options: ClusterSection, *, reads_during_training: bool, device: str
+    options: ClusterSection,
+    *,
+    reads_during_training: bool,
+    device: str,
+    exchanges: bool = True,
 ) -> WorkerPlan:
     """Plan the workers' resources, and refuse those that do not fit before anything starts.
 
@@ -63,6 +67,7 @@ def plan_workers(
         reads_during_training: Whether Ray Data reads files while the workers run, for which it
             needs one whole CPU that no worker has reserved; otherwise it would hang silently.
         device: ``runtime.device``.
+        exchanges: Whether the workers exchange tensors, for which each must have a GPU of its own.
 
     Raises:
         ConfigError: If the plan does not fit; the message names the options to change.
@@ -83,6 +88,11 @@ def plan_workers(
             f"runtime.device=cuda: the cluster has {gpus:g} GPUs for {low} workers; "
             "lower cluster.workers, submit again when its nodes have joined, or set "
             "runtime.device=auto"
+        )
+    if exchanges and high > 1 and gpus_each % 1:
+        raise ConfigError(
+            f"cluster.gpus_per_worker={gpus_each:g}: {high} workers that compute together "
+            "cannot share a GPU; set cluster.gpus_per_worker=1, or cluster.workers=1"
         )
     need = Need(options.cpus_per_worker, gpus_each)
     _refuse_too_few("CPU", cpus, need.cpus, low, "cluster.cpus_per_worker")

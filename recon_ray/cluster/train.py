@@ -19,7 +19,7 @@ from recon_ray.cluster.datasets import put_tables, read_tables, training_dataset
 from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.cluster.placement import WorkerPlan
 from recon_ray.cluster.stop_watch import outcome_of, running_stop_actor
-from recon_ray.cluster.training_job import Mode, TrainingJob, with_precision
+from recon_ray.cluster.training_job import Mode, TrainingJob, resolved
 from recon_ray.cluster.workarounds.interrupts import InterruptibleTrainer
 from recon_ray.cluster.workarounds.reservations import release_reservation
 from recon_ray.cluster.workarounds.undocumented import remove_snapshot
@@ -50,7 +50,7 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     job.check(range(1, 2))
     device_option = job.config.runtime.device
     on_gpu = device_option == "cuda" or (device_option == "auto" and torch.cuda.is_available())
-    job = with_precision(job, on_gpu=on_gpu)
+    job = resolved(job, on_gpu=on_gpu)
     torch.set_num_threads(job.config.runtime.threads or cpu_count())
     split, options, device = job.train_split, job.options, torch.device("cuda" if on_gpu else "cpu")
     columns = list(options.columns)
@@ -68,7 +68,7 @@ def train_here(job: TrainingJob) -> dict[str, float]:
         device=device,
         keep_checkpoints=job.config.train.keep_checkpoints,
         keep_every=job.config.train.keep_every_steps,
-        inference=Inference(job.settings.precision),
+        inference=Inference.while_training(job.config.runtime, job.settings.precision),
     )
     with progress_bar(job.folder, job.total_steps):
         return fit(job.make_task(), runtime, job.settings)
@@ -117,10 +117,12 @@ def run_workers(
             notes=FailureNotes(job.folder.place),
             datasets=training_datasets(job, mode),
         )  # fmt: skip
+        place = job.folder.place
         for earlier in journal.events("submitted")[-1:]:
-            release_reservation(earlier.get("run_id", ""))
+            if earlier.get("place", place) == place:  # else that of a run this one is a copy of
+                release_reservation(earlier.get("run_id", ""))
         run_id = trainer.train_run_context.run_id
-        journal.add("submitted", attempt=payload.attempt, run_id=run_id)
+        journal.add("submitted", attempt=payload.attempt, run_id=run_id, place=place)
         logger.info(
             "training on %s workers (%g CPUs, %g GPUs each), data.mode=%s",
             f"{plan.min_workers} to {plan.max_workers}" if plan.is_elastic else plan.max_workers,
@@ -199,7 +201,7 @@ def _payload(
         features={} if is_streamed else {train.name: job.features},
     )
     return WorkerPayload(
-        job=with_precision(job, on_gpu=plan.gpus_per_worker > 0),
+        job=resolved(job, on_gpu=plan.gpus_per_worker > 0),
         setup=WorkerSetup.of_driver(actor, job.config.runtime, plan),
         mode=mode,
         blocks=blocks | put_tables(job.other_tables, columns),

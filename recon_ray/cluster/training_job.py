@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -12,12 +14,13 @@ from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.data.loading.stream import decoded_bytes, fits_object_store
-from recon_ray.errors import CheckpointError
+from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.folder import RunFolder
 from recon_ray.train.feed.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.feed.resident import Residency
 from recon_ray.train.settings import FitSettings
+from recon_ray.train.state import Progress, SampleOrder
 from recon_ray.train.task import Task
 
 Mode = Literal["auto", "stream", "cached", "shared"]
@@ -29,7 +32,7 @@ class TrainingJob:
 
     Args:
         make_task: Makes the task; picklable.
-        settings: The configuration and what the job adds to it; its precision is resolved here.
+        settings: The configuration and what the job adds to it; see :func:`resolved`.
         options: What a batch holds.
         prepared: The prepared set.
         folder: The run's folder.
@@ -37,6 +40,7 @@ class TrainingJob:
         features: Stored features that are read beside the training rows.
         other_tables: Splits of other sets, by the name under which the task reads them.
         split_counts: Counts of what the measured splits share with the trained ones.
+        smallest_batch: Shapes of which the model's batch norms need statistics at least.
     """
 
     make_task: Callable[[], Task]
@@ -48,6 +52,7 @@ class TrainingJob:
     features: tuple[StoredFeatures, ...] = ()
     other_tables: Mapping[str, tuple[PreparedSet, str]] = field(default_factory=dict)
     split_counts: Mapping[str, Any] = field(default_factory=dict)
+    smallest_batch: int = 1
 
     @property
     def config(self) -> TrainingConfig:
@@ -76,6 +81,15 @@ class TrainingJob:
         return min(rows, self.config.data.limit or rows)
 
     @property
+    def sample_order(self) -> SampleOrder:
+        """Return what fixes the order of the samples."""
+        rows, config = self.train_rows, self.config
+        episode = getattr(config.data, "episode", None)
+        content = [self.prepared.manifest_hash, self.train_split.name, rows, episode]
+        identity = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return SampleOrder(rows, identity, config.run.seed, config.train.global_batch_size)
+
+    @property
     def evaluation_tables(self) -> dict[str, tuple[PreparedSet, str]]:
         """Return every split that is evaluated on, by the name under which the task reads it."""
         own = {name: (self.prepared, name) for name in self.evaluation_splits}
@@ -84,8 +98,7 @@ class TrainingJob:
     @property
     def total_steps(self) -> int:
         """Return the optimizer steps of the whole run."""
-        size = self.config.train.global_batch_size
-        return self.settings.total_steps(self.train_rows // size)
+        return self.settings.total_steps(self.sample_order.steps_per_epoch)
 
     @property
     def uses_views(self) -> bool:
@@ -101,10 +114,19 @@ class TrainingJob:
         Raises:
             ConfigError: If it does not fit.
         """
-        size = self.config.train.global_batch_size
-        steps_per_epoch(self.train_rows, size, split=self.train_split.name)
+        train = self.config.train
+        size, micro = train.global_batch_size, train.micro_batch_size
         for world_size in workers:
-            BatchPlan(size, world_size)
+            parts = BatchPlan(size, world_size, micro).micro_slices()
+            together = world_size if train.sync_batch_norm else 1
+            if together * min(part.stop - part.start for part in parts) < self.smallest_batch:
+                option = "global" if micro is None else "micro"
+                cut = "" if len(parts) == 1 else f", {parts[-1].stop} in {len(parts)} parts,"
+                raise ConfigError(
+                    f"train.{option}_batch_size={micro or size}: a worker{cut} would train on one "
+                    "shape at a time, of which batch norm has no statistics; choose a larger one"
+                )
+        steps_per_epoch(self.train_rows, size, split=self.train_split.name)
 
 
 def _placement(data: SetSection) -> tuple[Mode, Residency]:
@@ -116,10 +138,13 @@ def _placement(data: SetSection) -> tuple[Mode, Residency]:
     return "shared", "device" if data.residency == "device" else "host"
 
 
-def with_precision(job: TrainingJob, *, on_gpu: bool) -> TrainingJob:
-    """Return the job with its precision resolved."""
-    precision = resolve_precision(job.config.runtime.precision, on_gpu=on_gpu)
-    return replace(job, settings=replace(job.settings, precision=precision))
+def resolved(job: TrainingJob, *, on_gpu: bool) -> TrainingJob:
+    """Return the job with what its settings leave open: the precision, and what is trained on."""
+    precision = resolve_precision(job.config.precision, on_gpu=on_gpu)
+    training_set = job.sample_order.training_set
+    return replace(
+        job, settings=replace(job.settings, precision=precision, training_set=training_set)
+    )
 
 
 def resolve_precision(precision: str, *, on_gpu: bool) -> Literal["fp32", "bf16"]:
@@ -149,6 +174,6 @@ def _mode_of_epoch(checkpoints: str) -> Mode | None:
         found = CheckpointStore(checkpoints).load_latest()
     except CheckpointError:
         return None  # the workers report what is damaged
-    if found is None or not found.train["progress"].get("step_in_epoch"):
+    if found is None or not Progress.of(found.train).samples_in_epoch:
         return None
     return "stream" if found.train.get("tracks_samples") else "shared"

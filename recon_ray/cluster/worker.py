@@ -156,7 +156,8 @@ class RayRuntime:
         self.world_size = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self.folder = job.folder
-        self.inference = Inference(job.settings.precision)
+        settings = job.settings
+        self.inference = Inference.while_training(job.config.runtime, settings.precision)
         train = job.config.train
         self.store = CheckpointStore(
             job.folder.checkpoints, keep=train.keep_checkpoints, keep_every=train.keep_every_steps

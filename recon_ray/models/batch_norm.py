@@ -8,6 +8,7 @@ activation checkpointing runs the layer twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -113,6 +114,9 @@ class BatchNorm(nn.Module):
     Attributes:
         sync: Take the statistics over the rows of all workers of the default process group, so
             that the function does not depend on how a batch is split.
+        averages_first: The running statistics of the first 1 / ``momentum`` batches are their
+            plain mean, so that nothing of the initial values is left; a moving average goes on
+            from there. Without it they start from mean 0 and variance 1, as torch's do.
     """
 
     running_mean: Tensor
@@ -122,7 +126,7 @@ class BatchNorm(nn.Module):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.sync = False
+        self.sync = self.averages_first = False
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -131,7 +135,8 @@ class BatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, sync={self.sync}"
+        switches = f"sync={self.sync}, averages_first={self.averages_first}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {switches}"
 
     def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
         """Normalize the first ``keep`` entries of the leading axis.
@@ -183,9 +188,13 @@ class BatchNorm(nn.Module):
             return
         mean, variance, rows = statistics
         unbiased = variance * (rows / (rows - 1)).to(variance.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        dtype = self.running_mean.dtype
         self.num_batches_tracked.add_(1)
+        momentum: Any = self.momentum
+        if self.averages_first:  # 1, 1/2, 1/3, ...; on the device, for the replays of a CUDA graph
+            momentum = self.num_batches_tracked.to(dtype).reciprocal().clamp_min(momentum)
+        self.running_mean.lerp_(mean.to(dtype), momentum)
+        self.running_var.lerp_(unbiased.to(dtype), momentum)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return scale (C,) and shift (C,) of the layer in evaluation."""
@@ -195,6 +204,37 @@ class BatchNorm(nn.Module):
 
 def set_sync_batch_norm(model: nn.Module, enabled: bool) -> None:
     """Choose whether the batch norms of ``model`` use statistics over all workers."""
-    for module in model.modules():
+    for _, layer in batch_norms(model):
+        layer.sync = enabled
+
+
+def set_first_average(model: nn.Module, enabled: bool) -> None:
+    """Choose whether the batch norms of ``model`` average their first batches.
+
+    Statistics that were loaded from a file that does not count its batches stay as torch's do.
+    """
+    for _, layer in batch_norms(model):
+        loaded = bool((layer.running_var != 1).any() or (layer.running_mean != 0).any())
+        layer.averages_first = enabled and not (loaded and int(layer.num_batches_tracked) == 0)
+
+
+def largest_initial_part(model: nn.Module) -> tuple[str, float]:
+    """Return the batch norm whose running variance is most its initial 1, and the part that is.
+
+    The statistics are those of a layer without ``averages_first``. The part is the middle one of
+    the channels; without batch norms, or in a model of which no batch was tracked, it is 0.
+    """
+    parts = {
+        name: float((1 - layer.momentum) ** tracked / layer.running_var.median().clamp_min(1e-30))
+        for name, layer in batch_norms(model)
+        if (tracked := int(layer.num_batches_tracked)) > 0
+    }
+    name = max(parts, key=parts.__getitem__, default="")
+    return name, min(parts.get(name, 0.0), 1.0)
+
+
+def batch_norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
+    """Return the names and layers of all batch norms of a model."""
+    for name, module in model.named_modules():
         if isinstance(module, BatchNorm):
-            module.sync = enabled
+            yield name, module

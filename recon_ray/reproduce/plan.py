@@ -138,6 +138,8 @@ def _own_pretraining(config: ReproduceConfig, full: JobConfig, storage: str) -> 
         fixed["cluster.workers"] = 0
     if config.cluster.address is not None:
         fixed["cluster.address"] = config.cluster.address
+    if option(full, "train.keep_optimizer") is None:
+        fixed["train.keep_optimizer"] = False
     own = override(full, {**_runtime(config), **fixed})
     assert isinstance(own, PretrainConfig)
     return own

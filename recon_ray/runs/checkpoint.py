@@ -3,7 +3,8 @@
 Layout of one checkpoint, under the run's ``checkpoints`` folder::
 
     step-00000100/model.pt       state dict of the model, for downstream use
-                  train.pt       optimizer, progress, metrics, to continue the run
+                  train.pt       optimizer, progress, metrics, to continue the run; of a finished
+                                 run that is not to be continued progress.pt, without optimizer
                   MANIFEST.json  format, step, architecture, records of the task, and size and
                                  SHA-256 of each file
 
@@ -32,13 +33,20 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import exists, open_filesystem, with_retries
+from recon_ray.runs.storage import (
+    absolute,
+    exists,
+    join,
+    open_filesystem,
+    split,
+    with_retries,
+)
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
-MODEL_FILE = "model.pt"
+MODEL, TRAIN, PROGRESS = "model.pt", "train.pt", "progress.pt"
 
 T = TypeVar("T")
 
@@ -52,7 +60,7 @@ class Checkpoint:
         step: Optimizer steps behind it.
         architecture: Constructor arguments of the model.
         model: State dict of the model.
-        train: State of the optimizer, the progress and the metrics.
+        train: State of the optimizer, unless that was dropped, the progress and the metrics.
         records: Plain data of the task that goes with the model (its classes).
     """
 
@@ -118,7 +126,7 @@ class CheckpointStore:
             return False
         try:
             if name not in self._intact:
-                self._contents(name)
+                self.load(name)
         except CheckpointError as error:
             logger.warning("%s; the checkpoint is written again", error)
             return False
@@ -189,7 +197,7 @@ class CheckpointStore:
             CheckpointError: If there is no such checkpoint, or its manifest is damaged.
         """
         manifest = self._read_manifest(self.path(name))
-        weights = manifest["files"]["model.pt"]["sha256"]
+        weights = manifest["files"][MODEL]["sha256"]
         content = [manifest["architecture"], manifest.get("records"), weights]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -217,11 +225,7 @@ class CheckpointStore:
             raise
 
     def _mark(self, best: Mapping[str, Any]) -> None:
-        path = self.path(BEST)
-        partial = f"{self._root}/.tmp-{BEST}" if self.is_local else path
-        self._write(partial, (json.dumps(dict(best)) + "\n").encode())
-        if self.is_local:
-            Path(partial).replace(path)
+        self._replace(self.path(BEST), (json.dumps(dict(best)) + "\n").encode())
 
     def names(self) -> list[str]:
         """Return the folder names of the complete checkpoints, oldest first.
@@ -250,20 +254,27 @@ class CheckpointStore:
         """Load a checkpoint after comparing every file with the manifest.
 
         Raises:
-            CheckpointError: If a file is missing or differs, or the format is another one.
+            CheckpointError: If a file is missing or differs, the format is another one, or a weight
+                is not finite.
         """
         manifest, blobs = self._contents(name)
-        self._intact.add(name)
         loaded = {
             file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
             for file, blob in blobs.items()
         }
+        model = loaded[MODEL]
+        if bad := not_finite(model):
+            raise CheckpointError(
+                f"{self.path(name)}/{MODEL}: {len(bad)} of {len(model)} weights are not finite "
+                f"({_some(bad)})"
+            )
+        self._intact.add(name)
         return Checkpoint(
             name,
             manifest["step"],
             manifest["architecture"],
-            loaded["model.pt"],
-            loaded["train.pt"],
+            model,
+            loaded[TRAIN if TRAIN in loaded else PROGRESS],
             manifest.get("records", {}),
         )
 
@@ -289,6 +300,30 @@ class CheckpointStore:
             )
         return None
 
+    def drop_optimizer(self) -> None:
+        """Remove the optimizer's state from all checkpoints, which then only hold a run's result.
+
+        A checkpoint is whole at every moment; one for which it fails stays as it is.
+        """
+        for name in self.names():
+            try:
+                self._drop_optimizer(name)
+            except (CheckpointError, OSError) as error:
+                logger.warning("%s: the optimizer's state stays (%s)", self.path(name), error)
+
+    def _drop_optimizer(self, name: str) -> None:
+        where = self.path(name)
+        manifest = self._read_manifest(where)
+        if TRAIN in manifest["files"]:
+            train = self.load(name).train
+            blob = _saved({key: value for key, value in train.items() if key != OPTIMIZER})
+            files = {MODEL: manifest["files"][MODEL], PROGRESS: _record(blob)}
+            text = json.dumps({**manifest, "files": files}, indent=1)
+            self._replace(f"{where}/{PROGRESS}", blob)  # does not count before the manifest
+            self._replace(f"{where}/{MANIFEST}", text.encode())
+        if exists(self._fs, f"{where}/{TRAIN}"):
+            self._fs.delete_file(f"{where}/{TRAIN}")
+
     def _contents(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Return the manifest and files of a checkpoint, compared with each other."""
         where = self.path(name)
@@ -301,9 +336,19 @@ class CheckpointStore:
         files: dict[str, dict[str, Any]] = {}
         for file, blob in packed.files.items():
             self._write(f"{target}/{file}", blob)
-            files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+            files[file] = _record(blob)
         text = json.dumps({**packed.manifest, "files": files}, indent=1)
         self._write(f"{target}/{MANIFEST}", text.encode())
+
+    def _replace(self, path: str, blob: bytes) -> None:
+        """Write a file in one step."""
+        if not self.is_local:
+            self._steadily(lambda: self._write(path, blob))
+            return
+        place = Path(path)
+        written = place.with_name(f".tmp-{place.name}")
+        self._write(str(written), blob)
+        written.replace(place)
 
     def _write(self, path: str, blob: bytes) -> None:
         if self.is_local:
@@ -326,10 +371,11 @@ class CheckpointStore:
                 f"{where}/{MANIFEST}: checkpoint format {found!r}, this version reads {FORMAT}"
             )
         missing = [key for key in ("step", "architecture", "files") if key not in manifest]
-        if missing or not {"model.pt", "train.pt"} <= manifest["files"].keys():
+        files = manifest.get("files", {}).keys()
+        if missing or MODEL not in files or not files & {TRAIN, PROGRESS}:
             raise CheckpointError(
                 f"{where}/{MANIFEST}: it does not list a whole checkpoint"
-                f" ({', '.join(missing) or 'model.pt or train.pt is missing'})"
+                f" ({', '.join(missing) or f'{MODEL} or {TRAIN} is missing'})"
             )
         return manifest
 
@@ -359,6 +405,27 @@ class CheckpointStore:
             if exists(self._fs, f"{path}/{MANIFEST}"):  # first: without it the rest does not count
                 self._fs.delete_file(f"{path}/{MANIFEST}")
             self._fs.delete_dir(path)
+
+
+def place_of(path: str) -> tuple[CheckpointStore, str | None]:
+    """Return the store of a run's or its ``checkpoints`` folder, or of one checkpoint and its name.
+
+    Raises:
+        CheckpointError: If the storage cannot be reached.
+    """
+    if _has(path, MANIFEST):
+        parent, name = split(absolute(path))
+        return CheckpointStore(parent), name
+    inner = join(path, "checkpoints")
+    return CheckpointStore(inner if _has(path, "checkpoints") else path), None
+
+
+def _has(path: str, name: str) -> bool:
+    try:
+        filesystem, root = open_filesystem(path)
+        return exists(filesystem, f"{root}/{name}")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: it cannot be reached ({error})") from error
 
 
 def load_model_state(
@@ -402,7 +469,18 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"
 
 
+def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the tensors with a value that is not finite; the device is asked once."""
+    names = [name for name, value in state.items() if value.is_floating_point()]
+    if not names:
+        return []
+    finite = torch.stack([state[name].isfinite().all() for name in names]).tolist()
+    return [name for name, ok in zip(names, finite, strict=True) if not ok]
+
+
 FORMAT = 1
+#: Entry of the training state that only continuing a run needs.
+OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True)
@@ -442,11 +520,7 @@ def pack(
         best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so far,
             which may be this one; it is never deleted.
     """
-    files = {}
-    for file, content in (("model.pt", dict(model)), ("train.pt", dict(train))):
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        files[file] = buffer.getvalue()
+    files = {MODEL: _saved(model), TRAIN: _saved(train)}
     manifest = {
         "format": FORMAT,
         "step": step,
@@ -455,6 +529,17 @@ def pack(
     }
     name = f"step-{step:08d}"
     return Packed(name, files, manifest, None if best is None else dict(best))
+
+
+def _saved(content: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def _record(blob: bytes) -> dict[str, Any]:
+    """Return the entry of a file in the manifest."""
+    return {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
 
 
 def expendable(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,13 +170,30 @@ class RunFolder:
                 f"{path}: it could not be deleted ({reason_of(error)})"
             ) from error
 
-    def set_aside(self, suffix: str) -> str | None:
-        """Rename an earlier run's folder, so that nothing is lost; return its new name."""
-        if not self.is_local or not self.local.is_dir() or not any(self.local.iterdir()):
-            return None
-        target = self.local.with_name(f"{self.local.name}.{suffix}")
-        shutil.move(self.local, target)
-        return str(target)
+    def holds_files(self, *, besides: str) -> bool:
+        """Return whether it is a folder on a disk with anything in it besides a file."""
+        try:
+            found = [*self.local.iterdir()] if self.is_local else []
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return any(path.name != besides for path in found)
+
+    def set_aside(self, suffix: str) -> RunFolder:
+        """Rename an earlier run's folder, so that nothing is lost; return it under its new name.
+
+        Raises:
+            CheckpointError: If the storage refuses.
+        """
+        name, number = f"{self.local.name}.{suffix}", 1
+        target = self.local.with_name(name)
+        while os.path.lexists(target):  # never into an existing folder
+            number += 1
+            target = self.local.with_name(f"{name}-{number}")
+        try:
+            self.local.rename(target)
+        except OSError as error:
+            raise self._refused(target, error) from error
+        return RunFolder(str(target))
 
     def _unreadable(self, path: str, error: OSError | ValueError) -> CheckpointError:
         is_away = isinstance(error, OSError) and not self.is_local

@@ -1,11 +1,15 @@
 """Heartbeat file ``lease.json`` that keeps two jobs from writing to one run folder.
 
 The holder increments a counter in the file. A job that finds the file of another machine watches
-whether it changes, so that clocks need not agree; on the same machine it looks for the process.
+whether it changes, so that clocks need not agree; on the same machine it looks for the process,
+where ``/proc`` shows when that was started: the number alone may be another one's by now.
+
+Of several jobs that begin a run at the same time, one gets the file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -34,6 +38,8 @@ from recon_ray.runs.storage import (
 logger = logging.getLogger(__name__)
 
 FILE = "lease.json"
+#: Where Linux shows its processes; macOS has none.
+PROC = Path("/proc")
 #: Seconds between two beats, and for how long the file of another machine has to stay the same.
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
@@ -50,7 +56,7 @@ class Holder:
         host: Name of the machine, for people.
         machine: Identity of the machine, or of a container on it.
         pid: Process id there.
-        born: Start of that process, in the machine's own count.
+        born: Start of that process, in the machine's own count; empty without ``/proc``.
         beat: Heartbeats so far.
     """
 
@@ -67,9 +73,17 @@ class Holder:
         pid = os.getpid()
         return cls(secrets.token_hex(8), socket.gethostname(), _machine(), pid, _born(pid))
 
+    @property
+    def is_visible(self) -> bool:
+        """Return whether this process could see it running."""
+        return self.machine == _machine() and bool(self.born)
+
     def is_dead(self) -> bool:
         """Return whether it ran on this machine and has ended."""
-        return self.machine == _machine() and _born(self.pid) != self.born
+        if not self.is_visible:
+            return False
+        now = _born(self.pid)
+        return now != self.born if now else not _exists(self.pid)
 
     def is_this_process(self) -> bool:
         """Return whether it is this process, which runs one job after the other."""
@@ -95,10 +109,59 @@ class LeaseFile:
             ValueError: If the file is half written, or not a lease.
         """
         content = read_bytes(self._fs, self.path)
+        return None if content is None else self._parsed(content)
+
+    def _parsed(self, content: bytes) -> Holder:
         try:
-            return None if content is None else Holder(**json.loads(content))
+            return Holder(**json.loads(content))
         except TypeError as error:
             raise ValueError(f"{self.path}: not a lease") from error
+
+    def create(self, holder: Holder, stale: Holder | None) -> bool:
+        """Write the file unless another job has been faster; return whether this one has it.
+
+        One job at a time looks and writes, by a lock on the file; an object store has none, nor
+        have some network file systems.
+
+        Args:
+            holder: The new holder.
+            stale: Holder that may be replaced; a damaged file may be anyway.
+
+        Raises:
+            OSError: If the storage refuses.
+        """
+        if not self.is_local:
+            self.write(holder)
+            return True
+        while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if self._is_open(file):
+                    return self._write_locked(file, holder, stale)
+            finally:
+                os.close(file)
+
+    def _is_open(self, file: int) -> bool:
+        """Return whether an open file is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(file), Path(self.path).stat())
+        except FileNotFoundError:
+            return False
+
+    def _write_locked(self, file: int, holder: Holder, stale: Holder | None) -> bool:
+        with suppress(ValueError):
+            found = self._parsed(os.read(file, 1 << 16))
+            if stale is None or found.key != stale.key:
+                return False
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(asdict(holder)).encode(), 0)
+        except OSError:  # a full disk
+            Path(self.path).unlink(missing_ok=True)
+            raise
+        return True
 
     def write(self, holder: Holder) -> None:
         """Replace the file in one step.
@@ -197,8 +260,8 @@ class Lease:
         self._silent: Holder | None = None
         self._finalizer: weakref.finalize | None = None
 
-    def check(self) -> None:
-        """Wait until it is clear whether another job holds the lease.
+    def check(self) -> Holder | None:
+        """Wait until it is clear that no other job holds the lease; return whose file is left.
 
         Raises:
             ConfigError: If one does.
@@ -206,8 +269,8 @@ class Lease:
         """
         found = self._found()
         if found is None or found.is_this_process() or found.is_dead() or found == self._silent:
-            return
-        if found.machine != _machine():
+            return found
+        if not found.is_visible:
             logger.info(
                 "run.name=%s was last used by process %d on %s: waiting %g s to see whether it "
                 "still runs", self._name, found.pid, found.host, PATIENCE_SECONDS,
@@ -218,32 +281,42 @@ class Lease:
                 raise self._unreadable(error) from error
             if not is_alive:
                 self._silent = found
-                return
+                return found
         raise ConfigError(
             f"run.name={self._name}: process {found.pid} on {found.host} is running it now, in "
             f"{self._uri}; wait for its end, stop it, or choose another run.name"
         )
 
-    def take(self) -> None:
-        """Take the lease; the folder exists.
+    def claim(self) -> Holder:
+        """Write the file, for good or to set the folder aside; the folder exists.
 
         Raises:
             ConfigError: If another job has just done so, or the object store cannot be written.
             CheckpointError: If the file cannot be read, or not be written (a full disk).
         """
-        self.check()
-        own = Holder.here()
+        stale, own = self.check(), Holder.here()
         try:
-            self._file.write(own)
+            is_mine = self._file.create(own, stale)
+        except FileNotFoundError:  # the folder has just been set aside
+            is_mine = False
         except OSError as error:
             raise self._refused(error) from error
-        found = self._found()
+        found = self._found() if is_mine else None
         if found is None or found.key != own.key:
             raise ConfigError(
                 f"run.name={self._name}: another job has begun it in the same moment, in "
                 f"{self._uri}; choose another run.name"
             )
-        self._file.hold(own)
+        return own
+
+    def take(self) -> None:
+        """Take the lease; the folder exists.
+
+        Raises:
+            ConfigError: As :meth:`claim`.
+            CheckpointError: As :meth:`claim`.
+        """
+        self._file.hold(self.claim())
         # At the end of the process too, and when a failed job's run is garbage.
         self._finalizer = weakref.finalize(self, self._file.delete)
 
@@ -285,15 +358,26 @@ def _machine() -> str:
     """Return the identity of this machine, or of the container in which this process runs."""
     parts = [socket.gethostname()]
     with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append((PROC / "sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+        parts.append(str((PROC / "self/ns/pid").readlink()))
     return " ".join(parts)
 
 
 def _born(pid: int) -> str:
-    """Return when a process was started, empty for one that has ended."""
+    """Return when a process was started; empty for one that has ended or cannot be seen."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is a process; other users' may be hidden in ``/proc``."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

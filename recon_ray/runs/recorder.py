@@ -56,14 +56,16 @@ class Recorder:
         folder: The run's folder.
         start_step: Step from which the run continues; later records of an earlier attempt go, and
             all of them if it starts anew.
+        extends_last: Whether the next record covers the steps of one at ``start_step`` too, with
+            which an earlier attempt ended; that one goes.
     """
 
-    def __init__(self, folder: Path, *, start_step: int) -> None:
+    def __init__(self, folder: Path, *, start_step: int, extends_last: bool = False) -> None:
         self.failure = ""
         self._path = folder / "metrics.jsonl"
         self._board: SummaryWriter | None = None
         with self._noting():
-            self._keep_until(start_step)
+            self._keep_until(start_step, ended=start_step if extends_last else None)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -96,7 +98,7 @@ class Recorder:
                 "space there, then start the same run again: it continues from the last checkpoint"
             )
 
-    def _keep_until(self, step: int) -> None:
+    def _keep_until(self, step: int, *, ended: int | None) -> None:
         if step == 0:  # no checkpoint: the evaluation at step 0 comes again too
             self._path.unlink(missing_ok=True)
         if not self._path.exists():
@@ -106,5 +108,6 @@ class Recorder:
             line
             for line in lines
             if any(record["step"] <= step for record in read_lines(line, key="step"))
+            and not any(record["step"] == ended for record in read_lines(line, key="train/loss"))
         ]
         replace_file(self._path, "".join(f"{line}\n" for line in kept))

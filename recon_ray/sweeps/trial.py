@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recon_ray.config.fields import scalar_text
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import ClusterSection, JobConfig
+from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import read_records, recording_to
 from recon_ray.runs.storage import join
@@ -77,6 +78,8 @@ class TrialWork:
             values["cluster.workers"] = 0
         if threads is not None and self.config.runtime.threads is None:
             values.setdefault("runtime.threads", threads)
+        if isinstance(self.config, TrainingConfig) and self.config.train.keep_optimizer is None:
+            values.setdefault("train.keep_optimizer", False)
         return override(self.config, values, origin=f"trial {trial.name}")
 
     def __call__(

@@ -19,9 +19,11 @@ from recon_ray.config.sections.common import JobConfig
 from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import BatchOptions
+from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.tasks.config_checks import check_here, use_ops
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
+from recon_ray.train.state import started_from
 from recon_ray.train.stop_request import sigterm_as_stop_request
 
 T = TypeVar("T")
@@ -70,7 +72,10 @@ def run_training(job: Job[TrainT], parts: Training[TrainT]) -> JobResult:
         begin=lambda: parts.begin(run, training),
         then=lambda fitted: parts.finish(run, training, fitted),
     )
-    return end()
+    result = end()
+    if job.config.train.keep_optimizer is False:
+        CheckpointStore(run.folder.checkpoints).drop_optimizer()
+    return result
 
 
 def _plan(
@@ -79,7 +84,12 @@ def _plan(
     use_ops(config)
     prepared = parts.open_set(config)
     run = open_run(name, config, label=parts.label(config), resume=resume)
-    return run, parts.plan(run, config, prepared)
+    training = parts.plan(run, config, prepared)
+    training.check(config.cluster.allowed_workers)
+    if run.start is not None:
+        order, settings, source = training.sample_order, training.settings, f"resume={resume}"
+        run.start = started_from(run.start, order, settings, source=source)
+    return run, training
 
 
 def train(
@@ -98,7 +108,6 @@ def train(
         ReconError: A fault in a worker that the user can act on.
     """
     config = job.config
-    job.check(config.cluster.allowed_workers)
     check_here(config)
     warm_up, epochs = config.optim.warmup_epochs, config.train.epochs
     if warm_up >= epochs:
@@ -221,7 +230,13 @@ def measure(
     options: BatchOptions,
 ) -> dict[str, Any]:
     """Compute an evaluation where the run's configuration places it; see :func:`evaluate`."""
-    cluster, runtime, folder = run.config.cluster, run.config.runtime, run.folder
+    config = run.config
     return evaluate(
-        make, prepared, splits, options=options, folder=folder, cluster=cluster, runtime=runtime
+        make,
+        prepared,
+        splits,
+        options=options,
+        folder=run.folder,
+        cluster=config.cluster,
+        runtime=config.runtime.model_copy(update={"precision": config.precision}),
     )

@@ -87,6 +87,15 @@ def refuse_other_inputs(
     )
 
 
+def same_inputs(folder: RunFolder, inputs: Mapping[str, str]) -> set[str]:
+    """Return the options whose sets or weights are those that a run was begun with."""
+    try:
+        before = dict(json.loads(folder.read(INPUTS) or "{}"))
+    except (ValueError, TypeError):
+        return set()  # refused by :func:`refuse_other_inputs`
+    return {name for name, digest in inputs.items() if before.get(name) == digest}
+
+
 def _value(config: JobConfig, option: str) -> str | None:
     value: object = config
     for part in option.split("."):

@@ -132,12 +132,17 @@ def evaluated_clouds(
     of the training.
     """
     card = None if prepared is None else prepared.manifest.get("card")
-    normalize, trained = config.data.normalize, weights.extra.get("normalize")
-    if normalize == "auto" and trained is not None and (card is None or trained == "none"):
-        normalize = trained
+    asked, trained = config.data.normalize, weights.extra.get("normalize")
     return pipeline_of(
         card,
         num_points=config.data.num_points,
         skips_origin=config.flags.skips_origin,
-        normalize=normalize,
+        normalize=trained_normalization(card, trained) if asked == "auto" else asked,
     )
+
+
+def trained_normalization(
+    card: Mapping[str, Any] | None, trained: Normalization | None
+) -> Literal["auto", "whole", "subset", "none"]:
+    """Return the normalization of clouds for a model, by the card of their set and its training."""
+    return "auto" if trained is None or (card is not None and trained != "none") else trained

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -18,7 +19,6 @@ from typing import Any, TypeVar
 
 import yaml
 from pyarrow import ArrowInvalid
-from pyarrow import fs as pafs
 
 from recon_ray import __version__
 from recon_ray.cluster.workarounds.undocumented import is_submitted
@@ -27,17 +27,20 @@ from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.runs.checkpoint import MANIFEST, Checkpoint, CheckpointStore, pack
+from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore, pack, place_of
 from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
+from recon_ray.runs.lease import FILE as LEASE
 from recon_ray.runs.lease import Lease
-from recon_ray.runs.storage import absolute, is_uri, join, open_filesystem, split
-from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs
+from recon_ray.runs.storage import is_uri, join
+from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs, same_inputs
 from recon_ray.tasks.registry import JobResult
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 logger = logging.getLogger(__name__)
 
+#: Time in the names of runs.
+TIME = "%Y%m%d-%H%M%S"
 #: File of a run with versions and machine.
 ENVIRONMENT = "environment.json"
 #: Packages whose versions explain a run.
@@ -46,14 +49,15 @@ PACKAGES = (
 )  # fmt: skip
 #: Options that may differ when a run is continued: they do not change what is computed.
 MAY_CHANGE = (
-    "cluster.", "resume", "run.storage", "runtime.threads", "runtime.ops_backend",
+    "cluster.", "resume", "run.name", "run.storage", "runtime.threads", "runtime.ops_backend",
     "runtime.compile", "runtime.cuda_graph", "train.bucket_megabytes", "train.steps",
     "train.gradient_exchange", "train.activation_checkpointing",
     "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
-    "train.keep_every_steps", "data.verify",
+    "train.keep_every_steps", "train.keep_optimizer", "data.verify",
     "eval.votes", "eval.batch_size", "eval.save_every_seconds",
     # of a sweep: which trials there are besides those that stay, and how they are compared and run
-    "config.cluster.", "config.resume", "config.run.storage", "config.runtime.threads",
+    "config.cluster.", "config.resume", "config.run.name", "config.run.storage",
+    "config.runtime.threads", "config.train.keep_optimizer",
     "sweep.samples", "sweep.metric", "sweep.mode", "sweep.max_concurrent", "sweep.cpus_per_trial",
     "sweep.gpus_per_trial", "fewshot.",
     # of the table, whose finished runs are compared one by one
@@ -73,6 +77,7 @@ class Run:
             checkpoint that a new run starts from.
         start: That checkpoint, unless the run has some of its own.
         inputs: Hashes of the sets and the weights that it reads.
+        is_named: Whether the user has chosen the name; a name that was made is of a new folder.
     """
 
     job: str
@@ -81,6 +86,7 @@ class Run:
     resume: str = "never"
     start: Checkpoint | None = None
     inputs: dict[str, str] = field(default_factory=dict)
+    is_named: bool = True
     started: float = field(default_factory=time.monotonic)
     has_begun: bool = False
     lease: Lease | None = None
@@ -98,16 +104,18 @@ class Run:
         self.has_begun = True
         self.lease = Lease(self.folder.uri, self.config.run.name)
         self.lease.check()
-        if self.resume == "never":
-            aside = self.folder.set_aside(time.strftime("%Y%m%d-%H%M%S"))
-            if aside is not None:
-                logger.info("the earlier run of this name is kept in %s", aside)
-        _make_folder(self.folder, self.config.run.storage)
+        if self.resume == "never" and self.is_named:
+            self._set_aside(self.lease)
+        _make_folder(self.folder, self.config.run.storage, is_new=not self.is_named)
         self.lease.take()
         if self.start is not None:
             start = self.start
             packed = pack(
-                start.step, model=start.model, train=start.train, architecture=start.architecture
+                start.step,
+                model=start.model,
+                train=start.train,
+                architecture=start.architecture,
+                records=start.records,
             )
             CheckpointStore(self.folder.checkpoints).write(packed)
         elif self.resume not in ("auto", "never"):
@@ -121,6 +129,16 @@ class Run:
         if self.resume != "never":
             name = self.config.run.name
             logger.info("if it is interrupted, continue it with run.name=%s", name)
+
+    def _set_aside(self, lease: Lease) -> None:
+        """Keep an earlier run of the name under another one."""
+        if not self.folder.holds_files(besides=LEASE):
+            return
+        lease.claim()  # no other job begins it meanwhile
+        if self.folder.holds_files(besides=LEASE):  # else another one has just set it aside
+            aside = self.folder.set_aside(time.strftime(TIME))
+            aside.remove(LEASE)
+            logger.info("the earlier run of this name is kept in %s", aside.uri)
 
     def finish(
         self,
@@ -186,13 +204,14 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
             sets or weights, or ``resume`` names no checkpoint.
         CheckpointError: If that checkpoint, or a file of the existing run, is damaged.
     """
+    is_named = config.run.name is not None
     config = with_name(job, config, label=label)
     folder = _find_folder(config.run.storage, str(config.run.name))
     inputs = inputs_of(config)
     if resume != "never" or "resume" not in type(config).model_fields:
         _refuse_other_job(folder, job, config)
     if resume != "never":
-        refuse_other_config(folder, config)
+        refuse_other_config(folder, config, inputs)
         refuse_other_inputs(folder, config, inputs)
     elif not folder.is_local and folder.read("config.yaml") is not None:
         raise ConfigError(
@@ -208,12 +227,15 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
         )
     has_own = bool(CheckpointStore(folder.checkpoints).names())
     start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
-    return Run(job, config, folder, resume, start, inputs)
+    return Run(job, config, folder, resume, start, inputs, is_named)
 
 
 def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
-    """Return configuration with a name of the run, made of job, label and time if it has none."""
-    name = config.run.name or f"{job}-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Return configuration with a name of the run: of job, label, time and chance if it has none.
+
+    Jobs that are started in the same second get different names.
+    """
+    name = config.run.name or f"{job}-{label}-{time.strftime(TIME)}-{secrets.token_hex(3)}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
@@ -227,12 +249,16 @@ def _find_folder(storage: str, name: str) -> RunFolder:
         ) from error
 
 
-def _make_folder(folder: RunFolder, storage: str) -> None:
+def _make_folder(folder: RunFolder, storage: str, *, is_new: bool) -> None:
     try:
-        folder.local.mkdir(parents=True, exist_ok=True)
+        folder.local.mkdir(parents=True, exist_ok=not (is_new and folder.is_local))
         if not os.access(folder.local, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
+        if is_new and folder.local.is_dir():
+            raise ConfigError(
+                f"run.name: {folder.local} was made by another job; start this one again"
+            ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(
                 f"{folder.local}: it could not be made ({error.strerror}); free space or choose "
@@ -287,10 +313,18 @@ def _refuse_other_job(folder: RunFolder, job: str, config: JobConfig) -> None:
             )
 
 
-def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
+def refuse_other_config(
+    folder: RunFolder, config: JobConfig, inputs: Mapping[str, str] | None = None
+) -> None:
     """Refuse to take what a run has computed for what another configuration would.
 
-    Options that were added after the run was begun had their defaults then.
+    Options that were added after the run was begun had their defaults then. A set or weights may
+    have been moved: they count by their content.
+
+    Args:
+        folder: The run's folder.
+        config: The configuration of now.
+        inputs: Hashes of the sets and weights of now.
 
     Raises:
         ConfigError: Naming what differs.
@@ -309,10 +343,11 @@ def refuse_other_config(folder: RunFolder, config: JobConfig) -> None:
     now = _flat(config.model_dump(mode="json"))
     added = _flat(_defaults(type(config)).model_dump(mode="json"))
     before |= {key: value for key, value in added.items() if key in now and _is_new(key, before)}
+    same = same_inputs(folder, inputs or {})
     changed = [
         f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != now.get(key) and not (key.startswith(MAY_CHANGE) or key in same)
     ]
     if changed:
         raise ConfigError(
@@ -346,22 +381,20 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _find_checkpoint(path: str) -> Checkpoint:
-    """Load the checkpoint that ``resume`` names after verifying it."""
-    hint = "give a folder <run>/checkpoints/step-<number>, or auto"
+    """Load the checkpoint that ``resume`` names, or the newest of a run, after verifying it."""
+    hint = "give a run folder or a checkpoint in it, <run>/checkpoints/step-<number>, or auto"
     try:
-        source, root = open_filesystem(path)
-        found = source.get_file_info(f"{root}/{MANIFEST}").type
-    except (OSError, ArrowInvalid) as error:
-        raise ConfigError(
-            f"resume={path}: it cannot be reached ({_first_line(error)}); {hint}"
-        ) from error
-    if found == pafs.FileType.NotFound:
-        raise ConfigError(f"resume={path}: no checkpoint there ({MANIFEST} is missing); {hint}")
-    parent, name = split(absolute(path))
+        store, name = place_of(path)
+        store.names()
+    except CheckpointError as error:
+        raise ConfigError(f"resume={path}: it cannot be reached ({error}); {hint}") from error
     try:
-        return CheckpointStore(parent).load(name)
+        found = store.load_latest() if name is None else store.load(name)
     except CheckpointError as error:
         raise CheckpointError(f"resume={path}: {error}; give another checkpoint") from error
+    if found is None:
+        raise ConfigError(f"resume={path}: no checkpoint there; {hint}")
+    return found
 
 
 def _first_line(error: BaseException) -> str:

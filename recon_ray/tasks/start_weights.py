@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from recon_ray.config.fields import option, with_option
 from recon_ray.config.sections.common import JobConfig
@@ -24,6 +24,7 @@ RECORDED = {
     "retrieval.texts": "text",
     "teacher.image.name": "image_teacher",
     "teacher.text.name": "text_teacher",
+    "zeroshot.kind": "zeroshot_kind",
 }
 _ABSENT = object()
 #: What those options are where the weights are of no recorded training.
@@ -54,7 +55,30 @@ def open_start(config: ConfigT, **sizes: Any) -> tuple[ConfigT, str, LoadedWeigh
         sizes |= model.model_dump(exclude={"published"})
     place, weights = load_start(option(config, "init_from"), published=model.published, **sizes)
     logger.info("%s", weights.described())
-    return _filled(config, weights.extra, weights.source), place, weights
+    image, text = (
+        None
+        if weights.architecture.get(f"{side}_dim") is None
+        else str(weights.extra.get(f"{side}_teacher", f"the {side} teacher"))
+        for side in ("image", "text")
+    )
+    kind = zeroshot_kind(image, text)
+    return _filled(config, weights.extra, weights.source, kind), place, weights
+
+
+def zeroshot_kind(image: str | None, text: str | None) -> Literal["full", "text", "image"]:
+    """Return the kind of zero-shot that the teachers of a training allow.
+
+    Args:
+        image: Name of the image teacher, None without one.
+        text: Name of the text teacher.
+
+    Returns:
+        ``full`` (both tokens) for the two towers of one model, which share a space.
+    """
+    if text is None and image is not None:
+        return "image"
+    same = text is not None and image == text and text.startswith("open_clip:")
+    return "full" if same else "text"
 
 
 def resolve(config: ConfigT) -> ConfigT:
@@ -63,27 +87,28 @@ def resolve(config: ConfigT) -> ConfigT:
     The errors are those of :func:`open_start`.
     """
     if option(config, "init_from", None) is None:
-        return _filled(config, {}, "")
+        return _filled(config, {}, "", "text")
     return open_start(config)[0]
 
 
-def _filled(config: ConfigT, records: Mapping[str, Any], source: str) -> ConfigT:
+def _filled(config: ConfigT, records: Mapping[str, Any], source: str, kind: str) -> ConfigT:
+    defaults = {**UNRECORDED, "zeroshot.kind": kind}
     records_of = {**RECORDED, "data.num_points": getattr(config, "points_record", "num_points")}
     for path, record in records_of.items():
         asked = option(config, path, _ABSENT)
         if asked is _ABSENT:
             continue
-        default = UNRECORDED.get(path, getattr(config, "default_num_points", None))
+        default = defaults.get(path, getattr(config, "default_num_points", None))
         known = records.get(record, default)
-        is_open = asked == ("auto" if path in UNRECORDED else None)
-        if is_open and known is None and path not in UNRECORDED:
+        is_open = asked == ("auto" if path in defaults else None)
+        if is_open and known is None and path not in defaults:
             raise ConfigError(
                 f"{path}: {source} does not record that of its training; give {path}=1024 "
                 "(ModelNet as published), 2048 (ScanObjectNN), or as it was trained"
             )
         if is_open:
             config = with_option(config, path, known)
-            if record in records:
+            if record in records or path == "zeroshot.kind":
                 logger.info("%s=%s, as in the training of the weights", path, known)
         elif record in records and asked != known:
             logger.warning("%s=%s is used, the weights were trained with %s", path, asked, known)

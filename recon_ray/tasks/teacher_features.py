@@ -30,6 +30,7 @@ from recon_ray.teachers.cache import (
 from recon_ray.teachers.create import create_image_teacher, create_text_teacher
 from recon_ray.teachers.feature_table import TableTextTeacher
 from recon_ray.teachers.protocol import ImageTeacher, Precision, TextTeacher
+from recon_ray.teachers.specification import parse_specification
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
@@ -152,10 +153,20 @@ def _wanted_images(options: ImageEncoderSection, prepared: PreparedSet) -> Ident
         return image_identity(make_image_teacher(options), options, prepared)
     return {
         "kind": "image",
-        "teacher": {"sha256": options.sha256.strip().lower()},
+        "teacher": _pinned(options),
         "preprocessing": _preprocessing(options),
         "set": views_identity(prepared),
     }
+
+
+def _pinned(options: ImageEncoderSection | TextTeacherSection) -> dict[str, str]:
+    """Return what a cache must say of weights that are pinned and not loaded."""
+    assert options.name is not None
+    assert options.sha256 is not None
+    specification = parse_specification(options.name)
+    # The same weights give other features in another architecture, such as one with QuickGELU.
+    named = {"name": specification.name} if specification.family in ("open_clip", "timm") else {}
+    return {"sha256": options.sha256.strip().lower()} | named
 
 
 def image_identity(
@@ -195,10 +206,8 @@ def stored_bank(
     """
     if not find_caches(prepared, {"kind": "text"})[0]:
         return None
-    if options.sha256 is None:
-        identity = make_text_teacher(options).identity
-    else:
-        identity = {"sha256": options.sha256.strip().lower()}
+    pinned = options.sha256 is not None
+    identity = _pinned(options) if pinned else make_text_teacher(options).identity
     fitting, _ = find_caches(prepared, text_identity(identity, texts, use_prompts=use_prompts))
     return StoredBank(fitting[0]) if fitting else None
 

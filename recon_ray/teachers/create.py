@@ -40,16 +40,18 @@ def create_image_teacher(
     Args:
         spec: ``open_clip:<arch>[:<tag or file>]``, ``timm:<arch>[:<tag or file>]`` or
             ``descriptor[:<width>]``. ``<tag>:<file>`` states that a local file is the one
-            published under a tag. ``timm:vit_base_patch16_224_in21k_prelogits:<file>`` is the
-            teacher of the published ReCon.
+            published under a tag, ``gelu:<file>`` that it is of a model with GELU, where the
+            architecture has a twin with QuickGELU.
+            ``timm:vit_base_patch16_224_in21k_prelogits:<file>`` is the teacher of the published
+            ReCon.
         sha256: Hash that the weights must have.
         statistics: Normalize with the teacher's own constants, or with ImageNet's for every
             teacher, as the reference did.
         precision: Precision of the forward pass; features are float32 either way.
 
     Raises:
-        TeacherError: If the weights are missing, out of reach, of another architecture, or not
-            the pinned ones.
+        TeacherError: If the weights are missing, out of reach, of another architecture, not the
+            pinned ones, or of an activation that nothing tells.
     """
     specification = parse_specification(spec)
     teacher: ImageTeacher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.errors import TeacherNameError
+from recon_ray.teachers.activation import choose_architecture
 from recon_ray.teachers.protocol import (
     Precision,
     Statistics,
@@ -20,17 +20,7 @@ from recon_ray.teachers.protocol import (
     Triple,
 )
 from recon_ray.teachers.specification import Specification
-from recon_ray.teachers.weights_file import (
-    Weights,
-    WeightsFile,
-    find_weights_file,
-    load_strictly,
-    read_weights,
-)
-
-logger = logging.getLogger(__name__)
-
-QUICK_SUFFIX = "-quickgelu"
+from recon_ray.teachers.weights_file import find_weights_file, load_strictly, read_weights
 
 
 class OpenClipTextTeacher(TextTeacher):
@@ -113,7 +103,8 @@ def _load_clip(specification: Specification, sha256: str | None) -> _Clip:
 
     Raises:
         TeacherError: If architecture, tag or file are unknown, the hub cannot be reached, the hash
-            is not the pinned one, or the weights belong to another architecture.
+            is not the pinned one, the weights belong to another architecture, or nothing tells
+            which activation their model uses.
     """
     import open_clip
 
@@ -133,9 +124,16 @@ def _load_clip(specification: Specification, sha256: str | None) -> _Clip:
     file = find_weights_file(specification, tags, default, download, sha256=sha256)
     published = open_clip.get_pretrained_cfg(arch, file.tag)
     weights = read_weights(file.path)
-    if not config.get("quick_gelu") and _needs_quick_gelu(published, weights, file):
-        arch = _correct_activation(arch, file)
-        config["quick_gelu"] = True
+    known = bool(published.get("quick_gelu")) if published else None
+    quick = f"{arch}-quickgelu"
+    arch = choose_architecture(
+        specification,
+        file,
+        quick=quick if quick in open_clip.list_models() else None,
+        known=weights.is_archive or known,
+    )
+    config["quick_gelu"] = config.get("quick_gelu", False) or arch == quick
+    constants = published or open_clip.get_pretrained_cfg(specification.arch, next(iter(tags), ""))
     model, name = _build_random(config), f"open_clip:{arch}"
     load_strictly(model, _to_open_clip(model, weights.state), name=name, path=f"({file.tag})")
     return _Clip(
@@ -143,8 +141,8 @@ def _load_clip(specification: Specification, sha256: str | None) -> _Clip:
         arch,
         {"name": name, "tag": file.tag, "sha256": file.sha256},
         config["embed_dim"],
-        published.get("mean") or open_clip.OPENAI_DATASET_MEAN,
-        published.get("std") or open_clip.OPENAI_DATASET_STD,
+        constants.get("mean") or open_clip.OPENAI_DATASET_MEAN,
+        constants.get("std") or open_clip.OPENAI_DATASET_STD,
     )
 
 
@@ -166,29 +164,6 @@ def _build_random(config: Mapping[str, Any]) -> nn.Module:
     if not is_custom:
         return CLIP(**settings)
     return (CoCa if "multimodal_cfg" in settings else CustomTextCLIP)(**settings)
-
-
-def _needs_quick_gelu(published: Mapping[str, Any], weights: Weights, file: WeightsFile) -> bool:
-    """Return whether weights were trained with QuickGELU: by tag, by file format, or by hash."""
-    import open_clip
-
-    if published.get("quick_gelu") or weights.is_archive:
-        return True
-    names = [name for name, tag in open_clip.list_pretrained() if tag == "openai"]
-    urls = [open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in names]
-    return any(file.sha256 in url.split("/")[:-1] for url in urls)  # OpenAI's hold the hashes
-
-
-def _correct_activation(arch: str, file: WeightsFile) -> str:
-    """Return the name of an architecture with QuickGELU, and log the change."""
-    import open_clip
-
-    corrected = arch + QUICK_SUFFIX
-    logger.warning(
-        "The weights %s were trained with QuickGELU, which %s does not use: it is built with "
-        "QuickGELU instead; name the architecture %s to silence this.", file.tag, arch, corrected,
-    )  # fmt: skip
-    return corrected if corrected in open_clip.list_models() else arch
 
 
 def _to_open_clip(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from recon_ray.errors import TeacherNameError
 
 FAMILIES = ("open_clip", "timm", "descriptor", "table")
+#: Stands before a file in place of a tag: its weights are of no published kind and use GELU.
+GELU = "gelu"
 WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".tar"})
 
 
@@ -20,7 +22,7 @@ class Specification:
         text: The whole string.
         family: ``open_clip``, ``timm``, ``descriptor`` or ``table``.
         arch: Architecture; the width for ``descriptor``, the file for ``table``; may be empty.
-        source: The rest: empty, a tag, a file, or ``tag:file``.
+        source: The rest: empty, a tag, a file, ``tag:file`` or ``gelu:file``.
     """
 
     text: str
@@ -62,10 +64,10 @@ def parse_source(
     Args:
         specification: The teacher.
         tags: Published tags of its architecture; ``tag:file`` states that a local file is the one
-            published under a tag.
+            published under a tag, ``gelu:file`` that it is another one whose model uses GELU.
 
     Returns:
-        Tag and file, one of them, or neither where the specification gives no weights.
+        Tag (or :data:`GELU`) and file, one of them, or neither where there are no weights.
 
     Raises:
         TeacherNameError: If it is neither a known tag nor an existing file.
@@ -76,7 +78,7 @@ def parse_source(
     if Path(source).is_file():
         return None, Path(source)
     tag, _, file = source.partition(":")
-    if tag in tags:
+    if tag in tags or (file and tag == GELU):
         if not Path(file).is_file():
             raise TeacherNameError(f"Teacher {specification.text!r}: there is no file {file}.")
         return tag, Path(file)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from recon_ray.errors import TeacherError, TeacherNameError
+from recon_ray.teachers.activation import choose_architecture
 from recon_ray.teachers.protocol import Precision, Statistics, TowerImageTeacher, Triple
 from recon_ray.teachers.specification import Specification
-from recon_ray.teachers.weights_file import find_weights_file, load_strictly, read_weights
+from recon_ray.teachers.weights_file import (
+    WeightsFile,
+    find_weights_file,
+    load_strictly,
+    read_weights,
+)
+
+logger = logging.getLogger(__name__)
 
 PRELOGITS_SUFFIX = "_in21k_prelogits"
 # The name under which timm 0.4.5 published it; today's timm reads it as other (AugReg) weights.
@@ -73,7 +83,13 @@ def create_timm_image_teacher(
     default = None if is_original and arch != ORIGINAL_ARCH else next(iter(tags), None)
     download = partial(_download_original if is_original else _download, arch)
     file = find_weights_file(specification, tags, default, download, sha256=sha256)
-    settings = _settings(arch, file.tag if file.tag in tags and not is_original else None)
+    is_tagged = file.tag in tags and not is_original
+    settings = _settings(arch, file.tag if is_tagged else None)
+    if not is_tagged and not is_original and statistics == "teacher":
+        _check_constants(arch, tags)
+    if not is_original:
+        arch = _settle_activation(specification, file, settings if is_tagged else None)
+        specification = replace(specification, arch=arch)
     state, path = read_weights(file.path).state, str(file.path)
     backbone: Any
     if is_original:
@@ -93,6 +109,23 @@ def create_timm_image_teacher(
         mean=HALF if is_original else settings["mean"],
         std=HALF if is_original else settings["std"],
         precision=precision,
+    )
+
+
+def _settle_activation(
+    specification: Specification, file: WeightsFile, published: Mapping[str, Any] | None
+) -> str:
+    """Return the architecture with the activation of the weights; timm notes it at their tags."""
+    import timm
+
+    quick = specification.arch.replace("_clip_", "_clip_quickgelu_")
+    has_twin = quick != specification.arch and timm.is_model(quick)
+    notes = () if published is None else published.get("notes") or ()
+    return choose_architecture(
+        specification,
+        file,
+        quick=quick if has_twin else None,
+        known=None if published is None else any("QuickGELU" in note for note in notes),
     )
 
 
@@ -133,6 +166,16 @@ def _settings(arch: str, tag: str | None) -> dict[str, Any]:
     if published is None:
         raise TeacherError(f"Teacher timm:{arch}: timm has no settings for it; choose another.")
     return published.to_dict()
+
+
+def _check_constants(arch: str, tags: Sequence[str]) -> None:
+    """Say that the constants of a file are a choice, where the published weights have several."""
+    if len({str((_settings(arch, tag)["mean"], _settings(arch, tag)["std"])) for tag in tags}) > 1:
+        logger.warning(
+            "timm:%s: weights of this architecture are published with different normalization; "
+            "that of the tag %s is used: put the tag of the weights before the file (<tag>:<file>)",
+            arch, tags[0],
+        )  # fmt: skip
 
 
 def _download_original(arch: str, tag: str) -> Path:

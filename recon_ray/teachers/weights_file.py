@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import TeacherError, TeacherNameError
-from recon_ray.teachers.specification import Specification, parse_source
+from recon_ray.teachers.specification import GELU, Specification, parse_source
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,13 @@ class WeightsFile:
         path: The file.
         tag: Published tag of the weights, or the file's name.
         sha256: Hash of the file's bytes.
+        is_gelu: Whether the specification states that their model uses GELU.
     """
 
     path: Path
     tag: str
     sha256: str
+    is_gelu: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def find_weights_file(
         path = _fetch(specification, tag, download)
     found = file_sha256(path)
     check_pin(specification.name, found, sha256)
-    return WeightsFile(path, tag or path.name, found)
+    is_gelu = tag == GELU
+    return WeightsFile(path, path.name if tag is None or is_gelu else tag, found, is_gelu)
 
 
 def _fetch(specification: Specification, tag: str, download: Callable[[str], Path]) -> Path:

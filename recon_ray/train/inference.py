@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from recon_ray.config.sections.common import RuntimeSection
 from recon_ray.models.transformer import Attention, CrossAttention, Mlp
 from recon_ray.train.step.compiling import compile_arguments
 
@@ -32,6 +33,13 @@ class Inference:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["off", "default", "max"] = "off"
     cuda_graph: bool = True
+
+    @classmethod
+    def while_training(
+        cls, runtime: RuntimeSection, precision: Literal["fp32", "bf16"]
+    ) -> Inference:
+        """Return that of evaluations between two steps, which are too short to be compiled anew."""
+        return cls(precision, cuda_graph=runtime.cuda_graph == "auto")
 
     def place(self, model: ModuleT, device: torch.device) -> ModuleT:
         """Return a finished model on the device, in evaluation mode.

@@ -20,9 +20,13 @@ from torch import Tensor, nn
 from recon_ray.data.loading.batches import Batch
 from recon_ray.data.loading.prefetch import prefetch_batches
 from recon_ray.errors import CheckpointError, StoppedError
-from recon_ray.models.batch_norm import set_sync_batch_norm
+from recon_ray.models.batch_norm import (
+    largest_initial_part,
+    set_first_average,
+    set_sync_batch_norm,
+)
 from recon_ray.models.cloud import set_activation_checkpointing
-from recon_ray.runs.checkpoint import Packed, load_model_state, pack
+from recon_ray.runs.checkpoint import OPTIMIZER, Packed, load_model_state, pack
 from recon_ray.runs.journal import Journal, explain_restart, last_record
 from recon_ray.runs.recorder import Recorder
 from recon_ray.runs.storage import join
@@ -36,12 +40,15 @@ from recon_ray.train.records import TrainRecords
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.sample_ledger import SampleLedger, write_ledger
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.state import Progress, check_feed, newest_checkpoint
+from recon_ray.train.state import INTERVAL, Progress, SampleOrder, newest_checkpoint, restored
 from recon_ray.train.step.one_step import Step, wants_graph
 from recon_ray.train.step.step_timer import StepClock
 from recon_ray.train.task import Task
 
 logger = logging.getLogger(__name__)
+
+#: Part of a running variance that may be its initial value without a warning.
+MOST_INITIAL_PART = 0.1
 
 
 def take_step(step: Step, batch: Batch, epoch: int | Tensor) -> None:
@@ -73,6 +80,9 @@ class Trainer:
         size = config.train.global_batch_size
         self.plan = BatchPlan(size, runtime.world_size, config.train.micro_batch_size)
         self.feed = runtime.feed()
+        self.order = SampleOrder(
+            self.feed.rows, settings.training_set, config.run.seed, global_batch_size=size
+        )
         self.steps_per_epoch = steps_per_epoch(self.feed.rows, size)
         self.max_steps = settings.total_steps(self.steps_per_epoch)
         self.schedule = CosineSchedule(
@@ -93,6 +103,7 @@ class Trainer:
         self.ledger = SampleLedger() if config.train.ledger else None
         self._committed: int | None = None
         self._restored: str | None = None
+        self._interval: dict[str, Any] = {}
         self._journal = Journal(runtime.folder)
         self.commits = Commits(
             runtime, every_seconds=config.train.commit_every_seconds, journal=self._journal
@@ -103,11 +114,12 @@ class Trainer:
 
         Raises:
             CheckpointError: If a checkpoint or the metrics cannot be read or written.
-            ReconError: If a loss is not finite.
+            ReconError: If a loss or a weight is not finite.
         """
         self._restore()
         self.task.on_device(self.runtime.device)
         set_sync_batch_norm(self.module, self.config.train.sync_batch_norm)
+        set_first_average(self.module, not self.settings.flags.keeps_initial_statistics)
         set_activation_checkpointing(self.module, self.config.train.activation_checkpointing)
         self.records = self._open_records()
         if self.progress.step == 0:
@@ -117,6 +129,8 @@ class Trainer:
         self.commits.finish()
         if self.commits.stopping:
             raise self._stopped()
+        if self.settings.flags.keeps_initial_statistics and self.runtime.rank == 0:
+            _warn_of_initial_statistics(self.module)
         self._evaluate("after")
         self.commits.note("done", self.progress.step)
         raise_on_all_ranks(self._end_records())
@@ -140,6 +154,7 @@ class Trainer:
             rank=self.runtime.rank,
         )
         clock = StepClock(device)
+        self.records.follow(step.meter, clock, rank=self.runtime.rank)
         if self._epoch_is_over():
             self._end_epoch()
         for batch in clock.waiting(self._batches()):
@@ -147,8 +162,9 @@ class Trainer:
             step(batch, epoch=progress.epoch, step=progress.step, lr=rates)
             clock.stepped()
             progress.advance(train.global_batch_size)
-            if progress.step % train.log_every_steps == 0 or progress.step >= self.max_steps:
-                self.records.begin(step.meter, clock, lr=rates[-1])
+            is_whole = progress.step % train.log_every_steps == 0
+            if is_whole or progress.step >= self.max_steps:
+                self.records.begin(lr=rates[-1], is_whole=is_whole)
             if self._epoch_is_over():
                 with clock.paused():
                     self._end_epoch()  # validates; what it finds belongs to the commit
@@ -161,7 +177,7 @@ class Trainer:
         """This worker's shares of the global batches that are left, epoch after epoch."""
         progress, device, rank = self.progress, self.runtime.device, self.runtime.rank
         while not self._is_done():
-            start, epoch = progress.step_in_epoch, progress.epoch
+            start, epoch = self._step_in_epoch(), progress.epoch
 
             def shares(epoch: int = epoch, start: int = start) -> Iterator[Batch]:
                 return self.feed.epoch(epoch, start, self.plan, rank)
@@ -178,8 +194,11 @@ class Trainer:
     def _is_done(self) -> bool:
         return self.progress.step >= self.max_steps or self.commits.stopping
 
+    def _step_in_epoch(self) -> int:
+        return self.progress.samples_in_epoch // self.order.global_batch_size
+
     def _epoch_is_over(self) -> bool:
-        return self.progress.step_in_epoch >= self.steps_per_epoch
+        return self._step_in_epoch() >= self.steps_per_epoch
 
     def _rates(self) -> list[float]:
         """Learning rate of every parameter group in this step."""
@@ -212,7 +231,7 @@ class Trainer:
         self.records.write()
         self.module.eval()
         with torch.no_grad(), rank_zero_barrier():
-            box = [self.task.validate(self.module, self.runtime)]
+            box = [self.task.validate(self.module, self.runtime, epoch=epoch)]
         if is_distributed():
             dist.broadcast_object_list(box, src=0)  # some values are rank 0's only
         values = self.progress.validated = box[0]
@@ -233,6 +252,8 @@ class Trainer:
         progress = self.progress
         if progress.step == self._committed:
             return
+        self._interval = self.records.pending()
+        self.records.check_weights(self.module, self.optimizer)
         progress.share_marks(self.runtime.device)
         if self.ledger is not None:
             self.ledger.merge(self.runtime.device)
@@ -251,10 +272,10 @@ class Trainer:
     def _packed(self) -> Packed:
         progress = self.progress
         train: dict[str, Any] = {
-            "optimizer": stored_optimizer(self.optimizer),
-            "progress": {k: v for k, v in vars(progress).items() if v is not None},
-            "seed": self.config.run.seed,
-            "global_batch_size": self.config.train.global_batch_size,
+            OPTIMIZER: stored_optimizer(self.optimizer),
+            "progress": progress.stored(),
+            **self.order.stored(),
+            INTERVAL: self._interval,
             "world_size": self.runtime.world_size,
             "tracks_samples": self.feed.tracks_samples,
         }
@@ -279,9 +300,13 @@ class Trainer:
             return
         self._restored = source = join(self.runtime.store.uri, found.name)
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
-        load_optimizer(self.optimizer, found.train["optimizer"])
-        self.progress = progress = Progress(**found.train["progress"])
-        check_feed(found, progress, tracks_samples=self.feed.tracks_samples)
+        tracks = self.feed.tracks_samples
+        self.progress = progress = restored(
+            found, self.order, self.settings, tracks_samples=tracks, source=source
+        )
+        self._interval = found.train.get(INTERVAL, {})
+        if OPTIMIZER in found.train:
+            load_optimizer(self.optimizer, found.train[OPTIMIZER])
         if self.ledger is not None:
             self.ledger = SampleLedger(found.train.get("ledger"))
         if progress.best is not None and progress.best["name"] not in self.runtime.store.names():
@@ -303,7 +328,11 @@ class Trainer:
                 last_step=last,
                 idle_since=idle,
             )
-            recorder = Recorder(self.runtime.folder.local, start_step=self.progress.step)
+            recorder = Recorder(
+                self.runtime.folder.local,
+                start_step=self.progress.step,
+                extends_last=bool(self._interval) and self.progress.step < self.max_steps,
+            )
         return TrainRecords(
             self.progress,
             recorder,
@@ -312,6 +341,7 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             epochs=self.settings.total_epochs,
             max_steps=self.max_steps,
+            interval=self._interval,
             newest_checkpoint=self._restored,
         )
 
@@ -338,6 +368,17 @@ class Trainer:
         )
 
 
+def _warn_of_initial_statistics(module: nn.Module) -> None:
+    """Say that a run was too short for the moving averages of its batch norms."""
+    name, part = largest_initial_part(module)
+    if part > MOST_INITIAL_PART:
+        logger.warning(
+            "%.0f %% of the running variance of %s is still its initial value 1: after so few "
+            "steps from scratch the published protocol measures a network near chance; train "
+            "longer, or set protocol=sound", 100 * part, name,
+        )  # fmt: skip
+
+
 def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]:
     """Train a task to the end, continuing from the newest checkpoint, and return its metrics.
 
@@ -345,7 +386,7 @@ def fit(task: Task, runtime: Runtime, settings: FitSettings) -> dict[str, float]
         CheckpointError: If no checkpoint can be read or written.
         ConfigError: If the global batch does not fit the workers or the data.
         OutOfMemoryError: If memory runs out.
-        ReconError: If a loss is not finite.
+        ReconError: If a loss or a weight is not finite.
     """
     advice = training_advice(settings.config.train, world_size=runtime.world_size)
     with translate_oom(runtime.device, advice):

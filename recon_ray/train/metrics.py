@@ -61,22 +61,39 @@ class Mean:
         """
         rows = [value.detach().double() for value in values.values()]
         added = torch.stack([*rows, torch.ones_like(rows[0])]) * weight
-        if self._sums is None:
+        if self._sums is None or self._names != list(values):
             self._names, self._sums = list(values), torch.zeros_like(added)
         self._sums.add_(added)
 
-    def read(self) -> Reading:
+    def read(self, *, begin_again: bool = True) -> Reading:
         """Start to read the means over all workers, and begin again at 0.
 
         Every worker calls it equally often.
         """
+        sums = self._totals()
+        if begin_again and self._sums is not None:
+            self._sums.zero_()
+        return Reading(self._names, sums)
+
+    def stored(self) -> dict[str, float]:
+        """Return the sums over all workers, and the samples behind them; every worker calls it."""
+        if self._sums is None:
+            return {}
+        return dict(zip([*self._names, ""], self._totals().tolist(), strict=True))
+
+    def restore(self, stored: Mapping[str, float], device: torch.device, *, rank: int) -> None:
+        """Go on from sums of :meth:`stored`, which one worker takes over for all."""
+        *self._names, _ = stored
+        sums = torch.tensor([*stored.values()], dtype=torch.float64, device=device)
+        self._sums = sums if rank == 0 else torch.zeros_like(sums)
+
+    def _totals(self) -> Tensor:
         if self._sums is None:
             raise RuntimeError("there is nothing to read before the first update")
         sums = self._sums.clone()
-        self._sums.zero_()
         if is_distributed():
             dist.all_reduce(sums)
-        return Reading(self._names, sums)
+        return sums
 
 
 def gather_rows(values: Tensor) -> Tensor:

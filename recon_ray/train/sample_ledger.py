@@ -24,11 +24,12 @@ class SampleLedger:
     """Counts the uses of every sample; each worker its own until they are merged.
 
     Args:
-        epochs: Counts of earlier steps: epoch to (S,) uint8 over sample ids.
+        epochs: Counts of earlier steps: epoch to (S,) integers over sample ids.
     """
 
     def __init__(self, epochs: Mapping[int, Tensor] | None = None) -> None:
-        #: Merged counts: epoch to (S,) uint8 over sample ids, the same on every rank.
+        #: Merged counts: epoch to (S,) over sample ids, the same on every rank; uint8 where they
+        #: fit, since there is one for every sample and epoch.
         self.merged = {int(epoch): counts.clone() for epoch, counts in (epochs or {}).items()}
         self._own: dict[int, Tensor] = {}
 
@@ -36,7 +37,7 @@ class SampleLedger:
         """Count the samples of one worker's batch."""
         ids = sample_ids.cpu()
         counts = _padded(self._own.get(epoch), int(ids.max()) + 1)
-        counts += torch.bincount(ids, minlength=len(counts)).to(torch.uint8)
+        counts += torch.bincount(ids, minlength=len(counts)).to(torch.int32)
         self._own[epoch] = counts
 
     def merge(self, device: torch.device) -> None:
@@ -44,12 +45,14 @@ class SampleLedger:
         for epoch, own in sorted(self._own.items()):
             total = reduce_padded(own, device, dist.ReduceOp.SUM)
             before = _padded(self.merged.get(epoch), len(total))
-            self.merged[epoch] = before + _padded(total, len(before))
+            counts = before + _padded(total, len(before))
+            fits = int(counts.max()) <= torch.iinfo(torch.uint8).max
+            self.merged[epoch] = counts.to(torch.uint8) if fits else counts
         self._own = {}
 
 
 def _padded(counts: Tensor | None, length: int) -> Tensor:
-    padded = torch.zeros(max(length, 0 if counts is None else len(counts)), dtype=torch.uint8)
+    padded = torch.zeros(max(length, 0 if counts is None else len(counts)), dtype=torch.int32)
     if counts is not None:
         padded[: len(counts)] = counts
     return padded
@@ -57,7 +60,7 @@ def _padded(counts: Tensor | None, length: int) -> Tensor:
 
 def ledger_table(epochs: Mapping[int, Tensor]) -> pa.Table:
     """Return rows ``epoch``, ``sample_id``, ``uses`` of the samples that were used."""
-    schema = pa.schema([("epoch", pa.int32()), ("sample_id", pa.int64()), ("uses", pa.uint8())])
+    schema = pa.schema([("epoch", pa.int32()), ("sample_id", pa.int64()), ("uses", pa.int32())])
     parts = []
     for epoch, counts in sorted(epochs.items()):
         ids = torch.nonzero(counts).flatten()

@@ -16,6 +16,7 @@ class FitSettings:
     Attributes:
         config: The job's configuration.
         precision: ``runtime.precision``, resolved for the device.
+        training_set: Identity of the training rows; empty where it is not known.
         extra_epoch: Whether the published extra epoch applies (segmentation has none).
         double_step: Step, clip, and step again with the same gradient, as the published part
             segmentation does.
@@ -27,6 +28,7 @@ class FitSettings:
 
     config: TrainingConfig
     precision: Literal["fp32", "bf16"] = "fp32"
+    training_set: str = ""
     extra_epoch: bool = True
     double_step: bool = False
     validate_every_epochs: int | None = None

@@ -1,10 +1,14 @@
-"""State of a run: counters and losses, and the checkpoint that it continues from."""
+"""State of a run: its place in the training, losses, and the checkpoint that it continues from.
+
+The place is counted in epochs and samples, which have a meaning under every batch size. Steps are
+what a run counts in itself; a run that starts from the checkpoint of another one counts anew.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -12,17 +16,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore
+from recon_ray.runs.checkpoint import OPTIMIZER, Checkpoint, CheckpointStore
 from recon_ray.train.commits import raise_on_all_ranks
 from recon_ray.train.metrics import is_distributed, reduce_padded
+from recon_ray.train.settings import FitSettings
 
 
 @dataclass
 class Progress:
-    """Counters, losses and metrics of a run; stored beside the model."""
+    """Counters, losses and metrics of a run; stored beside the model.
+
+    Its place in the training is ``epoch`` and ``samples_in_epoch``.
+    """
 
     epoch: int = 0
-    step_in_epoch: int = 0
+    samples_in_epoch: int = 0
     step: int = 0
     samples: int = 0
     train_seconds: float = 0.0
@@ -34,16 +42,29 @@ class Progress:
     best: dict[str, Any] | None = None
     seen: Tensor | None = None
 
+    @classmethod
+    def of(cls, train: Mapping[str, Any]) -> Progress:
+        """Return the progress in the training state of a checkpoint; older ones count in steps."""
+        stored = dict(train["progress"])
+        steps = stored.pop("step_in_epoch", None)
+        if steps is not None:
+            stored["samples_in_epoch"] = steps * train["global_batch_size"]
+        return cls(**stored)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the progress as plain data."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def advance(self, samples: int) -> None:
         """Count one optimizer step."""
         self.step += 1
-        self.step_in_epoch += 1
+        self.samples_in_epoch += samples
         self.samples += samples
 
     def finish_epoch(self) -> None:
         """Go to the start of the next epoch."""
         self.epoch += 1
-        self.step_in_epoch = 0
+        self.samples_in_epoch = 0
         self.seen = None
 
     def mark(self, sample_ids: Tensor) -> None:
@@ -105,6 +126,156 @@ def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None
     return store.load(box[0])
 
 
+#: Entry of the training state with the steps since the last record.
+INTERVAL = "interval"
+
+
+# --- Where a run goes on -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Everything that fixes which samples a step uses; stored beside the model.
+
+    Attributes:
+        rows: Samples that are trained on.
+        training_set: Identity of their content.
+        seed: Seed of the order.
+        global_batch_size: Samples of a step.
+    """
+
+    rows: int
+    training_set: str
+    seed: int
+    global_batch_size: int
+
+    @classmethod
+    def of(cls, train: Mapping[str, Any], now: SampleOrder) -> SampleOrder:
+        """Return that of a checkpoint; what older versions did not store is taken to be as now."""
+        known = {f.name: train[f.name] for f in fields(cls) if train.get(f.name) not in (None, "")}
+        return replace(now, **known)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the order as plain data."""
+        return asdict(self)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self.rows // self.global_batch_size
+
+    def changes(self, before: SampleOrder) -> str:
+        """Return what gives another order than before, by option; empty if it is the same."""
+        found = []
+        if before.rows != self.rows:
+            found.append(f"{before.rows} training shapes then, {self.rows} now: data.limit, ...")
+        elif before.training_set != self.training_set:
+            found.append("other training shapes now: data.path, ...")
+        if before.seed != self.seed:
+            found.append(f"run.seed={before.seed} then, {self.seed} now")
+        return "; ".join(found)
+
+
+def started_from(
+    found: Checkpoint, order: SampleOrder, settings: FitSettings, *, source: str
+) -> Checkpoint:
+    """Return the checkpoint that a new run starts from, with its place in steps of the new run.
+
+    Raises:
+        ConfigError: If the run cannot go on from there sample by sample, or has nothing left to
+            train.
+    """
+    progress, before = Progress.of(found.train), SampleOrder.of(found.train, order)
+    _check_optimizer(found, source=source)
+    if progress.samples_in_epoch:
+        _check_epoch(progress, before, order, source=source)
+    per_epoch, size = order.steps_per_epoch, order.global_batch_size
+    progress.step = progress.epoch * per_epoch + progress.samples_in_epoch // size
+    if progress.step >= settings.total_steps(per_epoch):
+        raise _nothing_left(progress, settings, order, source=source)
+    name, best = f"step-{progress.step:08d}", progress.best
+    is_best = best is not None and best["name"] == found.name
+    progress.best = {**best, "name": name} if best is not None and is_best else None
+    train = {key: value for key, value in found.train.items() if key != INTERVAL}
+    train |= {**order.stored(), "progress": progress.stored()}
+    return replace(found, name=name, step=progress.step, train=train)
+
+
+def _check_epoch(
+    progress: Progress, before: SampleOrder, order: SampleOrder, *, source: str
+) -> None:
+    """Refuse to end an epoch in another order or in batches that it was not begun in."""
+    place = f"{source} lies {progress.samples_in_epoch} shapes inside epoch {progress.epoch + 1}"
+    way = "or give a checkpoint at the end of an epoch"
+    changes = order.changes(before)
+    if changes:
+        raise ConfigError(
+            f"{place}, which cannot be gone on with in another order ({changes}); give the same "
+            f"options, {way}"
+        )
+    if progress.samples_in_epoch % order.global_batch_size:
+        raise ConfigError(
+            f"train.global_batch_size={order.global_batch_size}: {place} (in batches of "
+            f"{before.global_batch_size}), which is no whole number of batches; choose a divisor "
+            f"of {progress.samples_in_epoch}, {way}"
+        )
+
+
+def restored(
+    found: Checkpoint,
+    order: SampleOrder,
+    settings: FitSettings,
+    *,
+    tracks_samples: bool,
+    source: str,
+) -> Progress:
+    """Return the progress of a run from its own checkpoint.
+
+    Raises:
+        ConfigError: If the run cannot go on from there.
+    """
+    progress, before = Progress.of(found.train), SampleOrder.of(found.train, order)
+    changes = order.changes(before)
+    if before.global_batch_size != order.global_batch_size:
+        then, now = before.global_batch_size, order.global_batch_size
+        changes = f"train.global_batch_size={then} then, {now} now"
+    if changes:
+        raise ConfigError(
+            f"{source}: the run was begun in another order of samples ({changes}); begin another "
+            f"one from it: run.name=<another> resume={source}"
+        )
+    check_feed(found, progress, tracks_samples=tracks_samples)
+    total = settings.total_steps(order.steps_per_epoch)
+    if progress.step > total:
+        raise _nothing_left(progress, settings, order, source=source)
+    if progress.step < total:
+        _check_optimizer(found, source=source)
+    return progress
+
+
+def _nothing_left(
+    progress: Progress, settings: FitSettings, order: SampleOrder, *, source: str
+) -> ConfigError:
+    train = settings.config.train
+    whole = settings.total_epochs * order.steps_per_epoch
+    asked, done = f"train.epochs={train.epochs}", f"{progress.epoch} epochs"
+    if settings.total_steps(order.steps_per_epoch) < whole:
+        asked, done = f"train.steps={train.steps}", f"{progress.step} steps"
+    return ConfigError(
+        f"{asked}: nothing is left to train, as {source} has {done} behind it; give a larger number"
+    )
+
+
+def _check_optimizer(found: Checkpoint, *, source: str) -> None:
+    """Refuse to train on without the optimizer's state."""
+    if OPTIMIZER not in found.train:
+        raise ConfigError(
+            f"{source}: its optimizer state was dropped when its run had finished, so that it "
+            "cannot be trained on; start from its weights (init_from), or run that again with "
+            "train.keep_optimizer=true"
+        )
+
+
 def check_feed(found: Checkpoint, progress: Progress, *, tracks_samples: bool) -> None:
     """Refuse to end an epoch in another order than it was begun in: samples would repeat.
 
@@ -112,7 +283,7 @@ def check_feed(found: Checkpoint, progress: Progress, *, tracks_samples: bool) -
         ConfigError: If it would.
     """
     streamed = found.train.get("tracks_samples", tracks_samples)
-    if progress.step_in_epoch and streamed != tracks_samples:
+    if progress.samples_in_epoch and streamed != tracks_samples:
         was, now = ("a stream", "by index") if streamed else ("by index", "a stream")
         way = "data.mode=" + ("stream and cluster.workers=1 or more" if streamed else "shared")
         raise ConfigError(

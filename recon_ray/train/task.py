@@ -21,8 +21,6 @@ class Task(Protocol):
     """
 
     name: str
-    #: Whether a step may leave parameters without gradient (data-parallel workers must know).
-    has_unused_parameters: bool
 
     def build(self) -> nn.Module:
         """Make the trainable module on the CPU, with freshly drawn weights."""
@@ -45,8 +43,11 @@ class Task(Protocol):
     def evaluate(self, module: nn.Module, runtime: Runtime, *, when: str) -> dict[str, float]:
         """Return metrics on held-out samples, ``before`` or ``after``; every rank calls it."""
 
-    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Return values that choose the best epoch. Every rank calls it; those of rank 0 count."""
+    def validate(self, module: nn.Module, runtime: Runtime, *, epoch: int) -> dict[str, float]:
+        """Return values that choose the best epoch; every rank calls it, those of rank 0 count.
+
+        ``epoch`` is the one that has just ended, counted from 0.
+        """
 
     def records(self) -> dict[str, Any]:
         """Return plain data that is stored with the model, such as the names of its classes."""

@@ -12,9 +12,9 @@ import yaml
 
 from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import CheckpointError, NoWeightsError
-from recon_ray.runs.checkpoint import MANIFEST, MODEL_FILE, CheckpointStore
+from recon_ray.runs.checkpoint import MANIFEST, MODEL, CheckpointStore, place_of
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.storage import absolute, exists, is_uri, join, open_filesystem, split
+from recon_ray.runs.storage import absolute, is_uri, split
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.weight_files import LoadedWeights, from_own, read_file
 
@@ -44,7 +44,7 @@ def find_weights(
         weights = _from_run(text)
     elif Path(text).is_file():
         path = Path(text)
-        in_checkpoint = path.name == MODEL_FILE and (path.parent / MANIFEST).is_file()
+        in_checkpoint = path.name == MODEL and (path.parent / MANIFEST).is_file()
         weights = _from_run(str(path.parent)) if in_checkpoint else read_file(path)
     elif text in CATALOG or ("/" not in text and not Path(text).suffix):
         published, weights = text, read_file(find_published(text, folder))
@@ -82,7 +82,7 @@ def hash_of_weights(spec: str | Path) -> str:
     """
     text = str(spec)
     if is_uri(text) or Path(text).is_dir():
-        store, name = _place_of(text)
+        store, name = place_of(text)
         name = name or store.selected()
         if name is None:
             raise _no_checkpoint(text)
@@ -102,7 +102,7 @@ def _hash_of_file(path: Path, size: int, modified: int) -> str:
 
 def _from_run(path: str) -> LoadedWeights:
     """Load the checkpoint in a folder: itself, or the best validated one, or else the latest."""
-    store, name = _place_of(path.rstrip("/"))
+    store, name = place_of(path.rstrip("/"))
     found = store.load_selected() if name is None else store.load(name)
     if found is None:
         raise _no_checkpoint(path.rstrip("/"))
@@ -144,24 +144,7 @@ def training_records(
     return {name: value for name, value in records.items() if value is not None}
 
 
-def _place_of(path: str) -> tuple[CheckpointStore, str | None]:
-    """Return the store in a folder, and the name of the checkpoint if it is the folder of one."""
-    if _has(path, MANIFEST):
-        parent, name = split(absolute(path))
-        return CheckpointStore(parent), name
-    inner = join(path, "checkpoints")
-    return CheckpointStore(inner if _has(path, "checkpoints") else path), None
-
-
 def _no_checkpoint(path: str) -> CheckpointError:
     return NoWeightsError(
         f"{path}: no checkpoint there; give a run folder or <run>/checkpoints/step-<number>"
     )
-
-
-def _has(path: str, name: str) -> bool:
-    try:
-        filesystem, root = open_filesystem(path)
-        return exists(filesystem, f"{root}/{name}")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: it cannot be reached ({error})") from error

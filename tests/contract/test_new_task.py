@@ -56,7 +56,6 @@ class ToyModule(nn.Module):
 class ToyTask:
     config: ToyConfig
     name = "toy"
-    has_unused_parameters = False
 
     def architecture(self):
         return {"width": self.config.width}
@@ -86,7 +85,7 @@ class ToyTask:
         name = "size_error" if when == "after" else "size_error_before"
         return {name: float(found["error"].mean())}
 
-    def validate(self, module, runtime):
+    def validate(self, module, runtime, *, epoch):
         return {}
 
     def records(self):

@@ -13,6 +13,7 @@ import torch
 from golden_packs import Pack, find_packs
 from safetensors.torch import save_file
 
+from recon_ray.errors import TeacherNameError
 from recon_ray.teachers.create import create_image_teacher as create_image
 from recon_ray.teachers.create import create_text_teacher as create_text
 from recon_ray.teachers.open_clip_towers import OpenClipTextTeacher
@@ -129,7 +130,9 @@ def test_teacher_reproduces_the_reference(pack: Pack, array: str, zoo: Zoo) -> N
 @pytest.mark.parametrize("pack", CLIP_PACKS)
 def test_plain_gelu_does_not_match(pack: Pack, zoo: Zoo) -> None:
     arch = clip_architecture(pack).removesuffix("-quickgelu")
-    teacher = create_image(f"open_clip:{arch}:{zoo.file(pack)}")
+    with pytest.raises(TeacherNameError, match=f"{arch}-quickgelu:.* or open_clip:{arch}:gelu:"):
+        create_image(f"open_clip:{arch}:{zoo.file(pack)}")
+    teacher = create_image(f"open_clip:{arch}:gelu:{zoo.file(pack)}")
     with torch.no_grad():
         found = teacher(images(pack))
     assert relative_error(found, pack.array("image_feature")) > 10 * RELATIVE_TOLERANCE

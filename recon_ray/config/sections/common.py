@@ -92,7 +92,9 @@ class RuntimeSection(Section):
         "auto", description="Device of the workers; auto takes the GPU that Ray assigned, if any."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Precision of the transformer; auto is bf16 on GPUs and fp32 on CPUs."
+        "auto",
+        description="Precision of the transformer; auto is bf16 on GPUs, but fp32 on CPUs and with "
+        "protocol=reference.",
     )
     ops_backend: Literal["auto", "compiled", "pointnet2_ops", "reference"] = Field(
         "auto", description="Implementation of the point operations; auto is the fastest available."
@@ -162,6 +164,11 @@ class JobConfig(Section):
     runtime: RuntimeSection = Field(RuntimeSection(), description="Device and precision.")
     cluster: ClusterSection = Field(ClusterSection(), description="Ray cluster and workers.")
 
+    @property
+    def precision(self) -> Literal["auto", "fp32", "bf16"]:
+        """Precision that is asked for."""
+        return self.runtime.precision
+
 
 class ProtocolConfig(JobConfig):
     """Options of a job that can follow the published code's protocol."""
@@ -174,3 +181,9 @@ class ProtocolConfig(JobConfig):
     def flags(self) -> ProtocolFlags:
         """Habits of the published code that are repeated."""
         return protocol_flags(self.protocol)
+
+    @property
+    def precision(self) -> Literal["auto", "fp32", "bf16"]:
+        """Precision that is asked for, by an option or by the protocol."""
+        left_open = self.runtime.precision == "auto" and self.flags.full_precision
+        return "fp32" if left_open else self.runtime.precision

@@ -43,7 +43,11 @@ class PrepareSection(Section):
         description="How images are rendered: shaded (meshes), splat (points as discs), depth "
         "(gray by distance, near is bright); auto shades meshes and splats clouds.",
     )
-    image_size: Annotated[int, Field(ge=16)] = Field(224, description="Image side in pixels.")
+    image_size: Annotated[int, Field(ge=16)] | None = Field(
+        None,
+        description="Image side in pixels, by default 224, or with protocol=reference that of the "
+        "published reader, if the source has pictures of its own.",
+    )
     image_format: Literal["png", "jpeg"] = Field("png", description="Format of the stored images.")
     samples_per_shard: Count = Field(512, description="Shapes in one Parquet file.")
     limit: Count | None = Field(None, description="Most shapes, over all splits in proportion.")

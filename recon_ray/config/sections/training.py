@@ -140,6 +140,11 @@ class TrainSection(Section):
     commit_every_seconds: Positive = Field(60.0, description="Seconds between two checkpoints.")
     keep_checkpoints: Count = Field(3, description="Newest checkpoints kept, besides the best.")
     keep_every_steps: Count | None = Field(None, description="Steps between permanent checkpoints.")
+    keep_optimizer: bool | None = Field(
+        None,
+        description="Keep the optimizer's state of a finished run, with which it can be trained "
+        "on; by default of all but the trials of sweep, fewshot and reproduce.",
+    )
     ledger: bool = Field(
         False, description="Count how often an epoch uses each sample; write ledger.parquet."
     )
@@ -159,8 +164,8 @@ class TrainingConfig(ProtocolConfig):
 
     resume: Location = Field(
         "auto",
-        description="auto continues the run of this name, never sets it aside, a path starts from "
-        "that checkpoint.",
+        description="auto continues the run of this name, never sets it aside, a run folder or a "
+        "checkpoint in it starts a new run from there.",
     )
     data: SetSection = Field(SetSection(), description="Prepared set.")
     train: TrainSection = Field(TrainSection(), description="Length and batch.")

@@ -36,6 +36,7 @@ def make_manifest(
         "size": options.image_size,
         "per_sample": options.views,
         "style": options.view_style,
+        "fit": options.image_fit,
     }
     return {
         "schema_version": SCHEMA_VERSION,

@@ -131,7 +131,8 @@ def _load(task: ShardTask, item: Item, name: str) -> tuple[Sample, list[np.ndarr
         sample = task.source.load(item)
         names = item.images if task.options.views else ()
         folder = Path(getattr(task.source, "folder", ""))
-        return sample, [load_image(folder / image, task.options.image_size) for image in names]
+        size, fit = task.options.image_size, task.options.image_fit
+        return sample, [load_image(folder / image, size, fit=fit) for image in names]
     except DataError:
         raise
     except Exception as error:

@@ -39,6 +39,7 @@ POINTS_PER_PIXEL = 2.0  # of a splatted mesh, over the whole picture
 JPEG_QUALITY = 90
 FARTHEST = 40  # gray of the far end of the bounding sphere in a depth map; the background is 0
 Style = Literal["auto", "shaded", "splat", "depth"]
+Fit = Literal["pad", "stretch"]
 
 
 def render_views(
@@ -242,12 +243,14 @@ def encode_image(picture: np.ndarray, image_format: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def load_image(path: Path, size: int) -> np.ndarray:
-    """Read a picture, lay it on white where it is transparent, and resize it.
+def load_image(path: Path, size: int, *, fit: Fit = "pad") -> np.ndarray:
+    """Read a picture and resize it to a square.
 
     Args:
         path: A file of any type that Pillow reads.
-        size: Side of the square result in pixels; other pictures are padded with white.
+        size: Side of the result in pixels.
+        fit: ``pad`` lays it on white where it is transparent and pads it with white; ``stretch``
+            ignores its transparency and its proportions, as the published reader does.
 
     Raises:
         DataError: If the file is missing or does not decode.
@@ -257,10 +260,12 @@ def load_image(path: Path, size: int) -> np.ndarray:
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            rgba = ImageOps.exif_transpose(image).convert("RGBA")
+            read = ImageOps.exif_transpose(image).convert("RGB" if fit == "stretch" else "RGBA")
     except Exception as error:  # Pillow's decoders fail on damaged bytes in many ways
         raise DataError(f"{path}: the image does not decode ({type(error).__name__})") from error
-    side = max(rgba.size)
+    if fit == "stretch":
+        return np.asarray(read.resize((size, size), Image.Resampling.BICUBIC))
+    side = max(read.size)
     canvas = Image.new("RGBA", (side, side), (255, 255, 255, 255))
-    canvas.alpha_composite(rgba, ((side - rgba.width) // 2, (side - rgba.height) // 2))
+    canvas.alpha_composite(read, ((side - read.width) // 2, (side - read.height) // 2))
     return np.asarray(canvas.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))

@@ -12,7 +12,7 @@ import numpy as np
 
 from recon_ray.data.format.files import is_text, parquet_bytes
 from recon_ray.data.format.schema import POINT_DTYPES, Layout
-from recon_ray.data.prepare.render import Style, renderer
+from recon_ray.data.prepare.render import Fit, Style, renderer
 from recon_ray.data.readers.meshes import sample_generator
 from recon_ray.data.sources.base import SPLIT_ORDER, Features, Item, Listing, Source
 from recon_ray.errors import ConfigError, DataError
@@ -40,6 +40,8 @@ class PrepareOptions:
         views: Rendered pictures of every sample, 0 for none; a source's own pictures replace them.
         view_style: How they are rendered, see :func:`recon_ray.data.prepare.render.render_views`.
         image_size: Side of the pictures in pixels.
+        image_fit: How a source's own pictures become squares, see
+            :func:`recon_ray.data.prepare.render.load_image`.
         image_format: png or jpeg.
         samples_per_shard: Rows of a file.
         seed: Seed of the points and of the order of the samples.
@@ -57,6 +59,7 @@ class PrepareOptions:
     views: int = 0
     view_style: Style = "auto"
     image_size: int = 224
+    image_fit: Fit = "pad"
     image_format: Literal["png", "jpeg"] = "png"
     samples_per_shard: int = 512
     seed: int = 0
@@ -77,6 +80,7 @@ class PrepareOptions:
             "up_axis": (None, "x", "y", "z"),
             "sampling": ("auto", "random", "fps"),
             "view_style": get_args(Style),
+            "image_fit": get_args(Fit),
             "image_format": ("png", "jpeg"),
             "points_dtype": POINT_DTYPES,
         }
@@ -264,6 +268,8 @@ def _layout(listing: Listing, options: PrepareOptions) -> Layout:
 
 def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict[str, Setting]:
     chosen = {k: v for k, v in asdict(options).items() if k not in NOT_IN_PLAN}
+    if chosen["image_fit"] == "pad":  # as in sets that were begun before there was a choice
+        del chosen["image_fit"]
     items = sorted((asdict(item) for item in listing.items), key=lambda item: item["object_id"])
     settings: dict[str, Setting] = {"schema_version": COLUMNS_VERSION, "source": source.name}
     settings |= {f"source.{name}": value for name, value in listing.settings.items()}

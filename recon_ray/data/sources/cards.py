@@ -21,6 +21,10 @@ NORMALIZATION = {
     "subset": "points are chosen first, then centered and scaled to the unit sphere",
     "none": "none: coordinates are used as they are",
 }
+PICTURES = (
+    "prepared with protocol=reference as the published reader saw them, without transparency and "
+    "stretched to {side} x {side}; otherwise laid on white and padded to a square"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Card:
         texts: Text of each class in prompts.
         counts: Published number of samples of each split.
         num_points: Points of a sample in the published experiments.
+        picture_side: Side of the square to which the published code stretches the set's own
+            pictures, read without their transparency; None if it has none.
         up_axis: The axis that points up in the published clouds.
         normalization: When a cloud is centered and scaled to the unit sphere: ``whole``, before the
             points of a step are chosen; ``subset``, after that; ``none``, never.
@@ -51,6 +57,7 @@ class Card:
     texts: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     num_points: int
+    picture_side: int | None = None
     up_axis: str = "y"
     normalization: Literal["whole", "subset", "none"]
     variants: tuple[str, ...] = ()
@@ -91,6 +98,7 @@ def describe(card: Card) -> str:
         or "as many as the folder holds",
         "points": f"{card.num_points:,} a shape, {card.up_axis} up",
         "normalization": NORMALIZATION[card.normalization],
+        "pictures": "" if card.picture_side is None else PICTURES.format(side=card.picture_side),
         "layouts": "; ".join(card.variants),
         "classes": _named_classes(card),
         "parts": f"{sum(map(len, card.parts.values()))} in all" if card.parts else "",

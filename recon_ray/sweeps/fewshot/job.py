@@ -95,6 +95,11 @@ def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
     if not base.flags.drops_last_batch:
         most = min(base.train.global_batch_size, way * shot)
         whole = [size for size in range(1, most + 1) if way * shot % size == 0]
+        if max(whole) == 1 < way * shot:
+            raise ConfigError(
+                f"train.global_batch_size={most}: an episode of {way} x {shot} shapes is no whole "
+                f"number of such batches, nor of smaller ones; raise it to {way * shot}"
+            )
         values["train.global_batch_size"] = max(whole)
     elif base.train.global_batch_size > way * shot:
         raise ConfigError(

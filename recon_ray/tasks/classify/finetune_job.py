@@ -117,7 +117,7 @@ def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[Classifica
         normalize=config.data.normalize,
         augment=config.data.augment,
     )
-    axis = prepared.manifest["source_up_axis"]
+    axis = prepared.manifest.get("source_up_axis", "y")
     task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes, axis)
     report = _check_model(task, weights)
     logger.info(
@@ -170,6 +170,7 @@ def plan(run: Run, config: FinetuneConfig, prepared: PreparedSet) -> TrainingJob
         split_counts=compare_splits(
             prepared, config.data.train_splits, held_out(config.data), limit=config.data.limit
         ),
+        smallest_batch=1 if task.sizes["head"] == "linear" else 2,
     )
 
 

@@ -55,7 +55,6 @@ class ClassificationTask:
     """
 
     name = "finetune"
-    has_unused_parameters = False
 
     config: FinetuneConfig
     kind: str
@@ -126,7 +125,7 @@ class ClassificationTask:
         """Return nothing: the checkpoints are measured after the training."""
         return {}
 
-    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+    def validate(self, module: nn.Module, runtime: Runtime, *, epoch: int) -> dict[str, float]:
         """Accuracy on the split that chooses the best epoch."""
         split = validation_split(self.config)
         assert split is not None

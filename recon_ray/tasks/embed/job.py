@@ -118,7 +118,7 @@ def _worker(
     config: EmbedConfig, place: str, sizes: dict[str, Any], model: str, pool: EncodePool
 ) -> EmbedWorker:
     runtime = config.runtime
-    precision = resolve_precision(runtime.precision, on_gpu=pool.on_gpu)
+    precision = resolve_precision(config.precision, on_gpu=pool.on_gpu)
     return EmbedWorker(
         place,
         sizes,

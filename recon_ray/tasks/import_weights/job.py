@@ -20,7 +20,9 @@ from recon_ray.weights.weight_files import LoadedWeights, save_reference, save_w
 logger = logging.getLogger(__name__)
 
 #: Values with which keys are compared where the file tells none: no shape depends on them.
-NO_SHAPE = {"num_heads": 1, "num_groups": 64, "group_size": 32, "stream": "MDM", "feature_blocks": ()}
+NO_SHAPE = {
+    "num_heads": 1, "num_groups": 64, "group_size": 32, "stream": "MDM", "feature_blocks": (),
+}  # fmt: skip
 
 
 def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:

@@ -27,7 +27,6 @@ from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.split_checks import compare_splits, held_out
 from recon_ray.tasks.start_weights import open_start, resolve
-from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.settings import FitSettings
 from recon_ray.weights.load import check_told, compare, construct, encoder_sizes
 from recon_ray.weights.weight_files import LoadedWeights
@@ -164,7 +163,6 @@ def plan(run: Run, config: PartsegConfig, prepared: PreparedSet) -> TrainingJob:
     """Make the task, refuse a checkpoint to start from that does not fit it."""
     task = make_task(config, prepared)
     check_start(run, lambda: PartSegmenter(**task.sizes))
-    _check_batches(config)
     selects = config.selection_split is not None
     test = config.data.test_split
     return TrainingJob(
@@ -186,6 +184,7 @@ def plan(run: Run, config: PartsegConfig, prepared: PreparedSet) -> TrainingJob:
             held_out(config.data, limit=config.eval.limit),
             limit=config.data.limit,
         ),
+        smallest_batch=2,  # of the category's norm
     )
 
 
@@ -204,20 +203,6 @@ def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationT
     return PartSegmentationTask(config, sizes, scoring_of(config, prepared, table), place)
 
 
-def _check_batches(config: PartsegConfig) -> None:
-    """Refuse batches of one shape, of which the category's batch norm has no statistics."""
-    train = config.train
-    for workers in config.cluster.allowed_workers:
-        slices = BatchPlan(train.global_batch_size, workers, train.micro_batch_size).micro_slices()
-        together = workers if train.sync_batch_norm else 1
-        if together * min(part.stop - part.start for part in slices) < 2:
-            key = "global" if train.micro_batch_size is None else "micro"
-            raise ConfigError(
-                f"train.{key}_batch_size={getattr(train, f'{key}_batch_size')}: a worker would "
-                "train on one shape at a time, of which batch norm has no statistics; raise it"
-            )
-
-
 # -- Scores --------------------------------------------------------------------------------------
 
 
@@ -227,7 +212,9 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
     assert isinstance(config, PartsegConfig)
     assert isinstance(task, PartSegmentationTask)
     test = config.data.test_split
-    make = partial(PartEvaluation, run.folder.place, {}, test, task.scoring)
+    # The best checkpoint is scored on the points on which it was found to be the best.
+    scoring = replace(task.scoring, epoch=int(metrics.get("best_epoch", 0)))
+    make = partial(PartEvaluation, run.folder.place, {}, test, scoring)
     found = measure(run, make, training.prepared, [test], with_names(task.scoring.options))
     selection, split = "last epoch; nothing was chosen on the test split", config.selection_split
     if split is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -111,9 +111,11 @@ class Scoring:
         table: Parts of every category.
         num_points: Points that the encoder is given.
         batch_size: Shapes a worker encodes at once.
-        draw: ``replacement`` draws the points with replacement and scores those (published);
-            ``own`` encodes different points and scores every point of a shape once.
+        draw: ``replacement`` draws the points with replacement, others in every epoch, and scores
+            those (published); ``own`` encodes different points, the same in every epoch, and scores
+            every point of a shape once.
         seed: Seed of the draws.
+        epoch: Epoch that the weights were trained for, which the draws with replacement follow.
         limit: Use the first shapes only.
         has_valid_points: Whether the set marks the points that are a cloud's own.
     """
@@ -123,6 +125,7 @@ class Scoring:
     batch_size: int
     draw: Literal["replacement", "own"]
     seed: int = 0
+    epoch: int = 0
     limit: int | None = None
     has_valid_points: bool = True
 
@@ -146,8 +149,9 @@ class Scoring:
         """
         valid, parts = _valid(batch), batch["part_labels"].long()
         points = normalize_valid(batch["points"], valid)
-        source = SampleGenerator(self.seed, batch["sample_id"], stream=EVALUATION_STREAM)
-        mine = allowed[batch["label"]]
+        epoch = self.epoch if self.draw == "replacement" else 0
+        ids, mine = batch["sample_id"], allowed[batch["label"]]
+        source = SampleGenerator(self.seed, ids, epoch, stream=EVALUATION_STREAM)
         if self.draw == "replacement":
             chosen = draw_with_replacement(valid, self.num_points, source)
             log_probs = model(ops.gather_points(points, chosen), batch["label"])
@@ -303,7 +307,6 @@ class PartSegmentationTask:
     """
 
     name = "partseg"
-    has_unused_parameters = False
 
     config: PartsegConfig
     sizes: dict[str, Any]
@@ -360,12 +363,12 @@ class PartSegmentationTask:
         )
         return {f"{name}_before": value for name, value in scores.metrics().items()}
 
-    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+    def validate(self, module: nn.Module, runtime: Runtime, *, epoch: int) -> dict[str, float]:
         """Score the split by which the best epoch is chosen."""
-        split = self.config.selection_split
+        split, scoring = self.config.selection_split, replace(self.scoring, epoch=epoch)
         if split is None:
             return {}
-        return score_split(self.stored_model(module), runtime, split, self.scoring).metrics()
+        return score_split(self.stored_model(module), runtime, split, scoring).metrics()
 
     def records(self) -> dict[str, Any]:
         """Categories and their parts."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import JobConfig, LocalPath
+from recon_ray.config.sections.common import LocalPath, ProtocolConfig
 from recon_ray.config.sections.data import PrepareSection, SourceName
 
 
-class PrepareConfig(JobConfig):
+class PrepareConfig(ProtocolConfig):
     """jobs/prepare.py: a data set to sharded Parquet."""
 
     source: SourceName = Field(

@@ -25,6 +25,7 @@ from recon_ray.data.sources.cards import CARDS, describe
 from recon_ray.data.sources.create_source import create_source
 from recon_ray.data.sources.custom import packed_folder
 from recon_ray.errors import ConfigError
+from recon_ray.protocols import SOUND, ProtocolFlags
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.prepare.config import PrepareConfig
 from recon_ray.tasks.prepare.draw_episodes import draw_from_set, verify_episodes
@@ -55,7 +56,7 @@ def prepare(job: Job[PrepareConfig]) -> JobResult:
         raise ConfigError(f"output={config.output}: it is a file; give a folder")
     if config.export is not None:
         return _export(config, config.export)
-    row_options(config.prepare, config.source)  # raises if one is out of range
+    row_options(config.prepare, config.source, config.flags)  # raises if one is out of range
     source = config.input
     if config.source == "fewshot" and source is not None and (source / MANIFEST).is_file():
         return draw_from_set(config, source, dry_run=job.dry_run)
@@ -90,7 +91,9 @@ def _prepare(config: PrepareConfig) -> JobResult:
             "absolute path that all nodes see",
             config.output,
         )
-    manifest = prepare_set(source, config.output, config.prepare, config.cluster)
+    manifest = prepare_set(
+        source, config.output, config.prepare, config.cluster, flags=config.flags
+    )
     counts = {name: split["rows"] for name, split in manifest["splits"].items()}
     return run.finish(
         {"samples": float(sum(counts.values())), "quarantined": float(manifest["quarantined"])},
@@ -118,7 +121,12 @@ def _prepare_archive(config: PrepareConfig, archive: Path) -> JobResult:
 
 
 def prepare_set(
-    source: Source, output: Path, options: PrepareSection, cluster: ClusterSection | None = None
+    source: Source,
+    output: Path,
+    options: PrepareSection,
+    cluster: ClusterSection | None = None,
+    *,
+    flags: ProtocolFlags = SOUND,
 ) -> dict[str, Any]:
     """Build or finish a prepared set, on Ray or with one process a core.
 
@@ -127,6 +135,7 @@ def prepare_set(
         output: Folder of the set.
         options: The section.
         cluster: The cluster that may be used; None for processes of this machine.
+        flags: Published habits that are repeated.
 
     Returns:
         The manifest.
@@ -136,7 +145,7 @@ def prepare_set(
         DataError: See :func:`recon_ray.data.prepare.build_set.prepare`.
     """
     run = _runner(options, cluster)
-    return build_set(source, output.absolute(), row_options(options, source.name), run=run)
+    return build_set(source, output.absolute(), row_options(options, source.name, flags), run=run)
 
 
 def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:
@@ -150,7 +159,9 @@ def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:
     return run_on_ray(cluster, options.processes or None)
 
 
-def row_options(options: PrepareSection, source: str) -> PrepareOptions:
+def row_options(
+    options: PrepareSection, source: str, flags: ProtocolFlags = SOUND
+) -> PrepareOptions:
     """Return the options on which the rows depend.
 
     Raises:
@@ -159,6 +170,12 @@ def row_options(options: PrepareSection, source: str) -> PrepareOptions:
     chosen = options.model_dump(exclude=NOT_ROW_OPTIONS)
     if chosen["views"] is None:
         chosen["views"] = VIEWS.get(source, 0)
+    published = CARDS[source].picture_side if source in CARDS else None
+    if published is not None and flags.published_pictures:
+        chosen["image_fit"] = "stretch"
+        chosen["image_size"] = chosen["image_size"] or published
+    if chosen["image_size"] is None:
+        del chosen["image_size"]
     return PrepareOptions(**chosen)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.config.yaml_tree import COMMAND_LINE
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.sources.cards import CARDS
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.runs.folder import START_FRESH_HINT
 from recon_ray.tasks.config_checks import (
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: File of a run with the identities of the teachers it was started with.
 TEACHERS = "teachers.json"
+#: Options of the image teacher by which the published code read a picture.
+PUBLISHED_READER = {"bgr": True, "statistics": "imagenet", "augment": "reference"}
 SELECTION = "last step; probes and zero-shot accuracy on held-out shapes, nothing chosen on them"
 
 
@@ -91,9 +94,30 @@ def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
     image = config.teacher.image
     if image.name not in (None, SOURCE) and image.mode == "online":
         check_images(prepared)
+    if image.name not in (None, SOURCE) and config.flags.published_pictures:
+        _warn_of_other_pictures(config, prepared)
     if config.data.verify:
         prepared.verify_hashes()
     return prepared
+
+
+def _warn_of_other_pictures(config: PretrainConfig, prepared: PreparedSet) -> None:
+    """Say where the pictures of a published set are not those that the published teacher saw."""
+    card, views = prepared.manifest.get("card") or {}, prepared.manifest.get("views") or {}
+    side = CARDS[card["name"]].picture_side if card.get("name") in CARDS else None
+    if side is None:
+        return
+    image, found = config.teacher.image, []
+    if (views.get("fit", "pad"), views.get("size")) != ("stretch", side):
+        found.append(
+            f"{prepared.path} was not prepared with protocol=reference, which keeps them without "
+            f"transparency and stretched to {side} x {side}"
+        )
+    for name, published in PUBLISHED_READER.items():
+        if (value := getattr(image, name)) != published:
+            found.append(f"teacher.image.{name} is {str(value).lower()}")
+    if found:
+        logger.warning("the pictures are not what the published code saw: %s", "; ".join(found))
 
 
 def _make_synthetic(config: PretrainConfig, path: Path) -> None:
@@ -134,7 +158,7 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
         num_classes=len(prepared.classes),
         stored=stored,
         validation=validation_plan(config, validated_set(config, prepared)),
-        up_axis=prepared.manifest["source_up_axis"],
+        up_axis=prepared.manifest.get("source_up_axis", "y"),
     )
 
 
@@ -173,6 +197,7 @@ def training_job(
         features=task.stored.features,
         other_tables=validation_tables(validation, validated_set(config, prepared)),
         split_counts=_compare_splits(config, prepared, validated_set(config, prepared)),
+        smallest_batch=2 if config.loss.self_contrast else 1,
     )
 
 

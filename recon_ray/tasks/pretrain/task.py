@@ -110,9 +110,6 @@ class PretrainTask:
         image, text = self._image_source(), self._text_source()
         self._image_dim = None if image is None else image.dim
         self._text_dim = None if text is None else text.dim
-        self.has_unused_parameters = (
-            self._image_dim is None and self._text_dim is None and not config.loss.self_contrast
-        )
 
     # -- the step --------------------------------------------------------------------------------
 
@@ -242,7 +239,7 @@ class PretrainTask:
             when=when,
         )
 
-    def validate(self, module: nn.Module, runtime: Runtime) -> dict[str, float]:
+    def validate(self, module: nn.Module, runtime: Runtime, *, epoch: int) -> dict[str, float]:
         """Return the value that chooses the best epoch, if there is a validation."""
         if self.validation is None:
             return {}

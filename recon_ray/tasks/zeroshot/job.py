@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from recon_ray.config.fields import with_option
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.tasks.classify.confusion import (
@@ -102,10 +101,6 @@ def _weights(config: ZeroshotConfig) -> tuple[ZeroshotConfig, str, LoadedWeights
     config, place, weights, _ = open_embedder(config)
     widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
     kind = config.zeroshot.kind
-    if kind == "auto":
-        kind = _trained_kind(weights, widths)
-        config = with_option(config, "zeroshot.kind", kind)
-        logger.info("zeroshot.kind=%s, by the teachers of the training", kind)
     needed = ("image", "text") if kind == "full" else (kind,)
     missing = [name for name in needed if widths[name] is None]
     if missing:
@@ -123,17 +118,6 @@ def _weights(config: ZeroshotConfig) -> tuple[ZeroshotConfig, str, LoadedWeights
             "zeroshot.kind=text"
         )
     return config, place, weights
-
-
-def _trained_kind(
-    weights: LoadedWeights, widths: Mapping[str, int | None]
-) -> Literal["full", "text", "image"]:
-    """Return the kind that the projections allow; full for two towers of one model only."""
-    image, text = (str(weights.extra.get(f"{side}_teacher")) for side in ("image", "text"))
-    is_clip = image == text and text.startswith("open_clip:")
-    if is_clip and None not in widths.values():
-        return "full"
-    return "image" if widths["text"] is None and widths["image"] is not None else "text"
 
 
 def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:

@@ -24,7 +24,7 @@ from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.metrics import Mean, is_distributed
 from recon_ray.train.settings import FitSettings
 from recon_ray.train.step.compiling import compile_arguments
-from recon_ray.train.step.exchange import FlatExchange
+from recon_ray.train.step.exchange import FlatExchange, StatisticsExchange
 from recon_ray.train.step.graph import StepGraph
 from recon_ray.train.step.half_weights import HalfWeights
 from recon_ray.train.task import Task
@@ -35,6 +35,8 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
+#: Samples with which it is found out which parameters get no gradient.
+TRIED_SAMPLES = 2
 #: Independent streams of random numbers in a step: see ``SampleGenerator(stream=...)``.
 AUGMENT_STREAM, MODEL_STREAM = 0, 1
 
@@ -78,25 +80,19 @@ class Step:
         self._half: HalfWeights | None = None
         self._forward: Callable[[Batch, SampleGenerator], dict[str, Tensor]] = module
         self._exchange: FlatExchange | None = None
+        self._share_statistics: StatisticsExchange | None = None
         train, compiles = settings.config.train, settings.config.runtime.compile
-        bucketed = is_distributed() and train.gradient_exchange == "bucketed"
-        if is_distributed() and not bucketed:
-            self._exchange = FlatExchange(
-                module,
-                precision=train.gradient_precision,
-                share_statistics=not train.sync_batch_norm,
-            )
-        if bucketed:
-            self._forward = self.module = self._wrapped(module, task)
-        elif compiles != "off" and settings.precision == "bf16":
+        self._is_bucketed = is_distributed() and train.gradient_exchange == "bucketed"
+        if is_distributed() and not train.sync_batch_norm:
+            self._share_statistics = StatisticsExchange(module)
+        if is_distributed() and not self._is_bucketed:
+            self._exchange = FlatExchange(module, precision=train.gradient_precision)
+        if compiles != "off" and settings.precision == "bf16" and not self._is_bucketed:
             self._forward = self._half = HalfWeights(module)
-        if compiles != "off":
+        if compiles != "off" and not self._is_bucketed:
             arguments = compile_arguments(compiles)
             self._prepare_on_device = torch.compile(task.prepare_on_device, **arguments)
-            if bucketed:
-                module.compile(**arguments)
-            else:
-                self._forward = torch.compile(self._forward, **arguments)
+            self._forward = torch.compile(self._forward, **arguments)
         self._graph = StepGraph(self._run, device) if wants_graph(settings, device) else None
         self._lr = torch.zeros(len(optimizer.param_groups), device=device)
         if self._graph is not None:
@@ -112,6 +108,8 @@ class Step:
             step: Number of the step, from which dropout's numbers follow.
             lr: Learning rate of every parameter group.
         """
+        if self._is_bucketed and not isinstance(self.module, DistributedDataParallel):
+            self._wrap(batch, epoch)
         self._set_seed(step)
         if self._graph is None:
             for group, value in zip(self.optimizer.param_groups, lr, strict=True):
@@ -165,6 +163,8 @@ class Step:
         """Average the gradients over the workers, unless the backward pass has done so."""
         if self._exchange is not None:
             self._exchange()
+        if self._share_statistics is not None:
+            self._share_statistics()
 
     def gradient_exchange(self, *, enabled: bool) -> AbstractContextManager[Any]:
         """Exchange gradients in the backward pass, or leave that to a later micro batch."""
@@ -181,20 +181,43 @@ class Step:
         words = [self.settings.config.run.seed, step, self._rank]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
 
-    def _wrapped(self, module: nn.Module, task: Task) -> nn.Module:
-        train = self.settings.config.train
-        sync: dict[str, Any] = {_SYNC_BUFFERS: not train.sync_batch_norm}
+    def _wrap(self, batch: Batch, epoch: int) -> None:
+        """Let the backward pass of the module exchange the gradients, in buckets."""
+        config, module = self.settings.config, self.module
+        sync: dict[str, Any] = {_SYNC_BUFFERS: False}
         wrapped = DistributedDataParallel(
             module,
             device_ids=[self._device] if self._device.type == "cuda" else None,
-            find_unused_parameters=task.has_unused_parameters,
+            find_unused_parameters=self._has_unused_parameters(batch, epoch),
             gradient_as_bucket_view=True,
-            bucket_cap_mb=train.bucket_megabytes,
-            **sync,  # synchronized statistics are equal already
+            bucket_cap_mb=config.train.bucket_megabytes,
+            **sync,  # statistics are equal after every step
         )
-        if train.gradient_precision == "bf16":
+        if config.train.gradient_precision == "bf16":
             wrapped.register_comm_hook(None, bf16_compress_hook)
-        return wrapped
+        if config.runtime.compile != "off":
+            arguments = compile_arguments(config.runtime.compile)
+            self._prepare_on_device = torch.compile(self._prepare_on_device, **arguments)
+            module.compile(**arguments)
+        self._forward = self.module = wrapped
+
+    def _has_unused_parameters(self, batch: Batch, epoch: int) -> bool:
+        """Return whether a step leaves parameters without gradient, on any worker.
+
+        Which ones depends on the model and its losses; two samples are differentiated to see it.
+        Afterwards the module is as before.
+        """
+        self.module.train()
+        buffers = [(value, value.clone()) for value in self.module.buffers()]
+        few = {name: value[:TRIED_SAMPLES].to(self._device) for name, value in batch.items()}
+        trained = [one for one in self.module.parameters() if one.requires_grad]
+        loss = self.losses(few, epoch)["loss"]
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+        for value, before in buffers:
+            value.copy_(before)
+        unused = torch.tensor(any(one is None for one in found), device=self._device).int()
+        dist.all_reduce(unused)
+        return bool(unused)
 
 
 def wants_graph(settings: FitSettings, device: torch.device) -> bool:

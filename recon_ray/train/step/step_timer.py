@@ -35,8 +35,13 @@ class StepClock:
         self._on_gpu = device.type == "cuda"
         self._events: deque[torch.cuda.Event] = deque()
         self._began = time.monotonic()
+        self._paused: float | None = None
         self._waited = 0.0
         self._steps = 0
+
+    def restore(self, lap: Lap) -> None:
+        """Go on with a lap that was begun before."""
+        self._began, self._waited, self._steps = time.monotonic() - lap.seconds, *lap[1:]
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and count the time spent waiting for each."""
@@ -60,11 +65,12 @@ class StepClock:
         if len(self._events) > AHEAD:
             self._events.popleft().synchronize()
 
-    def lap(self) -> Lap:
-        """Return the time and steps since the last lap."""
-        now = time.monotonic()
+    def lap(self, *, begin_again: bool = True) -> Lap:
+        """Return the time and steps since the last lap, and begin another one."""
+        now = time.monotonic() if self._paused is None else self._paused
         result = Lap(max(now - self._began, 1e-9), self._waited, self._steps)
-        self._began, self._waited, self._steps = now, 0.0, 0
+        if begin_again:
+            self._began, self._waited, self._steps = now, 0.0, 0
         return result
 
     @contextmanager
@@ -72,9 +78,10 @@ class StepClock:
         """Leave the time of a commit or a validation out of the lap."""
         if self._events:
             self._events[-1].synchronize()
-        began = time.monotonic()
+        self._paused = began = time.monotonic()
         yield
         self._began += time.monotonic() - began
+        self._paused = None
 
     def _is_idle(self) -> bool:
         return not self._events or self._events[-1].query()

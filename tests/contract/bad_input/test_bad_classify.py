@@ -79,13 +79,13 @@ def test_a_set_that_cannot_be_learned_is_refused(
 def test_weights_that_cannot_start_a_classifier_are_refused(jobs: Jobs, copy: Path) -> None:
     start = f"data.path={copy}"
     missing = jobs.finetune(start, f"init_from={jobs.folder / 'none.pth'}")
-    missing.refused(1, r"none\.pth: there is no such file or folder; give a run folder, a checkpo")
+    missing.refused(2, r"none\.pth: there is no such file or folder; give a run folder, a checkpo")
     unknown = jobs.finetune(start, "init_from=recon_pretrian")
-    unknown.refused(1, r"recon_pretrian: there is no such file, run folder, or name of published")
+    unknown.refused(2, r"recon_pretrian: there is no such file, run folder, or name of published")
     folder = jobs.folder / "empty"
     folder.mkdir()
     empty = jobs.finetune(start, f"init_from={folder}")
-    empty.refused(1, r"empty: no checkpoint there; give a run")
+    empty.refused(2, r"empty: no checkpoint there; give a run")
     assert jobs.left_behind() == []
 
 
@@ -107,6 +107,24 @@ def test_a_classifier_of_another_family_or_other_classes_is_refused(jobs: Jobs, 
     fewer = jobs.evaluate(tuned, start)
     fewer.refused(2, r"init_from: .* has 3 classes, .*/copy has 2; give the classifier of")
     assert jobs.left_behind() == before
+
+
+def test_batches_of_one_shape_are_refused_before_the_run_begins(
+    jobs: Jobs, tiny_prepared: PreparedSet
+) -> None:
+    data = f"data.path={tiny_prepared.path}"
+    cases = {
+        "train.global_batch_size=1": r"train\.global_batch_size=1: a worker would train on one",
+        "train.micro_batch_size=1": r"train\.micro_batch_size=1: a worker, 8 in 8 parts, would",
+        "train.global_batch_size=3 train.micro_batch_size=2": r"=2: a worker, 3 in 2 parts",
+    }
+    for options, message in cases.items():
+        jobs.finetune(data, *options.split()).refused(2, message)
+    contrast = ("loss.self_contrast=true", "train.micro_batch_size=1")
+    jobs.pretrain(*QUICK, *contrast).refused(2, r"train\.micro_batch_size=1: a worker, 8 in 8 part")
+    assert jobs.left_behind() == []
+    jobs.pretrain(*QUICK, "train.micro_batch_size=1").done()  # its norms are over points
+    jobs.finetune(data, "train.tune=linear", "train.global_batch_size=1").done()
 
 
 def test_few_shot_runs_need_episodes(jobs: Jobs, tiny_prepared: PreparedSet) -> None:

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from job_runs import QUICK, Jobs, file_tree, flip, prepare_again
 
 from recon_ray.data.format.prepared import PreparedSet
@@ -118,7 +120,7 @@ def test_a_checkpoint_to_start_from_has_to_be_one_and_to_fit(jobs: Jobs, finishe
         f"{resume} model.embed_dim=32": r"-checkpoint: encoder\.\w+ has shape .*24.*, the configur",
         f"{resume} model.depth=3": r"-checkpoint: it does not fit the configured model \(missing: ",
         f"{resume} teacher.text.name=null": r"does not fit the configured model .*text_proj",
-        f"resume={jobs.folder}": r"resume=.*: no checkpoint there \(MANIFEST\.json is missing",
+        f"resume={jobs.folder}": r"resume=.*: no checkpoint there; give a run folder or a checkp",
         f"{resume}/model.pt": r"model\.pt: (no checkpoint there|it cannot be reached)",
     }
     for options, message in cases.items():
@@ -129,6 +131,77 @@ def test_a_checkpoint_to_start_from_has_to_be_one_and_to_fit(jobs: Jobs, finishe
     assert CheckpointStore(str(jobs.runs / "new" / "checkpoints")).names()[-1] == "step-00000002"
     log = jobs.pretrain("run.name=new", resume, "train.steps=2", "eval.enabled=false").done()
     assert f"the run has checkpoints of its own, {moved} is not read again" in log
+
+
+def test_a_place_that_cannot_be_gone_on_from_is_refused(jobs: Jobs, finished: Path) -> None:
+    """It lies 8 of 24 shapes inside the first epoch."""
+    start = ("run.name=new", f"resume={finished}", "eval.enabled=false")
+    cases = {
+        "train.global_batch_size=12": r"batch_size=12: resume=.* lies 8 shapes inside epoch 1 \(in",
+        "data.limit=16": r"resume=.* epoch 1, .* \(24 training shapes then, 16 now: data\.limit",
+        "data.train_splits=[test] data.limit=null": r"24 training shapes then, 12 now",
+        "run.seed=4": r"run\.seed=3 then, 4 now",
+        "train.steps=1": r"train\.steps=1: nothing is left to train, as resume=.* has 1 steps",
+    }
+    before = file_tree(jobs.runs)
+    for options, message in cases.items():
+        jobs.pretrain(*start, *options.split()).refused(2, message)
+        assert file_tree(jobs.runs) == before
+    jobs.pretrain("train.steps=2", "eval.enabled=false").done()
+    jobs.pretrain(*QUICK).refused(2, r"train\.steps=1: nothing is left .*-00000002 has 2 steps beh")
+    result = json.loads((finished / "result.json").read_text())
+    assert result["counts"]["steps"] == 2
+    jobs.pretrain("train.steps=2", "eval.enabled=false").done()  # which makes its result again
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_run_goes_on_from_another_one_shape_by_shape(
+    jobs: Jobs, finished: Path, size: int
+) -> None:
+    """Eight of the 24 shapes are used, in the folder of a run that has been moved since."""
+    place = finished.rename(jobs.folder / "moved")
+    start = (f"resume={place}", f"train.global_batch_size={size}", "train.ledger=true")
+    jobs.pretrain("run.name=new", *start, "eval.enabled=false", "train.epochs=2").done()
+    table = pq.read_table(jobs.runs / "new" / "ledger.parquet").to_pylist()
+    uses = {epoch: [r["uses"] for r in table if r["epoch"] == epoch] for epoch in (0, 1)}
+    assert uses == {0: [1] * 16, 1: [1] * 24}
+    result = json.loads((jobs.runs / "new" / "result.json").read_text())
+    assert result["counts"]["steps"] == 2 * 24 / size
+
+
+def test_a_renamed_or_copied_run_is_continued_under_its_new_name(
+    jobs: Jobs, finished: Path, copy: Path, tiny_prepared: PreparedSet
+) -> None:
+    shutil.copytree(finished, jobs.runs / "copied")
+    finished.rename(jobs.runs / "renamed")
+    for name in ("copied", "renamed"):
+        moved = f"data.path={copy}"  # the same content in another place
+        log = jobs.pretrain(f"run.name={name}", moved, "train.steps=2", "eval.enabled=false").done()
+        assert "(step 1)" in log
+        assert yaml.safe_load((jobs.runs / name / "config.yaml").read_text())["run"]["name"] == name
+    assert CheckpointStore(str(jobs.runs / "renamed" / "checkpoints")).names() == [
+        "step-00000001", "step-00000002",
+    ]  # fmt: skip
+
+
+def test_a_finished_run_without_its_optimizer_is_measured_and_not_trained_on(
+    jobs: Jobs, tiny_prepared: PreparedSet
+) -> None:
+    data = f"data.path={tiny_prepared.path}"
+    jobs.finetune(data, "train.keep_optimizer=false").done()
+    tuned = jobs.runs / "tuned"
+    files = [path.name for path in (tuned / "checkpoints" / "step-00000001").iterdir()]
+    assert sorted(files) == ["MANIFEST.json", "model.pt", "progress.pt"]
+    result = json.loads((tuned / "result.json").read_text())["metrics"]
+    (tuned / "result.json").unlink()
+    jobs.finetune(data, "train.keep_optimizer=false").done()  # the same command makes its result
+    again = json.loads((tuned / "result.json").read_text())["metrics"]
+    assert again["accuracy"] == result["accuracy"]
+    jobs.evaluate(data, f"init_from={tuned}", "run.name=measured").done()
+    jobs.finetune(data, f"init_from={tuned}", "run.name=on").done()
+    dropped = r"its optimizer state was dropped .* start from its weights \(init_from\), or"
+    jobs.finetune(data, "train.steps=2").refused(2, f"step-00000001: {dropped}")
+    jobs.finetune(data, "run.name=new", f"resume={tuned}", "train.steps=2").refused(2, dropped)
 
 
 @pytest.mark.parametrize(

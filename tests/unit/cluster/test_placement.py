@@ -98,6 +98,19 @@ def test_an_elastic_run_is_warned_where_growing_takes_the_last_cpu(cluster, capl
     assert "cluster.workers=[1, 8]: at 4 workers no CPU is left to read with" in caplog.text
 
 
+def test_workers_that_compute_together_have_a_gpu_each(cluster):
+    cluster({"CPU": 4, "GPU": 2})
+    message = r"cluster\.gpus_per_worker=0\.5: 2 workers that compute together cannot share a GPU"
+    for workers in (2, (1, 2)):
+        with pytest.raises(ConfigError, match=message):
+            plan(workers=workers, gpus_per_worker=0.5)
+    assert plan(workers=1, gpus_per_worker=0.5).gpus_per_worker == 0.5
+    assert plan(workers=2, gpus_per_worker=1).gpus_per_worker == 1
+    pool = ClusterSection(workers=2, gpus_per_worker=0.5)
+    found = plan_workers(pool, reads_during_training=False, device="auto", exchanges=False)
+    assert found.gpus_per_worker == 0.5
+
+
 # --- More than there is --------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("nodes", "options", "message"),
@@ -121,8 +134,8 @@ def test_an_elastic_run_is_warned_where_growing_takes_the_last_cpu(cluster, capl
         ),
         (
             [{"CPU": 8}],
-            {"workers": (2, 4), "gpus_per_worker": 0.5},
-            r"cluster.workers=2: they reserve 1 GPUs \(0.5 each\), the cluster has 0; lower "
+            {"workers": (2, 4), "gpus_per_worker": 1},
+            r"cluster.workers=2: they reserve 2 GPUs \(1 each\), the cluster has 0; lower "
             r"cluster.gpus_per_worker$",
         ),
         (

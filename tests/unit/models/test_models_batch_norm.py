@@ -7,7 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from recon_ray.models.batch_norm import BatchNorm, set_sync_batch_norm
+from recon_ray.models.batch_norm import (
+    BatchNorm,
+    largest_initial_part,
+    set_first_average,
+    set_sync_batch_norm,
+)
 
 
 def make_pair(channels: int = 5) -> tuple[BatchNorm, torch.nn.BatchNorm1d]:
@@ -104,6 +109,63 @@ def test_switch_reaches_every_layer() -> None:
     assert model[1][0].sync
 
 
+def _batches(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [0.01 * torch.randn(64, 3, generator=generator) + 0.3 for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 13])
+def test_the_first_batches_are_averaged_then_a_moving_average_goes_on(count: int) -> None:
+    layer = BatchNorm(3)
+    set_first_average(layer, True)
+    batches = _batches(count)
+    for batch in batches:
+        layer(batch)
+    variances = torch.stack([batch.var(0) for batch in batches])
+    mean, var = (
+        torch.stack([batch.mean(0) for batch in batches[:10]]).mean(0),
+        variances[:10].mean(0),
+    )
+    for batch in batches[10:]:
+        mean, var = 0.9 * mean + 0.1 * batch.mean(0), 0.9 * var + 0.1 * batch.var(0)
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, var)
+    assert int(layer.num_batches_tracked) == count
+
+
+def test_after_one_batch_evaluation_is_training_unless_the_initial_values_are_kept() -> None:
+    batch = _batches(1)[0]
+    ours, torchs = BatchNorm(3), BatchNorm(3)
+    set_first_average(ours, True)
+    trained = ours(batch)
+    torchs(batch)
+    torch.testing.assert_close(ours.eval()(batch), trained, rtol=0.01, atol=0.01)
+    assert float((torchs.eval()(batch) - trained).detach().abs().mean()) > 0.5
+    assert largest_initial_part(torch.nn.Sequential(torchs)) == ("0", pytest.approx(1, abs=1e-3))
+
+
+def test_statistics_of_weights_are_not_replaced() -> None:
+    pretrained, uncounted = BatchNorm(3), BatchNorm(3)
+    pretrained.num_batches_tracked.fill_(5000)
+    for layer in (pretrained, uncounted):
+        layer.running_mean.fill_(4.0)
+        layer.running_var.fill_(2.0)
+        set_first_average(layer, True)
+        layer(_batches(1)[0])
+        torch.testing.assert_close(layer.running_var, torch.full((3,), 1.8), rtol=1e-3, atol=0)
+    assert largest_initial_part(pretrained)[1] == 0
+    assert largest_initial_part(BatchNorm(3))[1] == 0
+
+
+@pytest.mark.parametrize(("batches", "initial"), [(40, 0.99), (91, 0.5), (112, 0.1)])
+def test_the_part_that_is_initial_is_told(batches: int, initial: float) -> None:
+    """Of the variance that the patch embedding sees."""
+    layer = BatchNorm(3)
+    layer.num_batches_tracked.fill_(batches)
+    layer.running_var.fill_(0.9**batches + (1 - 0.9**batches) * 7e-5)
+    assert largest_initial_part(layer)[1] == pytest.approx(initial, abs=0.01)
+
+
 SPLIT = (2, 5)  # rows of the two workers: unequal on purpose
 
 
@@ -123,7 +185,7 @@ def _worker(rank: int, folder: str) -> None:
     torch.manual_seed(0)
     layer = BatchNorm(5)
     torch.nn.init.normal_(layer.weight)
-    layer.sync = True
+    layer.sync = layer.averages_first = True
     part = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], None)
     x = _inputs()[part].requires_grad_()
     y = layer(x)
@@ -139,6 +201,7 @@ def test_two_workers_equal_one(tmp_path: Path) -> None:
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.manual_seed(0)
     layer = BatchNorm(5)
+    layer.averages_first = True
     torch.nn.init.normal_(layer.weight)
     x = _inputs().requires_grad_()
     y = layer(x)

@@ -24,7 +24,7 @@ from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError, ReconError
 from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.fewshot.config import FewshotConfig
-from recon_ray.sweeps.fewshot.job import fewshot
+from recon_ray.sweeps.fewshot.job import fewshot, fold_trial
 from recon_ray.sweeps.job import sweep
 from recon_ray.tasks.classify import episodes as episode_sets
 from recon_ray.tasks.classify.config import FinetuneConfig
@@ -75,6 +75,8 @@ def test_a_failed_trial_runs_again_and_no_other(make_sweep: MakeSweep, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in before} == before
     record = json.loads((tmp_path / "s" / "result.json").read_text())
     assert record["counts"] == {"trials": 3, "done": 2, "stopped": 0, "failed": 1, "waiting": 0}
+    kept = [path.name for path in trials.glob("*/checkpoints/*/*.pt")]  # no optimizer
+    assert {*kept} == {"model.pt", "progress.pt"}
     assert (tmp_path / "s" / "report.html").read_text().count("data:image/png") == 2
 
 
@@ -252,6 +254,14 @@ def test_folds_are_averaged(tiny_prepared: PreparedSet, episodes: Path, tmp_path
     # Six shapes: the largest batch up to eight that leaves none out.
     assert (fold.data.episode, fold.train.global_batch_size) == ((2, 3, 0), 6)
     assert json.loads(files[0].read_text())["counts"]["samples"] == {"test": 8, "train": 6}
+
+
+def test_an_episode_that_only_batches_of_one_divide_is_refused() -> None:
+    config = FinetuneConfig(train={"global_batch_size": 8})
+    assert fold_trial(config, (7, 1, 0)).values["train.global_batch_size"] == 7
+    message = r"global_batch_size=8: an episode of 11 x 1 shapes .* raise it to 11"
+    with pytest.raises(ConfigError, match=message):
+        fold_trial(config, (11, 1, 0))
 
 
 def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None:

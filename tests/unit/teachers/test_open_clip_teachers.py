@@ -170,21 +170,34 @@ def test_a_stated_openai_tag_corrects_the_activation(openai_tag, clip_file, imag
     assert found.mean == (0.1, 0.2, 0.3)
 
 
-def test_a_file_known_by_hash_corrects_the_activation(tiny_clip, clip_file, monkeypatch, caplog):
+def test_a_file_that_does_not_tell_its_activation_has_to_be_stated(clip_file, images, spec, caplog):
+    for create in (create_image_teacher, create_text_teacher):
+        with pytest.raises(TeacherError) as caught:
+            create(f"open_clip:{TINY}:{clip_file}")
+        assert f"give {spec} or open_clip:{TINY}:gelu:{clip_file}, or put" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    plain = create_image_teacher(f"open_clip:{TINY}:gelu:{clip_file}")
+    quick = create_image_teacher(spec)
+    difference = (plain.encode(images) - quick.encode(images)).abs().max()
+    assert difference > 1e-3 * quick.encode(images).abs().max()
+    assert plain.identity == {**quick.identity, "name": f"open_clip:{TINY}"}
+    assert caplog.text == ""
+    with pytest.raises(TeacherError, match="has none; leave it out"):
+        create_image_teacher(f"open_clip:{TINY_QUICK}:gelu:{clip_file}")
+
+
+def test_a_stated_tag_of_plain_gelu_is_enough(openai_tag, clip_file, monkeypatch):
     from open_clip import pretrained
 
-    digest = hashlib.sha256(clip_file.read_bytes()).hexdigest()
-    published = {"openai": {"url": f"https://example.org/models/{digest}/x.pt"}}
-    monkeypatch.setitem(pretrained._PRETRAINED, TINY_QUICK, published)
-    teacher = create_text_teacher(f"open_clip:{TINY}:{clip_file}")
-    assert teacher.identity["name"] == f"open_clip:{TINY_QUICK}"
-    assert "QuickGELU" in caplog.text
+    monkeypatch.setitem(pretrained._PRETRAINED[TINY], "laion", {"url": "", "quick_gelu": False})
+    found = create_text_teacher(f"open_clip:{TINY}:laion:{clip_file}")
+    expected = create_text_teacher(f"open_clip:{TINY}:gelu:{clip_file}")
+    assert torch.equal(found.encode(TEXTS), expected.encode(TEXTS))
+    assert found.identity["name"] == f"open_clip:{TINY}"
 
 
-def test_plain_gelu_is_kept_for_other_weights(tiny_clip, clip_file, images, spec):
-    plain = create_image_teacher(f"open_clip:{TINY}:{clip_file}").encode(images)
-    quick = create_image_teacher(spec).encode(images)
-    assert (plain - quick).abs().max() > 1e-3 * quick.abs().max()
+def test_a_file_is_normalized_as_its_architecture_is_published(openai_tag, clip_file):
+    assert create_image_teacher(f"open_clip:{TINY_QUICK}:{clip_file}").mean == (0.1, 0.2, 0.3)
 
 
 def test_a_tag_is_fetched_through_the_hub_and_hashed(openai_tag, clip_file, monkeypatch):

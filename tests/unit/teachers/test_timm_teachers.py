@@ -164,3 +164,73 @@ def test_missing_tensors_are_refused(backbone, tmp_path):
 def test_bad_names_are_one_sentence(spec, message):
     with pytest.raises(TeacherError, match=message):
         create_image_teacher(spec)
+
+
+#: Input constants and the note by which timm tells that weights are of a model with QuickGELU.
+CLIP = {
+    "url": "",
+    "input_size": (3, 32, 32),
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+NATIVE = {"notes": ("natively QuickGELU, use quickgelu model variant for original results",)}
+NAMES = ("vit_recon_clip_32", "vit_recon_clip_quickgelu_32")
+
+
+def clip_tower(activation):
+    def build(pretrained=False, **options):
+        sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        return timm.models.VisionTransformer(**sizes, act_layer=activation, **options)
+
+    return build
+
+
+@pytest.fixture
+def clip_tags(monkeypatch):
+    """Two architectures that timm knows as it knows CLIP's, and tags of the first one."""
+    towers = dict(zip(NAMES, map(clip_tower, ("gelu", "quick_gelu")), strict=True))
+    tags = {"openai": NATIVE, "laion": {}, "other": {"mean": (0.1, 0.2, 0.3)}}
+    settings = {
+        f"{NAMES[0]}.{tag}": timm.models.PretrainedCfg(tag=tag, **CLIP, **more)
+        for tag, more in tags.items()
+    }
+    settings |= dict.fromkeys(NAMES, settings[f"{NAMES[0]}.laion"])
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: towers[name](**options))
+    monkeypatch.setattr(timm, "is_model", towers.__contains__)
+    monkeypatch.setattr(timm, "list_pretrained", lambda pattern: list(settings)[:3])
+    monkeypatch.setattr(timm, "get_pretrained_cfg", settings.get)
+
+
+@pytest.fixture
+def clip_tower_file(tmp_path):
+    torch.manual_seed(4)
+    model = clip_tower("quick_gelu")(num_classes=0)
+    return save(
+        {k: v + 0.3 * torch.randn_like(v) for k, v in model.state_dict().items()},
+        tmp_path / "w.safetensors",
+    )
+
+
+@pytest.mark.usefixtures("clip_tags")
+def test_weights_of_quickgelu_are_never_run_with_gelu(clip_tower_file, caplog):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, quick = (f"timm:{name}" for name in NAMES)
+    expected = create_image_teacher(f"{quick}:{clip_tower_file}")
+    assert caplog.text == ""
+    found = create_image_teacher(f"{plain}:openai:{clip_tower_file}")
+    assert f"name the architecture {NAMES[1]}" in caplog.text
+    assert torch.equal(found.encode(images), expected.encode(images))
+    assert found.identity == {**expected.identity, "tag": "openai"}
+    with pytest.raises(TeacherError, match=f"give {quick}:.* or {plain}:gelu:.*, or put the publ"):
+        create_image_teacher(f"{plain}:{clip_tower_file}")
+    for stated in ("gelu", "laion"):
+        teacher = create_image_teacher(f"{plain}:{stated}:{clip_tower_file}")
+        assert teacher.identity["name"] == plain
+        assert (teacher.encode(images) - expected.encode(images)).abs().max() > 1e-3
+    assert "weights of this architecture are published with different normalization" in caplog.text
+
+
+def test_timm_notes_the_activation_of_openais_weights():
+    for arch in ("vit_base_patch32_clip_224", "vit_large_patch14_clip_336"):
+        assert any("QuickGELU" in note for note in timm.get_pretrained_cfg(f"{arch}.openai").notes)
+        assert timm.is_model(arch.replace("_clip_", "_clip_quickgelu_"))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from test_fit import assert_same_weights, changed, losses, pretrain_here
 from recon_ray.cluster import train as progress
 from recon_ray.cluster.training_job import _mode_of_epoch
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
+from recon_ray.runs import lease as lease_file
 from recon_ray.runs import storage
 from recon_ray.runs import storage as retries
 from recon_ray.runs.checkpoint import CheckpointStore, expendable, pack
@@ -337,6 +339,20 @@ def test_uses_are_counted_by_epoch_and_go_on_from_a_checkpoint():
     assert found == [(0, 0, 1), (0, 2, 1), (0, 5, 2), (0, 9, 1), (1, 1, 1)]
 
 
+def test_uses_are_counted_beyond_what_a_byte_holds_and_stay_small_below_that():
+    ledger = SampleLedger({0: torch.tensor([255, 3], dtype=torch.uint8)})  # of an older version
+    ledger.mark(0, torch.tensor([0] * 300 + [1]))
+    ledger.mark(1, torch.tensor([1]))
+    ledger.merge(torch.device("cpu"))
+    ledger.mark(0, torch.tensor([0]))
+    ledger.merge(torch.device("cpu"))
+    uses = [
+        (r["epoch"], r["sample_id"], r["uses"]) for r in ledger_table(ledger.merged).to_pylist()
+    ]
+    assert uses == [(0, 0, 556), (0, 1, 4), (1, 1, 1)]
+    assert [counts.dtype for counts in ledger.merged.values()] == [torch.int32, torch.uint8]
+
+
 # --- One job at a time ---------------------------------------------------------------------------
 HOLD = """
 import sys, time
@@ -452,6 +468,43 @@ def test_a_beat_that_is_being_written_does_not_bring_a_released_lease_back(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("_impatient")
+def test_without_proc_the_silence_of_a_dead_process_ends_its_lease(tmp_path, monkeypatch):
+    monkeypatch.setattr("recon_ray.runs.lease.PROC", tmp_path / "absent")
+    holder = Holder("key", socket.gethostname(), socket.gethostname(), os.getppid(), "")
+    (tmp_path / "lease.json").write_text(json.dumps(vars(holder)))
+    lease = Lease(str(tmp_path), "run")
+    lease.take()  # after it has been watched
+    assert json.loads((tmp_path / "lease.json").read_text())["key"] != "key"
+    lease.release()
+    (tmp_path / "lease.json").write_text(json.dumps(vars(holder)))
+    beats = {**vars(holder), "beat": 1}
+    threading.Timer(0.2, (tmp_path / "lease.json").write_text, (json.dumps(beats),)).start()
+    with pytest.raises(ConfigError, match="is running it now"):
+        Lease(str(tmp_path), "run").check()
+
+
+def test_a_process_that_proc_hides_from_this_user_is_not_taken_for_dead(tmp_path, monkeypatch):
+    with held(tmp_path) as pid:
+        born = lease_file._born
+        monkeypatch.setattr(lease_file, "_born", lambda p: "" if p == pid else born(p))
+        with pytest.raises(ConfigError, match="is running it now"):
+            Lease(str(tmp_path), "run").check()
+
+
+def test_a_lease_that_another_job_has_taken_after_the_look_stays_its_own(tmp_path):
+    file = LeaseFile(str(tmp_path))
+    dead, faster, slower = (
+        Holder(key, "here", "machine", 1, "1") for key in ("dead", "faster", "slower")
+    )
+    file.write(dead)
+    assert file.create(faster, dead)
+    assert not file.create(slower, dead)
+    assert not file.create(slower, None)
+    assert file.read() == faster
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.json"]
+
+
 def test_a_lease_that_is_damaged_or_cannot_be_written_is_not_taken_for_another_jobs(
     tmp_path, monkeypatch
 ):
@@ -461,7 +514,7 @@ def test_a_lease_that_is_damaged_or_cannot_be_written_is_not_taken_for_another_j
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr("recon_ray.runs.lease.json.dumps", refuse)
     with pytest.raises(CheckpointError, match=r"lease\.json: it could not be written \(No space"):
         Lease(str(tmp_path), "run").take()
 
@@ -502,14 +555,14 @@ def test_an_epoch_ends_as_it_was_begun(tiny_config, tiny_prepared, monkeypatch):
 @pytest.mark.parametrize(
     ("progress", "tracks", "mode"),
     [
-        ({"step_in_epoch": 2}, True, "stream"),
-        ({"step_in_epoch": 2}, False, "shared"),
-        ({"step_in_epoch": 0}, True, None),
+        ({"step_in_epoch": 2}, True, "stream"),  # of an older version
+        ({"samples_in_epoch": 8}, False, "shared"),
+        ({"samples_in_epoch": 0}, True, None),
     ],
 )
 def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, tracks, mode):
     store = CheckpointStore(str(tmp_path))
-    train = {"progress": progress, "tracks_samples": tracks}
+    train = {"progress": progress, "tracks_samples": tracks, "global_batch_size": 4}
     store.write(pack(1, model={}, train=train, architecture={}))
     assert _mode_of_epoch(str(tmp_path)) == mode
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,15 @@ import torch.multiprocessing as mp
 from torch.utils.checkpoint import checkpoint
 
 from recon_ray.cluster.train import train_here
+from recon_ray.config.sections.training import TeacherSection, TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
 from recon_ray.models.batch_norm import BatchNorm
-from recon_ray.runs.checkpoint import CheckpointStore
+from recon_ray.runs.checkpoint import CheckpointStore, pack
+from recon_ray.tasks.partseg import job as partseg
+from recon_ray.tasks.partseg.config import PartsegConfig
+from recon_ray.tasks.pretrain import job as pretraining
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import make_task, training_job
 from recon_ray.tasks.pretrain.task import PretrainModule
@@ -119,6 +124,30 @@ def test_a_continued_run_equals_the_whole_run(tiny_config, tiny_prepared, whole,
     assert_same_weights(continued, whole)
 
 
+def train_records(folder: Path) -> list[dict[str, float]]:
+    """Everything in the records of training that does not depend on the machine."""
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [
+        {name: value for name, value in record.items() if not name.startswith("perf/")}
+        for record in records
+        if "train/loss" in record
+    ]
+
+
+@pytest.mark.parametrize("stops", [[3], [7], [2, 4, 6, 9], [5, 10]])
+def test_a_continued_run_has_the_records_of_the_whole_run(tiny_config, tiny_prepared, stops):
+    config = changed(tiny_config, eval={"enabled": False}, train={"log_every_steps": 5})
+    metrics, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+    for steps in [*stops, None]:
+        part = changed(config, run={"name": "part"}, train={"steps": steps})
+        result, continued = pretrain_here(part, tiny_prepared)
+    assert [record["step"] for record in train_records(whole)] == [5, 10, 12]
+    assert train_records(continued) == train_records(whole)
+    assert result["loss_last"] == metrics["loss_last"]
+    pretrain_here(part, tiny_prepared)  # the result of what has ended is made again
+    assert train_records(continued) == train_records(whole)
+
+
 @pytest.fixture
 def _frozen_batch_norm(monkeypatch):
     original = BatchNorm.train
@@ -152,7 +181,14 @@ OF_TWO = {
     "local": {"train": LOCAL},
     "local-flat": {"train": {**LOCAL, "gradient_exchange": "flat"}},
     "again": {"model": {"kind": "twotower"}, "train": {"activation_checkpointing": True}},
+    "no-teacher": {"teacher": TeacherSection(image={"name": None}, text={"name": None})},
 }
+#: Shapes of blocks that no loss reaches: the patches of the last one are not read.
+FIRST_BLOCKS = {
+    "preset": "nano", "embed_dim": 24, "depth": 3, "num_heads": 2, "num_groups": 8, "group_size": 8,
+    "feature_blocks": (0, 1), "propagation_widths": (32, 24), "head_widths": (24, 16),
+    "dropout": 0.0, "drop_path": 0.0,
+}  # fmt: skip
 #: The same, of compiled steps.
 COMPILED_OF_TWO = {
     "compiled": {},
@@ -163,7 +199,7 @@ COMPILED_OF_TWO = {
 
 
 @pytest.fixture(scope="module")
-def of_two(tiny_config_in, tmp_path_factory) -> Path:
+def of_two(tiny_config_in, tiny_parts, tmp_path_factory) -> Path:
     """The folder with the runs of two workers, one after the other in the same two processes."""
     folder = tmp_path_factory.mktemp("two")
     config = tiny_config_in(folder)
@@ -171,11 +207,25 @@ def of_two(tiny_config_in, tmp_path_factory) -> Path:
         changed(config, run={"name": name}, eval={"enabled": name == "plain"}, **changes)
         for name, changes in OF_TWO.items()
     ]
+    configs.append(parts_config(folder, tiny_parts))
     mp.start_processes(_worker, (2, configs), nprocs=2, start_method="spawn")
     return folder
 
 
-def _worker(rank: int, world_size: int, configs: list[PretrainConfig]) -> None:
+def parts_config(storage: Path, prepared: PreparedSet) -> PartsegConfig:
+    """A part segmentation of which some parameters get no gradient."""
+    return PartsegConfig(
+        run={"name": "parts", "storage": str(storage), "seed": 3},
+        data={"path": str(prepared.path), "num_points": 64},
+        model=FIRST_BLOCKS,
+        train={"epochs": 2, "global_batch_size": 4, "log_every_steps": 1, "clip_norm": 10},
+        optim={"lr": 2e-3, "warmup_epochs": 1},
+        cluster={"workers": 0},
+        runtime={"threads": 1},
+    )
+
+
+def _worker(rank: int, world_size: int, configs: list[TrainingConfig]) -> None:
     torch.set_num_threads(1)
     for config in configs:
         torch._dynamo.reset()  # or the model of the run before would be compiled for this one too
@@ -185,19 +235,20 @@ def _worker(rank: int, world_size: int, configs: list[PretrainConfig]) -> None:
         dist.destroy_process_group()
 
 
-def _train(rank: int, world_size: int, config: PretrainConfig) -> None:
+def _train(rank: int, world_size: int, config: TrainingConfig) -> None:
     prepared = PreparedSet.open(config.data.path)
-    task = make_task(config, prepared)
-    run = open_run("pretrain", config, label="test", resume="auto")
+    is_parts = isinstance(config, PartsegConfig)
+    run = open_run("partseg" if is_parts else "pretrain", config, label="test", resume="auto")
     run.folder.local.mkdir(parents=True, exist_ok=True)
-    job = training_job(run, config, prepared, task)
-    columns = list(job.options.columns)
-    train = prepared.read("train", columns=columns, views=True)
+    job = (partseg if is_parts else pretraining).plan(run, config, prepared)
+    columns, split = list(job.options.columns), job.train_split
+    train = prepared.read(split, columns=columns, views=job.uses_views)
+    views = [train.select(["sample_id", "views"])] if job.uses_views else None
     tables = {
-        "train": IndexedTable([train.select(columns)], [train.select(["sample_id", "views"])]),
+        split.name: IndexedTable([train.select(columns)], views),
         "test": IndexedTable([prepared.read("test", columns=columns)]),
     }
-    feed = IndexedFeed(tables["train"], job.options, seed=config.run.seed)
+    feed = IndexedFeed(tables[split.name], job.options, seed=config.run.seed)
     data = {"folder": run.folder, "tables": tables, "train_feed": feed}
     runtime = _GlooRuntime(rank, world_size, **data, device=torch.device("cpu"))
     metrics = fit(job.make_task(), runtime, job.settings)
@@ -258,6 +309,19 @@ def test_gradients_exchanged_in_half_precision_or_all_at_once_give_the_same_trai
     assert local != pytest.approx(losses(whole), rel=1e-4)
 
 
+def test_parameters_without_a_gradient_are_found_and_change_nothing(
+    tiny_config, tiny_prepared, tiny_parts, of_two
+):
+    config = changed(tiny_config, **OF_TWO["no-teacher"], eval={"enabled": False})
+    _, alone = pretrain_here(config, tiny_prepared)
+    assert losses(of_two / "no-teacher") == pytest.approx(losses(alone), rel=1e-4)
+    parts = parts_config(Path(tiny_config.run.storage), tiny_parts)
+    run = start_run("partseg", parts, label="test", resume="auto")
+    train_here(partseg.plan(run, parts, tiny_parts))
+    assert losses(of_two / "parts") == pytest.approx(losses(run.folder.local), rel=1e-4)
+    assert len(losses(of_two / "parts")) == 4
+
+
 def test_activations_computed_again_give_the_same_training(tiny_config, tiny_prepared, monkeypatch):
     calls = []
 
@@ -297,6 +361,25 @@ def test_the_reference_protocol_trains_an_epoch_more_at_the_first_rate(tiny_conf
     assert rates[2] > 1e-5
 
 
+def test_a_short_run_keeps_no_initial_statistics_or_says_so(tiny_config, tiny_prepared, caplog):
+    short = {"train": {"steps": 4, "micro_batch_size": 4}, "eval": {"enabled": False}}
+    state = {}
+    for protocol in ("sound", "reference"):
+        config = changed(tiny_config, run={"name": protocol}, protocol=protocol, **short)
+        _, folder = pretrain_here(config, tiny_prepared)
+        state[protocol] = weights(folder)
+        assert ("initial value 1" in caplog.text) == (protocol == "reference")
+    for name, tracked in state["sound"].items():
+        if name.endswith("num_batches_tracked"):
+            norm = name.removesuffix("num_batches_tracked")
+            sound, reference = (state[key][f"{norm}running_var"] for key in state)
+            tracked = int(tracked)
+            assert tracked == int(state["reference"][name]) == 8
+            # The weights differ little after four steps: so do the batches' variances.
+            found = (reference - 0.9**tracked) / (1 - 0.9**tracked)
+            torch.testing.assert_close(sound.median(), found.median(), rtol=0.1, atol=1e-6)
+
+
 def test_clipping_changes_the_steps(tiny_config, tiny_prepared, whole):
     _, clipped = pretrain_here(changed(tiny_config, train={"clip_norm": 1e-3}), tiny_prepared)
     assert losses(whole)[0] == losses(clipped)[0]
@@ -322,6 +405,68 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(tiny_config, tiny_prepar
     optim, name = {"lr": 1e-4}, {"name": "again"}
     again = changed(tiny_config, run=name, resume=resume, optim=optim, train={"steps": 3})
     assert pretrain_here(again, tiny_prepared)[0]["steps"] == 3
+
+
+class Poison:
+    """A task's loss, or its gradient alone, is not a number in one step."""
+
+    def __init__(self, monkeypatch, at: int, *, gradient_only: bool) -> None:
+        self.calls, self.at, self.gradient_only = 0, at, gradient_only
+        self.original = PretrainModule.forward
+        monkeypatch.setattr(PretrainModule, "forward", lambda *given: self(*given))
+
+    def __call__(self, module, batch, source):
+        losses = self.original(module, batch, source)
+        if module.training:
+            self.calls += 1
+        if module.training and self.calls == self.at:
+            loss = losses["loss"]
+            root_of_zero = (loss - loss.detach()).square().sqrt()  # has no gradient
+            losses["loss"] = loss + root_of_zero if self.gradient_only else loss * float("nan")
+        return losses
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_one_bad_step_between_two_records_is_not_committed(
+    tiny_config, tiny_prepared, monkeypatch, gradient_only
+):
+    train = {"log_every_steps": 100, "keep_every_steps": 4, "commit_every_seconds": 1e6}
+    config = changed(tiny_config, eval={"enabled": False}, train=train)
+    with monkeypatch.context() as patch:
+        Poison(patch, 8 if gradient_only else 6, gradient_only=gradient_only)
+        fault = "weights are" if gradient_only else "loss is"
+        with pytest.raises(ReconError, match=rf"step 8: the {fault} not finite \(.*resume=") as err:
+            pretrain_here(config, tiny_prepared)
+    sound = Path(str(err.value).partition(" resume=")[2])
+    store = CheckpointStore(str(sound.parent))
+    assert store.names() == [sound.name] == ["step-00000004"]
+    assert all(v.isfinite().all() for v in store.load_latest().model.values())
+    metrics, folder = pretrain_here(config, tiny_prepared)  # the same command recovers
+    assert metrics["steps"] == 12
+    _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
+    assert_same_weights(folder, whole)
+
+
+def test_a_checkpoint_of_an_older_version_that_is_not_finite_is_passed_over(
+    tiny_config, tiny_prepared, caplog
+):
+    config = changed(tiny_config, eval={"enabled": False}, train={"keep_every_steps": 2})
+    _, folder = pretrain_here(changed(config, train={"steps": 4}), tiny_prepared)
+    store = CheckpointStore(str(folder / "checkpoints"))
+    sound = store.load("step-00000004")
+    bad = {name: v * float("nan") if "blocks" in name else v for name, v in sound.model.items()}
+    shutil.rmtree(store.path("step-00000004"))
+    store.write(pack(4, model=bad, train=sound.train, architecture=sound.architecture))
+    with pytest.raises(CheckpointError, match=r"model\.pt: \d+ of \d+ weights are not finite"):
+        CheckpointStore(store.uri).load("step-00000004")
+    with pytest.raises(CheckpointError, match=r"weights are not finite .* give another checkpoint"):
+        open_run("pretrain", changed(config, run={"name": "other"}), label="x",
+                 resume=store.path("step-00000004"))  # fmt: skip
+    pretrain_here(config, tiny_prepared)
+    assert "weights are not finite" in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
+    again = CheckpointStore(store.uri).load("step-00000004")  # written anew on the way
+    assert all(torch.equal(again.model[name], sound.model[name]) for name in sound.model)
 
 
 def test_fewer_samples_than_a_global_batch_are_refused(tiny_config, tiny_prepared):

@@ -42,7 +42,6 @@ class ScriptedTask:
     """Validates to the next number of a script."""
 
     name = "scripted"
-    has_unused_parameters = False
 
     def __init__(self, script: Sequence[float], done: int = 0) -> None:
         self.script, self.done = list(script), done
@@ -71,7 +70,7 @@ class ScriptedTask:
     def evaluate(self, module, runtime, *, when):
         return {}
 
-    def validate(self, module, runtime) -> dict[str, float]:
+    def validate(self, module, runtime, *, epoch) -> dict[str, float]:
         assert not module.training
         assert not torch.is_grad_enabled()
         self.done += 1
@@ -102,9 +101,9 @@ def test_what_a_task_measures_is_waited_for_without_timeout(tiny_prepared, tmp_p
             said.append(when)
             return {}
 
-        def validate(self, module, runtime):
+        def validate(self, module, runtime, *, epoch):
             said.append("validate")
-            return super().validate(module, runtime)
+            return super().validate(module, runtime, epoch=epoch)
 
     monkeypatch.setattr(loop, "rank_zero_barrier", waiting)
     run(Telling([0.5]), tiny_prepared, tmp_path / "run", epochs=1)

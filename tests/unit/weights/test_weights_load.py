@@ -162,7 +162,9 @@ def test_what_shapes_do_not_tell_is_asked_for() -> None:
         build(imported("recon"))
     told = {"num_heads": 2, "num_groups": 8}
     assert build(imported("recon"), **told)[0].encoder.blocks[0].attn.num_heads == 2
-    with pytest.raises(CheckpointError, match="does not tell num_groups and group_size of the class"):
+    with pytest.raises(
+        CheckpointError, match="does not tell num_groups and group_size of the class"
+    ):
         build(imported("classifier"), num_heads=2)
     with pytest.raises(CheckpointError, match="does not tell feature_blocks of the partseg model"):
         build(imported("partseg"), **told, group_size=32)

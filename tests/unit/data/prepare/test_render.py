@@ -144,6 +144,20 @@ def test_transparent_pictures_lie_on_white_and_keep_proportions(tmp_path):
     assert loaded[16, 2].tolist() == [255, 255, 255]
 
 
+def test_stretched_pictures_have_no_transparency_and_no_proportions(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 4), dtype=np.uint8)
+    pixels[..., 3] = pixels[..., 3] // 128 * 255  # half of them are transparent
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    expected = Image.fromarray(pixels[..., :3].copy(), "RGB").resize((50, 50), Image.BICUBIC)
+    loaded = load_image(tmp_path / "a.png", 50, fit="stretch")
+    np.testing.assert_array_equal(loaded, np.asarray(expected))
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([9, 9, 9, 10, 20, 30])
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert load_image(tmp_path / "p.png", 4, fit="stretch")[0, 0].tolist() == [10, 20, 30]
+    assert load_image(tmp_path / "p.png", 4)[0, 0].tolist() == [255, 255, 255]
+
+
 def test_pictures_that_do_not_decode_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG nonsense")
     with pytest.raises(DataError, match=r"a\.png: the image does not decode"):

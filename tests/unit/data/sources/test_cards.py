@@ -17,7 +17,7 @@ COUNTS = {
     "scanobjectnn_obj_bg": (15, {"train": 2309, "test": 581}),
     "scanobjectnn_obj_only": (15, {"train": 2309, "test": 581}),
     "scanobjectnn_pb_t50_rs": (15, {"train": 11416, "test": 2882}),
-    "shapenetpart": (16, {"train": 12137, "val": 1870, "test": 2874}),
+    "shapenetpart": (16, {"train": 12137, "val": 1861, "test": 2874}),
     "fewshot": (40, {}),
     "openshape": (0, {}),
 }

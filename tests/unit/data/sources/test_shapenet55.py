@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from published_sets import CHAIR, MUG, quarantine, read_rows, write_shapenet55
 
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.loading.augmentation import augment, draw_augmentation
+from recon_ray.data.loading.device_augmentation import DeviceAugmentation
+from recon_ray.data.loading.images import (
+    ImageTransform,
+    load_images,
+    load_raw_images,
+    sample_rng,
+)
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.cards import CARDS, SYNSETS
 from recon_ray.data.sources.create_source import create_source
 from recon_ray.errors import DataError
+from recon_ray.tasks.prepare.config import PrepareConfig
+from recon_ray.tasks.prepare.job import prepare as prepare_job
+from recon_ray.tasks.registry import Job
 
 TEXTS = [(s, f"{text}!") for s, text in zip(SYNSETS, CARDS["shapenet55"].texts, strict=True)]
 TRAIN = [f"{CHAIR}-a{i}" for i in range(6)]
@@ -48,6 +61,45 @@ def test_clouds_pictures_labels_and_texts_make_the_round_trip(tmp_path):
     assert [len(v) for v in views] == [1, 1, 1]  # the set's own, one a shape
     assert manifest["card"]["name"] == "shapenet55"
     assert manifest["card"]["texts"][50].startswith("cellular telephone,")
+
+
+def test_the_teacher_sees_what_the_published_reader_saw(tmp_path):
+    """Colors without transparency, blue first, stretched to 256 pixels, then augmented."""
+    write_shapenet55(tmp_path / "in", TRAIN[:1], TEST[:1])
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 80, 4), dtype=np.uint8)
+    pixels[:32, :, 3] = 0
+    for name in (TRAIN[0], TEST[0]):
+        Image.fromarray(pixels, "RGBA").save(tmp_path / "in" / "shapenet_img" / f"{name}.png")
+    config = PrepareConfig(
+        source="shapenet55",
+        input=tmp_path / "in",
+        output=tmp_path / "out",
+        protocol="reference",
+        prepare={"num_points": 64, "processes": 1},
+        run={"name": "prepare", "storage": str(tmp_path / "runs")},
+    )
+    prepare_job(Job("prepare", config))
+    prepared = PreparedSet.open(tmp_path / "out")
+    assert prepared.manifest["views"]["fit"] == "stretch"
+    views = prepared.read("train", [], views=True)["views"].to_pylist()[0]
+    assert len(views) == 1
+    blue_first = Image.fromarray(pixels[..., 2::-1].copy(), "RGB")
+    stretched = np.asarray(blue_first.resize((256, 256), Image.Resampling.BICUBIC))
+    stored = np.asarray(Image.open(io.BytesIO(views[0])))
+    np.testing.assert_array_equal(stored[..., ::-1], stretched)
+    transform, seen = ImageTransform(kind="reference", bgr=True), []
+    load = {"epoch": 2, "seed": 5, "transform": transform}
+    seen.append(load_images([views], [7], **load))
+    raw, parameters = load_raw_images([views], [7], **load)
+    np.testing.assert_array_equal(raw[0].permute(1, 2, 0).numpy(), stretched)
+    seen.append(DeviceAugmentation(224)(raw, parameters))
+    rng = sample_rng(5, 2, 7)
+    rng.integers(1)  # the choice of the view
+    expected = np.asarray(augment(blue_first, draw_augmentation(224, rng), 224)) / 255
+    for images, tolerance in zip(seen, (1e-6, 2 / 255), strict=True):
+        np.testing.assert_allclose(
+            images[0].permute(1, 2, 0).numpy(), expected, rtol=0, atol=tolerance
+        )
 
 
 def test_the_data_set_may_lie_one_folder_down(tmp_path, caplog):

@@ -109,6 +109,19 @@ def test_wrong_lists_are_refused(root, split, content, message):
         _source(root).scan()
 
 
+def test_a_shape_of_the_training_and_the_validation_list_is_trained_on_once(root, tmp_path):
+    path = root / "train_test_split" / "shuffled_val_file_list.json"
+    path.write_text(json.dumps([f"shape_data/{CAP}/a", f"shape_data/{CAP}/c"]))
+    manifest = prepare(_source(root), tmp_path / "out", OPTIONS)
+    assert {name: split["rows"] for name, split in manifest["splits"].items()} == {
+        "train": 2, "val": 1, "test": 2
+    }  # fmt: skip
+    assert manifest["excluded"] == 1
+    assert quarantine(tmp_path / "out") == {
+        f"{CAP}/a@val": "in the training list too, where it stays"
+    }
+
+
 def test_a_shape_of_two_lists_is_two_samples_as_in_the_official_ones(root, tmp_path, caplog):
     path = root / "train_test_split" / "shuffled_test_file_list.json"
     path.write_text(json.dumps([f"shape_data/{CAP}/a", f"shape_data/{MUG}/d"]))

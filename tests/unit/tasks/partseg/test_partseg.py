@@ -128,6 +128,22 @@ def test_a_model_that_knows_the_parts_scores_one(draw):
     assert counted.sum(dim=1).tolist() == ([16] * 3 if draw == "replacement" else [40, 30, 25])
 
 
+def test_points_drawn_with_replacement_are_others_in_every_epoch():
+    table = PartTable(("box", "stick", "cone"), ((0, 1), (2, 3), ()))
+    model = PartSegmenter(num_parts=4, num_categories=3, **SIZES, **NARROW).eval()
+    parts = torch.arange(200).remainder(2).expand(2, -1).to(torch.uint8)
+    label = torch.zeros(2, dtype=torch.int64)
+    batch = {"sample_id": torch.arange(2), "points": torch.rand(2, 200, 3), "label": label}
+    batch |= {"part_labels": parts}
+    for draw, changes in (("replacement", True), ("own", False)):
+        true = [
+            Scoring(table, 64, 2, draw, epoch=epoch).predict(model, batch, table.allowed())[:2]
+            for epoch in (0, 0, 1)
+        ]
+        assert torch.equal(true[0][1], true[1][1])
+        assert torch.equal(true[0][1], true[2][1]) != changes
+
+
 # --- The job --------------------------------------------------------------------------------------
 def test_training_raises_the_miou_and_marks_absent_categories(config):
     result = run(changed(config, train={"epochs": 30}))

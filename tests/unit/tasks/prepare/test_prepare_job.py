@@ -18,6 +18,7 @@ from recon_ray.data.prepare.build_set import prepare as build_set
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError
+from recon_ray.protocols import protocol_flags
 from recon_ray.tasks.prepare import job as driver
 from recon_ray.tasks.prepare.config import PrepareConfig
 from recon_ray.tasks.registry import Job, JobResult
@@ -84,6 +85,20 @@ def test_all_cards_are_printed_and_others_refused_with_the_nearest(capsys):
 )
 def test_sets_that_are_not_pretrained_with_images_get_none(source, asked, views):
     assert driver.row_options(PrepareSection(views=asked), source).views == views
+
+
+@pytest.mark.parametrize(
+    ("source", "protocol", "size", "stored"),
+    [
+        ("shapenet55", "reference", None, ("stretch", 256)),
+        ("shapenet55", "reference", 64, ("stretch", 64)),
+        ("shapenet55", "sound", None, ("pad", 224)),
+        ("custom", "reference", None, ("pad", 224)),
+    ],
+)
+def test_pictures_of_their_own_are_stored_by_card_and_protocol(source, protocol, size, stored):
+    options = driver.row_options(PrepareSection(image_size=size), source, protocol_flags(protocol))
+    assert (options.image_fit, options.image_size) == stored
 
 
 def test_the_result_names_the_card_and_the_published_counts(tmp_path):

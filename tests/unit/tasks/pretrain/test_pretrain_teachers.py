@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -21,7 +22,7 @@ from recon_ray.errors import ConfigError
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
-from recon_ray.tasks.pretrain.job import make_task
+from recon_ray.tasks.pretrain.job import make_task, open_set
 from recon_ray.tasks.teacher_features import cache_command
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -232,3 +233,37 @@ def test_a_card_spells_the_classes_out_for_the_text_teacher(tiny_config, copy):
     assert prepared.classes == ["chair", "lamp", "mug"]
     task = make_task(with_options(tiny_config, prepared), prepared)
     assert task.texts == ["chair", "table lamp", "mug"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "views", "teacher", "told"),
+    [
+        ("reference", {"fit": "stretch", "size": 256}, {"bgr": True, "statistics": "imagenet"}, ()),
+        (
+            "reference",
+            {"size": 224},
+            {"bgr": True, "statistics": "imagenet"},
+            ("was not prepared",),
+        ),
+        (
+            "reference",
+            {"fit": "stretch", "size": 224},
+            {},
+            ("was not", "bgr is false", "is teacher"),
+        ),
+        ("sound", {"size": 224}, {}, ()),
+    ],
+)
+def test_other_pictures_than_the_published_ones_are_told(
+    tiny_config, copy, monkeypatch, caplog, protocol, views, teacher, told
+):
+    config = with_options(tiny_config, copy, **teacher).model_copy(update={"protocol": protocol})
+    for name, card in (("shapenet55", {"name": "shapenet55"}), ("own", None)):
+        caplog.clear()
+        manifest = {**copy.manifest, "card": card, "views": {**copy.manifest["views"], **views}}
+        other = dataclasses.replace(copy, manifest=manifest)
+        monkeypatch.setattr("recon_ray.tasks.pretrain.job.find_set", lambda *_, found=other: found)
+        open_set(config)
+        expected = told if name == "shapenet55" else ()
+        assert ("not what the published code saw" in caplog.text) == bool(expected)
+        assert all(part in caplog.text for part in expected)

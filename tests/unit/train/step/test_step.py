@@ -15,6 +15,8 @@ from torch._dynamo.testing import CompileCounter
 
 from recon_ray.benchmarks.step import endless
 from recon_ray.benchmarks.step_workloads import random_table
+from recon_ray.cluster import train
+from recon_ray.config.sections.common import RuntimeSection
 from recon_ray.data.format.schema import tensor_column
 from recon_ray.data.loading.batches import Batch, BatchOptions, IndexedTable
 from recon_ray.errors import ConfigError
@@ -23,7 +25,9 @@ from recon_ray.models.recon import Embedder
 from recon_ray.points import ops
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.pretrain.job import make_task, training_job
 from recon_ray.tasks.pretrain.task import PretrainTask
+from recon_ray.tasks.run import open_run
 from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import IndexedFeed
 from recon_ray.train.feed.resident import ResidentFeed, indexed_feed
@@ -33,7 +37,7 @@ from recon_ray.train.metrics import Mean
 from recon_ray.train.optim import load_optimizer, stored_optimizer
 from recon_ray.train.step.half_weights import HalfWeights
 from recon_ray.train.step.one_step import Step, wants_graph
-from recon_ray.train.step.step_timer import StepClock
+from recon_ray.train.step.step_timer import Lap, StepClock
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -230,7 +234,44 @@ def test_waiting_counts_and_pauses_do_not():
     assert clock.lap().steps == 0
 
 
+def test_a_lap_and_the_sums_of_a_meter_go_on_from_where_they_were_stored():
+    clock, meter = StepClock(CPU), Mean()
+    clock.restore(Lap(100.0, 7.0, 5))
+    with clock.paused():
+        time.sleep(0.05)
+        peeked = clock.lap(begin_again=False)
+    assert peeked.seconds == pytest.approx(100.0, abs=0.04)
+    assert (peeked.waited, peeked.steps) == (7.0, 5)
+    assert meter.stored() == {}
+    meter.update({"loss": torch.tensor(1.0), "part": torch.tensor(3.0)}, weight=3)
+    again = Mean()
+    again.restore(meter.stored(), CPU, rank=0)
+    for one in (meter, again):
+        one.update({"loss": torch.tensor(5.0), "part": torch.tensor(1.0)}, weight=1)
+        assert one.read(begin_again=False).means() == {"loss": 2.0, "part": 2.5}
+        assert one.read().means() == {"loss": 2.0, "part": 2.5}
+    other = Mean()
+    other.restore(meter.stored(), CPU, rank=1)  # the first worker has them
+    assert [*other.stored().values()] == [0.0, 0.0, 0.0]
+
+
 # -- Inference -------------------------------------------------------------------------------------
+def test_evaluations_between_two_steps_are_captured_only_where_steps_may_be(
+    tiny_config, tiny_prepared, monkeypatch
+):
+    found = []
+    monkeypatch.setattr(train, "fit", lambda task, runtime, settings: found.append(runtime) or {})
+    for option in ("auto", "off"):
+        runtime = RuntimeSection(cuda_graph=option, compile="default", precision="bf16", threads=1)
+        config = tiny_config.model_copy(update={"runtime": runtime})
+        run = open_run("pretrain", config, label="x")
+        task = make_task(config, tiny_prepared)
+        train.train_here(training_job(run, config, tiny_prepared, task))
+    captured, plain = (runtime.inference for runtime in found)
+    assert captured == Inference("bf16", cuda_graph=True)
+    assert plain == Inference("bf16", cuda_graph=False)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_prepared_functions_compute_the_same_for_whole_and_incomplete_batches(device, precision):
