@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -61,6 +63,10 @@ def _result(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / "runs" / name / "result.json").read_text())
 
 
+def _predictions(folder: Path, name: str) -> pa.Table:
+    return pq.read_table(folder / "runs" / name / "predictions.parquet")
+
+
 @pytest.fixture
 def weights(tmp_path) -> Path:
     torch.manual_seed(0)
@@ -70,7 +76,9 @@ def weights(tmp_path) -> Path:
     return path
 
 
-def test_two_workers_classify_and_probe_like_one(here, on_two_workers, weights, tiny_prepared):
+def test_two_workers_classify_and_probe_like_one(
+    here, on_two_workers, weights, tiny_prepared, tmp_path
+):
     given = (f"init_from={weights}", f"data.path={tiny_prepared.path}", "data.limit=11")
     text = ("teacher.text.name=descriptor:16", "zeroshot.splits=[train,test]")
     one = here("zeroshot", "one", *given, *text)
@@ -78,6 +86,10 @@ def test_two_workers_classify_and_probe_like_one(here, on_two_workers, weights, 
     assert two["confusion"] == one["confusion"]
     assert two["counts"] == {**one["counts"], "workers": 2}
     assert two["counts"]["encoded_clouds"] == 22
+    own, theirs = (_predictions(tmp_path, name) for name in ("one", "two"))
+    for name in ("sample_id", "object_id", "split", "label", "category", "predicted"):
+        assert theirs[name].equals(own[name])
+    assert len(own) == 22
     probes = ("probe.knn=[1,3]", "probe.shots=2")
     alone = here("linear_probe", "alone", *given, *probes)
     both = on_two_workers("linear_probe", "both", *given, *probes)
@@ -128,4 +140,7 @@ def test_two_workers_segment_as_one_process_does(here, on_two_workers, tiny_part
     two = on_two_workers("partseg", "two", *only)
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
     assert two["per_category"] == one["per_category"]
+    own, theirs = (_predictions(tmp_path, name) for name in ("one", "two"))
+    for name in ("sample_id", "object_id", "points", "parts", "true_parts"):
+        assert theirs[name].equals(own[name])
     assert one["per_category"]["cone"] == {"shapes": 0, "miou": None}

@@ -134,7 +134,9 @@ def test_runs_on_an_object_store_start_from_each_other(
         eval={"votes": 2, "repeats": 2},
     )
     first = whole(evaluate_classifier(Job("evaluate", voted, {}, ())))
-    assert files(storage, "voted") >= {"votes.json", "figures/confusion.png"}
+    assert files(storage, "voted") >= {
+        "votes.json", "predictions.parquet", "figures/confusion.png",
+    }  # fmt: skip
     assert whole(evaluate_classifier(Job("evaluate", voted, {}, ()))) == first
 
     swept = SweepConfig(
