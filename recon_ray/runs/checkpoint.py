@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
+MODEL_FILE = "model.pt"
 
 T = TypeVar("T")
 

@@ -24,6 +24,7 @@ from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.partseg import job as partseg
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
+from recon_ray.tasks.start_weights import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def _sizes(config: TrainingConfig) -> tuple[int, int] | None:
     """Return bytes of the weights and of the optimizer's state; None where they are not known."""
     data = config.data.model_copy(update={"verify": False})
     try:
-        build = _builder(config.model_copy(update={"data": data}))
+        build = _builder(resolve(config.model_copy(update={"data": data})))
         with torch.device("meta"):
             model = None if build is None else build()
     except (ReconError, ValueError):

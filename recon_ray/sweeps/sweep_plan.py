@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recon_ray.config.fields import option
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import assemble
 from recon_ray.config.sections.common import JobConfig, ProtocolConfig
@@ -28,6 +29,7 @@ from recon_ray.sweeps.search_space import (
 from recon_ray.sweeps.trial_placement import Trial
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.registry import JOBS
+from recon_ray.tasks.start_weights import resolve
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
         built = {trial.name: build(trial.values) for trial in drawn}
     _check_sets([base, *built.values()])
     trials = distinct(drawn, lambda trial: built[trial.name])
-    resolved = config.model_copy(update={"config": as_mapping(base)})
+    resolved = config.model_copy(update={"config": as_mapping(resolve(base))})
     grace = options.grace_epochs or max(_usual_grace(one) for one in (base, *corners))
     plan = Plan(resolved, base, space, trials, len(drawn), grace)
     _check_search(plan, max(option(one, "train.epochs", 0) for one in (base, *corners)))
@@ -217,14 +219,6 @@ class InnerJob:
         kept = {key: value for key, value in self.written.items() if key not in values}
         origins = {**self.places, **(places or {})}
         return assemble(self.schema, self.files, {**kept, **values}, origins=origins).config
-
-
-def option(config: JobConfig, key: str, *default: Any) -> Any:  # noqa: ANN401 - any option's value
-    """Return an option by its dotted key, or the default where the job does not have it."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part, *default)
-    return value
 
 
 def _included(include: object, key: str, origin: str) -> tuple[Path, ...]:
