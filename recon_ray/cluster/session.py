@@ -62,7 +62,7 @@ def ray_session(
         return
     prepare_environment(options)
     if joins_cluster(options):
-        _join(options, dashboard=dashboard, show_workers=show_workers)
+        _join(options, show_workers=show_workers)
     else:
         _start(options, dashboard=dashboard, show_workers=show_workers)
     try:
@@ -71,14 +71,14 @@ def ray_session(
         shut_down()
 
 
-def _join(options: ClusterSection, *, dashboard: bool, show_workers: bool) -> None:
+def _join(options: ClusterSection, *, show_workers: bool) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS", "")
     try:
         _check_address(address)
         ray.init(
             address=options.address or "auto",
             log_to_driver=show_workers,
-            runtime_env={"worker_process_setup_hook": name_cluster} if dashboard else None,
+            runtime_env={"worker_process_setup_hook": name_cluster},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(

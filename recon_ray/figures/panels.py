@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -28,7 +28,7 @@ OVERLAP_COLOR = "#aab6c8"  # points of masked patches that visible ones show as 
 PREDICTION_COLOR = "#e0762f"
 #: Points in no patch, in pictures of values.
 UNSEEN_COLOR = "#e4e7eb"
-#: Colors of values from low to high, evenly spaced.
+#: Colors of values from low to high, evenly spaced; the second is that of an even share.
 VALUE_COLORS = ("#8fa9cf", "#c9b59a", "#f0a03c", "#d83a2b", "#6d0a24")
 
 
@@ -94,41 +94,60 @@ def draw_points(axes: Axes, groups: Sequence[tuple[Points, str]], frame: Frame) 
     _scatter(axes, points, colors + (1 - colors) * HAZE * depth, frame)
 
 
+@dataclass(frozen=True)
+class ValueScale:
+    """Scale of color of values that are 1 where all are even (attention).
+
+    It reaches from half to twice an even share at least, so that what is nearly even looks even.
+
+    Attributes:
+        low: Value of the first color.
+        high: Value of the last color.
+    """
+
+    low: float = 0.5
+    high: float = 2.0
+
+    @classmethod
+    def over(cls, pictures: Iterable[npt.NDArray[np.float32]]) -> ValueScale:
+        """Return the scale that all pictures have in common: from their least to their most."""
+        known = [values[~np.isnan(values)] for values in pictures]
+        found = np.concatenate([*known, [cls.low, cls.high]])
+        return cls(float(found.min()), float(found.max()))
+
+    def place(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Return the places of values on the color bar, from 0 to 1; an even share is at 1/4."""
+        even = 1 / (len(VALUE_COLORS) - 1)
+        return np.interp(values, [self.low, 1.0, self.high], [0.0, even, 1.0])
+
+    def colors(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Color values by :data:`VALUE_COLORS`: (N,) to (N, 3) RGB; NaN is :data:`UNSEEN_COLOR`."""
+        anchors = np.stack([rgb(color) for color in VALUE_COLORS])
+        steps, place = np.linspace(0, 1, len(anchors)), self.place(np.nan_to_num(values, nan=1.0))
+        colors = np.stack([np.interp(place, steps, anchors[:, i]) for i in range(3)], axis=1)
+        colors[np.isnan(values)] = rgb(UNSEEN_COLOR)
+        return colors.astype(np.float32)
+
+    def labels(self) -> dict[float, str]:
+        """Return the labels of the color bar by their places."""
+        ends = np.array([self.low, 1.0, self.high], dtype=np.float32)
+        texts = (f"{self.low:.2f}", "1", f"{self.high:.2f}")
+        return dict(zip(self.place(ends).tolist(), texts, strict=True))
+
+
 def draw_values(
-    axes: Axes, points: Points, values: npt.NDArray[np.float32], frame: Frame
-) -> tuple[float, float]:
+    axes: Axes, points: Points, values: npt.NDArray[np.float32], scale: ValueScale, frame: Frame
+) -> None:
     """Scatter points in the colors of their values; far ones first, none fading.
 
     Args:
         axes: Panel.
         points: (N, 3).
         values: (N,), NaN at points without a value.
+        scale: Scale of color.
         frame: Part of space in the panel.
-
-    Returns:
-        The values at the ends of the scale.
     """
-    _scatter(axes, points, value_colors(values), frame)
-    return value_range(values)
-
-
-def value_range(values: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return the ends of the color scale: the least value, and one that a hundredth exceeds."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return 0.0, 1.0
-    return float(known.min()), float(np.percentile(known, 99))
-
-
-def value_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Color values by :data:`VALUE_COLORS` over their own range: (N,) to (N, 3) RGB in [0, 1]."""
-    low, high = value_range(values)
-    place = np.clip((np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 1)
-    anchors = np.stack([rgb(color) for color in VALUE_COLORS])
-    steps = np.linspace(0, 1, len(anchors))
-    colors = np.stack([np.interp(place, steps, anchors[:, i]) for i in range(3)], axis=1)
-    colors[np.isnan(values)] = rgb(UNSEEN_COLOR)
-    return colors.astype(np.float32)
+    _scatter(axes, points, scale.colors(values), frame)
 
 
 def value_colormap() -> Colormap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +20,11 @@ from recon_ray.figures.panels import (
     VISIBLE_COLOR,
     Frame,
     Points,
+    ValueScale,
     draw_points,
     draw_values,
     rgb,
     value_colormap,
-    value_colors,
     write_heading,
     write_row_title,
 )
@@ -91,12 +91,18 @@ def panels_of(view: ShapeView) -> list[Panel]:
     return panels
 
 
-def shape_figure(view: ShapeView, path: Path | str) -> Path:
+def attention_scale(views: Iterable[ShapeView]) -> ValueScale:
+    """Return the scale of color that the attention of all tokens in all shapes has in common."""
+    return ValueScale.over(values for view in views for values in view.attention.values())
+
+
+def shape_figure(view: ShapeView, path: Path | str, scale: ValueScale | None = None) -> Path:
     """Draw all panels of one shape, with a color bar below each picture of attention.
 
     Args:
         view: The shape.
         path: PNG file to write; its folder is made.
+        scale: Scale of the attention; by default that of the shape.
 
     Returns:
         The path.
@@ -110,10 +116,11 @@ def shape_figure(view: ShapeView, path: Path | str) -> Path:
     grid = _Grid(columns * PANEL_INCHES, TITLE_INCHES + sum(map(_row_inches, rows)))
     _write_title(grid, view)
     frame = Frame.around(view.points, PANEL_INCHES)
+    scale = scale or attention_scale([view])
     top = TITLE_INCHES
     for row in rows:
         for column, panel in enumerate(row):
-            _draw_cell(grid, panel, frame, column * PANEL_INCHES, top + HEADING_INCHES)
+            _draw_cell(grid, panel, scale, frame, column * PANEL_INCHES, top + HEADING_INCHES)
         top += _row_inches(row)
     return save_figure(grid.figure, path)
 
@@ -123,25 +130,31 @@ def _row_inches(row: Sequence[Panel]) -> float:
     return HEADING_INCHES + PANEL_INCHES + (BAR_INCHES if has_bar else 0)
 
 
-def _draw_cell(grid: _Grid, panel: Panel, frame: Frame, left: float, top: float) -> None:
+def _draw_cell(
+    grid: _Grid, panel: Panel, scale: ValueScale, frame: Frame, left: float, top: float
+) -> None:
     """Draw a panel with its heading and color bar."""
     side = PANEL_INCHES
     axes = grid.axes(left, top, side, side)
     write_heading(axes, panel.heading, panel.colors)
-    ends = _draw_panel(axes, panel, frame)
-    if ends is not None:
+    _draw_panel(axes, panel, scale, frame)
+    if panel.values is not None:
         bar = grid.axes(left + 0.15 * side, top + side + 0.05, 0.7 * side, 0.07)
-        _draw_bar(grid.figure, bar, dict(zip((0.0, 1.0), map("{:.2f}".format, ends), strict=True)))
+        _draw_bar(grid.figure, bar, scale.labels())
 
 
-def sheet_figure(views: Sequence[ShapeView], path: Path | str) -> Path:
+def sheet_figure(
+    views: Sequence[ShapeView], path: Path | str, scale: ValueScale | None = None
+) -> Path:
     """Draw all panels of several shapes, one row a shape.
 
-    Every row has its own scale of space, every picture of attention its own scale of color.
+    Every row has its own scale of space; all pictures of attention have one scale of color, whose
+    ends are printed.
 
     Args:
         views: Shapes with the same panels.
         path: PNG file to write; its folder is made.
+        scale: Scale of the attention; by default that of these shapes.
 
     Returns:
         The path.
@@ -152,6 +165,7 @@ def sheet_figure(views: Sequence[ShapeView], path: Path | str) -> Path:
     """
     if not views:
         raise ValueError("views is empty: give at least one shape.")
+    scale = scale or attention_scale(views)
     side, margin = SMALL_INCHES, 0.45
     columns = len(panels_of(views[0]))
     has_bar = bool(views[0].attention)
@@ -162,7 +176,7 @@ def sheet_figure(views: Sequence[ShapeView], path: Path | str) -> Path:
         for column, panel in enumerate(panels_of(view)):
             top = HEADING_INCHES + row * side
             axes = grid.axes(margin + column * side, top, side, side)
-            _draw_panel(axes, panel, frame)
+            _draw_panel(axes, panel, scale, frame)
             if row == 0:
                 write_heading(axes, panel.heading, panel.colors, 8)
             if column == 0:
@@ -171,17 +185,21 @@ def sheet_figure(views: Sequence[ShapeView], path: Path | str) -> Path:
         count = len(views[0].attention)
         left = margin + (columns - count + 0.25) * side
         bar = grid.axes(left, height - 0.27, (count - 0.5) * side, 0.07)
-        labels = {0.0: "least", 0.5: "attention, each picture by itself", 1.0: "most"}
-        _draw_bar(grid.figure, bar, labels)
+        middle = {0.625: "attention (1 is an even share)"}
+        _draw_bar(grid.figure, bar, scale.labels() | (middle if count > 1 else {}))
     return save_figure(grid.figure, path)
 
 
-def clouds_of(view: ShapeView) -> dict[str, tuple[Points, npt.NDArray[np.uint8]]]:
+def clouds_of(
+    view: ShapeView, scale: ValueScale | None = None
+) -> dict[str, tuple[Points, npt.NDArray[np.uint8]]]:
     """Return colored clouds: kind to (n, 3) points and (n, 3) uint8 RGB.
 
     The kinds are ``input``; ``visible``, ``masked``, ``prediction`` and ``completed`` (visible and
-    predicted points together); ``attention-<token>``.
+    predicted points together); ``attention-<token>``, on a scale of color that is by default that
+    of the shape.
     """
+    scale = scale or attention_scale([view])
     clouds = {"input": _painted((view.points, INPUT_COLOR))}
     made = view.reconstruction
     if made is not None:
@@ -192,11 +210,11 @@ def clouds_of(view: ShapeView) -> dict[str, tuple[Points, npt.NDArray[np.uint8]]
         clouds["prediction"] = _painted(predicted)
         clouds["completed"] = _painted(visible, predicted)
     for token, values in view.attention.items():
-        clouds[f"attention-{token}"] = view.points, _bytes(value_colors(values))
+        clouds[f"attention-{token}"] = view.points, _bytes(scale.colors(values))
     return clouds
 
 
-def write_clouds(view: ShapeView, folder: Path) -> list[Path]:
+def write_clouds(view: ShapeView, folder: Path, scale: ValueScale | None = None) -> list[Path]:
     """Write the clouds of :func:`clouds_of` as ``<name>-<kind>.ply``.
 
     The files are binary: float32 coordinates, and RGBA as bytes.
@@ -208,7 +226,7 @@ def write_clouds(view: ShapeView, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for kind, (points, colors) in clouds_of(view).items():
+    for kind, (points, colors) in clouds_of(view, scale).items():
         paths.append(folder / f"{view.name}-{kind}.ply")
         PointCloud(points, colors).export(paths[-1])
     return paths
@@ -241,12 +259,11 @@ class _Grid:
         )
 
 
-def _draw_panel(axes: Axes, panel: Panel, frame: Frame) -> tuple[float, float] | None:
-    """Draw the points; return the ends of the color scale, None without values."""
+def _draw_panel(axes: Axes, panel: Panel, scale: ValueScale, frame: Frame) -> None:
     if panel.values is None:
         draw_points(axes, panel.groups, frame)
-        return None
-    return draw_values(axes, panel.groups[0][0], panel.values, frame)
+    else:
+        draw_values(axes, panel.groups[0][0], panel.values, scale, frame)
 
 
 def _draw_bar(figure: Figure, axes: Axes, labels: Mapping[float, str]) -> None:

@@ -13,6 +13,7 @@ from recon_ray.reproduce.plan import (
     RowPlan,
     TablePlan,
     check_rows,
+    disk_of,
     plan_table,
     plan_text,
     read_episodes_of,
@@ -45,16 +46,20 @@ def reproduce(job: Job[ReproduceConfig]) -> JobResult:
     if fault is not None and not job.dry_run:
         raise fault
     table = check_rows(table, has_weights=has_weights)
+    fresh = run.resume == "never"
+    disk = disk_of(table, folders, fresh=fresh, has_weights=has_weights)
     text = plan_text(
         table,
         folders,
-        fresh=run.resume == "never",
+        disk,
+        fresh=fresh,
         has_weights=has_weights,
         fault=str(fault or ""),
     )
     if job.dry_run:
         return JobResult(f"dry run: nothing was run\n{text}")
     logger.info("the plan:\n%s", text)
+    disk.warn()
     table = replace(table, rows=tuple(verify_sets(table.rows)))
     _begin(run, folders, table)
     if table.pretrain is not None and not has_weights:
@@ -126,16 +131,18 @@ def _run_rows(run: Run, folders: TrialFolders, table: TablePlan) -> None:
         device=table.config.runtime.device,
         shared=shared,
     )
-    run_trials(job, table.config.cluster, [t for plan in first for t in plan.trials], run=run)
-    then = [
-        trial
+    before = {trial.name: trial for plan in first for trial in plan.trials}
+    run_trials(job, table.config.cluster, [*before.values()], run=run)
+    then = {
+        trial.name: trial
         for plan in plans
         if plan.row.follows is not None
         for trial in plan.trials
         if folders.status(split(str(trial.values["init_from"]))[1]) == "done"
-    ]
+    }
     if then:
-        run_trials(replace(job, shared=None), table.config.cluster, then, run=run)
+        shared_by_none = replace(job, shared=None)
+        run_trials(shared_by_none, table.config.cluster, [*then.values()], run=run)
 
 
 def _works(folders: TrialFolders, plans: Sequence[RowPlan]) -> dict[str, TrialWork]:

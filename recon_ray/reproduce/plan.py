@@ -11,11 +11,14 @@ from recon_ray.config.fields import option, with_option
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import JobConfig
+from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.published import unlike_published
 from recon_ray.errors import CheckpointError, ConfigError, DataError, TeacherError
 from recon_ray.reproduce.config import PublishedSetSection, ReproduceConfig, RowsSection
 from recon_ray.reproduce.paper import FOLDS, PRESET, PRETRAINING, ROWS, SEEDS, Row
 from recon_ray.runs.storage import join
+from recon_ray.sweeps.disk import DiskEstimate
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fold_config, fold_trial
 from recon_ray.sweeps.sweep_plan import InnerJob
@@ -35,6 +38,8 @@ from recon_ray.weights.find import load_start
 
 #: Name of the pre-training among the trials.
 PRETRAIN = "pretrain"
+#: Sizes of the pre-training's model that every model that starts from it has too.
+SIZES = ("preset", "embed_dim", "depth", "num_heads")
 #: Unit of the options that set how much is computed.
 UNITS = {
     "train.epochs": "epochs",
@@ -58,6 +63,7 @@ class RowPlan:
         episodes: The few-shot episodes.
         missing: Set or weights without which it is skipped, in a sentence.
         broken: Damage for which it cannot be run, in a sentence.
+        same_as: Row whose runs these are, as options, set and seeds are equal.
     """
 
     row: Row
@@ -69,6 +75,7 @@ class RowPlan:
     episodes: tuple[tuple[int, int, int], ...] = ()
     missing: str = ""
     broken: str = ""
+    same_as: str = ""
 
     @property
     def is_run(self) -> bool:
@@ -126,9 +133,29 @@ def plan_table(config: ReproduceConfig, origins: Mapping[str, str], storage: str
         for row in ROWS
         if row.option in jobs and row.follows in (None, *jobs)
     ]
+    plans = _run_once(plans, storage)
     written = {name: _written(job) for name, job in jobs.items()}
     resolved["rows"] = config.rows.model_copy(update=written)
     return TablePlan(config.model_copy(update=resolved), pretrain, tuple(plans))
+
+
+def _run_once(plans: Sequence[RowPlan], storage: str) -> list[RowPlan]:
+    """Return the rows with the runs of an earlier row where these would compute the same again."""
+    first: dict[tuple[str, str], tuple[Trial, str]] = {}
+    places: dict[str, str] = {}
+    found = []
+    for plan in plans:
+        trials, same_as = [], ""
+        for trial in plan.trials:
+            start = places.get(str(trial.values.get("init_from")))
+            own = replace(trial, values={**trial.values, **({"init_from": start} if start else {})})
+            key = plan.row.job, override(plan.config, own.values).model_dump_json()
+            kept, name = first.setdefault(key, (own, plan.row.name))
+            same_as = name if name != plan.row.name else same_as
+            places[join(storage, trial.name)] = join(storage, kept.name)
+            trials.append(kept)
+        found.append(replace(plan, trials=tuple(trials), same_as=same_as))
+    return found
 
 
 def _own_pretraining(config: ReproduceConfig, full: JobConfig, storage: str) -> PretrainConfig:
@@ -338,41 +365,92 @@ def verify_sets(plans: Sequence[RowPlan]) -> list[RowPlan]:
     ]
 
 
+# --- What is genuine ------------------------------------------------------------------------------
+
+
+def set_notes(plan: RowPlan) -> list[str]:
+    """Return what is not the published set about a row's: nothing, if it is all of it."""
+    if plan.path is None or not plan.is_run:
+        return []
+    prepared = PreparedSet.open(plan.path)
+    note = unlike_published(prepared, (plan.row.source, plan.row.set))
+    if plan.stand_in:
+        note = unlike_published(prepared, ())
+    elif plan.stand_in is False and note.startswith("stand-in:"):
+        note = note.replace("stand-in:", "declared to be the published set:")
+    return [note] if note else []
+
+
+def compares(notes: Sequence[str]) -> bool:
+    """Return whether published numbers are of the set that the notes are about, all of it."""
+    return not any(note.startswith(("stand-in:", "part of the set:")) for note in notes)
+
+
 # --- The plan as text -----------------------------------------------------------------------------
 
 _HEAD = ("step", "done", "a run", "published", "")
 
 
 def plan_text(
-    table: TablePlan, folders: TrialFolders, *, fresh: bool, has_weights: bool, fault: str = ""
+    table: TablePlan,
+    folders: TrialFolders,
+    disk: DiskEstimate,
+    *,
+    fresh: bool,
+    has_weights: bool,
+    fault: str = "",
 ) -> str:
     """Return the steps in the order in which they run: length, published numbers, what is missing.
 
     A fresh table sets aside what is finished; the fault is that of the pre-training.
     """
     own = table.pretrain
-    steps: list[tuple[str, JobConfig, int, int, str, str, str]] = []
+    steps: list[tuple[str, JobConfig, str, int, str, str, str]] = []
     if own is not None:
         why = f"cannot run: {fault}" if fault else ""
-        steps.append((PRETRAIN, own, int(has_weights), 1, "-", ", ".join(table.scaled), why))
+        done = int(has_weights)
+        notes = ", ".join(table.scaled)
+        steps.append((PRETRAIN, own, f"{done}/1", 1 - done, "-", notes, why))
     for plan in table.rows:
         names = [trial.name for trial in plan.trials]
         done = 0 if fresh else sum(folders.status(name) == "done" for name in names)
-        published = ", ".join(line.shown() for line in plan.row.lines)
+        is_theirs = compares(set_notes(plan))
+        published = ", ".join(line.shown() for line in plan.row.lines) if is_theirs else "-"
         after = [f"after {plan.row.follows}"] if plan.row.follows else []
-        notes = ", ".join([*after, *plan.scaled])
+        same = [f"the runs of {plan.same_as}"] if plan.same_as else []
+        notes = ", ".join([*after, *same, *plan.scaled])
         why = f"cannot run: {plan.broken}" if plan.broken else ""
         why = f"skipped: {plan.missing}" if plan.missing else why
-        steps.append((plan.row.name, plan.config, done, len(names), published, notes, why))
+        counted, left = f"{done}/{len(names)}", 0 if plan.same_as else len(names) - done
+        steps.append((plan.row.name, plan.config, counted, left, published, notes, why))
     cells, faults, runs, epochs = [], [], 0, 0
-    for name, config, done, count, published, notes, why in steps:
+    for name, config, counted, left, published, notes, why in steps:
         if why:
             cells.append([name, "-", "-", published, why.partition(":")[0]])
             faults.append(f"  {name} {why}")
             continue
         length, votes = option(config, "train.epochs", 0), option(config, "eval.votes", 0)
         each = f"{length:,} epochs" if length else f"{votes:,} rounds" if votes else "-"
-        cells.append([name, f"{done}/{count}", each, published, notes])
-        runs, epochs = runs + count - done, epochs + (count - done) * length
+        cells.append([name, counted, each, published, notes])
+        runs, epochs = runs + left, epochs + left * length
     total = f"{runs} runs are left, {epochs:,} epochs of training in all"
-    return "\n".join([text_table(_HEAD, cells, left=(0, 3, 4)), *faults, total])
+    return "\n".join([text_table(_HEAD, cells, left=(0, 3, 4)), *faults, str(disk), total])
+
+
+def disk_of(
+    table: TablePlan, folders: TrialFolders, *, fresh: bool, has_weights: bool
+) -> DiskEstimate:
+    """Return what the trainings that are left will keep."""
+    own, configs = table.pretrain, list[JobConfig]()
+    if own is not None and not has_weights:
+        configs.append(own)
+    for plan in table.rows:
+        is_training = plan.is_run and not plan.same_as and isinstance(plan.config, TrainingConfig)
+        for trial in plan.trials if is_training else ():
+            values = dict(trial.values)
+            if own is not None and not has_weights and table.starts_itself(plan):
+                values["init_from"] = None
+                values |= {f"model.{name}": getattr(own.model, name) for name in SIZES}
+            if fresh or not folders.has_ended(trial.name):
+                configs.append(override(plan.config, values))
+    return DiskEstimate(folders.storage, configs)

@@ -18,7 +18,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, DataError
 from recon_ray.figures.trials import draw_beside
 from recon_ray.reproduce.paper import PRETRAINED_ON, Line
-from recon_ray.reproduce.plan import RowPlan, TablePlan
+from recon_ray.reproduce.plan import RowPlan, TablePlan, compares, set_notes
 from recon_ray.runs.folder import RunFolder
 from recon_ray.sweeps.fewshot.job import with_episode
 from recon_ray.sweeps.report import SweepStory, finish_trials, mean_metrics
@@ -80,6 +80,11 @@ class TableLine:
         return f"{self.plan.row.name}{only}_{metric_of(self.plan, self.line)}"
 
     @property
+    def published(self) -> float | None:
+        """The published number, in percent; None beside numbers of another set."""
+        return self.line.published if compares(self.notes) else None
+
+    @property
     def spread(self) -> Spread:
         """Our numbers, as fractions of 1."""
         return Spread(dict(self.line.only), numbers_of(self.rows, metric_of(self.plan, self.line)))
@@ -124,7 +129,7 @@ class TableLine:
             mean_and_deviation(numbers, percent=True),
             shown(best, percent=True),
             f"{len(numbers)}/{len(self.rows)}",
-            self.line.shown(),
+            self.line.shown() if compares(self.notes) else "-",
             self.measured,
         ]
 
@@ -140,8 +145,8 @@ class TableLine:
             "metric": metric_of(self.plan, self.line),
             **{key: value for key, value in self.spread.record().items() if key != "labeled"},
             "expected_runs": len(self.rows),
-            "published_percent": self.line.published,
-            "published_std_percent": self.line.deviation,
+            "published_percent": self.published,
+            "published_std_percent": self.line.deviation if compares(self.notes) else None,
             "measured": self.measured,
             "protocol": option(self.plan.config, "protocol"),
             "selection": self.selection,
@@ -169,26 +174,6 @@ def numbered(lines: Sequence[TableLine]) -> tuple[list[list[str]], list[str]]:
 
 
 # --- What is genuine ------------------------------------------------------------------------------
-
-
-def set_notes(plan: RowPlan) -> list[str]:
-    """Return what is not the published set about a row's: nothing, if it is all of it."""
-    if plan.path is None or not plan.is_run:
-        return []
-    manifest = PreparedSet.open(plan.path).manifest
-    rows = {name: int(split["rows"]) for name, split in manifest["splits"].items()}
-    counted = ", ".join(f"{name} {count:,}" for name, count in rows.items())
-    card, source = manifest.get("card") or {}, str(manifest["source"])
-    is_known = card.get("name") in (plan.row.source, plan.row.set)
-    if plan.stand_in or (plan.stand_in is None and not is_known):
-        return [f"stand-in: {card.get('title') or source} ({counted})"]
-    published = card.get("counts", {}) if is_known else {}
-    partial = [
-        f"{name} {rows.get(name, 0):,} of {count:,}"
-        for name, count in published.items()
-        if rows.get(name, 0) != count
-    ]
-    return [f"part of the set: {', '.join(partial)}"] if partial else []
 
 
 def _weights_notes(spec: str) -> list[str]:
@@ -221,7 +206,8 @@ def _notes(table: TablePlan, plan: RowPlan) -> list[str]:
     """Return what is not as published about a row: set, weights, protocol, length."""
     protocol = option(plan.config, "protocol")
     other = [] if protocol == "reference" else [f"protocol {protocol}"]
-    return [*_origin_notes(table, plan), *other, *_length_notes(plan)]
+    same = [f"runs of {plan.same_as}: equal options, set and seeds"] if plan.same_as else []
+    return [*_origin_notes(table, plan), *other, *_length_notes(plan), *same]
 
 
 def _origin_notes(table: TablePlan, plan: RowPlan) -> list[str]:
@@ -248,12 +234,15 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
     Returns:
         What the job prints; runs that failed and sets that are damaged are its failure.
     """
-    lines, rows = [], []
+    lines: list[TableLine] = []
+    rows: list[TrialRow] = []
     for plan in table.rows:
         waiting = [TrialRow(trial.name, trial.values, "waiting") for trial in plan.trials]
         found = read_rows(folders, plan.trials) if plan.is_run else waiting
         own = [with_episode(row) for row in found]
-        rows += [_scored(plan, row) for row in own] if plan.is_run else []
+        counted = {row.name for row in rows}
+        if plan.is_run:
+            rows += [_scored(plan, row) for row in own if row.name not in counted]
         notes = _notes(table, plan)
         for line in plan.row.lines:
             among = [row for row in own if line.only.items() <= row.values.items()]
@@ -271,7 +260,7 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
         run.folder.local / "figures" / "beside_published.png",
         [line.line.title for line in lines],
         [[100 * value for value in line.spread.numbers] for line in lines],
-        [line.line.published for line in lines],
+        [line.published for line in lines],
     )
     story = SweepStory(
         title=title,
@@ -285,9 +274,10 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
         texts=TEXTS,
         figures=[("ours beside published", picture)],
         notes=remarks,
+        faults=[f"{plan.row.name}: {plan.broken}" for plan in table.rows if plan.broken],
     )
     is_short = table.scaled or any(plan.scaled for plan in table.rows)
-    result = finish_trials(
+    return finish_trials(
         run,
         story,
         table="\n".join([text_table(HEAD, cells, left=TEXTS), "", *remarks]),
@@ -295,9 +285,6 @@ def finish_table(run: Run, folders: TrialFolders, table: TablePlan) -> JobResult
         lines=[line.record() for line in lines],
         budget="scaled down" if is_short else "full",
     )
-    broken = [f"{plan.row.name}: {plan.broken}" for plan in table.rows if plan.broken]
-    failures = [*broken, *([result.failure] if result.failure else [])]
-    return JobResult(result.table, result.result_path, "\n".join(failures) or None)
 
 
 def _scored(plan: RowPlan, row: TrialRow) -> TrialRow:

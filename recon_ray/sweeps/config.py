@@ -34,7 +34,9 @@ class SweepSection(TrialSection):
         "its list of values or [low, high], both included: optim.lr: {loguniform: [1e-5, 1e-3]}.",
     )
     samples: Count = Field(
-        1, description="Draws of what is not a grid; every point of the grids runs for each."
+        1,
+        description="Draws of what is not a grid; every point of the grids runs for each. What "
+        "was drawn before is not run again; optuna draws something else in its place.",
     )
     seeds: Count = Field(1, description="Runs of every configuration: a grid over run.seed.")
     seed: int = Field(0, ge=0, description="Seed of the draws.")
@@ -48,9 +50,15 @@ class SweepSection(TrialSection):
         description="Stop trials early that lag behind the others; never used for seeds, of which "
         "it would bias mean and deviation.",
     )
-    grace_epochs: Count = Field(1, description="Epochs before which no trial is stopped.")
+    grace_epochs: Count | None = Field(
+        None,
+        description="Epochs before which no trial is stopped; by default the warm-up and a quarter "
+        "of train.epochs. One at its last epoch never is.",
+    )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
-        3, description="asha continues one of this many trials at every rung."
+        3,
+        description="asha continues one of this many trials at every rung: after grace_epochs, "
+        "this many times as many, and so on.",
     )
     metric: str | None = Field(
         None,

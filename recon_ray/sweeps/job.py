@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import reduce
 from operator import getitem
@@ -11,11 +12,13 @@ import yaml
 
 from recon_ray.config.fields import nearest, option
 from recon_ray.config.help import dump_yaml
+from recon_ray.config.loader import override
 from recon_ray.errors import ReconError
 from recon_ray.sweeps.config import SweepConfig
-from recon_ray.sweeps.optuna_search import OptunaSource
+from recon_ray.sweeps.disk import DiskEstimate
+from recon_ray.sweeps.optuna_search import OptunaSource, most_trials
 from recon_ray.sweeps.report import SweepStory, finish_trials
-from recon_ray.sweeps.sweep_plan import Plan, makes_set, plan_sweep
+from recon_ray.sweeps.sweep_plan import Plan, distinct, makes_set, plan_sweep
 from recon_ray.sweeps.tables import TrialRow, ranked, read_rows, spreads, text_table
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
@@ -48,24 +51,38 @@ def sweep(job: Job[SweepConfig]) -> JobResult:
         open_set(plan.base)  # once, before the trials find none and make it side by side
     is_search = config.sweep.search == "optuna"
     trials = _trials_on_disk(run, plan, folders) if is_search else plan.trials
-    called = {name: f"config.{name}" for name in (*SETS, WEIGHTS)}
+    called = {name: f"config.{name}" for name in (*SETS, WEIGHTS, "runtime.threads")}
     refuse_stale(run, folders, trials, work.config_of, called=called)
+    is_new = run.resume == "never"
+    _disk(plan, {t.name for t in trials if not is_new and folders.has_ended(t.name)}).warn()
     if is_search:
-        source, samples = _optuna(plan, folders, trials), config.sweep.samples
+        source, samples = _optuna(plan, folders, trials), most_trials(plan.space, config.sweep)
         run_trials(trial_job, config.cluster, trials, run=run, source=source, samples=samples)
-        trials = _trials_on_disk(run, plan, folders)
+        begun = _trials_on_disk(run, plan, folders)
+        trials = distinct(begun, lambda trial: override(plan.base, trial.values))
+        plan = replace(plan, trials=trials, drawn=len(begun))
     else:
         run_trials(trial_job, config.cluster, trials, run=run)
     return _finish(run, plan, read_rows(folders, trials))
 
 
 def _dry_run(plan: Plan) -> JobResult:
-    head = ["trial", *plan.space]
     rows = [[t.name, *map(str, t.values.values())] for t in plan.trials]
-    table = text_table(head, rows) if rows else "values are proposed by Optuna while it runs"
+    table = text_table(["trial", *plan.space], rows)
     kind = "one process each" if not plan.is_nested else "a Ray Train run each"
-    what = f"{len(rows) or plan.config.sweep.samples} trials of jobs/{plan.config.job}.py, {kind}"
-    return JobResult(f"dry run: {what}; every value is legal, nothing was run\n{table}")
+    count = len(rows) or most_trials(plan.space, plan.config.sweep)
+    what = f"{count} trials of jobs/{plan.config.job}.py, {kind}"
+    head = f"dry run: {what}; every value is legal, nothing was run"
+    shown = table if rows else "values are proposed by Optuna while it runs"
+    return JobResult("\n".join([head, shown, *_notes(plan), str(_disk(plan, set()))]))
+
+
+def _disk(plan: Plan, ended: Collection[str]) -> DiskEstimate:
+    """Return what the trials will keep that have not ended; Optuna's are like the first one."""
+    configs = [override(plan.base, t.values) for t in plan.trials if t.name not in ended]
+    if plan.config.sweep.search == "optuna":
+        configs = [plan.base] * (most_trials(plan.space, plan.config.sweep) - len(ended))
+    return DiskEstimate(plan.config.run.storage, configs)
 
 
 # --- Running --------------------------------------------------------------------------------------
@@ -83,6 +100,7 @@ def _trial_job(plan: Plan, folders: TrialFolders, work: TrialWork) -> TrialJob:
         device=base.runtime.device,
         inner=base.cluster if plan.is_nested else None,
         epochs=int(option(base, "train.epochs")) if options.is_stopping else 0,
+        grace=plan.grace,
     )
 
 
@@ -122,8 +140,22 @@ def _finish(run: Run, plan: Plan, rows: list[TrialRow]) -> JobResult:
         config=dump_yaml(run.config),
         rows=rows,
         groups=ranked(spreads(rows, metric), config.sweep.mode),
+        notes=_notes(plan),
     )
     return finish_trials(run, story)
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Return what became of draws that are no trials."""
+    options, repeated, notes = plan.config.sweep, plan.drawn - len(plan.trials), []
+    if repeated:
+        notes.append(
+            f"{repeated} of {plan.drawn} draws repeat the configuration and seed of an earlier "
+            "one: each is run once and counts once"
+        )
+    if options.search == "optuna" and most_trials(plan.space, options) < options.samples:
+        notes.append(f"the space has fewer configurations than sweep.samples={options.samples}")
+    return notes
 
 
 def _selection(plan: Plan, rows: Sequence[TrialRow]) -> str:
@@ -131,7 +163,9 @@ def _selection(plan: Plan, rows: Sequence[TrialRow]) -> str:
     own = sorted({row.selection for row in rows if row.selection})
     text = f"{plan.metric} of each trial: {'; '.join(own) or 'none is done'}"
     if [*plan.space] == ["run.seed"]:
-        return f"{text}. Mean over all seeds, none is left out."
+        left_out = [row.name for row in rows if row.status != "done"]
+        missing = f"all seeds but those of {', '.join(left_out)}, which are not done"
+        return f"{text}. Mean over {missing if left_out else 'all seeds, none is left out'}."
     text += f". Configurations are ranked by its mean ({plan.config.sweep.mode})."
     if plan.metric.startswith("validation_"):
         return text

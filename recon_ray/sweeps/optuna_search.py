@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from ray.tune.search import Searcher
 
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.config import SweepSection
-from recon_ray.sweeps.search_space import Domain, rounded, trial_name
+from recon_ray.sweeps.search_space import Domain, count_points, rounded, trial_name
 
 
 class OptunaSource(Searcher):
@@ -50,7 +52,10 @@ class OptunaSource(Searcher):
             if value is not None:
                 self._study.add_trial(create(params=self._params(values), value=value))
         self._waiting = list(unfinished)
-        self._next, self._count = len(earlier) + len(unfinished), options.samples
+        self._next, self._count = len(earlier) + len(unfinished), most_trials(space, options)
+        self._random = np.random.default_rng([options.seed, self._next])
+        begun = [*(values for values, _ in earlier), *(values for _, values in unfinished)]
+        self._tried = {_key(values) for values in begun}
         self._asked: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -64,6 +69,12 @@ class OptunaSource(Searcher):
             return Searcher.FINISHED
         asked = self._study.ask(self._distributions)
         values = {key: self._value(key, asked.params[key]) for key in self._space}
+        if _key(values) in self._tried:  # it would compute the same number again
+            self._study.tell(asked, state=self._failed)
+            values = self._untried()
+            self._study.enqueue_trial(self._params(values))
+            asked = self._study.ask(self._distributions)
+        self._tried.add(_key(values))
         self._asked[trial_id] = asked
         name = trial_name(self._next, values)
         self._next += 1
@@ -95,11 +106,27 @@ class OptunaSource(Searcher):
             for key, domain in self._space.items()
         }
 
+    def _untried(self) -> dict[str, Any]:
+        """Draw values that no trial has."""
+        while True:
+            values = {key: domain.draw(self._random) for key, domain in self._space.items()}
+            if _key(values) not in self._tried:
+                return values
+
     def _value(self, key: str, proposed: Any) -> Any:  # noqa: ANN401 - any option's value
         domain = self._space[key]
         if domain.is_list:
             return domain.values[int(proposed)]
         return int(proposed) if domain.kind == "randint" else rounded(proposed, *domain.values)
+
+
+def most_trials(space: Mapping[str, Domain], options: SweepSection) -> int:
+    """Return how many trials there are: the samples, as far as the space has different ones."""
+    return int(min(options.samples, count_points(space)))
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True, default=str)
 
 
 def import_optuna() -> Any:  # noqa: ANN401 - a module

@@ -7,7 +7,6 @@ its folder (:mod:`recon_ray.sweeps.trial_folders`), so nothing is restored from 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import tempfile
@@ -19,13 +18,13 @@ from typing import Any
 
 import torch
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from recon_ray.cluster.workarounds.environment import TUNE, set_environment
 from recon_ray.machine import working_directory
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.storage import is_uri
+from recon_ray.sweeps.early_stopping import EarlyStopping, read_curves
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob, TrialPlan
 from recon_ray.sweeps.trial_progress import TrialProgress
@@ -59,6 +58,7 @@ def run_on_ray(
     storage = tempfile.mkdtemp() if is_temporary else str(Path(job.folders.uri).absolute())
     # It looks for the records that its own loggers would have written.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    scheduler = _scheduler(job)
     listed = [{"name": trial.name, "values": dict(trial.values)} for trial in trials]
     try:
         tune.Tuner(
@@ -68,7 +68,7 @@ def run_on_ray(
                 num_samples=-1 if source is not None else 1,
                 max_concurrent_trials=plan.at_once,
                 search_alg=source,
-                scheduler=_scheduler(job),
+                scheduler=scheduler,
                 # An inner run leaves actors behind that only the end of its process removes.
                 reuse_actors=job.inner is None,
                 trial_name_creator=_name,
@@ -77,7 +77,7 @@ def run_on_ray(
             run_config=tune.RunConfig(
                 name=TUNE_FOLDER,
                 storage_path=storage,
-                callbacks=[_Watcher(job.folders, progress)],
+                callbacks=[_Watcher(job.folders, progress, scheduler)],
                 verbose=0,
             ),
         ).fit()
@@ -86,32 +86,12 @@ def run_on_ray(
     progress.close()
 
 
-class _MedianStopping(MedianStoppingRule):
-    """Tune's rule on the reports of running trials; the last report has no epoch to go by."""
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
-        pass
-
-
-def _scheduler(job: TrialJob) -> TrialScheduler | None:
+def _scheduler(job: TrialJob) -> EarlyStopping | None:
     options = job.stopping
     if options is None:
         return None
-    common: dict[str, Any] = {
-        "time_attr": "epoch",
-        "metric": options.watch,
-        "mode": options.watch_mode,
-    }
-    common["grace_period"] = options.grace_epochs
-    if options.scheduler == "median":
-        # A trial that was paused would begin its epoch again.
-        return _MedianStopping(**common, min_time_slice=math.inf)
-    return AsyncHyperBandScheduler(
-        **common,
-        max_t=max(job.epochs, options.grace_epochs),
-        reduction_factor=options.reduction_factor,
-        stop_last_trials=False,  # they still have to be measured
-    )
+    curves = read_curves(job.folders, options.watch)
+    return EarlyStopping(options, grace=job.grace, epochs=job.epochs, curves=curves)
 
 
 def _name(trial: Any) -> str:  # noqa: ANN401 - Tune's trial
@@ -158,9 +138,12 @@ def _logging_to(folder: RunFolder) -> Iterator[None]:
 class _Watcher(tune.Callback):
     """Callback that counts the trials and notes what those cannot note in their own folders."""
 
-    def __init__(self, folders: TrialFolders, progress: TrialProgress) -> None:
+    def __init__(
+        self, folders: TrialFolders, progress: TrialProgress, scheduler: EarlyStopping | None
+    ) -> None:
         self._folders = folders
         self._progress = progress
+        self._reasons = {} if scheduler is None else scheduler.reasons
 
     def on_trial_start(self, trial: Any, **_: Any) -> None:  # noqa: ANN401
         self._progress.started(_name(trial))
@@ -172,8 +155,10 @@ class _Watcher(tune.Callback):
     def on_trial_complete(self, trial: Any, **_: Any) -> None:  # noqa: ANN401
         name, result = _name(trial), trial.last_result or {}
         if "has_ended" not in result:
-            self._folders.mark_stopped(name, _reported(result))
-            self._progress.stopped(name)
+            reached = _reported(result)
+            reason = self._reasons.get(name, "")
+            self._folders.mark_stopped(name, {**reached, "reason": reason})
+            self._progress.stopped(name, f"epoch {reached.get('epoch', 0):g}: {reason}")
         elif result["failure"]:
             self._progress.broke(name, result["failure"])
         else:

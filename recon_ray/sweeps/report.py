@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from recon_ray.sweeps.tables import (
     is_fraction,
     keys_of,
     shown,
+    stopped_cells,
     summary_cells,
     text_table,
     trials_table,
@@ -59,6 +60,7 @@ class SweepStory:
         summary: Head and rows of the summary where it is not that of the groups.
         texts: Columns of that summary that hold text.
         notes: Remarks on its lines.
+        faults: What went wrong besides trials, in sentences.
         figures: Title and file of further pictures, in place of those of parameters.
     """
 
@@ -72,6 +74,7 @@ class SweepStory:
     summary: Table | None = None
     texts: Sequence[int] = ()
     notes: Sequence[str] = ()
+    faults: Sequence[str] = ()
     figures: Sequence[tuple[str, Path]] = ()
 
     @property
@@ -94,17 +97,24 @@ def finish_trials(
 ) -> JobResult:
     """Write report, ``trials.parquet`` and ``result.json``; a failed trial fails the job.
 
-    By default the table for the terminal is that of the best configurations, and the metrics are
-    those of the best one; ``more`` are further records of ``result.json``.
+    By default the table for the terminal is that of the best configurations with the trials that
+    were stopped early, and the metrics are those of the best one; ``more`` are further records of
+    ``result.json``, whose status is ``incomplete`` while anything is to be run again.
     """
     rows, folders = story.rows, TrialFolders(run.folder.uri)
     run.folder.write(REPORT_FILE, report_page(run.folder.local, folders, story))
     write_file(run.folder.local / TRIALS_FILE, parquet_bytes(trials_table(rows)))
     if table is None:
-        table = text_table(*story.cells(story.groups[:SHOWN_GROUPS]))
+        table = "\n".join([text_table(*story.cells(story.groups[:SHOWN_GROUPS])), *story.notes])
+        head, cells = stopped_cells(rows)
+        if cells:
+            more_cells = f"\nand {len(cells) - SHOWN_GROUPS} more, see the report"
+            own = text_table(head, cells[:SHOWN_GROUPS], left=[len(head) - 1])
+            table += f"\n\n{own}{more_cells if len(cells) > SHOWN_GROUPS else ''}"
     if metrics is None:
         metrics = mean_metrics({story.metric: story.groups[0]} if story.groups else {})
     counted = Counter(row.status for row in rows)
+    faults = [*story.faults, *_failure(rows, folders)]
     result = run.finish(
         metrics,
         table=f"{table}\n\n{join(run.folder.place, REPORT_FILE)}",
@@ -117,10 +127,12 @@ def finish_trials(
         summary=[group.record() for group in story.groups],
         deviation=DEVIATION,
         metric=story.metric,
+        notes=list(story.notes),
         report=REPORT_FILE,
+        status="incomplete" if faults else "done",
         **more,
     )
-    return JobResult(result.table, result.result_path, _failure(rows, folders))
+    return JobResult(result.table, result.result_path, "\n".join(faults) or None)
 
 
 def mean_metrics(groups: Mapping[str, Spread]) -> dict[str, float]:
@@ -140,20 +152,24 @@ def _record(row: TrialRow, folders: TrialFolders) -> dict[str, Any]:
         "selection": row.selection,
         "seconds": row.seconds,
         "error": row.error or None,
+        "epoch": row.epoch,
+        "reason": row.reason or None,
         "config": join(folders.storage, row.name, "config.yaml"),
     }
 
 
-def _failure(rows: Sequence[TrialRow], folders: TrialFolders) -> str | None:
+def _failure(rows: Sequence[TrialRow], folders: TrialFolders) -> Iterator[str]:
+    """Return a sentence on the trials that have no result, if there are any."""
     failed = [row for row in rows if row.status in ("failed", "waiting")]
     if not failed:
-        return None
+        return
     names = ", ".join(row.name for row in failed[:SHOWN_FAILURES])
     more = f" and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
     reason = next((f"; {row.name}: {row.error}" for row in failed if row.error), "")
-    return (
-        f"{len(failed)} of {len(rows)} trials failed ({names}{more}){reason}; each has a "
-        f"failure.txt in {folders.storage}, and the same command runs only them again"
+    what, log = ("failed", "failure.txt") if reason else ("did not end", "trial.log")
+    yield (
+        f"{len(failed)} of {len(rows)} trials {what} ({names}{more}){reason}; see {log} of each in "
+        f"{folders.storage}; the same command runs only them again"
     )
 
 
@@ -191,8 +207,8 @@ def _trial_cells(story: SweepStory) -> Table:
         values = [written(row.values[key]) if key in row.values else "" for key in keys]
         number = shown(row.metrics.get(story.metric, float("nan")), percent=story.is_percent)
         seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
-        cells.append([row.name, row.status, *values, number, seconds])
-    return ["trial", "status", *keys, story.metric, "seconds"], cells
+        cells.append([row.name, row.status, *values, number, seconds, row.note])
+    return ["trial", "status", *keys, story.metric, "seconds", "note"], cells
 
 
 def _parameter_figures(local: Path, story: SweepStory) -> list[tuple[str, Path]]:

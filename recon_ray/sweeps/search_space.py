@@ -113,8 +113,11 @@ def check_space(
     space: Mapping[str, Domain],
     build: Callable[[Mapping[str, Any]], object],
     places: Mapping[str, str],
-) -> None:
+) -> list[Any]:
     """Refuse keys that the sweep sets itself, and every key and value that the job refuses.
+
+    Returns:
+        A configuration with each value of lists and each bound.
 
     Raises:
         ConfigError: One line on the first problem.
@@ -125,9 +128,7 @@ def check_space(
                 f"sweep.space.{key} ({places[key]}): is set by the sweep; leave it out"
             )
     first = first_values(space)
-    for key, domain in space.items():
-        for value in domain.values:
-            build({**first, key: value})
+    return [build({**first, key: value}) for key in space for value in space[key].values]
 
 
 def first_values(space: Mapping[str, Domain]) -> dict[str, Any]:
@@ -146,6 +147,16 @@ def with_seeds(space: Mapping[str, Domain], seeds: int, first: int) -> dict[str,
     if SEED in space:
         raise ConfigError(f"sweep.seeds={seeds}: sweep.space has {SEED} too; leave one of them out")
     return {**space, SEED: Domain("grid", tuple(range(first, first + seeds)))}
+
+
+def count_points(space: Mapping[str, Domain]) -> float:
+    """Return how many different draws there are; infinity where real numbers are drawn."""
+    count = 1.0
+    for domain in space.values():
+        low, high = domain.values[0], domain.values[-1]
+        whole = high - low + 1 if domain.kind == "randint" else math.inf
+        count *= len(domain.values) if domain.is_list else whole
+    return count
 
 
 def is_drawn(space: Mapping[str, Domain]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from recon_ray.config.fields import option
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import assemble
 from recon_ray.config.sections.common import JobConfig, ProtocolConfig
+from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.optuna_search import import_optuna
@@ -39,12 +41,16 @@ class Plan:
         base: The job's configuration with the first value of everything.
         space: What is varied, seeds included.
         trials: All trials, if they are known beforehand.
+        drawn: Number of draws, with those that repeat the configuration and seed of a trial.
+        grace: Epochs before which no trial is stopped.
     """
 
     config: SweepConfig
     base: JobConfig
     space: dict[str, Domain]
     trials: list[Trial]
+    drawn: int = 0
+    grace: int = 1
 
     @property
     def metric(self) -> str:
@@ -70,18 +76,39 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
     written = origins.get("sweep.space", "sweep.space")
     places = {key: origins.get(f"sweep.space.{key}", written) for key in space}
     build = partial(inner.build, places=places)
-    check_space(space, build, places)
+    corners = check_space(space, build, places)
     base = build(first_values(space))
     space = with_seeds(space, options.seeds, base.run.seed)
-    trials = []
+    drawn, built = [], {}
     if options.search == "random":
         listed = list_trials(space, samples=options.samples, seed=options.seed)
-        trials = [Trial(trial_name(i, values), values) for i, values in enumerate(listed)]
-    _check_sets([base, *(build(trial.values) for trial in trials)])
+        drawn = [Trial(trial_name(i, values), values) for i, values in enumerate(listed)]
+        built = {trial.name: build(trial.values) for trial in drawn}
+    _check_sets([base, *built.values()])
+    trials = distinct(drawn, lambda trial: built[trial.name])
     resolved = config.model_copy(update={"config": as_mapping(resolve(base))})
-    plan = Plan(resolved, base, space, trials)
-    _check_search(plan)
+    grace = options.grace_epochs or max(_usual_grace(one) for one in (base, *corners))
+    plan = Plan(resolved, base, space, trials, len(drawn), grace)
+    _check_search(plan, max(option(one, "train.epochs", 0) for one in (base, *corners)))
     return plan
+
+
+def distinct(trials: Iterable[Trial], config_of: Callable[[Trial], JobConfig]) -> list[Trial]:
+    """Return the trials without those of the same configuration and seed as an earlier one.
+
+    They would compute the same number again, which is no independent run.
+    """
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(config_of(trial).model_dump_json(), trial)
+    return [*first.values()]
+
+
+def _usual_grace(config: JobConfig) -> int:
+    """Return the epochs of the warm-up and a quarter of all: before, differences are noise."""
+    if not isinstance(config, TrainingConfig):
+        return 1
+    return math.ceil(config.optim.warmup_epochs) + math.ceil(config.train.epochs / 4)
 
 
 def _check_sets(configs: Sequence[JobConfig]) -> None:
@@ -96,7 +123,7 @@ def makes_set(config: JobConfig) -> bool:
     return getattr(option(config, "data"), "create", "never") != "never"
 
 
-def _check_search(plan: Plan) -> None:
+def _check_search(plan: Plan, longest: int) -> None:
     """Refuse a scheduler that has nothing to go by, and a search that is not installed."""
     options, base = plan.config.sweep, plan.base
     if options.search == "optuna":
@@ -115,15 +142,26 @@ def _check_search(plan: Plan) -> None:
             f"sweep.scheduler={options.scheduler}: job={plan.config.job} has no epochs to stop "
             "after; set sweep.scheduler=none"
         )
-    if options.watch.startswith("val/") and not _validates(base):
+    if options.watch.startswith("val/") and not validates(base):
         raise ConfigError(
             f"sweep.scheduler={options.scheduler} compares {options.watch}, but the trials are not "
             "validated while they train; set config.data.validation_split (pretrain: "
             "config.validation.every_epochs), or sweep.watch=train/loss with sweep.watch_mode=min"
         )
+    steps = option(base, "train.steps")
+    if steps is not None:
+        raise ConfigError(
+            f"sweep.scheduler={options.scheduler} goes by epochs, but config.train.steps={steps} "
+            "may end a trial within one; set config.train.epochs instead"
+        )
+    if plan.grace >= longest:
+        raise ConfigError(
+            f"sweep.scheduler={options.scheduler} would stop nothing: the grace is {plan.grace} of "
+            f"config.train.epochs={longest}; lower sweep.grace_epochs, or set sweep.scheduler=none"
+        )
 
 
-def _validates(base: JobConfig) -> bool:
+def validates(base: JobConfig) -> bool:
     """Return whether a training job writes ``val/`` records epoch by epoch."""
     validation = getattr(base, "validation", None)
     if validation is not None:

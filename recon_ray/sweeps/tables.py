@@ -34,6 +34,8 @@ class TrialRow:
         protocol: ``sound`` or ``reference``.
         seconds: How long it took.
         error: What it failed with.
+        epoch: Epochs after which it was stopped early.
+        reason: Why it was.
     """
 
     name: str
@@ -44,6 +46,15 @@ class TrialRow:
     protocol: str = ""
     seconds: float | None = None
     error: str = ""
+    epoch: int | None = None
+    reason: str = ""
+
+    @property
+    def note(self) -> str:
+        """Return why there is no result, for a table."""
+        if self.status == "stopped":
+            return f"stopped after epoch {self.epoch or '?'}: {self.reason or 'by the scheduler'}"
+        return self.error
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +65,19 @@ class Spread:
         values: Options that they have in common.
         numbers: Their numbers, by name of the trial.
         labeled: Numbers of the same trials that were chosen in other ways, by label.
+        expected: Trials of the configuration, finished or not.
     """
 
     values: Mapping[str, Any]
     numbers: pd.Series
     labeled: Mapping[str, pd.Series] = field(default_factory=dict)
+    expected: int = 0
+
+    @property
+    def counted(self) -> str:
+        """Return the number of numbers, and of how many where some are missing."""
+        count = len(self.numbers)
+        return str(count) if count >= self.expected else f"{count} of {self.expected}"
 
     @property
     def mean(self) -> float:
@@ -76,6 +95,7 @@ class Spread:
             "values": dict(self.values),
             "trials": list(self.numbers.index),
             "count": len(self.numbers),
+            "expected": max(self.expected, len(self.numbers)),
             **_statistics(self.numbers, "mean", "std", "min", "max"),
             "labeled": {key: _statistics(own, "mean", "std") for key, own in self.labeled.items()},
         }
@@ -101,7 +121,11 @@ def read_rows(folders: TrialFolders, trials: Sequence[Trial]) -> list[TrialRow]:
 def _outcome(folders: TrialFolders, trial: Trial) -> TrialRow:
     row = TrialRow(trial.name, trial.values, folders.status(trial.name))
     if row.status == "stopped":
-        return replace(row, metrics=folders.stopped(trial.name) or {})
+        record = {"epoch": None, "reason": "", **(folders.stopped(trial.name) or {})}
+        epoch, reason = record.pop("epoch"), str(record.pop("reason"))
+        return replace(
+            row, metrics=record, epoch=None if epoch is None else int(epoch), reason=reason
+        )
     if row.status != "done":
         return replace(row, error=folders.failure(trial.name) or "")
     result = folders.result(trial.name) or {}
@@ -125,7 +149,9 @@ def spreads(
     keys = [json.dumps(common(row), sort_keys=True, default=str) for row in rows]
     groups = pd.DataFrame({"key": keys, "row": list(rows)}).groupby("key", sort=False)["row"]
     return [
-        Spread(common(found.iloc[0]), numbers_of(found, metric), _labeled(found, metric))
+        Spread(
+            common(found.iloc[0]), numbers_of(found, metric), _labeled(found, metric), len(found)
+        )
         for _, found in groups
     ]
 
@@ -155,13 +181,14 @@ def trials_table(rows: Sequence[TrialRow]) -> pa.Table:
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     numbers = {f"metrics.{name}": [row.metrics.get(name) for row in rows] for name in names}
     numbers["seconds"] = [row.seconds for row in rows]
-    texts = {key: [getattr(row, key) for row in rows] for key in ("selection", "error")}
+    texts = {key: [getattr(row, key) for row in rows] for key in ("selection", "error", "reason")}
     return pa.table(
         {
             "trial": pa.array([row.name for row in rows], pa.string()),
             "status": pa.array([row.status for row in rows], pa.string()),
             **{key: _value_column([row.values.get(key) for row in rows]) for key in keys_of(rows)},
             **{key: pa.array(column, pa.float64()) for key, column in numbers.items()},
+            "stopped_epoch": pa.array([row.epoch for row in rows], pa.int64()),
             **{key: pa.array(column, pa.string()) for key, column in texts.items()},
         }
     )
@@ -202,7 +229,7 @@ def summary_cells(
         rows.append(
             [
                 *(written(group.values.get(key)) for key in keys),
-                str(len(numbers)),
+                group.counted,
                 mean_and_deviation(numbers, percent=percent),
                 shown(numbers.min(), percent=percent),
                 shown(numbers.max(), percent=percent),
@@ -210,6 +237,16 @@ def summary_cells(
             ]
         )
     return head, rows
+
+
+def stopped_cells(rows: Sequence[TrialRow]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of a table of the trials that were stopped early."""
+    stopped = [row for row in rows if row.status == "stopped"]
+    keys = keys_of(stopped)
+    cells = [
+        [row.name, *(written(row.values.get(key)) for key in keys), row.note] for row in stopped
+    ]
+    return ["stopped early", *keys, "when and why"], cells
 
 
 def mean_and_deviation(numbers: pd.Series, *, percent: bool) -> str:

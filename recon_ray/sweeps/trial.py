@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,12 @@ from recon_ray.config.fields import scalar_text
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import ClusterSection, JobConfig
 from recon_ray.config.sections.training import TrainingConfig
-from recon_ray.runs.folder import RunFolder
+from recon_ray.errors import ConfigError
+from recon_ray.machine import cpu_count
+from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.runs.recorder import read_records, recording_to
 from recon_ray.runs.storage import join
+from recon_ray.sweeps.early_stopping import EpochMeans
 from recon_ray.sweeps.ray_tune import run_on_ray
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import (
@@ -67,8 +70,10 @@ class TrialWork:
     reports_all: bool = False
     is_nested: bool = False
 
-    def config_of(self, trial: Trial, threads: int | None = None) -> JobConfig:
+    def config_of(self, trial: Trial, threads: int = 0) -> JobConfig:
         """Return the whole configuration of a trial, which can be run by hand.
+
+        It has the threads, unless they are configured or 0, as they belong to the numbers.
 
         Raises:
             ConfigError: If the values are refused together.
@@ -76,7 +81,7 @@ class TrialWork:
         values = {**trial.values, "run.name": trial.name, "run.storage": self.storage}
         if not self.is_nested:
             values["cluster.workers"] = 0
-        if threads is not None and self.config.runtime.threads is None:
+        if threads and self.config.runtime.threads is None:
             values.setdefault("runtime.threads", threads)
         if isinstance(self.config, TrainingConfig) and self.config.train.keep_optimizer is None:
             values.setdefault("train.keep_optimizer", False)
@@ -90,7 +95,7 @@ class TrialWork:
         report: Report,
     ) -> dict[str, float]:
         """Run the job with the values of a trial; return the metrics of its ``result.json``."""
-        config = self.config_of(trial, None if self.is_nested else threads)
+        config = self.config_of(trial, threads)
         folder = RunFolder(join(self.storage, trial.name))
         seconds = 0.0 if self.reports_all else REPORT_SECONDS
         reporter = _ProgressReporter(self.watch, report, seconds)
@@ -106,18 +111,20 @@ class TrialWork:
 
 
 class _ProgressReporter:
-    """Reporter of the records that hold what is watched, at most one in ``seconds``."""
+    """Reporter of what is watched, epoch by epoch, at most once in ``seconds``."""
 
     def __init__(self, watch: str, report: Report, seconds: float) -> None:
         self._watch, self._report, self._seconds = watch, report, seconds
+        self._means = EpochMeans(watch)
         self._last = -seconds
 
     def __call__(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Report a record, with the number of epochs done."""
+        """Take a record; report the number of epochs done, and the value of the last one."""
         value = values.get(self._watch)
-        if value is not None and time.monotonic() - self._last >= self._seconds:
+        found = None if value is None else self._means.add(epoch, float(value))
+        if found is not None and time.monotonic() - self._last >= self._seconds:
             self._last = time.monotonic()
-            self._report({"epoch": epoch + 1, self._watch: float(value)})
+            self._report({"epoch": found[0], self._watch: found[1]})
 
 
 @contextmanager
@@ -167,7 +174,7 @@ def refuse_stale(
     *,
     called: Mapping[str, str],
 ) -> None:
-    """Refuse to count trials that were done with other sets or weights than there are now.
+    """Refuse to count trials of other sets, weights or threads than there are now.
 
     Messages name options as ``called`` has them.
 
@@ -177,8 +184,16 @@ def refuse_stale(
     if run.resume == "never":
         return
     for trial in trials:
-        if folders.has_ended(trial.name):
-            config = config_of(trial)
+        before = folders.threads(trial.name)
+        config = None if before is None else config_of(trial)
+        now = None if config is None else config.runtime.threads
+        if now is not None and before not in (0, now):
+            name = called.get("runtime.threads", "runtime.threads")
+            raise ConfigError(
+                f"{name}={now}: {folders.folder(trial.name).uri} was begun with {before}, which "
+                f"computes slightly other numbers; set {name}={before}, or {START_FRESH_HINT}"
+            )
+        if config is not None and folders.has_ended(trial.name):
             inputs = inputs_of(config)
             refuse_other_inputs(folders.folder(trial.name), config, inputs, called=called)
 
@@ -212,13 +227,16 @@ def run_trials(
         run.begin()
         return
     show = partial(TrialProgress, total, job.metric, job.mode, total - count)
+    names = [trial.name for trial in trials]
     if cluster.workers == 0:
         run.begin()
-        run_here(job, left, show(is_alone=False))  # their own log is shown too
+        threads = job.folders.agreed_threads(names, cpu_count())
+        run_here(job, left, show(is_alone=False), threads)  # their own log is shown too
         return
     with trial_session(job, cluster, count):
         plan = plan_trials(job, cluster, count)
         run.begin()
+        plan = replace(plan, threads=job.folders.agreed_threads(names, plan.threads))
         logger.info(
             "%d trials at once (%g CPUs, %g GPUs and %d threads each)",
             plan.at_once, plan.cpus, plan.gpus, plan.threads,

@@ -8,10 +8,11 @@ continues where its files stand.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import yaml
 from pyarrow.fs import FileSelector
 
 from recon_ray.runs.folder import RunFolder
@@ -72,6 +73,19 @@ class TrialFolders:
         """Return what a trial failed with, in one sentence, else None."""
         text = self.folder(name).read(FAILURE)
         return None if text is None else text.partition("\n")[0]
+
+    def threads(self, name: str) -> int | None:
+        """Return the threads in the configuration of a trial, 0 without; None before it begins."""
+        try:
+            content = yaml.safe_load(self.folder(name).read("config.yaml") or "")
+            return content["runtime"]["threads"] or 0
+        except (yaml.YAMLError, KeyError, TypeError):
+            return None
+
+    def agreed_threads(self, names: Iterable[str], otherwise: int) -> int:
+        """Return the threads of the first of the trials that was begun: all have the same."""
+        found = (self.threads(name) for name in names)
+        return next((threads for threads in found if threads is not None), otherwise)
 
     def mark_failed(self, name: str, sentence: str, details: str = "") -> None:
         """Note what a trial failed with."""

@@ -52,7 +52,7 @@ class TrialJob:
 
     Attributes:
         run: Runs one trial in its process and returns its metrics; picklable. Its arguments are the
-            trial, what is shared, the threads that it may use, and a report of its progress.
+            trial, what is shared, its threads (0 leaves them to it), and a report of its progress.
         folders: Folders of the trials.
         section: Name of the options in messages (``sweep``).
         options: What a trial reserves and, in a sweep, what stops it early.
@@ -61,6 +61,7 @@ class TrialJob:
         device: ``runtime.device`` of the trials.
         inner: Workers of the run inside each trial; None for plain functions.
         epochs: Epochs of a whole trial, for early stopping.
+        grace: Epochs before which none is stopped.
         shared: Data that all trials read, placed in the object store once; ``nbytes`` is its size.
     """
 
@@ -73,6 +74,7 @@ class TrialJob:
     device: str = "auto"
     inner: ClusterSection | None = None
     epochs: int = 0
+    grace: int = 1
     shared: Any = None
 
     @property
@@ -95,10 +97,14 @@ class TrialJob:
         threads: int,
         report: Report,
     ) -> tuple[dict[str, float], str]:
-        """Run one trial; an error ends up in its folder and as a sentence."""
+        """Run one trial; an error ends up in its folder and as a sentence.
+
+        One that was begun before keeps its threads, whatever runs beside it now.
+        """
         self.folders.clear(trial.name)
+        own = self.folders.threads(trial.name)
         try:
-            return self.run(trial, shared, threads, report), ""
+            return self.run(trial, shared, threads if own is None else own, report), ""
         except Exception as error:
             line = (str(error).strip().splitlines() or ["no message"])[0]
             sentence = line if isinstance(error, ReconError) else f"{type(error).__name__}: {line}"
@@ -109,12 +115,12 @@ class TrialJob:
 # --- In this process ------------------------------------------------------------------------------
 
 
-def run_here(job: TrialJob, trials: Sequence[Trial], progress: TrialProgress) -> None:
+def run_here(job: TrialJob, trials: Sequence[Trial], progress: TrialProgress, threads: int) -> None:
     """Run the trials one after another, without Ray; what they log themselves is shown too."""
     for trial in trials:
         progress.started(trial.name)
         progress.show()
-        metrics, failure = job.run_safely(trial, job.shared, cpu_count(), lambda _: None)
+        metrics, failure = job.run_safely(trial, job.shared, threads, lambda _: None)
         if failure:
             progress.broke(trial.name, failure)
         else:
@@ -179,7 +185,7 @@ def _check_dashboard(job: TrialJob) -> None:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """Trials at once, and logical CPUs, GPUs (as Tune reserves them) and threads of each."""
+    """Trials at once; logical CPUs and GPUs, as Tune reserves them; threads of each worker."""
 
     at_once: int
     cpus: float
@@ -224,7 +230,7 @@ def plan_trials(job: TrialJob, cluster: ClusterSection, count: int) -> TrialPlan
         )
     if not joins_cluster(cluster):
         at_once = min(at_once, _wanted(job, count))
-    threads = max(1, usable_cores(cluster, cpus, len(described)) // at_once)
+    threads = max(1, usable_cores(cluster, cpus, len(described)) // (at_once * workers))
     if job.inner is not None:
         return TrialPlan(at_once, DRIVER_CPUS, 0.0, threads)  # its workers reserve the rest
     return TrialPlan(at_once, need.cpus, need.gpus, threads)

@@ -68,9 +68,11 @@ class TrialProgress:
             self.best = (value, name)
         return self._end(name, f"{self.metric} {value:.4g}")
 
-    def stopped(self, name: str) -> None:
+    def stopped(self, name: str, why: str) -> None:
         """Count a trial that was stopped early."""
-        self._end(name, "stopped early")
+        if not self._is_bar:
+            logger.info("trial %s was stopped early, %s", name, why)
+        self._end(name, f"stopped early, {why}")
 
     def broke(self, name: str, sentence: str) -> None:
         """Count a trial that has failed."""

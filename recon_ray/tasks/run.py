@@ -149,6 +149,7 @@ class Run:
         counts: Mapping[str, Any],
         draw: Callable[[], None] | None = None,
         prepared: PreparedSet | None = None,
+        status: str = "done",
         **more: Any,  # noqa: ANN401 - further records of the job
     ) -> JobResult:
         """Write ``result.json``, draw, and return the output of the job.
@@ -160,6 +161,7 @@ class Run:
             counts: Samples, classes, steps, workers.
             draw: Draws the run's figures; a figure that cannot be written is a failure of its own.
             prepared: The set that was evaluated on; recorded with protocol and weights.
+            status: ``done``, or ``incomplete`` where the same command has more to do.
             more: Further records.
         """
         if prepared is not None:
@@ -168,7 +170,7 @@ class Run:
             more = {**origin, "data": str(prepared.path), **more}
         result = {
             "job": self.job,
-            "status": "done",
+            "status": status,
             "metrics": dict(metrics),
             "selection": selection,
             "counts": dict(counts),

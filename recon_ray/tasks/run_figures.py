@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError
 from recon_ray.figures.charts import curve_figure, draw_confusion, draw_per_class
-from recon_ray.figures.shapes import clouds_of, sheet_figure
+from recon_ray.figures.shapes import attention_scale, clouds_of, sheet_figure
 from recon_ray.figures.views import ShapeView, reconstruct
 from recon_ray.models.cloud import CloudModel
 from recon_ray.points.random import SampleGenerator
@@ -104,12 +104,15 @@ def _reconstruct_some(
 def write_meshes(folder: RunFolder, views: Sequence[ShapeView], step: int = 0) -> None:
     """Write the clouds of shapes for TensorBoard's mesh plugin, as ``<kind>/<name>``.
 
+    All attention has one scale of color.
+
     Raises:
         OSError: If they cannot be written.
     """
+    scale = attention_scale(views)
     with SummaryWriter(str(folder.local / "tensorboard")) as board:
         for view in views:
-            for kind, arrays in clouds_of(view).items():
+            for kind, arrays in clouds_of(view, scale).items():
                 points, colors = (torch.from_numpy(array)[None] for array in arrays)  # (1, n, 3)
                 name = f"{kind}/{view.name}"
                 board.add_mesh(name, points, colors, config_dict=POINTS, global_step=step)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -30,6 +31,8 @@ from recon_ray.sweeps import trial_progress
 from recon_ray.sweeps.config import SweepConfig, SweepSection, TrialSection
 from recon_ray.sweeps.job import sweep
 from recon_ray.sweeps.ray_tune import run_on_ray
+from recon_ray.sweeps.tables import read_rows
+from recon_ray.sweeps.trial import run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob, plan_trials
 from recon_ray.sweeps.trial_progress import TrialProgress
@@ -77,6 +80,7 @@ class Tracked:
             "metrics": {"accuracy": x / 10 + shared["offset"]},
             "when": [began, time.time()],
             "epochs": self.epochs,
+            "threads": threads,
         }
         TrialFolders(self.folder).folder(trial.name).write("result.json", json.dumps(record))
         return record["metrics"]
@@ -145,6 +149,22 @@ def test_a_trial_that_raises_leaves_others_alone(cluster: ClusterSection, tmp_pa
     assert not (tmp_path / ".ray-tune").exists()
 
 
+def test_trials_that_are_left_have_the_threads_of_the_others(
+    cluster: ClusterSection, tmp_path: Path
+) -> None:
+    """Three of four had one thread each; the last one is alone on four CPUs now."""
+    job = tracked_job(tmp_path, TrialSection(gpus_per_trial=0))
+    trials = [Trial(f"t{x}", {"x": x}) for x in (1, 2, 3, 4)]
+    for trial in trials[:3]:
+        folder = job.folders.folder(trial.name)
+        folder.write("config.yaml", "runtime: {threads: 1}\n")
+        if trial.name != "t2":  # killed in the middle
+            folder.write("result.json", json.dumps({"status": "done", "metrics": {}}))
+    assert plan_trials(job, cluster, 2).threads == 2
+    run_trials(job, cluster, trials, run=SimpleNamespace(resume="auto", begin=lambda: None))
+    assert [job.folders.result(name)["threads"] for name in ("t2", "t4")] == [1, 1]
+
+
 def one_by_one(scheduler: str) -> SweepSection:
     options = {"reduction_factor": 2, "gpus_per_trial": 0, "max_concurrent": 1}
     return SweepSection(space={"x": {"grid": [1, 2]}}, scheduler=scheduler, **options)
@@ -156,7 +176,10 @@ def test_asha_stops_the_trials_that_lag_behind(cluster: ClusterSection, tmp_path
     run(job, cluster, trials)
     statuses = {t.name: job.folders.status(t.name) for t in trials}
     assert statuses == {"t5": "done", "t4": "stopped", "t3": "stopped", "t9": "done"}
-    assert job.folders.stopped("t4") == {"epoch": 1, "val/accuracy": 0.4}
+    assert job.folders.stopped("t4") == {
+        "epoch": 1, "val/accuracy": 0.4,
+        "reason": "val/accuracy 0.4 is below 0.5, where the best 1/2 of 1 others begins",
+    }  # fmt: skip
 
 
 def test_median_stopping_stops_those_below(cluster: ClusterSection, tmp_path: Path) -> None:
@@ -167,7 +190,11 @@ def test_median_stopping_stops_those_below(cluster: ClusterSection, tmp_path: Pa
     statuses = {t.name: job.folders.status(t.name) for t in trials}
     expected = {"t5": "done", "t4": "done", "t6": "done", "t1": "stopped", "t9": "done"}
     assert statuses == expected
-    assert job.folders.stopped("t1") == {"epoch": 1, "val/accuracy": 0.1}
+    stopped = job.folders.stopped("t1") or {}
+    assert (stopped["epoch"], stopped["val/accuracy"]) == (1, 0.1)
+    assert stopped["reason"].startswith("best val/accuracy 0.1 is below 0.5, the median of 3")
+    row = next(row for row in read_rows(job.folders, trials) if row.status == "stopped")
+    assert row.note.startswith("stopped after epoch 1: best val/accuracy 0.1 is below 0.5")
 
 
 def test_a_terminal_shows_a_bar_that_is_drawn_over_itself(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from recon_ray.config.help import dump_yaml
+from recon_ray.config.loader import override
+from recon_ray.data.format.published import unlike_published
 from recon_ray.errors import ConfigError
+from recon_ray.sweeps.disk import DiskEstimate
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.report import SweepStory, finish_trials, mean_metrics
 from recon_ray.sweeps.tables import (
@@ -26,7 +30,7 @@ from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob
 from recon_ray.tasks.classify.config import FinetuneConfig
-from recon_ray.tasks.classify.episodes import read_clouds
+from recon_ray.tasks.classify.episodes import SharedClouds, read_clouds, shared_clouds
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
@@ -35,6 +39,8 @@ from recon_ray.tasks.start_weights import resolve
 logger = logging.getLogger(__name__)
 
 METRIC = "accuracy"
+#: Cards of the sets that the published numbers are of: the whole one, and its published episodes.
+PUBLISHED_ON = ("modelnet40", "fewshot")
 #: Published mean and deviation by (way, shot), in percent; the kind of deviation is not stated.
 PUBLISHED = {
     (5, 10): (97.3, 1.9),
@@ -57,11 +63,14 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
     if job.dry_run:
         clouds = f"{shared.count} clouds in all ({megabytes:.1f} MB)"
         head = f"dry run: {len(trials)} episodes with {clouds}, nothing was run"
-        return JobResult("\n".join([head, *(f"  {trial.name}" for trial in trials)]))
+        disk = _disk(base, trials, shared, config.run.storage)
+        return JobResult("\n".join([head, *(f"  {trial.name}" for trial in trials), str(disk)]))
     run = open_run("fewshot", config, label=config.train.tune, resume=config.resume)
     folders = TrialFolders(run.folder.place)
     work = TrialWork("finetune", base, folders.storage, "val/accuracy")
     refuse_stale(run, folders, trials, work.config_of, called={})
+    left = [t for t in trials if run.resume == "never" or not folders.has_ended(t.name)]
+    _disk(base, left, shared, config.run.storage).warn()
     logger.info("%d episodes share %d clouds (%.1f MB)", len(trials), shared.count, megabytes)
     trial_job = TrialJob(
         run=work,
@@ -73,7 +82,15 @@ def fewshot(job: Job[FewshotConfig]) -> JobResult:
         shared=shared,
     )
     run_trials(trial_job, config.cluster, trials, run=run)
-    return _finish(run, [with_episode(row) for row in read_rows(folders, trials)])
+    is_theirs = not unlike_published(prepared, PUBLISHED_ON)
+    return _finish(run, [with_episode(row) for row in read_rows(folders, trials)], is_theirs)
+
+
+def _disk(
+    base: FinetuneConfig, trials: Sequence[Trial], shared: SharedClouds, storage: str
+) -> DiskEstimate:
+    with shared_clouds(shared):
+        return DiskEstimate(storage, [override(base, trial.values) for trial in trials])
 
 
 def fold_config(config: FewshotConfig) -> FinetuneConfig:
@@ -112,11 +129,15 @@ def fold_trial(base: FinetuneConfig, episode: tuple[int, int, int]) -> Trial:
 # --- Results --------------------------------------------------------------------------------------
 
 
-def _finish(run: Run, rows: list[TrialRow]) -> JobResult:
+def _finish(run: Run, rows: list[TrialRow], is_theirs: bool) -> JobResult:
     groups = spreads(rows, METRIC, over=("fold", "train.global_batch_size"))
     head, cells = summary_cells(groups, METRIC, percent=is_fraction(METRIC, rows))
-    beside = [[*line, _published(group)] for line, group in zip(cells, groups, strict=True)]
-    summary = [*head, "published (ModelNet40), mean ± std in %"], beside
+    kind = ""
+    if is_theirs:
+        head = [*head, "published (ModelNet40), mean ± std in %"]
+        cells = [[*line, _published(group)] for line, group in zip(cells, groups, strict=True)]
+        kind = "; the published kind is not stated"
+    summary = head, cells
     own = sorted({row.selection for row in rows if row.selection})
     story = SweepStory(
         title=f"Few-shot {run.config.run.name}",
@@ -132,7 +153,7 @@ def _finish(run: Run, rows: list[TrialRow]) -> JobResult:
     metrics = mean_metrics(named)
     means = [metrics[name] for name in named if name in metrics]
     whole = {METRIC: fmean(means)} if means else {}
-    table = f"{text_table(*summary)}\nstd: {DEVIATION}; the published kind is not stated"
+    table = f"{text_table(*summary)}\nstd: {DEVIATION}{kind}"
     return finish_trials(run, story, table=table, metrics=whole | metrics)
 
 

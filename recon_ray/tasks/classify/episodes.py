@@ -63,13 +63,15 @@ def read_clouds(
 
     Raises:
         ConfigError: If the folder of episodes is not there, or they are of another set.
-        DataError: If an episode or a cloud is missing.
+        DataError: If an episode or a cloud is missing, or an episode is another one again.
     """
     folder = _folder(config)
     _check_match(folder, prepared)
     try:
         episodes = read_episodes(folder)
-        rows = pa.concat_tables([episode_rows(episodes, episode) for episode in wanted])
+        parts = {episode: episode_rows(episodes, episode) for episode in wanted}
+        _refuse_repeated(parts)
+        rows = pa.concat_tables(parts.values())
     except DataError as error:
         reason = str(error).removeprefix(f"{folder}: ")
         raise DataError(f"data.episodes={folder}: {reason}") from error
@@ -99,6 +101,20 @@ def open_episode(config: FinetuneConfig, prepared: PreparedSet) -> PreparedSet:
     found = known or read_clouds(config, prepared, [episode])
     outputs = len(prepared.classes) if config.flags.full_fewshot_head else None
     return make_episode(prepared, found.episodes, episode, found.clouds, outputs=outputs)
+
+
+def _refuse_repeated(episodes: dict[tuple[int, int, int], pa.Table]) -> None:
+    """Refuse episodes of the same shapes in the same order: they count as independent runs."""
+    first: dict[tuple[object, ...], tuple[int, int, int]] = {}
+    for episode, rows in episodes.items():
+        own = rows.select(["split", "object_id", "label"]).to_pydict()
+        earlier = first.setdefault(tuple(map(tuple, own.values())), episode)
+        if earlier != episode:
+            raise DataError(
+                f"fold {episode[2]} of {episode[0]}-way {episode[1]}-shot has the same shapes in "
+                f"the same order as fold {earlier[2]}; leave one of them out (fewshot.folds), or "
+                "draw the episodes again"
+            )
 
 
 def _key(config: FinetuneConfig) -> tuple[str, str]:

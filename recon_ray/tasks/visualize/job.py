@@ -11,7 +11,8 @@ import torch
 
 from recon_ray.config.fields import with_option
 from recon_ray.errors import ConfigError
-from recon_ray.figures.shapes import shape_figure, sheet_figure, write_clouds
+from recon_ray.figures.panels import ValueScale
+from recon_ray.figures.shapes import attention_scale, shape_figure, sheet_figure, write_clouds
 from recon_ray.figures.token_attention import encoders_with_tokens
 from recon_ray.figures.views import ShapeView, attend, reconstruct
 from recon_ray.models.cloud import CloudModel
@@ -148,20 +149,23 @@ def write_pictures(folder: RunFolder, views: Sequence[ShapeView]) -> list[str]:
         CheckpointError: If a file cannot be written.
     """
     figures = folder.local / "figures"
+    scale = attention_scale(views)  # pictures, sheets and clouds compare
     with writing_figures(folder):
-        written = _write_sheets(figures, views)
-        written += [shape_figure(view, figures / f"{view.name}.png") for view in views]
+        written = _write_sheets(figures, views, scale)
+        written += [shape_figure(view, figures / f"{view.name}.png", scale) for view in views]
         for view in views:
-            written += write_clouds(view, figures / "clouds")
+            written += write_clouds(view, figures / "clouds", scale)
         write_meshes(folder, views)
         folder.publish()
     return [path.relative_to(folder.local).as_posix() for path in written]
 
 
-def _write_sheets(figures: Path, views: Sequence[ShapeView]) -> list[Path]:
+def _write_sheets(figures: Path, views: Sequence[ShapeView], scale: ValueScale) -> list[Path]:
     parts = [views[first : first + SHEET_ROWS] for first in range(0, len(views), SHEET_ROWS)]
     names = ["sheet.png", *(f"sheet-{number}.png" for number in range(2, len(parts) + 1))]
-    return [sheet_figure(part, figures / name) for part, name in zip(parts, names, strict=True)]
+    return [
+        sheet_figure(part, figures / name, scale) for part, name in zip(parts, names, strict=True)
+    ]
 
 
 def _check_points(model: CloudModel, shapes: Sequence[ChosenShape]) -> None:

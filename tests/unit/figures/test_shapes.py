@@ -4,16 +4,23 @@ import numpy as np
 import pytest
 from drawn_pixels import is_blue, is_orange, read
 
+from recon_ray.figures import shapes
 from recon_ray.figures.panels import (
     OVERLAP_COLOR,
     UNSEEN_COLOR,
     VALUE_COLORS,
+    ValueScale,
     project,
     rgb,
-    value_colors,
-    value_range,
 )
-from recon_ray.figures.shapes import clouds_of, panels_of, shape_figure, sheet_figure, write_clouds
+from recon_ray.figures.shapes import (
+    attention_scale,
+    clouds_of,
+    panels_of,
+    shape_figure,
+    sheet_figure,
+    write_clouds,
+)
 from recon_ray.figures.views import Reconstruction, ShapeView
 
 
@@ -76,21 +83,56 @@ def test_one_repeated_point_makes_a_picture_and_no_shape_none(tmp_path):
     values = {"class": np.ones(5, dtype=np.float32)}
     view = ShapeView("x", "x", np.zeros((5, 3), dtype=np.float32), None, values)
     assert shape_figure(view, tmp_path / "x.png").is_file()
-    nothing = {"class": np.full(5, np.nan, dtype=np.float32)}
-    assert value_range(nothing["class"]) == (0.0, 1.0)
+    nothing = np.full(5, np.nan, dtype=np.float32)
+    assert ValueScale.over([nothing]) == ValueScale.over([]) == ValueScale(0.5, 2.0)
     with pytest.raises(ValueError, match="at least one"):
         sheet_figure([], tmp_path / "s.png")
 
 
 def test_values_go_from_the_first_to_the_last_color_and_unseen_points_have_their_own():
-    values = np.array([np.nan, *np.linspace(1, 3, 1000)], dtype=np.float32)
-    colors = value_colors(values)
+    values = np.array([np.nan, 0.2, 1.0, 2.0, 5.0], dtype=np.float32)
+    scale = ValueScale.over([values, values[:2]])
+    assert (scale.low, scale.high) == (pytest.approx(0.2), 5.0)
+    assert scale.labels() == {0.0: "0.20", 0.25: "1", 1.0: "5.00"}
+    colors = scale.colors(values)
     np.testing.assert_array_equal(colors[0], rgb(UNSEEN_COLOR))
-    np.testing.assert_allclose(colors[1], rgb(VALUE_COLORS[0]), atol=1e-6)
-    np.testing.assert_allclose(colors[-1], rgb(VALUE_COLORS[-1]), atol=1e-6)
-    low, high = value_range(values)
-    assert low == 1
-    assert high == pytest.approx(2.98, abs=0.01)  # a hundredth lies above
+    for color, anchor in zip(colors[1:], (0, 1, None, -1), strict=True):
+        if anchor is not None:
+            np.testing.assert_allclose(color, rgb(VALUE_COLORS[anchor]), atol=1e-6)
+    # Twice an even share is a quarter of the way from 1 to 5: at 7/16 of all colors.
+    between = rgb(VALUE_COLORS[1]) + 0.75 * (rgb(VALUE_COLORS[2]) - rgb(VALUE_COLORS[1]))
+    np.testing.assert_allclose(colors[3], between, atol=1e-6)
+
+
+def test_flat_attention_looks_flat():
+    """Differences of rounding are no attention: no hot color, and none of a picture by itself."""
+    noise = np.random.default_rng(0).uniform(-1e-4, 1e-4, 500).astype(np.float32)
+    flat = np.float32(1) + noise
+    neutral = rgb(VALUE_COLORS[1])
+    for pictures in ([flat], [flat, np.array([0.1, 9], dtype=np.float32)]):
+        colors = ValueScale.over(pictures).colors(flat)
+        np.testing.assert_allclose(colors, np.broadcast_to(neutral, colors.shape), atol=1e-3)
+
+
+def test_a_sheet_has_one_scale_and_prints_its_range(tmp_path, view, monkeypatch):
+    strong = {"class": np.linspace(0.3, 7.5, 200, dtype=np.float32)}
+    weak = {"class": np.linspace(0.9, 1.1, 200, dtype=np.float32)}
+    views = [only(view, attention=values) for values in (strong, weak)]
+    scale = attention_scale(views)
+    assert (scale.low, scale.high) == (pytest.approx(0.3), 7.5)
+    printed = []
+    monkeypatch.setattr(shapes, "_draw_bar", lambda *arguments: printed.append(arguments[-1]))
+    sheet_figure(views, tmp_path / "s.png")
+    assert printed == [{0.0: "0.30", 0.25: "1", 1.0: "7.50"}]
+    pixels = read(sheet_figure(views, tmp_path / "s.png"))
+    first, second = np.array_split(pixels[80:-60, pixels.shape[1] // 2 :], 2)
+    hot = [
+        ((part[..., 0] > 90) & (part[..., 1:] < 60).all(axis=-1)).sum() for part in (first, second)
+    ]
+    assert hot[0] > 200
+    assert hot[1] == 0
+    _, dark = clouds_of(views[1], scale)["attention-class"]
+    assert dark[:, 1].min() > 150  # of no red
 
 
 def read_ply(path):

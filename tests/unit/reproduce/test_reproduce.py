@@ -24,8 +24,7 @@ from recon_ray.errors import ConfigError
 from recon_ray.reproduce.config import ReproduceConfig
 from recon_ray.reproduce.job import reproduce
 from recon_ray.reproduce.paper import ROWS
-from recon_ray.reproduce.plan import TablePlan, plan_table
-from recon_ray.reproduce.table import set_notes
+from recon_ray.reproduce.plan import TablePlan, plan_table, set_notes
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.tasks.classify.config import EvaluateConfig
 from recon_ray.tasks.registry import Job, JobResult
@@ -52,7 +51,7 @@ def make(tiny_prepared: PreparedSet, tiny_parts: PreparedSet, tmp_path: Path) ->
     points = {"data.num_points": 64}
     rows = {
         "obj_bg": {**TRAIN, **points},
-        "modelnet40_8k": {**TRAIN, **points},
+        "modelnet40_8k": {**TRAIN, **points, "optim.weight_decay": 0.1},
         "voting": {"eval.votes": 2, "eval.repeats": 2},
         "zeroshot_modelnet10": {**points, "teacher.text.name": "descriptor:32"},
         "svm": {**points, "probe": {"knn": [1], "draws": 2, "shots": 2}},
@@ -109,6 +108,7 @@ def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(make: Make, tmp_
     assert (skipped["measured"], skipped["count"]) == ("skipped", 0)
     assert "sets.modelnet40.path=absent: no such folder" in skipped["absent"]
     assert lines["ShapeNetPart, instance mIoU"]["measured"] == "failed"
+    assert json.loads(_read(folder))["status"] == "incomplete"
 
     # The sets are there now, and the row is mended: only what was not done is run.
     second = run(make())
@@ -117,7 +117,7 @@ def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(make: Make, tmp_
     assert len(times(folder / "trials")) == 12
     result = json.loads(_read(folder))
     lines = {line["title"]: line for line in result["lines"]}
-    assert result["counts"]["done"] == 11
+    assert (result["counts"]["done"], result["status"]) == (11, "done")
     for title, row, metric in (
         ("ScanObjectNN OBJ_BG, plain", "obj_bg", "accuracy"),
         ("ScanObjectNN OBJ_BG, voting", "obj_bg_vote", "accuracy_vote_mean"),
@@ -133,8 +133,13 @@ def test_the_table_is_that_of_its_runs_and_nothing_is_run_twice(make: Make, tmp_
         _metric(folder, "zeroshot_modelnet10", f"zeroshot_accuracy{end}") for end in ("", "_test")
     )
     # What the numbers were measured on is said of every line.
-    assert "stand-in" not in lines["ScanObjectNN OBJ_BG, plain"]["measured"]  # so declared
+    declared = lines["ScanObjectNN OBJ_BG, voting"]
+    assert declared["measured"].startswith("declared to be the published set, other pre-training")
+    assert declared["published_percent"] == 95.35
     assert lines["linear SVM ModelNet40"]["measured"].startswith("stand-in, other pre-training")
+    # Published numbers are not shown beside those of other sets.
+    assert lines["linear SVM ModelNet40"]["published_percent"] is None
+    assert "93.4 %" not in second.table
     assert "other pre-training: synthetic, descriptor teachers" in second.table
     assert "[1]" in second.table
     assert "2 of 8 seeds" in second.table
@@ -188,8 +193,32 @@ def test_the_plan_has_steps_lengths_numbers_and_what_is_missing(make: Make, tmp_
     assert "after obj_bg, 2 of 8 seeds, 2 of 299 rounds of voting, 2 of 10 subsets" in voting
     assert "partseg skipped: sets.shapenetpart.path is null" in text
     assert text.endswith("11 runs are left, 10 epochs of training in all")
+    assert re.search(r"^disk: 5 trainings keep up to 0\.0 GB of checkpoints", text, re.MULTILINE)
+    (svm,) = (line for line in text.splitlines() if line.startswith("svm "))
+    assert "93.4 %" not in svm  # it would be measured on a stand-in
     chosen = run(make(reproduce={"rows": ["obj_bg"]}), dry_run=True).table
     assert chosen.endswith("3 runs are left, 6 epochs of training in all")
+
+
+def test_rows_of_equal_runs_share_them(make: Make, tmp_path: Path) -> None:
+    """Two sets are one folder: the fine-tunings and voting of the second row would be the same."""
+    row = {**TRAIN, "data.num_points": 64}
+    config = make({"modelnet40_8k": row}, reproduce={"rows": ["obj_bg", "modelnet40_8k", "voting"]})
+    text = run(config, dry_run=True).table
+    assert text.endswith("5 runs are left, 6 epochs of training in all")
+    assert "the runs of obj_bg_vote" in text
+    result = run(config)
+    assert result.failure is None
+    trials = tmp_path / "runs" / "t" / "trials"
+    assert sorted(path.name for path in trials.iterdir()) == [
+        "obj_bg_seed-0", "obj_bg_seed-1", "obj_bg_vote_seed-0", "obj_bg_vote_seed-1", "pretrain",
+    ]  # fmt: skip
+    record = json.loads(_read(trials.parent))
+    assert record["counts"]["trials"] == 4
+    lines = {line["title"]: line for line in record["lines"]}
+    first, second = (lines[f"{name}, voting"] for name in ("ScanObjectNN OBJ_BG", "ModelNet40 8k"))
+    assert (first["mean"], first["trials"]) == (second["mean"], second["trials"])
+    assert "runs of obj_bg_vote: equal options, set and seeds" in second["notes"]
 
 
 def test_missing_weights_skip_their_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +255,7 @@ def test_few_shot_folds_fill_the_lines_of_their_setting(make: Make, tmp_path: Pa
     found = [_metric(tmp_path / "runs" / "t", fold, "accuracy") for fold in folds]
     assert lines["5-way 10-shot"]["trials"] == folds
     assert lines["5-way 10-shot"]["mean"] == pytest.approx(sum(found) / 2, abs=1e-12)
-    assert lines["5-way 10-shot"]["published_percent"] == 97.3
+    assert lines["5-way 10-shot"]["published_percent"] is None  # of ModelNet40
     assert lines["10-way 20-shot"]["count"] == 0
     assert "stand-in: synthetic (train 50, test 20)" in result.table
 
@@ -309,5 +338,5 @@ def test_a_part_is_no_stand_in(make: Make, tiny_prepared: PreparedSet, tmp_path:
     found = notes()
     assert found["zeroshot_modelnet10"] == ["part of the set: train 24 of 3,991"]
     assert found["svm"] == ["stand-in: synthetic (train 24, test 12)"]
-    assert found["obj_bg"] == []  # declared to be the genuine one
+    assert found["obj_bg"] == ["declared to be the published set: synthetic (train 24, test 12)"]
     assert notes(stand_in=True)["zeroshot_modelnet10"][0].startswith("stand-in: ModelNet10")

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from recon_ray.errors import ConfigError
 from recon_ray.sweeps.config import SweepSection
-from recon_ray.sweeps.optuna_search import OptunaSource, import_optuna
+from recon_ray.sweeps.optuna_search import OptunaSource, import_optuna, most_trials
 from recon_ray.sweeps.search_space import parse_space
 
 SPACE = {
@@ -48,6 +48,21 @@ def test_a_continued_search_finishes_what_was_begun_and_counts_what_is_done() ->
     assert found.suggest("c") == Searcher.FINISHED
     found.on_trial_complete("a", error=True)
     found.on_trial_complete("b", {"accuracy": 0.7})
+
+
+def test_what_was_tried_is_not_proposed_again_and_a_small_space_ends() -> None:
+    pytest.importorskip("optuna", reason="Optuna is not installed (recon-ray[search])")
+    space = {"train.tune": {"choice": ["full", "mlp3"]}, "train.epochs": {"randint": [1, 3]}}
+    options = SweepSection(space=space, samples=20, search="optuna")
+    assert most_trials(parse_space(space), options) == 6
+    assert most_trials(parse_space(SPACE), options) == 20
+    begun = {"train.tune": "full", "train.epochs": 2}
+    found = OptunaSource(parse_space(space), options, "accuracy", earlier=[(begun, 0.9)])
+    proposed = [begun]
+    while (suggested := found.suggest(str(len(proposed)))) != Searcher.FINISHED:
+        proposed.append(suggested["trial"]["values"])
+        found.on_trial_complete(str(len(proposed) - 1), {"accuracy": 0.1})
+    assert len(proposed) == len({tuple(values.items()) for values in proposed}) == 6
 
 
 def test_without_optuna_the_search_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

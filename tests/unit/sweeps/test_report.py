@@ -30,7 +30,8 @@ def page(folder: Path, **more: object) -> str:
         records = [{"step": s, "epoch": 0, "train/loss": 1 / (s + number)} for s in range(1, 9)]
         lines = "".join(json.dumps(record) + "\n" for record in records)
         folders.folder(name).write("metrics.jsonl", lines)
-    rows.append(TrialRow("t6", {"optim.lr": 1.0, "train.tune": "full"}, "stopped"))
+    varied = {"optim.lr": 1.0, "train.tune": "full"}
+    rows.append(TrialRow("t6", varied, "stopped", epoch=3, reason="0.2 < 0.4"))
     rows.append(
         TrialRow("<t7>", {"optim.lr": 2.0, "train.tune": "full"}, "failed", error="no & no")
     )
@@ -54,6 +55,8 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     assert "last epoch &amp; nothing else" in text
     assert '<p class="bad">&lt;t7&gt; failed: no &amp; no</p>' in text
     assert "Trials that were stopped early are left out" in text
+    assert '<td class="text">stopped after epoch 3: 0.2 &lt; 0.4</td>' in text
+    assert '<td class="text">no &amp; no</td>' in text
     assert "<pre>job: &lt;finetune&gt;\n</pre>" in text
     assert "<td>a &lt;b&gt; &amp; c</td>" in text
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,10 +26,13 @@ from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, DataError, ReconError
+from recon_ray.sweeps import trial
 from recon_ray.sweeps.config import SweepConfig
+from recon_ray.sweeps.disk import DiskEstimate
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fewshot, fold_trial
 from recon_ray.sweeps.job import sweep
+from recon_ray.sweeps.sweep_plan import plan_sweep
 from recon_ray.tasks.classify import episodes as episode_sets
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.episodes import open_episode, shared_clouds
@@ -77,6 +84,7 @@ def test_a_failed_trial_runs_again_and_no_other(make_sweep: MakeSweep, tmp_path:
     assert record["counts"] == {"trials": 3, "done": 2, "stopped": 0, "failed": 1, "waiting": 0}
     kept = [path.name for path in trials.glob("*/checkpoints/*/*.pt")]  # no optimizer
     assert {*kept} == {"model.pt", "progress.pt"}
+    assert record["status"] == "incomplete"
     assert (tmp_path / "s" / "report.html").read_text().count("data:image/png") == 2
 
 
@@ -91,9 +99,91 @@ def test_figures_over_seeds_are_those_of_the_files(make_sweep: MakeSweep, tmp_pa
     assert record["metrics"]["accuracy"] == pytest.approx(mean, abs=1e-12)
     assert record["metrics"]["accuracy_std"] == pytest.approx(deviation, abs=1e-12)
     assert "none is left out" in record["selection"]
+    assert record["status"] == "done"
     table = pq.read_table(tmp_path / "s" / "trials.parquet")
     assert table["metrics.accuracy"].to_pylist() == numbers
     assert table["run.seed"].to_pylist() == [0, 1, 2]
+
+
+def test_equal_draws_are_run_once_and_counted_once(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    """Four draws of two values, with two seeds each."""
+    space = {"train.tune": {"choice": ["full", "mlp3"]}}
+    options = {"space": space, "samples": 4, "seed": 1, "seeds": 2}
+    config = make_sweep(options)
+    planned = sweep(Job("sweep", config, {}, (), dry_run=True)).table
+    assert "4 of 8 draws repeat the configuration and seed of an earlier one" in planned
+    result = run(config)
+    record = json.loads((tmp_path / "s" / "result.json").read_text())
+    assert record["counts"]["trials"] == len([*(tmp_path / "s" / "trials").iterdir()]) == 4
+    assert [(line["count"], len({*line["trials"]})) for line in record["summary"]] == [(2, 2)] * 2
+    assert record["notes"][0].endswith("each is run once and counts once")
+    assert record["notes"][0] in result.table
+    assert record["notes"][0] in (tmp_path / "s" / "report.html").read_text()
+    (tmp_path / "s" / "result.json").unlink()
+    assert run(make_sweep({**options, "samples": 5})).failure is None  # the first ones stay
+
+
+def test_missing_seeds_are_not_said_to_be_counted(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    run(make_sweep({"seeds": 3}))
+    (lost,) = (tmp_path / "s" / "trials").glob("*_seed-1")
+    (lost / "result.json").unlink()
+    write_json(lost / "environment.json", {"job": "embed"})  # so that it is refused
+    result = run(make_sweep({"seeds": 3}))
+    record = json.loads((tmp_path / "s" / "result.json").read_text())
+    assert result.failure is not None
+    assert record["status"] == "incomplete"
+    assert "Mean over all seeds but those of 001_seed-1, which are not done" in record["selection"]
+    assert "2 of 3" in result.table
+
+
+def test_a_trial_that_continues_alone_keeps_its_threads(
+    make_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of threads sums in another order."""
+
+    def threads() -> list[int]:
+        files = sorted((tmp_path / "s" / "trials").glob("*/config.yaml"))
+        return [load(FinetuneConfig, [str(file)]).config.runtime.threads or 0 for file in files]
+
+    monkeypatch.setattr(trial, "cpu_count", lambda: 1)
+    run(make_sweep({"seeds": 3}, runtime={}))
+    assert threads() == [1, 1, 1]
+    # One was killed in the middle, another one before it began; the machine has more room now.
+    folders = sorted((tmp_path / "s" / "trials").iterdir())
+    before = json.loads((folders[1] / "result.json").read_text())["metrics"]
+    (folders[1] / "result.json").unlink()
+    shutil.rmtree(folders[2])
+    monkeypatch.setattr(trial, "cpu_count", lambda: 2)
+    run(make_sweep({"seeds": 3}, runtime={}))
+    assert threads() == [1, 1, 1]
+    assert (
+        json.loads((folders[1] / "result.json").read_text())["metrics"]["accuracy"]
+        == (before["accuracy"])
+    )
+    with pytest.raises(ConfigError, match=r"config\.runtime\.threads=2: .* was begun with 1, "):
+        run(make_sweep({"seeds": 3}, runtime={"threads": 2}))
+
+
+def test_the_plan_states_the_disk(
+    make_sweep: MakeSweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kept are as many checkpoints as configured; the estimate is that of the files."""
+    options = {"space": {"optim.lr": {"grid": [1e-3, 1e-4]}}, "seeds": 2}
+    config = make_sweep(options, train={**TINY["train"], "keep_checkpoints": 2})
+    text = sweep(Job("sweep", config, {}, (), dry_run=True)).table
+    assert re.search(r"disk: 4 trainings keep up to 0\.0 GB of checkpoints in .* GB are free", text)
+    trials = [FinetuneConfig(**config.config)] * 4
+    estimate = DiskEstimate(str(tmp_path), trials)
+    run(config)
+    steps = [*(tmp_path / "s" / "trials").glob("*/checkpoints/step-*")]
+    sizes = [sum(file.stat().st_size for file in step.iterdir()) for step in steps]
+    assert max(sizes) < estimate.total / 8 * 1.5
+    assert max(sizes) > estimate.total / 8 * 0.9
+    estimate.total = 10**18
+    with caplog.at_level(logging.WARNING):
+        estimate.warn()
+    assert "keep up to 1000000000.0 GB" in caplog.text
+    assert "free space, or lower train.keep_checkpoints" in caplog.text
 
 
 def test_a_trial_can_be_run_again_by_hand_and_is_in_tensorboard(
@@ -174,6 +264,33 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("train", "more", "message"),
+    [
+        ({"epochs": 2}, {}, r"would stop nothing: the grace is 2 of config\.train\.epochs=2"),
+        ({"epochs": 9}, {"grace_epochs": 9}, r"the grace is 9 of config\.train\.epochs=9"),
+        ({"epochs": 9, "steps": 3}, {}, r"config\.train\.steps=3 may end a trial within one"),
+    ],
+)
+def test_a_scheduler_that_could_not_judge_is_refused(
+    make_sweep: MakeSweep, train: dict[str, int], more: dict[str, Any], message: str
+) -> None:
+    watched = {"watch": "train/loss", "watch_mode": "min", "scheduler": "median", **more}
+    options = {"space": {"optim.lr": {"grid": [1e-3]}}, **watched}
+    config = make_sweep(options, train={**TINY["train"], **train})
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
+    with pytest.raises(ConfigError, match=message):
+        run(config)
+
+
+def test_the_grace_is_the_warm_up_and_a_quarter_of_the_longest_trial(
+    make_sweep: MakeSweep,
+) -> None:
+    space = {"train.epochs": {"grid": [8, 20]}, "optim.warmup_epochs": {"uniform": [0.5, 2.5]}}
+    config = make_sweep({"space": space, "scheduler": "none"})
+    assert plan_sweep(config, {}).grace == max(1 + 5, 3 + 2)
+
+
 def test_a_scheduler_needs_something_to_compare(make_sweep: MakeSweep) -> None:
     config = make_sweep({"space": {"optim.lr": {"grid": [1e-3]}}, "scheduler": "asha"})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
@@ -247,6 +364,7 @@ def test_folds_are_averaged(tiny_prepared: PreparedSet, episodes: Path, tmp_path
     numbers = [json.loads(path.read_text())["metrics"]["accuracy"] for path in files]
     record = json.loads((folder / "result.json").read_text())
     assert len(numbers) == 2
+    assert record["status"] == "done"
     assert record["metrics"]["accuracy_2way_3shot"] == pytest.approx(sum(numbers) / 2, abs=1e-12)
     half = abs(numbers[0] - numbers[1]) / math.sqrt(2)  # ddof=1 of two numbers
     assert record["metrics"]["accuracy_2way_3shot_std"] == pytest.approx(half, abs=1e-12)
@@ -262,6 +380,29 @@ def test_an_episode_that_only_batches_of_one_divide_is_refused() -> None:
     message = r"global_batch_size=8: an episode of 11 x 1 shapes .* raise it to 11"
     with pytest.raises(ConfigError, match=message):
         fold_trial(config, (11, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("card", "is_theirs"),
+    [
+        (None, False),
+        ({"name": "modelnet10", "title": "ModelNet10", "counts": {"train": 24, "test": 12}}, False),
+        ({"name": "modelnet40", "title": "ModelNet40", "counts": {"train": 99, "test": 12}}, False),
+        ({"name": "modelnet40", "title": "ModelNet40", "counts": {"train": 24, "test": 12}}, True),
+    ],
+)
+def test_published_numbers_stand_beside_those_of_their_set_only(
+    tiny_prepared: PreparedSet, tmp_path: Path, card: dict[str, Any] | None, is_theirs: bool
+) -> None:
+    shutil.copytree(tiny_prepared.path, tmp_path / "set")
+    manifest = json.loads((tmp_path / "set" / "_manifest.json").read_text())
+    write_json(tmp_path / "set" / "_manifest.json", {**manifest, "card": card})
+    prepared = PreparedSet.open(tmp_path / "set")
+    result = run_few(prepared, draw(prepared, tmp_path, test_per_class=4), tmp_path / "r")
+    assert result.failure is None
+    page = (tmp_path / "r" / "f" / "report.html").read_text()
+    for text in (result.table, page):
+        assert ("published (ModelNet40)" in text) == is_theirs
 
 
 def test_the_published_protocol_of_folds_runs_end_to_end(tmp_path: Path) -> None:
@@ -359,6 +500,14 @@ def test_episodes_are_checked(tiny_prepared: PreparedSet, episodes: Path, tmp_pa
         run_few(tiny_prepared, episodes, tmp_path / "r", fewshot=section)
     with pytest.raises(ConfigError, match=r"data\.episodes=.*absent: no such folder"):
         run_few(tiny_prepared, tmp_path / "absent", tmp_path / "r")
+    table = read_episodes(episodes)
+    first = table.filter(pc.equal(table["fold"], 0))
+    second = first.set_column(2, table.field("fold"), pa.array([1] * len(first), pa.int16()))
+    twice = write_table(episodes, "episodes.parquet", pa.concat_tables([first, second]))
+    record = {"manifest_sha256": tiny_prepared.manifest_hash, **twice}
+    write_json(episodes / EPISODES_RECORD, record)
+    with pytest.raises(DataError, match=r"fold 1 of 2-way 3-shot has the same shapes .* as fold 0"):
+        run_few(tiny_prepared, episodes, tmp_path / "r")
     write_json(episodes / EPISODES_RECORD, {"manifest_sha256": "0" * 64})
     with pytest.raises(ConfigError, match="were drawn from another set"):
         run_few(tiny_prepared, episodes, tmp_path / "r")

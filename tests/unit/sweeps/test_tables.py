@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,14 @@ from recon_ray.sweeps.tables import (
     mean_and_deviation,
     numbers_of,
     ranked,
+    read_rows,
     spreads,
+    stopped_cells,
     summary_cells,
     trials_table,
 )
+from recon_ray.sweeps.trial_folders import TrialFolders
+from recon_ray.sweeps.trial_placement import Trial
 
 
 def row(name: str, lr: float, seed: int, accuracy: float, **more: object) -> TrialRow:
@@ -41,6 +46,7 @@ def test_mean_and_sample_deviation_are_those_of_a_hand_calculation() -> None:
     # sqrt((0.1² + 0 + 0.1²) / (3 - 1)) = 0.1; with ddof=0 it would be 0.0816
     assert first.deviation == pytest.approx(0.1, abs=1e-12)
     assert (second.mean, len(second.numbers)) == (0.95, 1)
+    assert (first.counted, second.counted) == ("3", "1 of 2")
     assert math.isnan(second.deviation)
     assert second.record()["std"] is None
     assert set(first.labeled) == {"last epoch", "best on test"}
@@ -71,11 +77,28 @@ def test_a_failed_trial_is_a_row_without_numbers_and_mixed_values_are_texts() ->
     assert trials_table(rows)["x"].to_pylist() == ["1", "a", "null"]
 
 
+def test_a_stopped_trial_is_listed_with_epoch_and_reason(tmp_path: Path) -> None:
+    folders = TrialFolders(str(tmp_path))
+    folders.mark_stopped("f", {"epoch": 4, "val/accuracy": 0.2, "reason": "it lags"})
+    folders.mark_stopped("g", {"epoch": 2, "val/accuracy": 0.1})  # of an earlier version
+    rows = [*ROWS, *read_rows(folders, [Trial(name, {"optim.lr": 1e-5}) for name in "fg"])]
+    head, cells = stopped_cells(rows)
+    assert head == ["stopped early", "optim.lr", "when and why"]
+    assert cells[0] == ["f", "1e-05", "stopped after epoch 4: it lags"]
+    assert cells[1][-1] == "stopped after epoch 2: by the scheduler"
+    table = trials_table(rows).to_pydict()
+    assert table["stopped_epoch"][-3:] == [None, 4, 2]
+    assert table["reason"][-2:] == ["it lags", ""]
+    assert table["metrics.val/accuracy"][-2:] == [0.2, 0.1]
+    assert len(spreads(rows, "accuracy")) == 3
+    assert len(ranked(spreads(rows, "accuracy"), "max")) == 2
+
+
 def test_cells_show_percent_and_no_deviation_of_one() -> None:
     head, cells = summary_cells(spreads(ROWS, "accuracy"), "accuracy", percent=True)
     assert head[:3] == ["optim.lr", "trials", "accuracy, mean ± std"]
     assert cells[0][:5] == ["0.001", "3", "90.00 % ± 10.00 %", "80.00 %", "100.00 %"]
-    assert cells[1][2] == "95.00 %"
+    assert cells[1][1:3] == ["1 of 2", "95.00 %"]
     assert mean_and_deviation(numbers_of([], "accuracy"), percent=False) == "-"
     assert is_fraction("accuracy", ROWS)
     assert not is_fraction("loss_last", ROWS)

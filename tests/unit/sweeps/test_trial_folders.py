@@ -29,6 +29,17 @@ def test_only_whole_results_count(tmp_path: Path) -> None:
     assert (folders.status("b"), folders.stopped("b")) == ("stopped", {"epoch": 2})
 
 
+def test_threads_are_those_of_the_first_trial_that_began(tmp_path: Path) -> None:
+    folders = TrialFolders(str(tmp_path))
+    assert folders.agreed_threads(["a", "b", "c"], 7) == 7
+    folders.folder("c").write("config.yaml", "runtime: {threads: 1}\n")
+    folders.folder("b").write("config.yaml", "runtime: {threads: null}\n")
+    folders.folder("a").write("config.yaml", "runtime: [")
+    assert [folders.threads(name) for name in ("a", "b", "c", "d")] == [None, 0, 1, None]
+    assert folders.agreed_threads(["a", "c", "b"], 7) == 1
+    assert folders.agreed_threads(["a", "b", "c"], 7) == 0
+
+
 def test_names_are_those_of_trials_that_began(tmp_path: Path) -> None:
     folders = TrialFolders(str(tmp_path))
     assert folders.names() == []
@@ -39,7 +50,7 @@ def test_names_are_those_of_trials_that_began(tmp_path: Path) -> None:
 
 def test_the_progress_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -> None:
     for mode, best in (("max", "b"), ("min", "a")):
-        progress = TrialProgress(4, "accuracy", mode)
+        progress = TrialProgress(5, "accuracy", mode)
         for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.3)):
             progress.started(name)
             progress.done(name, {"accuracy": value})
@@ -48,13 +59,17 @@ def test_the_progress_keeps_the_best_by_mode(caplog: pytest.LogCaptureFixture) -
     progress.started("d")
     progress.progressed("d", {"epoch": 3, "val/accuracy": 0.25})
     assert str(progress).startswith(
-        "3/4 trials ended, 1 running, best accuracy 0.1 (a), d epoch 3 val/accuracy 0.25 ["
+        "3/5 trials ended, 1 running, best accuracy 0.1 (a), d epoch 3 val/accuracy 0.25 ["
     )
+    progress.started("e")
+    with caplog.at_level(logging.INFO):
+        progress.stopped("e", "epoch 3: below the others")
+    assert "trial e was stopped early, epoch 3: below the others" in caplog.text
     with caplog.at_level(logging.WARNING):
         progress.broke("d", "no memory")
     assert "trial d failed: no memory" in caplog.text
     with caplog.at_level(logging.INFO):
         progress.close()
     assert caplog.messages[-1].startswith(
-        "4/4 trials ended, 0 running, 1 failed, best accuracy 0.1 (a) ["
+        "5/5 trials ended, 0 running, 1 failed, best accuracy 0.1 (a) ["
     )
