@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from recon_ray.version import __version__
 
-__all__ = ["__version__", "create_model", "embed", "load_model", "presets"]
+__all__ = ["__version__", "create_model", "embed", "load_model", "presets", "save_model"]
 
 if TYPE_CHECKING:
-    from recon_ray.api import create_model, embed, load_model, presets
+    from recon_ray.api import create_model, embed, load_model, presets, save_model
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for

@@ -13,6 +13,9 @@ from recon_ray.models.presets import MODELS, PRESETS, preset_sizes
 from recon_ray.points.transforms import normalize
 from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import construct, initialize
+from recon_ray.weights.weight_files import save_model
+
+__all__ = ["create_model", "embed", "load_model", "presets", "save_model"]
 
 #: Tasks, and the kind of model of each.
 TASKS = {
@@ -53,16 +56,18 @@ def load_model(
     path_or_name: str | Path,
     *,
     task: str | None = None,
+    published: str | None = None,
     **sizes: Any,  # noqa: ANN401
 ) -> nn.Module:
     """Load a trained model, in evaluation mode, on the CPU.
 
     Args:
         path_or_name: A run folder, its ``checkpoints`` folder or one ``step-<number>`` in it, a
-            ``.safetensors`` file, a ``.pth`` file of the reference, or the name of published
-            weights (:mod:`recon_ray.weights.catalog`).
+            ``.safetensors`` file, a ``.pth`` file of the reference or with a plain state dict, or
+            the name of published weights (:mod:`recon_ray.weights.catalog`).
         task: Task of the model; by default that of the weights.
-        sizes: Constructor arguments that cannot be read off a file's shapes (``num_groups``, ...).
+        published: Name of published weights that have the sizes which the file does not tell.
+        sizes: Such sizes, one by one (``num_groups``, ...).
 
     Raises:
         CheckpointError: If there are no such weights, or they do not fit such a model: no weight
@@ -70,7 +75,7 @@ def load_model(
         ValueError: If the task is unknown.
     """
     wanted = None if task is None else _kind(task)
-    weights = find_weights(path_or_name)
+    weights = find_weights(path_or_name, published=published)
     kind = wanted or ("embedder" if weights.kind == "pointmae" else weights.kind)
     model = construct(kind, weights, **sizes)
     initialize(model, weights, strict=True)

@@ -30,6 +30,10 @@ class CheckpointError(ReconError):
     """A checkpoint is damaged, foreign, or does not fit the configured model."""
 
 
+class NoWeightsError(CheckpointError, ConfigError):
+    """An option names weights that are not there."""
+
+
 class StoppedError(ReconError):
     """The run was stopped (SIGTERM) and can be continued."""
 

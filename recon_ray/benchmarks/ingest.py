@@ -185,22 +185,25 @@ def _decoding_seconds(path: Path, columns: Sequence[str]) -> float:
     return min(times)
 
 
+def training_options(config: BenchmarkConfig, mode: Mode) -> TrainingConfig:
+    """Return the configuration of a training that reads in a mode and keeps nothing on a device."""
+    options = config.ingest
+    return TrainingConfig(
+        run=config.run,
+        runtime=config.runtime,
+        data=SetSection(mode=mode, residency="object_store" if mode == "shared" else "stream"),
+        train=TrainSection(epochs=options.epochs, global_batch_size=options.batch_size),
+    )
+
+
 def _feed(
     config: BenchmarkConfig, folder: RunFolder, prepared: PreparedSet, mode: Mode
 ) -> list[EpochTime]:
     """Time the passes of a Ray Train worker that only reads."""
-    options = config.ingest
     with tempfile.TemporaryDirectory(dir=folder.local) as storage:
         job = TrainingJob(
             make_task=_no_task,
-            settings=FitSettings(
-                TrainingConfig(
-                    run=config.run,
-                    runtime=config.runtime,
-                    data=SetSection(mode=mode, residency="host" if mode == "shared" else "stream"),
-                    train=TrainSection(epochs=options.epochs, global_batch_size=options.batch_size),
-                )
-            ),
+            settings=FitSettings(training_options(config, mode)),
             options=BatchOptions(seed=config.run.seed),
             prepared=prepared,
             folder=RunFolder(storage),

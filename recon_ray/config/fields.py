@@ -9,10 +9,12 @@ from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 #: A type as written in an annotation, for which there is no type.
 TypeForm: TypeAlias = Any
@@ -151,6 +153,24 @@ def scalar_text(value: object) -> str:
         return "null" if value is None else str(value).lower()
     is_short = isinstance(value, float) and value == float(f"{value:g}")
     return f"{value:g}" if is_short else str(value)
+
+
+# --- Options by their dotted keys -------------------------------------------------------------
+
+
+def option(config: BaseModel, key: str, *default: Any) -> Any:  # noqa: ANN401 - any option's value
+    """Return an option by its dotted key, or the default where the job does not have it."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part, *default)
+    return value
+
+
+def with_option(config: ModelT, key: str, value: object) -> ModelT:
+    """Return the configuration with another value of an option, which is not validated."""
+    name, _, rest = key.partition(".")
+    inner = with_option(getattr(config, name), rest, value) if rest else value
+    return config.model_copy(update={name: inner})
 
 
 # --- Nearest key ------------------------------------------------------------------------------

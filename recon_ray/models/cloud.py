@@ -7,6 +7,9 @@ tokens to the patches there (the reference's "finetune mode").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +35,7 @@ class CloudModel(nn.Module):
             -1 skips none.
 
     Attributes:
+        arguments: All constructor arguments, which files of weights record.
         recomputes_embedding: Whether activation checkpointing includes the patch embedding. This
             lowers the peak only where other activations are kept at the same time: a model with one
             encoder and a small head has its peak in the embedding's own backward pass.
@@ -41,6 +45,24 @@ class CloudModel(nn.Module):
     """
 
     recomputes_embedding = False
+
+    arguments: dict[str, Any]
+
+    def __init_subclass__(cls) -> None:
+        """Let instances keep the arguments that they were made with."""
+        make = cls.__dict__.get("__init__")
+        if make is None:  # the one that it inherits records
+            return
+
+        @wraps(make)
+        def recorded(self: CloudModel, *args: Any, **given: Any) -> None:  # noqa: ANN401
+            if "arguments" not in self.__dict__:  # the outermost class
+                bound = signature(make).bind(self, *args, **given)
+                bound.apply_defaults()
+                self.__dict__["arguments"] = dict([*bound.arguments.items()][1:])
+            make(self, *args, **given)
+
+        cls.__init__ = recorded  # type: ignore[method-assign]
 
     def __init__(
         self,

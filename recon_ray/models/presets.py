@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -53,8 +54,22 @@ def kind_of(model: nn.Module) -> str:
 
 
 def arguments_of(kind: str) -> set[str]:
-    """Return the names of the constructor arguments of a kind of model."""
-    return set(inspect.signature(MODELS[kind]).parameters)
+    """Return the names of the constructor arguments of a kind of model, ``pointmae`` included."""
+    return set(_parameters(kind))
+
+
+def whole_arguments(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all constructor arguments of a kind of model: those given, the defaults of others."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in _parameters(kind).items()
+        if parameter.default is not parameter.empty
+    }
+    return {**defaults, **given}
+
+
+def _parameters(kind: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(MODELS["recon" if kind == "pointmae" else kind]).parameters
 
 
 def preset_sizes(preset: str, kind: str = "recon") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from recon_ray.tasks.input_hashes import SETS, inputs_of
 from recon_ray.tasks.pretrain import job as pretrain
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run, refuse_other_config, with_name
+from recon_ray.tasks.start_weights import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _begin(run: Run, folders: TrialFolders, table: TablePlan) -> None:
         config_of = works[plan.row.name].config_of
         for trial in plan.trials:
             if _is_done(run, folders, trial.name):
-                config = config_of(trial)
+                config = resolve(config_of(trial))
                 refuse_other_config(folders.folder(trial.name), config, inputs_of(config))
         called = {"data.path": f"sets.{plan.row.set}.path", "data.episodes": "sets.episodes"}
         refuse_stale(run, folders, plan.trials, config_of, called=called)

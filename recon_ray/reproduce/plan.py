@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recon_ray.config.fields import option, with_option
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import override
 from recon_ray.config.sections.common import JobConfig
@@ -17,7 +18,7 @@ from recon_ray.reproduce.paper import FOLDS, PRESET, PRETRAINING, ROWS, SEEDS, R
 from recon_ray.runs.storage import join
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fold_config, fold_trial
-from recon_ray.sweeps.sweep_plan import InnerJob, option
+from recon_ray.sweeps.sweep_plan import InnerJob
 from recon_ray.sweeps.tables import text_table
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial
@@ -29,6 +30,7 @@ from recon_ray.tasks.partseg import job as partseg
 from recon_ray.tasks.partseg.config import PartsegConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.registry import Job, find_job
+from recon_ray.tasks.start_weights import resolve
 from recon_ray.weights.find import load_start
 
 #: Name of the pre-training among the trials.
@@ -298,10 +300,12 @@ def _check(plan: RowPlan, *, has_weights: bool) -> None:
         if has_weights:
             load_start(option(config, "init_from"))
     elif isinstance(config, FinetuneConfig):
+        config = resolve(config if has_weights else with_option(config, "init_from", None))
         prepared = finetune.open_set(config)
         if has_weights:
             finetune.make_task(config, prepared)
     elif isinstance(config, PartsegConfig):
+        config = resolve(config if has_weights else with_option(config, "init_from", None))
         prepared = partseg.open_set(config)
         partseg.part_table(config, prepared)
         if has_weights:

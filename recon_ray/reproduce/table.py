@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from recon_ray.config.fields import option
 from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.files import parquet_bytes, write_file
 from recon_ray.data.format.prepared import PreparedSet
@@ -21,7 +22,6 @@ from recon_ray.reproduce.plan import RowPlan, TablePlan
 from recon_ray.runs.folder import RunFolder
 from recon_ray.sweeps.fewshot.job import with_episode
 from recon_ray.sweeps.report import SweepStory, finish_trials, mean_metrics
-from recon_ray.sweeps.sweep_plan import option
 from recon_ray.sweeps.tables import (
     DEVIATION,
     Spread,

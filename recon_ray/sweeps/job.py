@@ -9,13 +9,13 @@ from operator import getitem
 
 import yaml
 
-from recon_ray.config.fields import nearest
+from recon_ray.config.fields import nearest, option
 from recon_ray.config.help import dump_yaml
 from recon_ray.errors import ReconError
 from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.optuna_search import OptunaSource
 from recon_ray.sweeps.report import SweepStory, finish_trials
-from recon_ray.sweeps.sweep_plan import Plan, makes_set, option, plan_sweep
+from recon_ray.sweeps.sweep_plan import Plan, makes_set, plan_sweep
 from recon_ray.sweeps.tables import TrialRow, ranked, read_rows, spreads, text_table
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders

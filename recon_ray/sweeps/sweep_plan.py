@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recon_ray.config.fields import option
 from recon_ray.config.help import as_mapping
 from recon_ray.config.loader import assemble
 from recon_ray.config.sections.common import JobConfig, ProtocolConfig
@@ -26,6 +27,7 @@ from recon_ray.sweeps.search_space import (
 from recon_ray.sweeps.trial_placement import Trial
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.registry import JOBS
+from recon_ray.tasks.start_weights import resolve
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def plan_sweep(config: SweepConfig, origins: Mapping[str, str]) -> Plan:
         listed = list_trials(space, samples=options.samples, seed=options.seed)
         trials = [Trial(trial_name(i, values), values) for i, values in enumerate(listed)]
     _check_sets([base, *(build(trial.values) for trial in trials)])
-    resolved = config.model_copy(update={"config": as_mapping(base)})
+    resolved = config.model_copy(update={"config": as_mapping(resolve(base))})
     plan = Plan(resolved, base, space, trials)
     _check_search(plan)
     return plan
@@ -179,14 +181,6 @@ class InnerJob:
         kept = {key: value for key, value in self.written.items() if key not in values}
         origins = {**self.places, **(places or {})}
         return assemble(self.schema, self.files, {**kept, **values}, origins=origins).config
-
-
-def option(config: JobConfig, key: str, *default: Any) -> Any:  # noqa: ANN401 - any option's value
-    """Return an option by its dotted key, or the default where the job does not have it."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part, *default)
-    return value
 
 
 def _included(include: object, key: str, origin: str) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +19,17 @@ from recon_ray.models.recon import Embedder
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
+from recon_ray.tasks.start_weights import open_start
 from recon_ray.train.feed.indexed import evaluation_batches
 from recon_ray.train.metrics import gather_rows
 from recon_ray.train.runtime import EvaluationRuntime
-from recon_ray.weights.find import find_weights, load_start
+from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import compare, construct, initialize
 from recon_ray.weights.weight_files import LoadedWeights
 
 #: Encodes (B, N, 3) clouds: name to (B, ...) features.
 Encode: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
+FrozenT = TypeVar("FrozenT", bound=FrozenWeightsConfig)
 Normalization: TypeAlias = Literal["whole", "subset", "none"]
 
 
@@ -235,21 +237,22 @@ def check_cloud(name: str, num_points: int, model: CloudModel) -> None:
         )
 
 
-def open_embedder(config: FrozenWeightsConfig) -> tuple[str, LoadedWeights, Embedder]:
+def open_embedder(config: FrozenT) -> tuple[FrozenT, str, LoadedWeights, Embedder]:
     """Read the weights of a configuration and check that they hold a whole encoder.
 
     Returns:
-        Their absolute place, the weights, and the encoder without them.
+        The configuration with what it takes over from their training, their absolute place, the
+        weights, and the encoder without them.
 
     Raises:
         CheckpointError: If they cannot be read, or lack a part.
+        ConfigError: If there are none, or they do not record their number of points.
     """
-    assert config.init_from is not None
-    place, weights = load_start(config.init_from, **config.model.model_dump())
+    config, place, weights = open_start(config)
     model = construct("embedder", weights)
     assert isinstance(model, Embedder)
     compare(model, weights, strict=True)
-    return place, weights, model
+    return config, place, weights, model
 
 
 def load_embedder(

@@ -14,6 +14,7 @@ from recon_ray.points.random import SampleGenerator
 from recon_ray.protocols import REFERENCE_SKIP
 from recon_ray.tasks.feature_extraction import Normalization, PointChoice
 from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
+from recon_ray.weights.weight_files import LoadedWeights
 
 Augmentation = Literal["rotate", "scale_translate", "none"]
 Transform = Literal["rotate", "scale", "none"]
@@ -122,11 +123,26 @@ def pipeline_of(
     return CloudPipeline(num_points, normalize, augment, transform, skip)
 
 
-def evaluated_clouds(config: FrozenWeightsConfig, prepared: PreparedSet | None) -> CloudPipeline:
-    """Return the pipeline of the jobs that evaluate without training; see :func:`pipeline_of`."""
+def evaluated_clouds(
+    config: FrozenWeightsConfig, prepared: PreparedSet | None, weights: LoadedWeights
+) -> CloudPipeline:
+    """Return the pipeline of the jobs that evaluate without training; see :func:`pipeline_of`.
+
+    A set without a card, and a model that was trained on clouds as they are, have the normalization
+    of the training.
+    """
+    card = None if prepared is None else prepared.manifest.get("card")
+    asked, trained = config.data.normalize, weights.extra.get("normalize")
     return pipeline_of(
-        None if prepared is None else prepared.manifest.get("card"),
+        card,
         num_points=config.data.num_points,
         skips_origin=config.flags.skips_origin,
-        normalize=config.data.normalize,
+        normalize=trained_normalization(card, trained) if asked == "auto" else asked,
     )
+
+
+def trained_normalization(
+    card: Mapping[str, Any] | None, trained: Normalization | None
+) -> Literal["auto", "whole", "subset", "none"]:
+    """Return the normalization of clouds for a model, by the card of their set and its training."""
+    return "auto" if trained is None or (card is not None and trained != "none") else trained

@@ -12,8 +12,11 @@ from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import arguments_of
 from recon_ray.protocols import REFERENCE_SKIP
 
-HEAD_WIDTH = 64
-"""Width of an attention head in every published model."""
+NOT_IN_SHAPES = ("num_heads", "num_groups", "group_size", "stream", "feature_blocks")
+"""Constructor arguments that change what a model computes, but no shape of its weights."""
+
+PUBLISHED_DEPTH = 12
+"""Depth of the published part segmentation, whose ``feature_blocks`` are our default."""
 
 
 def identify_reference(keys: Iterable[str]) -> str:
@@ -77,11 +80,24 @@ def identify(keys: Iterable[str]) -> str:
     return "classifier" if "head" in parts else "embedder"
 
 
-def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the constructor arguments of a reference model off the shapes of its weights.
+def not_told(kind: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of a kind of model that neither shapes nor records have told.
 
-    Arguments without a shape are left out (``num_groups``), or have the value of all published
-    models (heads of 64 channels, the sampling's skip rule). The state dict has our names.
+    Args:
+        kind: Kind of model.
+        arguments: Constructor arguments that are known.
+    """
+    needed = [name for name in NOT_IN_SHAPES if name in arguments_of(kind)]
+    if arguments.get("depth") == PUBLISHED_DEPTH:
+        needed = [name for name in needed if name != "feature_blocks"]
+    return [name for name in needed if name not in arguments]
+
+
+def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the constructor arguments of a model off the shapes of its weights, in our names.
+
+    Arguments without a shape (:data:`NOT_IN_SHAPES`) are left out, except for the group size, which
+    a decoder tells.
 
     Raises:
         CheckpointError: If a weight that every such model has is missing.
@@ -89,9 +105,7 @@ def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     embed_dim, third = _shape(state, "encoder.embed.fc4.weight")
     widths = (_shape(state, f"encoder.embed.fc{layer}.weight")[0] for layer in (1, 2))
     sizes: dict[str, Any] = {"embed_dim": embed_dim, "depth": _layers(state, "encoder")}
-    sizes |= {"patch_widths": (*widths, third), "fps_min_sq_norm": REFERENCE_SKIP}
-    if embed_dim % HEAD_WIDTH == 0:
-        sizes["num_heads"] = embed_dim // HEAD_WIDTH
+    sizes["patch_widths"] = (*widths, third)
     if "decoder.head.weight" in state:
         sizes["decoder_depth"] = _layers(state, "decoder")
         sizes["group_size"] = _shape(state, "decoder.head.weight")[0] // 3
@@ -100,14 +114,18 @@ def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     sizes["self_contrast"] = "contrast_head.fc1.weight" in state
     if kind in ("classifier", "twotower_classifier"):
         sizes |= _head(state)
-    if kind == "twotower_classifier":
-        sizes["drop_first_patches"] = True
-        if _shape(state, "head.fc1.weight")[1] == 4 * embed_dim:  # the other two have one width
+        if _shape(state, "head.fc1.weight")[1] == 4 * embed_dim:  # else one of the other two
             sizes["stream"] = "ALL"
     if kind == "partseg":
         sizes |= _parts(state)
-    known = arguments_of("recon" if kind == "pointmae" else kind)
+    known = arguments_of(kind)
     return {name: value for name, value in sizes.items() if name in known}
+
+
+def published_habits(kind: str) -> dict[str, Any]:
+    """Return the arguments that are fixed in the published code."""
+    habits = {"fps_min_sq_norm": REFERENCE_SKIP}
+    return habits | ({"drop_first_patches": True} if kind == "twotower_classifier" else {})
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:

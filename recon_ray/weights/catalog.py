@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from recon_ray.errors import CheckpointError
+from recon_ray.errors import NoWeightsError
 from recon_ray.weights.weight_files import SUFFIXES
 
 FOLDER_VARIABLE = "RECON_WEIGHTS"
@@ -24,18 +24,25 @@ class PublishedWeights:
         kind: Kind of its model.
         purpose: Intended use.
         result: Published accuracy or mIoU in percent, or None.
-        sizes: Constructor arguments that cannot be read off the shapes of the weights.
+        num_groups: Patches of a cloud.
+        num_points: Points of a cloud.
     """
 
     kind: str
     purpose: str
     result: str | None
-    sizes: dict[str, int]
+    num_groups: int = 64
+    num_points: int = 1024
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Constructor arguments that cannot be read off the shapes of the weights."""
+        return {"num_heads": 6, "num_groups": self.num_groups, "group_size": 32}
 
 
-def _finetuned(data: str, result: str, num_groups: int) -> PublishedWeights:
+def _finetuned(data: str, result: str, num_groups: int, num_points: int) -> PublishedWeights:
     purpose = f"classification of {data}, fine-tuned throughout"
-    return PublishedWeights("classifier", purpose, result, {"num_groups": num_groups})
+    return PublishedWeights("classifier", purpose, result, num_groups, num_points)
 
 
 CATALOG: dict[str, PublishedWeights] = {
@@ -43,27 +50,24 @@ CATALOG: dict[str, PublishedWeights] = {
         "recon",
         "start of classification and few-shot runs: pre-trained on ShapeNet, ImageNet-21k teacher",
         None,
-        {"num_groups": 64},
     ),
     "recon_zeroshot": PublishedWeights(
         "recon",
         "zero-shot classification: pre-trained on ShapeNet with the CLIP image teacher",
         "ModelNet10 75.6 (train and test 81.6), ModelNet40 61.7 (66.8), ScanObjectNN 43.7",
-        {"num_groups": 64},
     ),
     "recon_svm": PublishedWeights(
         "recon",
         "linear SVM on ModelNet40; how its pre-training differs is not published",
         "93.4",
-        {"num_groups": 64},
     ),
-    "recon_scanobjectnn_pb_t50_rs": _finetuned("ScanObjectNN PB_T50_RS", "91.26", 128),
-    "recon_scanobjectnn_obj_bg": _finetuned("ScanObjectNN OBJ_BG", "95.35", 128),
-    "recon_scanobjectnn_obj_only": _finetuned("ScanObjectNN OBJ_ONLY", "93.80", 128),
-    "recon_modelnet40_1k": _finetuned("ModelNet40 with 1,024 points", "94.5", 64),
-    "recon_modelnet40_8k": _finetuned("ModelNet40 with 8,192 points", "94.7", 512),
+    "recon_scanobjectnn_pb_t50_rs": _finetuned("ScanObjectNN PB_T50_RS", "91.26", 128, 2048),
+    "recon_scanobjectnn_obj_bg": _finetuned("ScanObjectNN OBJ_BG", "95.35", 128, 2048),
+    "recon_scanobjectnn_obj_only": _finetuned("ScanObjectNN OBJ_ONLY", "93.80", 128, 2048),
+    "recon_modelnet40_1k": _finetuned("ModelNet40 with 1,024 points", "94.5", 64, 1024),
+    "recon_modelnet40_8k": _finetuned("ModelNet40 with 8,192 points", "94.7", 512, 8192),
     "recon_shapenetpart": PublishedWeights(
-        "partseg", "part segmentation of ShapeNetPart", "86.4 instance mIoU", {"num_groups": 128}
+        "partseg", "part segmentation of ShapeNetPart", "86.4 instance mIoU", 128, 2048
     ),
 }
 """Published files by our names; a local copy has this name with any suffix of
@@ -78,17 +82,17 @@ def find_published(name: str, folder: str | Path | None = None) -> Path:
         folder: Folder of the copies; ``RECON_WEIGHTS`` by default.
 
     Raises:
-        CheckpointError: If the name is unknown, no folder is given, or the file is missing.
+        NoWeightsError: If the name is unknown, no folder is given, or the file is missing.
     """
     if name not in CATALOG:
-        raise CheckpointError(
+        raise NoWeightsError(
             f"{name}: there is no such file, run folder, or name of published weights; the names "
             f"are {', '.join(CATALOG)}"
         )
     place = folder or os.environ.get(FOLDER_VARIABLE)
     files = f"{name}{{{','.join(SUFFIXES)}}}"
     if not place:
-        raise CheckpointError(
+        raise NoWeightsError(
             f"{name}: these weights are published ({CATALOG[name].purpose}); put the file as "
             f"{files} into a folder and name that in {FOLDER_VARIABLE}, or give the file's path"
         )
@@ -96,4 +100,4 @@ def find_published(name: str, folder: str | Path | None = None) -> Path:
         path = Path(place) / f"{name}{suffix}"
         if path.is_file():
             return path
-    raise CheckpointError(f"{name}: {place} holds no {files}; put the published file there")
+    raise NoWeightsError(f"{name}: {place} holds no {files}; put the published file there")

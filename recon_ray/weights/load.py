@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import MODELS, arguments_of, kind_of
-from recon_ray.weights.weight_files import LoadedWeights
+from recon_ray.weights.architecture import not_told
+from recon_ray.weights.weight_files import LoadedWeights, refuse_other_heads
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "recon": ("recon", "pointmae"),
@@ -184,7 +185,7 @@ def construct(kind: str, weights: LoadedWeights, **overrides: Any) -> nn.Module:
     if surplus:
         raise CheckpointError(f"a {kind} model has no {', '.join(surplus)}; leave it out")
     arguments = {**weights.architecture, **overrides}
-    _check_complete(kind, weights, arguments)
+    check_told(kind, weights, arguments)
     arguments = {name: value for name, value in arguments.items() if name in known}
     try:
         return MODELS[kind](**arguments)
@@ -205,18 +206,29 @@ def _wrong_kind(kind: str, weights: LoadedWeights) -> str:
     )
 
 
-def _check_complete(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
-    """Refuse missing arguments that change the function of a model but not the shapes of a file."""
-    needed = {"num_heads"} if weights.renamed else set()
-    if kind in ("classifier", "twotower_classifier"):
-        needed.add("num_classes")
-    if kind == weights.kind == "twotower_classifier" and weights.renamed:
-        needed.add("stream")
-    absent = sorted(needed - arguments.keys())
+def check_told(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of a model that starts from weights if they are not known, or cannot be so.
+
+    Args:
+        kind: Kind of the model.
+        weights: Weights that it starts from.
+        arguments: Its constructor arguments.
+
+    Raises:
+        CheckpointError: If one that no shape tells is missing, or the number of heads is another.
+    """
+    refuse_other_heads(weights, arguments)
+    absent = not_told(kind, arguments)
+    if kind != weights.kind:  # new in this model: its default is a choice
+        absent = [name for name in absent if name not in ("stream", "feature_blocks")]
+    if kind in ("classifier", "twotower_classifier") and "num_classes" not in arguments:
+        absent.append("num_classes")
     if absent:
         raise CheckpointError(
-            f"{weights.source}: it does not contain {' and '.join(absent)} of a {kind} model; give "
-            f"{' '.join(f'{name}=...' for name in absent)} (in a job model.{absent[0]}=...)"
+            f"{weights.source}: it does not tell {' and '.join(absent)} of the {kind} model; give "
+            f"{' '.join(f'{name}=...' for name in absent)} (in a job "
+            f"{' '.join(f'model.{name}=...' for name in absent)}) as it was trained, or "
+            "model.published=<name> if it is a published file"
         )
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: our safetensors, the reference's ``.pth``.
+"""Files of weights: our safetensors, plain state dicts, the reference's ``.pth``.
 
 Files are unpickled with ``weights_only``: they can hold data and no code. The reference stores its
 metrics as numpy's numbers, which are read by classes of ours.
@@ -18,17 +18,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recon_ray.errors import CheckpointError
+from recon_ray.models.cloud import CloudModel
+from recon_ray.models.presets import kind_of, whole_arguments
 from recon_ray.weights.adapters import from_reference, to_reference
-from recon_ray.weights.architecture import identify, identify_reference, infer
+from recon_ray.weights.architecture import (
+    NOT_IN_SHAPES,
+    identify,
+    identify_reference,
+    infer,
+    published_habits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT = "recon_ray 1"
+FORMAT = "recon_ray 2"
 """Value of ``format`` in the metadata of our safetensors files."""
+GUESSING_FORMAT = "recon_ray 1"
+"""Earlier value; such files of converted weights hold a guessed number of heads."""
+RECORD = "recon_ray"
+"""Entry of a ``.pth`` file of ours with kind, architecture and records, as JSON."""
+WRAPPER = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
+"""Prefixes that parallel and compiled wrappers put into names."""
+OWN_KEY = re.compile(r"(?:^|(?<=\.))encoder\.embed\.fc1\.weight$")
+"""Name of a weight that every model of ours has, behind the prefixes of wrappers."""
 TEACHER_PREFIXES = ("img_encoder.", "text_encoder.")
 """Full pre-training files also hold the frozen teachers, which are never imported."""
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -41,6 +57,7 @@ class LoadedWeights:
     Attributes:
         kind: Kind of model (:data:`recon_ray.models.presets.MODELS`), or ``pointmae``.
         architecture: Known constructor arguments.
+        origins: Origin of those that no shape tells: the file, options, published weights.
         state: Our names to tensors, on the CPU.
         source: Their origin, for messages.
         renamed: Our name to the file's, where a file has other names.
@@ -57,11 +74,59 @@ class LoadedWeights:
     unknown: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     def with_sizes(self, **sizes: Any) -> LoadedWeights:  # noqa: ANN401
-        """Return the same weights with further constructor arguments; None is left out."""
+        """Return the same weights with constructor arguments of the user; None is left out.
+
+        Raises:
+            CheckpointError: If the number of heads is not the one that they were trained with.
+        """
         given = {name: value for name, value in sizes.items() if value is not None}
-        return replace(self, architecture={**self.architecture, **given})
+        refuse_other_heads(self, given)
+        changed = {n: "options" for n, v in given.items() if self.architecture.get(n) != v}
+        return replace(
+            self,
+            architecture={**self.architecture, **given},
+            origins={**self.origins, **changed},
+        )
+
+    def with_published(
+        self, name: str, sizes: Mapping[str, Any], records: Mapping[str, Any]
+    ) -> LoadedWeights:
+        """Return the same weights with what published ones have where they tell nothing."""
+        added = {key: value for key, value in sizes.items() if key not in self.architecture}
+        return replace(
+            self,
+            architecture={**self.architecture, **added},
+            extra={**records, **self.extra},
+            origins={**self.origins, **dict.fromkeys(added, name)},
+        )
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Known constructor arguments that no shape tells; they go with the file to workers."""
+        known = self.architecture
+        return {name: known[name] for name in NOT_IN_SHAPES if name in known}
+
+    def described(self) -> str:
+        """Return those with their origins, in a line."""
+        told = [f"{n}={v} ({self.origins.get(n, 'file')})" for n, v in self.sizes.items()]
+        return f"{self.source}: {self.kind}, {', '.join(told)}"
+
+
+def refuse_other_heads(weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
+    """Refuse another number of attention heads than the weights were trained with.
+
+    Raises:
+        CheckpointError: Naming both numbers.
+    """
+    known, asked = weights.architecture.get("num_heads"), arguments.get("num_heads")
+    if None not in (known, asked) and known != asked:
+        raise CheckpointError(
+            f"{weights.source}: it was trained with num_heads={known}, but num_heads={asked} "
+            "(model.num_heads or model.preset) was asked for; leave that out"
+        )
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -82,10 +147,10 @@ def read_file(path: str | Path) -> LoadedWeights:
 
 
 def read_checkpoint(checkpoint: Mapping[str, Any], *, source: str) -> LoadedWeights:
-    """Read the content of a ``.pth`` file.
+    """Read the content of a ``.pth`` file: names of the reference, or our own in any wrapper.
 
     Args:
-        checkpoint: State dict of the reference, or a mapping that holds one.
+        checkpoint: State dict, or a mapping that holds one.
         source: Its origin, for messages.
 
     Raises:
@@ -93,41 +158,57 @@ def read_checkpoint(checkpoint: Mapping[str, Any], *, source: str) -> LoadedWeig
     """
     with _naming(source):
         state, dropped = strip_reference(checkpoint)
-        kind = identify_reference(state)
-        ours, renamed, unknown = from_reference(state, kind)
-        architecture = infer(kind, ours)
+        own = next((key for key in state if OWN_KEY.search(key)), None)
+        if own is None:
+            kind = identify_reference(state)
+            ours, renamed, unknown = from_reference(state, kind)
+            architecture = published_habits(kind)
+        else:
+            prefix = own[: OWN_KEY.search(own).start()]  # type: ignore[union-attr]
+            named = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
+            ours = {name: state[key] for name, key in named.items()}
+            unknown = tuple(key for key in state if not key.startswith(prefix))
+            renamed = {name: key for name, key in named.items() if name != key}
+            kind, architecture = identify(ours), {}
+        architecture |= infer(kind, ours)
     extra = {k: v for k, v in checkpoint.items() if isinstance(v, str | int | float | bool)}
+    record = json.loads(str(extra.pop(RECORD, "{}")))
+    architecture |= record.get("architecture", {})
+    extra |= record.get("extra", {})
     return LoadedWeights(kind, architecture, ours, source, renamed, unknown, dropped, extra)
 
 
 def from_own(
     state: Mapping[str, Tensor], architecture: Mapping[str, Any], *, source: str
 ) -> LoadedWeights:
-    """Wrap a state dict of one of our models, from a checkpoint of a run for example.
+    """Wrap a state dict of one of our models with its constructor arguments.
+
+    Those that are not recorded had their defaults.
 
     Raises:
         CheckpointError: If it is of no model of this package.
     """
     with _naming(source):
-        return LoadedWeights(identify(state), dict(architecture), dict(state), source)
+        kind = identify(state)
+    return LoadedWeights(kind, whole_arguments(kind, architecture), dict(state), source)
 
 
 def strip_reference(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the bare state dict of a reference checkpoint and the names of its teachers' weights.
 
-    The state dict may lie under ``model`` (preferred), ``base_model`` or ``model_state_dict``, or
-    be the mapping itself; every ``module.`` and ``base_model.`` of wrappers is removed.
+    The state dict may lie under ``model`` (preferred), ``base_model``, ``model_state_dict`` or
+    ``state_dict``, or be the mapping itself; the prefixes of wrappers are removed.
 
     Raises:
         CheckpointError: If there are no tensors in it.
     """
     state: Mapping[str, Any] = checkpoint
-    for key in ("model", "base_model", "model_state_dict"):
+    for key in ("model", "base_model", "model_state_dict", "state_dict"):
         if isinstance(checkpoint.get(key), Mapping):
             state = checkpoint[key]
             break
     tensors = {
-        str(key).replace("module.", "").removeprefix("base_model."): value
+        WRAPPER.sub("", str(key)).removeprefix("base_model."): value
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
@@ -217,20 +298,42 @@ def _read_safetensors(path: Path) -> LoadedWeights:
         ) from error
     if "architecture" not in metadata:  # the reference's names in another container
         return read_checkpoint(state, source=str(path))
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, GUESSING_FORMAT):
         raise CheckpointError(
             f"{path}: weights format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
-    return LoadedWeights(
-        metadata["kind"],
-        json.loads(metadata["architecture"]),
-        state,
-        str(path),
-        extra=json.loads(metadata.get("extra", "{}")),
-    )
+    extra = json.loads(metadata.get("extra", "{}"))
+    kind, architecture = metadata["kind"], json.loads(metadata["architecture"])
+    if metadata["format"] == GUESSING_FORMAT:
+        if Path(str(extra.get("source", ""))).suffix in SUFFIXES:
+            architecture.pop("num_heads", None)
+        else:  # of a run, which left defaults out
+            architecture = whole_arguments(kind, architecture)
+    return LoadedWeights(kind, architecture, state, str(path), extra=extra)
 
 
 # --- Writing --------------------------------------------------------------------------------------
+
+
+def save_model(
+    model: nn.Module, path: str | Path, *, records: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model with everything that :func:`recon_ray.load_model` needs to make it again.
+
+    Args:
+        model: One of :data:`recon_ray.models.presets.MODELS`.
+        path: File to write (``.safetensors``); complete or not there at all.
+        records: Plain data that goes with it (``num_points``, ``classes``).
+
+    Raises:
+        CheckpointError: If the file cannot be written, or its name does not end in .safetensors.
+        TypeError: If the model is of another class.
+    """
+    kind = kind_of(model)
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"{path}: give it a name that ends in .safetensors")
+    assert isinstance(model, CloudModel)
+    save_weights(path, model.state_dict(), kind=kind, architecture=model.arguments, extra=records)
 
 
 def save_weights(
@@ -269,7 +372,8 @@ def save_weights(
 def save_reference(path: str | Path, weights: LoadedWeights) -> None:
     """Write weights with the reference's names and layout, for its own programs.
 
-    The file is complete or not there at all.
+    Architecture and records lie beside them, where those programs do not look. The file is complete
+    or not there at all.
 
     Raises:
         CheckpointError: If a weight has no name there, or the file cannot be written.
@@ -277,7 +381,9 @@ def save_reference(path: str | Path, weights: LoadedWeights) -> None:
     state = to_reference(weights.state, weights.kind)
     key = "model_state_dict" if weights.kind == "partseg" else "base_model"
     with _replacing(Path(path)) as target:
-        torch.save({key: {name: value.contiguous() for name, value in state.items()}}, target)
+        tensors = {name: value.contiguous() for name, value in state.items()}
+        record = {"architecture": weights.architecture, "extra": weights.extra}
+        torch.save({key: tensors, RECORD: json.dumps(record)}, target)
 
 
 @contextmanager

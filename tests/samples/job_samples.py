@@ -15,7 +15,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.custom import CustomSource
-from recon_ray.models.presets import MODELS
+from recon_ray.models.presets import MODELS, whole_arguments
 from recon_ray.tasks.registry import JOBS, Job
 from recon_ray.weights.weight_files import save_weights
 
@@ -60,7 +60,7 @@ def save_model(path: Path, kind: str = "recon", seed: int = 0, **more: Any) -> P
     torch.manual_seed(seed)
     architecture = {**SIZES, **more}
     state = MODELS[kind](**architecture).state_dict()
-    save_weights(path, state, kind=kind, architecture=architecture)
+    save_weights(path, state, kind=kind, architecture=whole_arguments(kind, architecture))
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recon_ray.models.presets import MODELS
+from recon_ray.models.presets import MODELS, whole_arguments
 from recon_ray.weights.adapters import to_reference
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -40,7 +40,8 @@ def make_model(kind: str, seed: int = 0, **overrides: Any) -> nn.Module:
 
 def make_weights(kind: str, seed: int = 0, **overrides: Any) -> LoadedWeights:
     state = make_model(kind, seed, **overrides).state_dict()
-    return LoadedWeights(kind, arguments(kind, **overrides), state, f"{kind}-run")
+    sizes = whole_arguments(kind, arguments(kind, **overrides))
+    return LoadedWeights(kind, sizes, state, f"{kind}-run")
 
 
 def published(kind: str, prefix: str = "module.", **overrides: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -28,6 +28,10 @@ LocalPath = Annotated[Path, AfterValidator(_expand)]
 #: A teacher such as ``timm:<arch>:<file>``, where the file may begin with ``~``.
 TeacherName = Annotated[str, AfterValidator(_expand_file)]
 Count = Annotated[int, Field(ge=1)]
+if TYPE_CHECKING:
+    FilledCount = int | Any
+else:  # null until the job fills it in, before it is used
+    FilledCount = Count | None
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -8,15 +8,21 @@ from pydantic import Field
 
 from recon_ray.config.sections.common import Count, Section
 
+PublishedName = Literal[
+    "recon_pretrain", "recon_zeroshot", "recon_svm", "recon_scanobjectnn_pb_t50_rs",
+    "recon_scanobjectnn_obj_bg", "recon_scanobjectnn_obj_only", "recon_modelnet40_1k",
+    "recon_modelnet40_8k", "recon_shapenetpart",
+]  # fmt: skip
+PUBLISHED = "Published weights whose sizes those of init_from have, where their file tells none."
+
 
 class ForeignModelSection(Section):
-    """Sizes that foreign weights do not determine. null is the published value."""
+    """Sizes that foreign weights do not tell. null is what the file tells."""
 
-    num_heads: Count | None = Field(None, description="Attention heads; by default width / 64.")
-    num_groups: Count | None = Field(None, description="Patches; by default as published.")
-    group_size: Count | None = Field(
-        None, description="Points in a patch; by default that of the decoder, or 32."
-    )
+    published: PublishedName | None = Field(None, description=PUBLISHED)
+    num_heads: Count | None = Field(None, description="Attention heads.")
+    num_groups: Count | None = Field(None, description="Patches of a cloud.")
+    group_size: Count | None = Field(None, description="Points in a patch.")
     stream: Literal["ALL", "MDM", "CMC"] | None = Field(
         None, description="Towers that a two-tower classifier reads; by default found by its width."
     )

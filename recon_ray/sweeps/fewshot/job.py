@@ -30,7 +30,7 @@ from recon_ray.tasks.classify.episodes import read_clouds
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
-from recon_ray.weights.find import load_start
+from recon_ray.tasks.start_weights import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,11 @@ PUBLISHED = {
 
 def fewshot(job: Job[FewshotConfig]) -> JobResult:
     """Fine-tune on every episode and average over the folds."""
-    config = job.config
+    config = resolve(job.config)  # refused here rather than in every trial
     prepared = find_set("data.path", Path(config.data.path))
     base = fold_config(config)
     trials = [fold_trial(base, episode) for episode in config.fewshot.episodes]
     shared = read_clouds(base, prepared, config.fewshot.episodes)
-    sizes = {"num_heads": config.model.num_heads, "num_groups": config.model.num_groups}
-    if base.init_from is not None:
-        load_start(base.init_from, **sizes)  # refused here rather than in every trial
     if config.data.verify:
         prepared.verify_hashes()
     megabytes = shared.nbytes / 1e6

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from recon_ray.config.sections.common import (
     Count,
+    FilledCount,
     Fraction,
     LocalPath,
     Location,
@@ -17,7 +18,11 @@ from recon_ray.config.sections.common import (
     Section,
 )
 from recon_ray.config.sections.data import SetSection
-from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.config.sections.foreign_model import (
+    PUBLISHED,
+    ForeignModelSection,
+    PublishedName,
+)
 from recon_ray.config.sections.training import OptimSection, TrainingConfig, TrainSection
 from recon_ray.protocols import ProtocolName
 
@@ -32,6 +37,7 @@ _NORMALIZE = (
 class DownstreamModelSection(Section):
     """Sizes of a model for a downstream task; an unset one is that of init_from, or the preset."""
 
+    published: PublishedName | None = Field(None, description=PUBLISHED)
     preset: Literal["nano", "tiny", "small", "base"] | None = Field(
         None, description="Named sizes; by default those of init_from, else base."
     )
@@ -44,7 +50,7 @@ class DownstreamModelSection(Section):
 
     def overrides(self) -> dict[str, Any]:
         """Return the architecture options that are given."""
-        given = self.model_dump(exclude={"kind", "preset"})
+        given = self.model_dump(exclude={"kind", "preset", "published"})
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -63,6 +69,11 @@ class ClassifierSection(DownstreamModelSection):
 class ClassificationDataSection(SetSection):
     """The training set, and the pipeline of its clouds."""
 
+    num_points: FilledCount = Field(
+        None,
+        description="Points drawn from each stored cloud; by default as init_from was trained, "
+        "else 1024.",
+    )
     validation_split: str | None = Field(
         None,
         description="Split that chooses the best epoch under protocol=sound; null takes the last "
@@ -133,6 +144,8 @@ class ClassificationEvalSection(Section):
 class FinetuneConfig(TrainingConfig):
     """jobs/finetune.py: train a classifier on a prepared set, from pre-trained weights or none."""
 
+    default_num_points: ClassVar[int] = 1024
+
     init_from: Location | None = Field(
         None,
         description="Weights to start from: run folder, checkpoint, .safetensors or .pth file, or "
@@ -201,7 +214,7 @@ class EvaluatedDataSection(Section):
         Path("datasets/synthetic"), description="Folder of a prepared set (jobs/prepare.py)."
     )
     split: str = Field("test", description="Split that is measured.")
-    num_points: Count | None = Field(
+    num_points: FilledCount = Field(
         None, description="Points drawn from each stored cloud; by default as in the fine-tuning."
     )
     normalize: Normalization = Field("auto", description=_NORMALIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from recon_ray.tasks.input_hashes import inputs_of
 from recon_ray.tasks.point_pipeline import CloudPipeline, pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
-from recon_ray.weights.find import load_start
+from recon_ray.tasks.start_weights import describe_weights, open_start
 from recon_ray.weights.load import build
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -40,8 +41,9 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
             "init_from: no classifier is named; give a run folder of jobs/finetune.py, a file of "
             "weights, or the name of published weights"
         )
+    config, place, weights = open_start(config)
     prepared = find_set("data.path", config.data.path)
-    make, weights, pipeline = _plan(config, prepared)
+    make, pipeline = _plan(config, prepared, place, weights)
     split = config.data.split
     logger.info("%s, normalize=%s", describe_set(prepared, split), pipeline.normalize)
     clouds = prepared.splits[split].rows
@@ -53,7 +55,7 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
         f"{'clouds encoded, voting':28}{clouds * config.eval.votes * config.eval.repeats:>20,}",
     ]
     return run_evaluation(
-        job,
+        replace(job, config=config),
         make,
         prepared,
         (split,),
@@ -61,26 +63,23 @@ def evaluate_classifier(job: Job[EvaluateConfig]) -> JobResult:
         resume=config.resume,
         fits="\n".join(fits),
         verify=config.data.verify,
-        finish=lambda run, found: _finish(run, config, prepared, found),
+        finish=lambda run, found: _finish(run, config, prepared, weights, found),
     )
 
 
 def _plan(
-    config: EvaluateConfig, prepared: PreparedSet
-) -> tuple[partial[VotingEvaluation], LoadedWeights, CloudPipeline]:
-    """Read the weights and refuse what does not fit, before anything starts."""
-    assert config.init_from is not None
-    place, weights = load_start(config.init_from, **config.model.model_dump())
+    config: EvaluateConfig, prepared: PreparedSet, place: str, weights: LoadedWeights
+) -> tuple[partial[VotingEvaluation], CloudPipeline]:
+    """Refuse what does not fit, before anything starts."""
     check_names(weights, prepared)
     build(weights)
     pipeline = _pipeline(config, prepared, weights)
     outputs = int(weights.architecture["num_classes"])
     check_labels(prepared, "data.split", config.data.split, outputs)
-    known = {name: weights.architecture[name] for name in _TOLD if name in weights.architecture}
     make = partial(
         VotingEvaluation,
         place,
-        known,
+        weights.sizes,
         config.data.split,
         pipeline,
         outputs,
@@ -91,11 +90,7 @@ def _plan(
         config.eval.save_every_seconds,
         inputs_of(config),
     )
-    return make, weights, pipeline
-
-
-#: Arguments of a classifier that do not show in the shapes of its weights.
-_TOLD = ("num_heads", "num_groups", "group_size", "stream")
+    return make, pipeline
 
 
 def _pipeline(
@@ -103,16 +98,10 @@ def _pipeline(
 ) -> CloudPipeline:
     """Return the pipeline of the clouds: that of the fine-tuning, where it is recorded."""
     data, flags = config.data, config.flags
-    count = data.num_points or weights.extra.get("num_points")
-    if count is None:
-        raise ConfigError(
-            f"data.num_points: {weights.source} does not record the points of its training; give "
-            "data.num_points=1024 (ModelNet as published) or 2048 (ScanObjectNN)"
-        )
     recorded = weights.extra.get("normalize", "auto")
     pipeline = pipeline_of(
         prepared.manifest.get("card"),
-        num_points=int(count),
+        num_points=data.num_points,
         skips_origin=flags.skips_origin,
         normalize=recorded if data.normalize == "auto" else data.normalize,
         transform=config.eval.transform,
@@ -122,7 +111,11 @@ def _pipeline(
 
 
 def _finish(
-    run: Run, config: EvaluateConfig, prepared: PreparedSet, found: dict[str, Any]
+    run: Run,
+    config: EvaluateConfig,
+    prepared: PreparedSet,
+    weights: LoadedWeights,
+    found: dict[str, Any],
 ) -> JobResult:
     from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
 
@@ -138,6 +131,7 @@ def _finish(
         prepared=prepared,
         card=(prepared.manifest.get("card") or {}).get("name"),
         votes=rounds,
+        weights=describe_weights(weights),
         **confusion_records(matrix, prepared.classes),
     )
 

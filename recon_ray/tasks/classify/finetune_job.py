@@ -39,8 +39,8 @@ from recon_ray.tasks.driver import Training, measure, run_training, training_cou
 from recon_ray.tasks.point_pipeline import pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.start_weights import open_start, resolve
 from recon_ray.train.settings import FitSettings
-from recon_ray.weights.find import load_start
 from recon_ray.weights.load import compare
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 def finetune(job: Job[FinetuneConfig]) -> JobResult:
     """Train a classifier, measure it on the test split, and write ``result.json``."""
     return run_training(
-        job,
+        replace(job, config=resolve(job.config)),
         Training(
             open_set=open_set, plan=plan, label=lambda config: config.train.tune, finish=_measure
         ),
@@ -106,9 +106,7 @@ def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[Classifica
     """
     weights = None
     if config.init_from is not None:
-        model = config.model  # the sizes that the shapes in a file do not show
-        sizes = {"num_heads": model.num_heads, "num_groups": model.num_groups}
-        place, weights = load_start(config.init_from, **sizes)
+        config, place, weights = open_start(config)
         config = config.model_copy(update={"init_from": place})
     kind, architecture = classifier_of(config, weights, len(prepared.classes))
     pipeline = pipeline_of(
@@ -118,7 +116,8 @@ def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[Classifica
         normalize=config.data.normalize,
         augment=config.data.augment,
     )
-    task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes)
+    axis = prepared.manifest.get("source_up_axis", "y")
+    task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes, axis)
     report = _check_model(task, weights)
     logger.info(
         "%s, normalize=%s, augment=%s", describe_set(prepared, config.data.test_split),

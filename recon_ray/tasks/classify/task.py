@@ -13,7 +13,7 @@ from recon_ray.data.loading.batches import Batch, BatchOptions
 from recon_ray.errors import CheckpointError
 from recon_ray.losses.downstream import classification_losses
 from recon_ray.models.classifier import Protocol, is_head_parameter
-from recon_ray.models.presets import MODELS, arguments_of, preset_sizes
+from recon_ray.models.presets import MODELS, arguments_of, preset_sizes, whole_arguments
 from recon_ray.points.random import SampleGenerator
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.confusion import confusion_matrix, overall_accuracy
@@ -22,7 +22,7 @@ from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import EvaluationRuntime, Runtime
 from recon_ray.weights.find import find_weights
-from recon_ray.weights.load import build, encoder_sizes, initialize
+from recon_ray.weights.load import build, check_told, encoder_sizes, initialize
 from recon_ray.weights.weight_files import LoadedWeights
 
 CLASSIFIERS = ("classifier", "twotower_classifier")
@@ -51,6 +51,7 @@ class ClassificationTask:
         sizes: Its constructor arguments.
         pipeline: How clouds are brought to it.
         classes: Class names in label order.
+        up_axis: Axis that pointed up in the files of the set.
     """
 
     name = "finetune"
@@ -60,15 +61,21 @@ class ClassificationTask:
     sizes: dict[str, Any]
     pipeline: CloudPipeline
     classes: list[str]
+    up_axis: str = "y"
 
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the classifier."""
-        return dict(self.sizes)
+        return whole_arguments(self.kind, self.sizes)
 
     def records(self) -> dict[str, Any]:
-        """Return the records that an evaluation of the classifier uses."""
+        """Return the records that later jobs with the classifier take over."""
         points, normalize = self.pipeline.num_points, self.pipeline.normalize
-        return {"classes": self.classes, "num_points": points, "normalize": normalize}
+        return {
+            "classes": self.classes,
+            "num_points": points,
+            "normalize": normalize,
+            "up_axis": self.up_axis,
+        }
 
     def build(self) -> nn.Module:
         """Make the classifier with its loss and start it from the weights.
@@ -230,4 +237,7 @@ def classifier_of(
     unknown = sorted(given.keys() - arguments_of(kind))
     if unknown:
         raise CheckpointError(f"model.{unknown[0]}: a {kind} has none; leave it out")
-    return kind, {**arguments, **given}
+    arguments |= given
+    if weights is not None:
+        check_told(kind, weights, arguments)
+    return kind, arguments

@@ -6,18 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, LocalPath, Location, Section
-from recon_ray.tasks.linear_probe.config import EvaluatedSetSection, FrozenWeightsConfig
+from recon_ray.config.sections.common import Count, FilledCount, LocalPath, Location, Section
+from recon_ray.tasks.linear_probe.config import UP_AXIS, EvaluatedSetSection, FrozenWeightsConfig
 
 
 class EmbeddedDataSection(EvaluatedSetSection):
     """The prepared set whose shapes are encoded, and the choice of their points."""
 
     path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")  # type: ignore[assignment]
-    num_points: Count = Field(
-        1024,
-        description="Points of a cloud that the model reads, the farthest ones; a file with fewer "
-        "keeps them all.",
+    num_points: FilledCount = Field(
+        None,
+        description="Points of a cloud that the model reads, the farthest ones, by default as many "
+        "as in its training; a file with fewer keeps them all.",
     )
 
 
@@ -40,9 +40,7 @@ class EmbedConfig(FrozenWeightsConfig):
     files: tuple[LocalPath, ...] = Field(
         (), description="Meshes or clouds to encode as well (.ply, .off, .obj, .npy, ...)."
     )
-    up_axis: Literal["x", "y", "z"] = Field(
-        "y", description="Axis that points up in the files; they are turned to y up."
-    )
+    up_axis: Literal["auto", "x", "y", "z"] = Field("auto", description=UP_AXIS)
     embed: EmbedSection = Field(EmbedSection(), description="Splits and batches.")
 
     @model_validator(mode="after")

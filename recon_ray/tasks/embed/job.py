@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import partial
+from typing import Any
 
 from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.cluster.training_job import resolve_precision
@@ -32,8 +33,9 @@ from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import open_run
 from recon_ray.tasks.shard_encoding import encode_shards
+from recon_ray.tasks.start_weights import describe_weights, open_start
 from recon_ray.train.inference import Inference
-from recon_ray.weights.find import load_start
+from recon_ray.weights.weight_files import LoadedWeights
 
 #: Folder of the parts in the run's folder.
 EMBEDDINGS = "embeddings"
@@ -41,29 +43,27 @@ EMBEDDINGS = "embeddings"
 
 def embed(job: Job[EmbedConfig]) -> JobResult:
     """Encode all shapes, a part of Parquet a shard, and write ``result.json``."""
-    config = job.config
-    check_here(config)
-    use_ops(config)
+    check_here(job.config)
+    use_ops(job.config)
+    config, place, weights = open_start(job.config)
     prepared = None if config.data.path is None else find_set("data.path", config.data.path)
-    assert config.init_from is not None
-    place, _ = load_start(config.init_from, **config.model.model_dump())
-    model = load_encoder(place, config.model.model_dump())
+    model = load_encoder(place, weights.sizes)
     _check(config, prepared, model)
     name, widths = model_hash(model), feature_widths(model)
     if prepared is not None and config.data.verify:
         prepared.verify_hashes()
     if job.dry_run:
-        tasks = _plan(config, prepared, name, folder="")
+        tasks = _plan(config, prepared, weights, name, folder="")
         shapes = sum(task.units for task in tasks)
         return JobResult(f"dry run: {shapes:,} shapes in {len(tasks)} parts, nothing is written")
     label = "files" if prepared is None else prepared.path.name
     run = open_run("embed", config, label=label, resume=config.resume)
     folder = join(run.folder.place, EMBEDDINGS)
-    tasks = _plan(config, prepared, name, folder)
+    tasks = _plan(config, prepared, weights, name, folder)
     run.begin()
     started = time.monotonic()
     with EncodePool(config.cluster, config.runtime.device) as pool:
-        worker = partial(_worker, config, place, name, pool)
+        worker = partial(_worker, config, place, weights.sizes, name, pool)
         encoded = encode_shards("embed", tasks, pool, worker, unit="shapes")
     seconds, shapes = time.monotonic() - started, sum(task.units for task in encoded)
     shapes_of = Counter[str]()
@@ -81,6 +81,7 @@ def embed(job: Job[EmbedConfig]) -> JobResult:
         columns=widths,
         embeddings=folder,
         init_from=config.init_from,
+        weights=describe_weights(weights),
         data=None if prepared is None else str(prepared.path),
     )
 
@@ -96,24 +97,31 @@ def _check(config: EmbedConfig, prepared: PreparedSet | None, model: Encoder) ->
 
 
 def _plan(
-    config: EmbedConfig, prepared: PreparedSet | None, model: str, folder: str
+    config: EmbedConfig,
+    prepared: PreparedSet | None,
+    weights: LoadedWeights,
+    model: str,
+    folder: str,
 ) -> list[EmbedTask]:
     """Plan the parts of the set and of the files, with the farthest points of each cloud."""
     tasks: list[EmbedTask] = []
     if prepared is not None:
         splits = config.embed.splits or tuple(prepared.splits)
-        choice, limit = evaluated_clouds(config, prepared).test(), config.data.limit
+        choice, limit = evaluated_clouds(config, prepared, weights).test(), config.data.limit
         tasks += set_parts(folder, prepared, splits, choice, model=model, limit=limit)
-    choice, axis, seed = evaluated_clouds(config, None).test(), config.up_axis, config.run.seed
+    choice = evaluated_clouds(config, None, weights).test()
+    axis, seed = config.up_axis, config.run.seed
     return tasks + file_parts(folder, config.files, choice, model=model, up_axis=axis, seed=seed)
 
 
-def _worker(config: EmbedConfig, place: str, model: str, pool: EncodePool) -> EmbedWorker:
+def _worker(
+    config: EmbedConfig, place: str, sizes: dict[str, Any], model: str, pool: EncodePool
+) -> EmbedWorker:
     runtime = config.runtime
     precision = resolve_precision(runtime.precision, on_gpu=pool.on_gpu)
     return EmbedWorker(
         place,
-        config.model.model_dump(),
+        sizes,
         model,
         Inference(precision, runtime.compile, runtime.cuda_graph == "auto"),
         config.embed.batch_size,

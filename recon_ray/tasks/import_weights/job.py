@@ -12,11 +12,17 @@ from recon_ray.models.presets import arguments_of
 from recon_ray.tasks.import_weights.config import ImportWeightsConfig
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
+from recon_ray.weights.architecture import not_told
 from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import LoadReport, compare, construct
 from recon_ray.weights.weight_files import LoadedWeights, save_reference, save_weights
 
 logger = logging.getLogger(__name__)
+
+#: Values with which keys are compared where the file tells none: no shape depends on them.
+NO_SHAPE = {
+    "num_heads": 1, "num_groups": 64, "group_size": 32, "stream": "MDM", "feature_blocks": (),
+}  # fmt: skip
 
 
 def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
@@ -27,6 +33,7 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
     if config.output.is_dir():
         raise ConfigError(f"output={config.output}: it is a folder; give the name of a file")
     weights = find_weights(config.input, **config.model.model_dump())
+    logger.info("%s", weights.described())
     weights, report = convert(weights, config.kind)
     if job.dry_run:
         return JobResult(f"{report.table()}\ndry run: nothing is written")
@@ -42,6 +49,15 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
             extra={"source": Path(config.input).name, **weights.extra},
         )
     logger.info("%s model %s, written to %s", weights.kind, weights.architecture, config.output)
+    absent = not_told(weights.kind, weights.architecture)
+    if absent:
+        logger.warning(
+            "%s does not tell %s: give %s wherever it is read", config.output, " and ".join(absent),
+            " ".join(f"model.{name}=..." for name in absent),
+        )  # fmt: skip
+    if config.format == "reference":
+        told = " ".join(f"{name}={value}" for name, value in weights.sizes.items())
+        logger.info("the original's programs read these from their own configuration: %s", told)
     sizes = ", ".join(f"{name}={value}" for name, value in weights.architecture.items())
     counts = {
         "loaded": len(report.loaded) + len(report.renamed),
@@ -75,8 +91,15 @@ def convert(weights: LoadedWeights, kind: str = "auto") -> tuple[LoadedWeights, 
         )
     if target == "pointmae":  # an encoder, not a whole model
         return weights, _as_it_is(weights)
+    open_sizes = {name: NO_SHAPE[name] for name in not_told(target, weights.architecture)}
+    if "feature_blocks" in open_sizes:
+        width, dim = (
+            weights.state["propagation.fc1.weight"].shape[1],
+            weights.architecture["embed_dim"],
+        )
+        open_sizes["feature_blocks"] = tuple(range((width - 3) // dim))
     with torch.device("meta"):
-        model = construct(target, weights)
+        model = construct(target, weights, **open_sizes)
     report = compare(model, weights, strict=True)
     names = [*report.loaded, *(ours for ours, _ in report.renamed)]
     kept = {name: weights.state[name] for name in names}

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from recon_ray.config.sections.common import (
     Count,
+    FilledCount,
     Location,
     Positive,
     ProtocolConfig,
@@ -16,6 +17,11 @@ from recon_ray.config.sections.common import (
 from recon_ray.config.sections.foreign_model import ForeignModelSection
 from recon_ray.tasks.classify.config import Normalization
 
+UP_AXIS = (
+    "Axis that points up in the files, which are turned to y up; auto is that of the files of the "
+    "set that the model was trained on, else y."
+)
+
 
 class EvaluatedSetSection(Section):
     """The prepared set that is evaluated on."""
@@ -23,11 +29,14 @@ class EvaluatedSetSection(Section):
     path: Location = Field(
         "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
-    num_points: Count = Field(1024, description="Points of a cloud that the model reads.")
+    num_points: FilledCount = Field(
+        None,
+        description="Points of a cloud that the model reads; by default as it was trained.",
+    )
     normalize: Normalization = Field(
         "auto",
         description="Center and scale each stored cloud (whole), the chosen points (subset), or "
-        "none; auto is that of the set's card, else whole.",
+        "none; auto is that of the set's card, else of the training.",
     )
     limit: Count | None = Field(None, description="Use at most this many shapes a split.")
     verify: bool = Field(True, description="Compare the SHA-256 of every shard first.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ from recon_ray.tasks.linear_probe.probes import ProbeEvaluation
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.start_weights import describe_weights
+from recon_ray.weights.weight_files import LoadedWeights
 
 #: Probes in the order of the table.
 PROBES = {
@@ -33,20 +36,19 @@ PROBES = {
 
 def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     """Extract features once, fit the probes and write ``result.json``."""
-    config = job.config
+    config, place, weights, _ = open_embedder(job.config)
     prepared = find_set("data.path", config.data.path)
-    place, _, _ = open_embedder(config)
     _check_splits(config, prepared)
     check_points(prepared, config.data.num_points)
     return run_evaluation(
-        job,
+        replace(job, config=config),
         partial(
             ProbeEvaluation,
             weights=place,
-            sizes=config.model.model_dump(),
+            sizes=weights.sizes,
             batch_size=config.probe.batch_size,
             options=config.probe,
-            choice=evaluated_clouds(config, prepared).test(),
+            choice=evaluated_clouds(config, prepared, weights).test(),
             num_classes=len(prepared.classes),
             flags=config.flags,
             seed=config.run.seed,
@@ -56,12 +58,16 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
         (config.probe.train_split, config.probe.test_split),
         fits="weights and set fit, nothing was probed",
         verify=config.data.verify,
-        finish=lambda run, found: _finish(run, config, prepared, found),
+        finish=lambda run, found: _finish(run, config, prepared, weights, found),
     )
 
 
 def _finish(
-    run: Run, config: LinearProbeConfig, prepared: PreparedSet, found: dict[str, Any]
+    run: Run,
+    config: LinearProbeConfig,
+    prepared: PreparedSet,
+    weights: LoadedWeights,
+    found: dict[str, Any],
 ) -> JobResult:
     metrics: dict[str, float] = found["metrics"]
     return run.finish(
@@ -75,6 +81,7 @@ def _finish(
             "workers": config.cluster.max_workers,
         },
         prepared=prepared,
+        weights=describe_weights(weights),
     )
 
 

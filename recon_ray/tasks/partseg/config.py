@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, Fraction, Location, Section
+from recon_ray.config.sections.common import Count, FilledCount, Fraction, Location, Section
 from recon_ray.config.sections.data import SetSection
 from recon_ray.config.sections.training import OptimSection, TrainingConfig, TrainSection
 from recon_ray.tasks.classify.config import DownstreamModelSection, refuse_trained_splits
@@ -15,7 +15,11 @@ from recon_ray.tasks.classify.config import DownstreamModelSection, refuse_train
 class PartsegDataSection(SetSection):
     """The prepared set with part labels."""
 
-    num_points: Count = Field(2048, description="Points of a cloud that the encoder is given.")
+    num_points: FilledCount = Field(
+        None,
+        description="Points of a cloud that the encoder is given; by default as init_from was "
+        "trained for parts (test=only), else 2048.",
+    )
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("train", "val"), description="Splits that are trained on, together."
     )
@@ -53,6 +57,9 @@ class PartsegEvalSection(Section):
 
 class PartsegConfig(TrainingConfig):
     """jobs/partseg.py: label the points of shapes with parts."""
+
+    default_num_points: ClassVar[int] = 2048
+    points_record: ClassVar[str] = "part_points"
 
     init_from: Location | None = Field(
         None,

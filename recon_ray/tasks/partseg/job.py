@@ -24,9 +24,9 @@ from recon_ray.tasks.partseg.part_table import read_part_table
 from recon_ray.tasks.partseg.task import PartEvaluation, PartSegmentationTask, Scoring
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.start_weights import open_start, resolve
 from recon_ray.train.settings import FitSettings
-from recon_ray.weights.find import load_start
-from recon_ray.weights.load import compare, encoder_sizes
+from recon_ray.weights.load import check_told, compare, construct, encoder_sizes
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 def partseg(job: Job[PartsegConfig]) -> JobResult:
     """Train and score, or only score, and write ``result.json``."""
-    config = job.config
-    if config.test == "only":
+    if job.config.test == "only":
         return _score_only(job)
+    config = resolve(job.config)
     return run_training(
-        job,
+        replace(job, config=config),
         Training(
             open_set=open_set,
             plan=plan,
@@ -121,6 +121,7 @@ def model_sizes(
             f"{sparse.num_groups} patches of {sparse.group_size} points ask for; raise it"
         )
     if weights is not None:
+        check_told("partseg", weights, sizes)
         logger.info("init_from: %s", compare(sparse, weights).summary())
     return sizes
 
@@ -130,12 +131,6 @@ def _sizes_of(weights: LoadedWeights) -> dict[str, Any]:
         return {**weights.architecture}
     # The published part segmentation has twice the patches of the pre-training that it starts from.
     return {name: value for name, value in encoder_sizes(weights).items() if name != "num_groups"}
-
-
-def _foreign(config: PartsegConfig) -> dict[str, Any]:
-    """Sizes that the shapes in a foreign file do not show."""
-    names = ("num_heads", "num_groups", "group_size")
-    return {name: value for name, value in config.model.overrides().items() if name in names}
 
 
 def _meta_model(sizes: dict[str, Any]) -> PartSegmenter:
@@ -195,7 +190,7 @@ def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationT
     """
     table, place, weights = part_table(config, prepared), None, None
     if config.init_from is not None:
-        place, weights = load_start(config.init_from, **_foreign(config))
+        config, place, weights = open_start(config)
     sizes = model_sizes(config, table, weights)
     return PartSegmentationTask(config, sizes, scoring_of(config, prepared, table), place)
 
@@ -221,18 +216,17 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
 
 
 def _score_only(job: Job[PartsegConfig]) -> JobResult:
-    config = job.config
-    assert config.init_from is not None
+    config, place, weights = open_start(job.config, **job.config.model.overrides())
     prepared = open_set(config)
     table = part_table(config, prepared)
-    place, weights = load_start(config.init_from, **_foreign(config))
     if weights.kind != "partseg":
         raise CheckpointError(
             f"init_from={config.init_from}: it holds a {weights.kind} model, and test=only scores "
             "part segmentation models; train one from it with test=after"
         )
-    given = config.model.overrides()
-    sparse = _meta_model({**weights.architecture, **given})
+    with torch.device("meta"):
+        sparse = construct("partseg", weights)
+    assert isinstance(sparse, PartSegmenter)
     compare(sparse, weights, strict=True)
     if (sparse.num_parts, sparse.num_categories) != (table.num_parts, len(table.categories)):
         raise CheckpointError(
@@ -243,8 +237,8 @@ def _score_only(job: Job[PartsegConfig]) -> JobResult:
     scoring, test = scoring_of(config, prepared, table), config.data.test_split
     selection = f"the weights of init_from ({weights.source}) as they are"
     return run_evaluation(
-        job,
-        partial(PartEvaluation, place, given, test, scoring),
+        replace(job, config=config),
+        partial(PartEvaluation, place, weights.sizes, test, scoring),
         prepared,
         [test],
         options=scoring.options,

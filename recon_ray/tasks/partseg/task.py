@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recon_ray.data.loading.batches import Batch, BatchOptions
 from recon_ray.losses.downstream import segmentation_losses
 from recon_ray.models.partseg import PartSegmenter, is_part_head_parameter
+from recon_ray.models.presets import whole_arguments
 from recon_ray.points import ops, random, transforms
 from recon_ray.points.random import RandomSource, SampleGenerator
 from recon_ray.tasks.feature_extraction import batches_of
@@ -237,7 +238,7 @@ class PartSegmentationTask:
 
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the model."""
-        return dict(self.sizes)
+        return whole_arguments("partseg", self.sizes)
 
     def build(self) -> nn.Module:
         """Make the model with its loss and start it from the weights, if there are any."""
@@ -296,4 +297,6 @@ class PartSegmentationTask:
         """Categories and their parts."""
         table = self.scoring.table
         parts = dict(zip(table.categories, map(list, table.parts), strict=True))
-        return {"classes": list(table.categories), "parts": parts}
+        points = self.config.data.num_points
+        counts = {"num_points": points, "part_points": points}
+        return {"classes": list(table.categories), "parts": parts, **counts}

@@ -127,6 +127,7 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
         num_classes=len(prepared.classes),
         stored=stored,
         validation=validation_plan(config, validated_set(config, prepared)),
+        up_axis=prepared.manifest.get("source_up_axis", "y"),
     )
 
 
@@ -151,6 +152,7 @@ def training_job(
             num_classes=task.num_classes,
             stored=task.stored,
             validation=validation,
+            up_axis=task.up_axis,
         ),
         settings=FitSettings(
             config,

@@ -17,7 +17,7 @@ from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import Batch, BatchOptions
 from recon_ray.data.loading.device_augmentation import DeviceAugmentation
 from recon_ray.losses.pretrain import pretrain_losses
-from recon_ray.models.presets import MODELS, preset_sizes
+from recon_ray.models.presets import MODELS, preset_sizes, whole_arguments
 from recon_ray.models.recon import Recon
 from recon_ray.models.twotower import TwoTower
 from recon_ray.points import transforms
@@ -36,6 +36,7 @@ from recon_ray.teachers.cache import StoredBank
 from recon_ray.teachers.protocol import ImageTeacher, TextTeacher
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import Runtime
+from recon_ray.weights.find import training_records
 
 Student: TypeAlias = Recon | TwoTower
 
@@ -70,6 +71,7 @@ class PretrainTask:
         num_classes: Labeled classes of the set; 0 where it has no labels.
         stored: Features of the teachers that need not be computed.
         validation: What is validated on after an epoch, if anything.
+        up_axis: Axis that pointed up in the files of the set.
     """
 
     name = "pretrain"
@@ -82,8 +84,10 @@ class PretrainTask:
         num_classes: int,
         stored: StoredTeachers | None = None,
         validation: ValidationPlan | None = None,
+        up_axis: str = "y",
     ) -> None:
         self.config = config
+        self.up_axis = up_axis
         self.texts = list(texts)
         self.num_classes = num_classes
         self.stored = stored = stored or StoredTeachers()
@@ -163,7 +167,7 @@ class PretrainTask:
             arguments["self_contrast"] = config.loss.self_contrast
         if config.flags.skips_origin:
             arguments["fps_min_sq_norm"] = config.flags.min_sq_norm
-        return arguments
+        return whole_arguments(kind, arguments)
 
     def build(self) -> nn.Module:
         """Make the student with its losses."""
@@ -246,5 +250,7 @@ class PretrainTask:
         return model
 
     def records(self) -> dict[str, Any]:
-        """Return nothing: the architecture is enough."""
-        return {}
+        """Return what later jobs with the weights take over."""
+        config = self.config
+        data, teachers = config.data.model_dump(), config.teacher.model_dump()
+        return training_records(data, teachers, up_axis=self.up_axis)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from recon_ray.protocols import SOUND, ProtocolFlags
 from recon_ray.tasks.config_checks import check_batch, check_points, class_texts, find_set
 from recon_ray.tasks.feature_extraction import PointChoice, extract_features, without_last_batch
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH, svm_accuracy
-from recon_ray.tasks.point_pipeline import pipeline_of
+from recon_ray.tasks.point_pipeline import pipeline_of, trained_normalization
 from recon_ray.tasks.pretrain.config import PretrainConfig, ValidationSection
+from recon_ray.tasks.start_weights import zeroshot_kind
 from recon_ray.tasks.teacher_features import SOURCE
 from recon_ray.tasks.zeroshot.evaluation import (
     accuracy,
@@ -45,6 +47,7 @@ class ValidationPlan:
         texts: Text of each class of that set.
         choice: Choice of the points.
         svm_c: Inverse regularization of the SVM.
+        token: Kind of zero-shot.
         flags: Published habits that are repeated.
         seed: Seed of the shapes that are left out.
     """
@@ -53,6 +56,7 @@ class ValidationPlan:
     texts: Sequence[str]
     choice: PointChoice
     svm_c: float
+    token: Literal["full", "text", "image"] = "text"
     flags: ProtocolFlags = SOUND
     seed: int = 0
 
@@ -120,7 +124,7 @@ class Validation:
             tokens = model.forward_features(points)
             if self.plan.options.kind == "svm":
                 return {"features": svm_pool(tokens)}
-            return {"features": model.zeroshot_head(tokens, kind=zeroshot_kind(model))}
+            return {"features": model.zeroshot_head(tokens, kind=self.plan.token)}
 
         options = self.plan.options
         return extract_features(
@@ -140,14 +144,6 @@ class Validation:
                 f"validation.limit={options.limit}: that leaves {classes} classes to learn from "
                 f"and {len(found[-1]['label'])} shapes to test on; raise it"
             )
-
-
-def zeroshot_kind(model: Recon) -> str:
-    """Return ``full`` (both tokens) where their teachers share a space, else ``text``."""
-    image, text = model.image_proj, model.text_proj
-    if image is None or text is None:
-        return "text"
-    return "full" if image.out_features == text.out_features else "text"
 
 
 # -- In the driver -------------------------------------------------------------------------------
@@ -187,6 +183,7 @@ def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> Val
         texts=list(class_texts(prepared, published=flags.published_texts).values()),
         choice=_choice(config, prepared),
         svm_c=config.eval.svm_c,
+        token=zeroshot_kind(config.teacher.image.name, config.teacher.text.name),
         flags=flags,
         seed=config.run.seed,
     )
@@ -204,20 +201,17 @@ def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> Val
 
 
 def _choice(config: PretrainConfig, prepared: PreparedSet) -> PointChoice:
-    """Return the points that the job of that kind reads, by the set's card.
-
-    A training set that is not normalized is not normalized for its validation either.
-    """
+    """Return the points that the job of that kind reads, by the set's card and the training."""
     flags, is_svm = config.flags, config.validation.kind == "svm"
     num_points = config.data.num_points
     published = flags.published_num_points and not is_svm
     check_points(prepared, num_points, published=published)
-    is_raw = config.validation.path is None and not config.data.normalize
+    card, trained = prepared.manifest.get("card"), "subset" if config.data.normalize else "none"
     pipeline = pipeline_of(
-        prepared.manifest.get("card"),
+        card,
         num_points=num_points,
         skips_origin=flags.skips_origin,
-        normalize="none" if is_raw else "auto",
+        normalize=trained_normalization(card, trained),
     )
     if is_svm:
         return pipeline.test()

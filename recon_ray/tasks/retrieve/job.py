@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from recon_ray.tasks.retrieve.sides import (
     texts_side,
 )
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.start_weights import describe_weights
 
 #: Table of the shapes that the queries have found.
 FOUND = "retrieved.parquet"
@@ -34,10 +36,9 @@ FOUND = "retrieved.parquet"
 
 def retrieve(job: Job[RetrieveConfig]) -> JobResult:
     """Measure the search in a set, or answer queries, and write ``result.json``."""
-    config = job.config
+    config, place, weights, model = open_embedder(job.config)
     prepared = find_set("data.path", config.data.path)
     _check_splits(config, prepared)
-    place, weights, model = open_embedder(config)
     check_patches(config.data.num_points, model)
     check_points(prepared, config.data.num_points)
     queries = read_queries(config, model)
@@ -62,19 +63,20 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
         fits += [f"{'pictures':28}{'no' if pictures is None else 'yes':>20}"]
 
     def finish(run: Run, found: dict[str, Any]) -> JobResult:
+        told = describe_weights(weights)
         if queries:
-            return _finish_queries(run, config, prepared, queries, found)
-        return _finish(run, config, prepared, found, texts=count)
+            return _finish_queries(run, config, prepared, queries, found, told)
+        return _finish(run, config, prepared, found, told, texts=count)
 
     return run_evaluation(
-        job,
+        replace(job, config=config),
         partial(
             RetrievalEvaluation,
             weights=place,
-            sizes=config.model.model_dump(),
+            sizes=weights.sizes,
             batch_size=config.retrieval.batch_size,
             options=config.retrieval,
-            choice=evaluated_clouds(config, prepared).test(),
+            choice=evaluated_clouds(config, prepared, weights).test(),
             texts=texts,
             pictures=pictures,
             queries=queries,
@@ -99,7 +101,13 @@ def _check_splits(config: RetrieveConfig, prepared: PreparedSet) -> None:
 
 
 def _finish(
-    run: Run, config: RetrieveConfig, prepared: PreparedSet, found: dict[str, Any], *, texts: int
+    run: Run,
+    config: RetrieveConfig,
+    prepared: PreparedSet,
+    found: dict[str, Any],
+    weights: dict[str, Any],
+    *,
+    texts: int,
 ) -> JobResult:
     directions: dict[str, dict[str, float]] = found["directions"]
     if not directions:
@@ -127,6 +135,7 @@ def _finish(
         counts={**_counts(config, found), "texts": texts, "directions": sizes},
         prepared=prepared,
         teacher=_teachers(config),
+        weights=weights,
     )
 
 
@@ -161,6 +170,7 @@ def _finish_queries(
     prepared: PreparedSet,
     queries: Sequence[Query],
     found: dict[str, Any],
+    weights: dict[str, Any],
 ) -> JobResult:
     names = ["object_id", "category", "caption"]
     known: dict[int, dict[str, Any]] = {}
@@ -194,4 +204,5 @@ def _finish_queries(
         table_file=FOUND,
         prepared=prepared,
         teacher=_teachers(config),
+        weights=weights,
     )

@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from recon_ray.config.sections.common import (
     ClusterSection,
     Count,
+    FilledCount,
     JobConfig,
     LocalPath,
     Location,
     Section,
 )
 from recon_ray.config.sections.foreign_model import ForeignModelSection
+from recon_ray.tasks.linear_probe.config import UP_AXIS
 
 
 class ShownDataSection(Section):
@@ -22,10 +24,15 @@ class ShownDataSection(Section):
 
     path: Location | None = Field(None, description="Folder of a prepared set (jobs/prepare.py).")
     split: str = Field("test", description="Split whose shapes are shown.")
-    num_points: Count = Field(
-        1024, description="Points drawn from each shape; a cloud that has fewer keeps them all."
+    num_points: FilledCount = Field(
+        None,
+        description="Points drawn from each shape, by default as many as in the training; a cloud "
+        "that has fewer keeps them all.",
     )
-    normalize: bool = Field(True, description="Center each cloud and scale it to the unit sphere.")
+    normalize: bool | None = Field(
+        None,
+        description="Center each cloud and scale it to the unit sphere; by default as in training.",
+    )
 
 
 class VisualizeSection(Section):
@@ -69,9 +76,7 @@ class VisualizeConfig(JobConfig):
     files: tuple[LocalPath, ...] = Field(
         (), description="Meshes or clouds to show as well (.ply, .off, .obj, .npy, ...)."
     )
-    up_axis: Literal["x", "y", "z"] = Field(
-        "y", description="Axis that points up in the files; they are turned to y up."
-    )
+    up_axis: Literal["auto", "x", "y", "z"] = Field("auto", description=UP_AXIS)
     model: ForeignModelSection = Field(
         ForeignModelSection(), description="Sizes that a foreign file of weights does not hold."
     )

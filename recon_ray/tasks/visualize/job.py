@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recon_ray.config.fields import with_option
 from recon_ray.errors import ConfigError
 from recon_ray.figures.shapes import shape_figure, sheet_figure, write_clouds
 from recon_ray.figures.token_attention import encoders_with_tokens
@@ -20,10 +21,11 @@ from recon_ray.tasks.config_checks import check_here, use_ops
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
 from recon_ray.tasks.run_figures import write_meshes, writing_figures
+from recon_ray.tasks.start_weights import describe_weights, open_start
 from recon_ray.tasks.visualize.config import VisualizeConfig
 from recon_ray.tasks.visualize.shape_selection import ChosenShape, choose_shapes
-from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import build
+from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +42,12 @@ def visualize(job: Job[VisualizeConfig]) -> JobResult:
             written.
         DataError: If the set or a file is damaged.
     """
-    config = job.config
+    config, model, weights = open_model(job.config)
     check_here(config)
     use_ops(config)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    model, source = open_model(config)
-    kinds = choose_kinds(config, model, source)
+    kinds = choose_kinds(config, model, weights.source)
     shapes = choose_shapes(config)
     _check_points(model, shapes)
     if job.dry_run:
@@ -63,27 +64,29 @@ def visualize(job: Job[VisualizeConfig]) -> JobResult:
         counts={"shapes": len(views), "files": len(files)},
         kinds=list(kinds),
         files=files,
+        weights=describe_weights(weights),
     )
 
 
-def open_model(config: VisualizeConfig) -> tuple[CloudModel, str]:
-    """Make the model of ``init_from``, in evaluation mode on its device; also return its source.
+def open_model(config: VisualizeConfig) -> tuple[VisualizeConfig, CloudModel, LoadedWeights]:
+    """Make the model of ``init_from``, in evaluation mode on its device.
+
+    Returns:
+        The configuration with what it takes over from the training, the model, and its weights.
 
     Raises:
         CheckpointError: If there are no such weights, or they do not fit a model.
     """
-    assert config.init_from is not None
-    weights = find_weights(
-        config.init_from,
-        mask_ratio=config.visualize.mask_ratio,
-        mask_type=config.visualize.mask_type,
-        **config.model.model_dump(),
-    )
+    masks = {"mask_ratio": config.visualize.mask_ratio, "mask_type": config.visualize.mask_type}
+    config, _, weights = open_start(config, **masks)
+    if config.data.normalize is None:
+        normalizes = weights.extra.get("normalize") != "none"
+        config = with_option(config, "data.normalize", normalizes)
     model, report = build(weights)
     assert isinstance(model, CloudModel)
     logger.info("%s: %s", weights.kind, report.summary())
     on_gpu = config.runtime.device != "cpu" and torch.cuda.is_available()
-    return model.eval().to("cuda" if on_gpu else "cpu"), weights.source
+    return config, model.eval().to("cuda" if on_gpu else "cpu"), weights
 
 
 def choose_kinds(config: VisualizeConfig, model: CloudModel, source: str) -> tuple[str, ...]:

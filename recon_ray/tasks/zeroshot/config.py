@@ -6,24 +6,35 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, NonNegative, Section
+from recon_ray.config.sections.common import Count, NonNegative, Section, TeacherName
 from recon_ray.config.sections.training import TextTeacherSection
 from recon_ray.tasks.linear_probe.config import FrozenWeightsConfig
+
+
+class TrainedTextSection(TextTeacherSection):
+    """The text teacher of the training, or another one in its space."""
+
+    name: TeacherName | Literal["auto"] | None = Field(
+        "auto",
+        description="open_clip:<arch>[:<tag or file>], descriptor, table:<file> (.npz, .parquet), "
+        "or null for none; auto is that of the training.",
+    )
 
 
 class TextOnlySection(Section):
     """The frozen text encoder of the classes."""
 
-    text: TextTeacherSection = Field(TextTeacherSection(), description="Text teacher.")
+    text: TrainedTextSection = Field(TrainedTextSection(), description="Text teacher.")
 
 
 class ZeroshotSection(Section):
     """Classification by texts."""
 
-    kind: Literal["full", "text", "image"] = Field(
-        "full",
+    kind: Literal["auto", "full", "text", "image"] = Field(
+        "auto",
         description="Projected token that is compared with the texts: text, image, or full, which "
-        "adds ratio times the text token to the image token.",
+        "adds ratio times the text token to the image token; auto is full where both teachers were "
+        "the same model, else the one that the training had.",
     )
     ratio: NonNegative = Field(0.25, description="Weight of the text token (kind=full).")
     splits: tuple[str, ...] = Field(

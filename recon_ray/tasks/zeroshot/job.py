@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from recon_ray.tasks.feature_extraction import open_embedder
 from recon_ray.tasks.point_pipeline import evaluated_clouds
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
+from recon_ray.tasks.start_weights import describe_weights
 from recon_ray.tasks.teacher_features import (
     SOURCE,
     check_texts_known,
@@ -47,14 +49,13 @@ logger = logging.getLogger(__name__)
 
 def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
     """Classify the splits and write ``result.json``."""
-    config = job.config
+    config, place, weights = _weights(job.config)
     prepared = find_set("data.path", config.data.path)
-    place, weights = _weights(config)
     candidates = _candidates(config, prepared)
     bank, identity = _text_features(config, prepared, weights, candidates)
     flags = config.flags
     check_points(prepared, config.data.num_points, published=flags.published_num_points)
-    clouds = evaluated_clouds(config, prepared)
+    clouds = evaluated_clouds(config, prepared, weights)
     shapes = sum(prepared.splits[split].rows for split in {*config.zeroshot.splits})
     fits = [
         "weights, set and text teacher fit, nothing was classified",
@@ -63,11 +64,11 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
         f"{'text teacher':28}{identity['name']:>20}",
     ]
     return run_evaluation(
-        job,
+        replace(job, config=config),
         partial(
             ZeroshotEvaluation,
             weights=place,
-            sizes=config.model.model_dump(),
+            sizes=weights.sizes,
             batch_size=config.zeroshot.batch_size,
             candidates=candidates,
             options=config.zeroshot,
@@ -81,15 +82,17 @@ def zeroshot(job: Job[ZeroshotConfig]) -> JobResult:
         list(dict.fromkeys(config.zeroshot.splits)),
         fits="\n".join(fits),
         verify=config.data.verify,
-        finish=lambda run, found: _finish(run, config, prepared, candidates, found, identity),
+        finish=lambda run, found: _finish(
+            run, config, prepared, candidates, found, identity, describe_weights(weights)
+        ),
     )
 
 
-def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
+def _weights(config: ZeroshotConfig) -> tuple[ZeroshotConfig, str, LoadedWeights]:
     """Read the weights and refuse those without the projections that are needed."""
-    place, weights, _ = open_embedder(config)
-    kind = config.zeroshot.kind
+    config, place, weights, _ = open_embedder(config)
     widths = {name: weights.architecture.get(f"{name}_dim") for name in ("image", "text")}
+    kind = config.zeroshot.kind
     needed = ("image", "text") if kind == "full" else (kind,)
     missing = [name for name in needed if widths[name] is None]
     if missing:
@@ -106,7 +109,7 @@ def _weights(config: ZeroshotConfig) -> tuple[str, LoadedWeights]:
             f"(image) and {widths['text']} (text) wide, of teachers that do not share a space; set "
             "zeroshot.kind=text"
         )
-    return place, weights
+    return config, place, weights
 
 
 def _candidates(config: ZeroshotConfig, prepared: PreparedSet) -> Candidates:
@@ -180,6 +183,7 @@ def _finish(
     candidates: Candidates,
     found: dict[str, Any],
     identity: dict[str, str],
+    weights: dict[str, Any],
 ) -> JobResult:
     matrices = {split: np.array(rows) for split, rows in found["splits"].items()}
     whole = np.sum(list(matrices.values()), axis=0)
@@ -210,5 +214,6 @@ def _finish(
         zeroshot={"kind": options.kind, "ratio": options.ratio, "splits": list(matrices)},
         texts=dict(zip(candidates.names, candidates.texts, strict=True)),
         teacher=identity,
+        weights=weights,
         **confusion_records(whole, candidates.names),
     )

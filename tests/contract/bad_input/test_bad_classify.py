@@ -79,13 +79,13 @@ def test_a_set_that_cannot_be_learned_is_refused(
 def test_weights_that_cannot_start_a_classifier_are_refused(jobs: Jobs, copy: Path) -> None:
     start = f"data.path={copy}"
     missing = jobs.finetune(start, f"init_from={jobs.folder / 'none.pth'}")
-    missing.refused(1, r"none\.pth: there is no such file or folder; give a run folder, a checkpo")
+    missing.refused(2, r"none\.pth: there is no such file or folder; give a run folder, a checkpo")
     unknown = jobs.finetune(start, "init_from=recon_pretrian")
-    unknown.refused(1, r"recon_pretrian: there is no such file, run folder, or name of published")
+    unknown.refused(2, r"recon_pretrian: there is no such file, run folder, or name of published")
     folder = jobs.folder / "empty"
     folder.mkdir()
     empty = jobs.finetune(start, f"init_from={folder}")
-    empty.refused(1, r"empty: no checkpoint there; give a run")
+    empty.refused(2, r"empty: no checkpoint there; give a run")
     assert jobs.left_behind() == []
 
 

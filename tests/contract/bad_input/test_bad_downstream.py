@@ -15,7 +15,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.teachers.prompts import NUM_PROMPTS
 
 TEXT = "zeroshot zeroshot.kind=text"
-FULL = "zeroshot init_from={full} teacher.text.name=descriptor:8"
+FULL = "zeroshot zeroshot.kind=full init_from={full} teacher.text.name=descriptor:8"
 PARTS = "partseg data.path={parts} model.num_groups=8"
 BOTH = "retrieve init_from={full}"
 TEACHER = "teacher.text.name=descriptor"
@@ -26,7 +26,11 @@ SPLITS = "it has train 6, val 3, test 5"
 WIDER = "its features are 16 wide, the"
 
 REFUSED: list[tuple[str, int, str]] = [
-    ("zeroshot", 1, r"zeroshot\.kind=full: .*text\.\S+ has no image proj.*zeroshot\.kind=text"),
+    (
+        "zeroshot zeroshot.kind=full",
+        1,
+        r"zeroshot\.kind=full: .*text\.\S+ has no image proj.*zeroshot\.kind=text",
+    ),
     (f"{TEXT} zeroshot.classes.mugg=cup", 2, r"\.mugg: .* no such class, did you mean 'mug'\?"),
     (f"{TEXT} zeroshot.classes=[chair,lamp,cup]", 2, r"1 classes of .* not in the list \('mug'"),
     (f"{TEXT} zeroshot.splits=[val]", 2, r"zeroshot\.splits=val: .* has the splits train, test"),
@@ -36,7 +40,7 @@ REFUSED: list[tuple[str, int, str]] = [
     (f"{FULL} {TEACHER}:16", 2, f"{WIDER} image .* gives 8"),
     (f"{FULL} data.num_points=1024", 2, r"data\.num_points=1024: .* holds 96 points"),
     (f"{FULL} protocol=reference", 2, r"data\.num_points=64: protocol=reference samples 1024"),
-    ("zeroshot init_from={wide}", 1, r"are 12 \(image\) and 8 \(text\) wide"),
+    ("zeroshot zeroshot.kind=full init_from={wide}", 1, r"are 12 \(image\) and 8 \(text\) wide"),
     ("linear_probe probe.knn=[1,25]", 2, r"probe\.knn: 25 neighbors, .* 24 labeled"),
     ("linear_probe protocol=reference", 2, "leaves out what does not fill a batch of 128: all 24"),
     ("linear_probe probe.test_split=none", 2, r"test_split=none: .* has the splits train, test"),

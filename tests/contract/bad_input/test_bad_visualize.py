@@ -31,7 +31,8 @@ SET = "data.path={set}"
         (f"{SET} cluster.workers=2", 2, r"cluster\.workers must be 0: this job runs in one proc"),
         (f"{SET} visualize.mask_ratio=0.01", 1, r"mask_ratio must hide 1\.\.7 of num_groups=8 p"),
         (
-            f"{SET} visualize.kinds=[reconstruction] init_from=embedder.safetensors",
+            f"{SET} visualize.kinds=[reconstruction] init_from=embedder.safetensors "
+            "data.num_points=64",
             2,
             "has no decoder and reconstructs nothing; give the weights",
         ),

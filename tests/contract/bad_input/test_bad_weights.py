@@ -44,9 +44,9 @@ def test_weights_that_cannot_be_used_are_refused(jobs: Jobs, content: object, me
         ("output=x.safetensors", 2, "input=<file> must be given"),
         ("input=a.pth output=x.bin", 2, r"output=x\.bin must end in \.safetensors"),
         ("input=a.pth output=x.pth", 2, r"output=x\.pth must end in \.safetensors"),
-        ("input=/absent/a.pth output=x.safetensors", 1, "there is no such file or folder"),
+        ("input=/absent/a.pth output=x.safetensors", 2, "there is no such file or folder"),
         ("input=r.pth output=x.safetensors kind=classifier", 1, "kind=classifier was asked"),
-        ("input=r.pth output=x.safetensors model.num_heads=5", 1, "num_heads=5 does not"),
+        ("input=r.pth output=x.safetensors model.num_heads=5", 1, "with num_heads=2, but num_h"),
         ("input=r.pth output=x.safetensors kind=bert", 2, "kind"),
     ],
 )

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from recon_ray.benchmarks.config import IngestBenchmarkSection
+from recon_ray.benchmarks.config import BenchmarkConfig, IngestBenchmarkSection
 from recon_ray.benchmarks.feed_loop import EpochTime, time_epoch
 from recon_ray.benchmarks.ingest import (
     decoding_rates,
@@ -19,6 +19,7 @@ from recon_ray.benchmarks.ingest import (
     loader_batches,
     random_cloud,
     random_set,
+    training_options,
 )
 from recon_ray.benchmarks.memory import tree_bytes, watch_memory
 from recon_ray.errors import DataError
@@ -41,6 +42,12 @@ def prepared(options):
 def passes(options, prepared):
     """The batches of two epochs."""
     return [list(loader_batches(prepared, options, epoch)) for epoch in (0, 1)]
+
+
+@pytest.mark.parametrize("mode", IngestBenchmarkSection().modes)
+def test_every_mode_is_a_configuration_of_a_training(mode):
+    data = training_options(BenchmarkConfig(what="ingest"), mode).data
+    assert (data.mode, data.residency == "object_store") == (mode, mode == "shared")
 
 
 def ids(batches):

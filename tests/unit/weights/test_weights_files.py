@@ -56,7 +56,8 @@ def test_export_and_import_of_the_references_layout_are_exact(kind: str, tmp_pat
     assert same(found, weights)
     assert not found.unknown
     top = torch.load(tmp_path / "w.pth", weights_only=True)
-    assert list(top) == ["model_state_dict" if kind == "partseg" else "base_model"]
+    assert list(top) == ["model_state_dict" if kind == "partseg" else "base_model", "recon_ray"]
+    assert found.architecture == json.loads(json.dumps(weights.architecture))
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -64,18 +65,15 @@ def test_sizes_are_read_off_the_shapes(kind: str) -> None:
     arguments = {"embed_dim": 128, "num_heads": 2, "depth": 3}
     if kind == "partseg":
         arguments["feature_blocks"] = (0, 2)
-    weights = make_weights(kind, **arguments)
+    given = make_weights(kind, **arguments).architecture
     found = read_checkpoint(published(kind, **arguments), source="file").architecture
-    expected = {**found, "feature_blocks": (0, 2)} if kind == "partseg" else found
-    assert {name: expected.get(name) for name in weights.architecture} == weights.architecture
+    told = found.keys() - {"fps_min_sq_norm", "drop_first_patches"}
+    assert {name: given[name] for name in told} == {name: found[name] for name in told}
+    assert {"embed_dim", "depth", "patch_widths"} <= told
     assert found["fps_min_sq_norm"] == 1e-3
-
-
-def test_heads_of_another_width_are_left_open() -> None:
-    found = read_checkpoint(published("recon"), source="file").architecture
-    assert "num_heads" not in found
-    assert found["decoder_depth"] == 1
-    assert found["group_size"] == 32
+    untold = {"num_heads", "num_groups", "feature_blocks"}
+    assert not untold & told
+    assert ("group_size" in told) == ("decoder_depth" in told)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_projection_that_zero_shot_needs_has_to_be_there() -> None:
 
 def test_models_are_built_from_what_the_file_tells() -> None:
     weights = imported("classifier", embed_dim=64, num_heads=1)
-    model, report = build(weights)
+    model, report = build(weights, num_heads=1, num_groups=64, group_size=32)
     assert model.num_classes == 5
     assert not report.missing
     assert equal(model, make_model("classifier", embed_dim=64, num_heads=1))
@@ -155,18 +155,27 @@ def test_models_are_built_from_what_the_file_tells() -> None:
 
 
 def test_what_shapes_do_not_tell_is_asked_for() -> None:
-    message = "does not contain num_heads of a recon model; give num_h"
+    message = (
+        r"does not tell num_heads and num_groups of the recon model; give num_heads=\.\.\. num_g"
+    )
     with pytest.raises(CheckpointError, match=message):
         build(imported("recon"))
-    assert build(imported("recon"), num_heads=2)[0].encoder.blocks[0].attn.num_heads == 2
-    with pytest.raises(CheckpointError, match="does not contain stream"):
-        build(imported("twotower_classifier", stream="CMC"), num_heads=2)
-    with pytest.raises(CheckpointError, match="does not contain num_classes"):
-        construct("classifier", imported("recon"), num_heads=2)
+    told = {"num_heads": 2, "num_groups": 8}
+    assert build(imported("recon"), **told)[0].encoder.blocks[0].attn.num_heads == 2
+    with pytest.raises(
+        CheckpointError, match="does not tell num_groups and group_size of the class"
+    ):
+        build(imported("classifier"), num_heads=2)
+    with pytest.raises(CheckpointError, match="does not tell feature_blocks of the partseg model"):
+        build(imported("partseg"), **told, group_size=32)
+    with pytest.raises(CheckpointError, match="does not tell stream"):
+        build(imported("twotower_classifier", stream="CMC"), **told, group_size=32)
+    with pytest.raises(CheckpointError, match="does not tell num_classes"):
+        construct("classifier", imported("recon"), **told)
     with pytest.raises(CheckpointError, match="a recon model has no stream"):
-        build(imported("recon"), num_heads=2, stream="ALL")
+        build(imported("recon"), **told, stream="ALL")
     with pytest.raises(CheckpointError, match=r"file\.pth: num_heads=5 does not divide"):
-        build(imported("recon"), num_heads=5)
+        build(imported("recon"), num_heads=5, num_groups=8)
     with pytest.raises(CheckpointError, match="not a whole model; use it as the start"):
         build(read_checkpoint(pointmae(), source="mae.pth"))
 
@@ -196,5 +205,5 @@ def test_report_lists_every_key() -> None:
 def test_sizes_of_the_encoder_are_those_a_downstream_model_shares() -> None:
     sizes = encoder_sizes(imported("recon", embed_dim=64, num_heads=1))
     assert sizes == {
-        "embed_dim": 64, "depth": 2, "num_heads": 1, "group_size": 32, "patch_widths": (4, 4, 8),
+        "embed_dim": 64, "depth": 2, "group_size": 32, "patch_widths": (4, 4, 8),
     }  # fmt: skip

@@ -168,8 +168,8 @@ def test_sizes_come_from_the_weights_then_the_preset_then_what_is_given(config, 
     assert (arguments["num_groups"], arguments["embed_dim"]) == (16, 24)
     _, arguments = classifier_of(plain, None, 5)
     assert arguments["embed_dim"] == 384
-    _, arguments = classifier_of(changed(plain, model={"preset": "small"}), weights, 5)
-    assert (arguments["embed_dim"], arguments["depth"]) == (256, 2)
+    with pytest.raises(CheckpointError, match="trained with num_heads=2, but num_heads=4"):
+        classifier_of(changed(plain, model={"preset": "small"}), weights, 5)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,8 @@ def test_sound_takes_the_last_epoch_and_chooses_nothing_on_the_test_split(config
     assert CheckpointStore(str(folder / "checkpoints")).best() is None
     found = find_weights(folder)
     classes = ["chair", "lamp", "mug"]
-    assert found.extra == {"classes": classes, "num_points": 64, "normalize": "whole"}
+    records = {"num_points": 64, "normalize": "whole", "up_axis": "y"}
+    assert found.extra == {"classes": classes, **records}
     assert found.kind == from_own(found.state, found.architecture, source="x").kind == "classifier"
 
 

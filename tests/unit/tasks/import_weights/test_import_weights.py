@@ -8,6 +8,7 @@ import torch
 
 import recon_ray
 from recon_ray.cli import run_job
+from recon_ray.errors import CheckpointError
 from recon_ray.models.classifier import Classifier
 from recon_ray.models.recon import Recon
 from recon_ray.weights.adapters import to_reference
@@ -75,8 +76,11 @@ def test_the_encoder_alone_can_be_taken(file: Path, tmp_path: Path) -> None:
     assert not [key for key in found.state if key.startswith("decoder.")]
     assert "decoder_depth" not in found.architecture
     points = torch.randn(2, 128, 3)
-    expected = recon_ray.embed(recon_ray.load_model(file), points)
-    loaded = recon_ray.load_model(output)
+    told = {"num_heads": 1, "num_groups": 64}
+    expected = recon_ray.embed(recon_ray.load_model(file, **told), points)
+    with pytest.raises(CheckpointError, match="does not tell num_heads and num_groups of the emb"):
+        recon_ray.load_model(output)
+    loaded = recon_ray.load_model(output, **told)
     assert torch.equal(recon_ray.embed(loaded, points), expected)
 
 
@@ -86,9 +90,20 @@ def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_fine_tuned_file_keeps_its_classes(tmp_path: Path) -> None:
+def test_a_fine_tuned_file_keeps_its_classes_and_asks_for_its_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = to_reference(Classifier(num_classes=7, **SIZES).state_dict(), "classifier")
     torch.save({"base_model": state, "metrics": {"acc": torch.tensor(91.26)}}, tmp_path / "ft.pth")
     output = tmp_path / "ft.safetensors"
     assert run(tmp_path, f"input={tmp_path / 'ft.pth'}", f"output={output}") == 0
-    assert recon_ray.load_model(output).num_classes == 7
+    again = "give model.num_heads=... model.num_groups=... model.group_size=... wherever it is read"
+    assert again in capsys.readouterr().err
+    told = ("model.num_heads=1", "model.num_groups=16", "model.group_size=8")
+    assert run(tmp_path, f"input={tmp_path / 'ft.pth'}", f"output={output}", *told) == 0
+    model = recon_ray.load_model(output)
+    assert (model.num_classes, model.num_groups, model.group_size) == (7, 16, 8)
+    exported = tmp_path / "back.pth"
+    assert run(tmp_path, f"input={output}", f"output={exported}", "format=reference") == 0
+    assert "configuration: num_heads=1 num_groups=16 group_size=8" in capsys.readouterr().err
+    assert recon_ray.load_model(exported).arguments == model.arguments

@@ -12,12 +12,11 @@ from job_samples import changed, flat_and_tall, prepare_clouds, run_config, run_
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import MANIFEST
 from recon_ray.errors import ConfigError
-from recon_ray.models.recon import Recon
 from recon_ray.points.transforms import CANDIDATE_POINTS
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.pretrain.job import make_task
-from recon_ray.tasks.pretrain.validation import zeroshot_kind
+from recon_ray.tasks.start_weights import zeroshot_kind
 
 
 def validations(folder: Path, name: str) -> dict[int, float]:
@@ -133,10 +132,34 @@ def test_reference_zero_shot_and_svm_read_both_splits(tiny_config, tiny_prepared
 
 
 def test_both_tokens_are_used_where_the_teachers_share_a_space():
-    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_depth": 1}
-    assert zeroshot_kind(Recon(**sizes, image_dim=16, text_dim=16)) == "full"
-    assert zeroshot_kind(Recon(**sizes, image_dim=24, text_dim=16)) == "text"
-    assert zeroshot_kind(Recon(**sizes, image_dim=None, text_dim=16)) == "text"
+    clip = "open_clip:ViT-B-32-quickgelu:openai"
+    assert zeroshot_kind(clip, clip) == "full"
+    assert zeroshot_kind("descriptor:16", "descriptor:16") == "text"
+    assert zeroshot_kind("timm:vit", clip) == "text"
+    assert zeroshot_kind(None, clip) == "text"
+    assert zeroshot_kind(clip, None) == "image"
+
+
+@pytest.mark.parametrize("kind", ["svm", "zeroshot"])
+def test_the_value_is_that_of_the_job_on_the_checkpoint(tiny_config, tiny_prepared, tmp_path, kind):
+    options = {"every_epochs": 4, "kind": kind}
+    config = changed(tiny_config, validation=options, eval={"enabled": False})
+    result, folder = run_config("pretrain", config)
+    job, metric = {
+        "svm": ("linear_probe", "accuracy"), "zeroshot": ("zeroshot", "zeroshot_accuracy")
+    }[kind]  # fmt: skip
+    measured, _ = run_options(
+        job,
+        {
+            "run": {"name": "m", "storage": str(tmp_path), "seed": 3},
+            "cluster": {"workers": 0},
+            "runtime": {"threads": 1},
+            "init_from": str(folder),
+            "data": {"path": str(tiny_prepared.path)},
+        },
+    )
+    expected = result["metrics"][f"validation_{kind}_last"]
+    assert measured["metrics"][metric] == pytest.approx(expected)
 
 
 def test_pre_training_on_both_splits_counts_both(tiny_config):

@@ -32,7 +32,8 @@ def recon(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: object) -> int:
-    given = [f"run.storage={folder / 'runs'}", "run.name=v", *map(str, arguments)]
+    given = [f"run.storage={folder / 'runs'}", "run.name=v", "data.num_points=96"]
+    given += map(str, arguments)
     return run_job("visualize", given)
 
 
