@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 BEST = "best.json"
-MODEL, TRAIN, PROGRESS = "model.pt", "train.pt", "progress.pt"
+MODEL_FILE, TRAIN_FILE, PROGRESS_FILE = "model.pt", "train.pt", "progress.pt"
 
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ class CheckpointStore:
             CheckpointError: If there is no such checkpoint, or its manifest is damaged.
         """
         manifest = self._read_manifest(self.path(name))
-        weights = manifest["files"][MODEL]["sha256"]
+        weights = manifest["files"][MODEL_FILE]["sha256"]
         content = [manifest["architecture"], manifest.get("records"), weights]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -262,11 +262,11 @@ class CheckpointStore:
             file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
             for file, blob in blobs.items()
         }
-        model = loaded[MODEL]
+        model = loaded[MODEL_FILE]
         if bad := not_finite(model):
             raise CheckpointError(
-                f"{self.path(name)}/{MODEL}: {len(bad)} of {len(model)} weights are not finite "
-                f"({_some(bad)})"
+                f"{self.path(name)}/{MODEL_FILE}: {len(bad)} of {len(model)} weights are not "
+                f"finite ({_some(bad)})"
             )
         self._intact.add(name)
         return Checkpoint(
@@ -274,7 +274,7 @@ class CheckpointStore:
             manifest["step"],
             manifest["architecture"],
             model,
-            loaded[TRAIN if TRAIN in loaded else PROGRESS],
+            loaded[TRAIN_FILE if TRAIN_FILE in loaded else PROGRESS_FILE],
             manifest.get("records", {}),
         )
 
@@ -314,15 +314,15 @@ class CheckpointStore:
     def _drop_optimizer(self, name: str) -> None:
         where = self.path(name)
         manifest = self._read_manifest(where)
-        if TRAIN in manifest["files"]:
+        if TRAIN_FILE in manifest["files"]:
             train = self.load(name).train
             blob = _saved({key: value for key, value in train.items() if key != OPTIMIZER})
-            files = {MODEL: manifest["files"][MODEL], PROGRESS: _record(blob)}
+            files = {MODEL_FILE: manifest["files"][MODEL_FILE], PROGRESS_FILE: _record(blob)}
             text = json.dumps({**manifest, "files": files}, indent=1)
-            self._replace(f"{where}/{PROGRESS}", blob)  # does not count before the manifest
+            self._replace(f"{where}/{PROGRESS_FILE}", blob)  # does not count before the manifest
             self._replace(f"{where}/{MANIFEST}", text.encode())
-        if exists(self._fs, f"{where}/{TRAIN}"):
-            self._fs.delete_file(f"{where}/{TRAIN}")
+        if exists(self._fs, f"{where}/{TRAIN_FILE}"):
+            self._fs.delete_file(f"{where}/{TRAIN_FILE}")
 
     def _contents(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Return the manifest and files of a checkpoint, compared with each other."""
@@ -372,10 +372,10 @@ class CheckpointStore:
             )
         missing = [key for key in ("step", "architecture", "files") if key not in manifest]
         files = manifest.get("files", {}).keys()
-        if missing or MODEL not in files or not files & {TRAIN, PROGRESS}:
+        if missing or MODEL_FILE not in files or not files & {TRAIN_FILE, PROGRESS_FILE}:
             raise CheckpointError(
                 f"{where}/{MANIFEST}: it does not list a whole checkpoint"
-                f" ({', '.join(missing) or f'{MODEL} or {TRAIN} is missing'})"
+                f" ({', '.join(missing) or f'{MODEL_FILE} or {TRAIN_FILE} is missing'})"
             )
         return manifest
 
@@ -470,12 +470,14 @@ def _some(keys: list[str]) -> str:
 
 
 def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the names of the tensors with a value that is not finite; the device is asked once."""
+    """Return the names of the tensors, of one device, with a value that is not finite."""
     names = [name for name, value in state.items() if value.is_floating_point()]
     if not names:
         return []
-    finite = torch.stack([state[name].isfinite().all() for name in names]).tolist()
-    return [name for name, ok in zip(names, finite, strict=True) if not ok]
+    # A sum is several times as fast as a test of every value; a large one may overflow.
+    sums = torch.stack([state[name].sum().float() for name in names])
+    suspects = [name for name, ok in zip(names, sums.isfinite().tolist(), strict=True) if not ok]
+    return [name for name in suspects if not state[name].isfinite().all()]
 
 
 FORMAT = 1
@@ -520,7 +522,7 @@ def pack(
         best: ``name``, ``metric``, ``value`` and ``epoch`` of the best validated checkpoint so far,
             which may be this one; it is never deleted.
     """
-    files = {MODEL: _saved(model), TRAIN: _saved(train)}
+    files = {MODEL_FILE: _saved(model), TRAIN_FILE: _saved(train)}
     manifest = {
         "format": FORMAT,
         "step": step,

@@ -12,7 +12,7 @@ import yaml
 
 from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import CheckpointError, NoWeightsError
-from recon_ray.runs.checkpoint import MANIFEST, MODEL, CheckpointStore, place_of
+from recon_ray.runs.checkpoint import MANIFEST, MODEL_FILE, CheckpointStore, place_of
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.storage import absolute, is_uri, split
 from recon_ray.weights.catalog import CATALOG, find_published
@@ -44,7 +44,7 @@ def find_weights(
         weights = _from_run(text)
     elif Path(text).is_file():
         path = Path(text)
-        in_checkpoint = path.name == MODEL and (path.parent / MANIFEST).is_file()
+        in_checkpoint = path.name == MODEL_FILE and (path.parent / MANIFEST).is_file()
         weights = _from_run(str(path.parent)) if in_checkpoint else read_file(path)
     elif text in CATALOG or ("/" not in text and not Path(text).suffix):
         published, weights = text, read_file(find_published(text, folder))

@@ -69,7 +69,7 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
         r"^error: (?!.*s3cret)run\.storage .*the URI has a password in it, .*; leave it out",
     ),
     ("run.storage=gopher://x", r"run\.storage=gopher://x: it cannot be reached .*give a folder"),
-    ("resume=/absent/step-1", r"resume=/absent/step-1: no checkpoint there \(MANIFEST\.json is"),
+    ("resume=/absent/step-1", r"resume=/absent/step-1: no checkpoint there; give a run"),
     ("resume=gopher://x/step-1", r"resume=gopher://x/step-1: it cannot be reached"),
     # teachers
     (

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.checkpoint import MANIFEST, CheckpointStore, load_model_state, pack
+from recon_ray.runs.checkpoint import (
+    MANIFEST,
+    CheckpointStore,
+    load_model_state,
+    not_finite,
+    pack,
+)
 
 
 @pytest.fixture
@@ -148,3 +154,39 @@ def test_other_shapes_and_keys_are_named():
     state = nn.Linear(4, 2, bias=False).state_dict() | {"other": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"missing: bias; unexpected: other"):
         load_model_state(nn.Linear(4, 2), state, source="x.pt")
+
+
+def test_values_that_are_not_finite_are_found_by_name_and_large_ones_are_none():
+    state = {
+        "large": torch.full((10,), 3e38),  # whose sum is infinite
+        "nan": torch.tensor([1.0, float("nan")]),
+        "both": torch.tensor([float("inf"), 0.0, -float("inf")]),
+        "half": torch.tensor(float("inf"), dtype=torch.bfloat16),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0),
+    }
+    assert not_finite(state) == ["nan", "both", "half"]
+    assert not_finite({}) == []
+
+
+def test_optimizers_are_dropped_from_whole_checkpoints(store, caplog):
+    for step in (1, 2):
+        packed = pack(
+            step,
+            model={"w": torch.ones(2)},
+            train={"progress": {"step": step}, "optimizer": {"m": torch.ones(9)}},
+            architecture={},
+        )
+        store.write(packed)
+    (_folder(store, "step-00000001") / "model.pt").write_bytes(b"damaged")
+    store.drop_optimizer()
+    assert "step-00000001: the optimizer's state stays" in caplog.text
+    found = CheckpointStore(store.uri).load("step-00000002")
+    assert found.train == {"progress": {"step": 2}}
+    files = {path.name for path in _folder(store, "step-00000002").iterdir()}
+    assert files == {"model.pt", "progress.pt", MANIFEST}
+    (_folder(store, "step-00000002") / "train.pt").write_bytes(b"left by a killed process")
+    before = (_folder(store, "step-00000002") / "progress.pt").stat().st_mtime_ns
+    store.drop_optimizer()
+    assert {path.name for path in _folder(store, "step-00000002").iterdir()} == files
+    assert (_folder(store, "step-00000002") / "progress.pt").stat().st_mtime_ns == before
