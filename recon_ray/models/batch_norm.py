@@ -8,7 +8,7 @@ activation checkpointing runs the layer twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -196,6 +196,12 @@ class BatchNorm(nn.Module):
         self.running_mean.lerp_(mean.to(dtype), momentum)
         self.running_var.lerp_(unbiased.to(dtype), momentum)
 
+    def reset(self) -> None:
+        """Go back to the initial statistics: mean 0, variance 1, no batch."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1.0)
+        self.num_batches_tracked.zero_()
+
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return scale (C,) and shift (C,) of the layer in evaluation."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -231,6 +237,29 @@ def largest_initial_part(model: nn.Module) -> tuple[str, float]:
     }
     name = max(parts, key=parts.__getitem__, default="")
     return name, min(parts.get(name, 0.0), 1.0)
+
+
+def estimate_statistics(model: nn.Module, observe: Callable[[], object]) -> None:
+    """Set the running statistics to the mean of those that ``observe`` sees.
+
+    Meanwhile the batch norms and what calls them are in training mode, the rest of the model in
+    evaluation mode, and all of it afterwards.
+
+    Args:
+        model: The model.
+        observe: Runs it on at most 1 / momentum batches, the same ones on every worker.
+    """
+    layers = [layer for _, layer in batch_norms(model)]
+    switches = [(layer.sync, layer.averages_first) for layer in layers]
+    for layer in layers:
+        layer.reset()
+        layer.sync, layer.averages_first = False, True
+    for module in model.modules():
+        module.training = any(isinstance(m, BatchNorm) for m in (module, *module.children()))
+    observe()
+    model.eval()
+    for layer, (sync, averages_first) in zip(layers, switches, strict=True):
+        layer.sync, layer.averages_first = sync, averages_first
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm]]:

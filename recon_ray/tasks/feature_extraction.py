@@ -14,7 +14,8 @@ from torch import Tensor
 from recon_ray.data.loading.batches import Batch, BatchOptions
 from recon_ray.data.loading.prefetch import batches_on
 from recon_ray.errors import DataError
-from recon_ray.models.cloud import CloudModel
+from recon_ray.models.batch_norm import estimate_statistics
+from recon_ray.models.cloud import CloudModel, EncoderModel
 from recon_ray.models.recon import Embedder
 from recon_ray.points import transforms
 from recon_ray.points.random import SampleGenerator
@@ -30,6 +31,8 @@ from recon_ray.weights.weight_files import LoadedWeights
 #: Encodes (B, N, 3) clouds: name to (B, ...) features.
 Encode: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 FrozenT = TypeVar("FrozenT", bound=FrozenWeightsConfig)
+#: Batches whose statistics an untrained network is given.
+BATCHES_SEEN = 10
 Normalization: TypeAlias = Literal["whole", "subset", "none"]
 
 
@@ -199,6 +202,35 @@ def extract_features(
     if runtime.world_size > 1:
         whole = _in_order(whole)
     return {name: value.numpy() for name, value in whole.items()}
+
+
+def see_clouds(
+    model: EncoderModel,
+    runtime: EvaluationRuntime,
+    split: str,
+    choice: PointChoice,
+    batch_size: int,
+) -> None:
+    """Give an untrained model the batch-norm statistics of the first clouds of a split.
+
+    With mean 0 and variance 1 in their place its features hardly differ from cloud to cloud, and
+    training would seem to gain what the statistics do. Every worker takes the same clouds.
+    """
+    make = partial(
+        evaluation_batches,
+        runtime.table(split),
+        BatchOptions(),
+        batch_size=batch_size,
+        limit=BATCHES_SEEN * batch_size,
+        rank=0,
+        world_size=1,
+    )
+
+    def observe() -> None:
+        for batch in batches_on(make, runtime.device):
+            model.forward_features(choice(batch["points"], batch["sample_id"]))
+
+    estimate_statistics(model.to(runtime.device), observe)
 
 
 def _in_order(rows: Mapping[str, Tensor], *, labeled: bool = False) -> dict[str, Tensor]:

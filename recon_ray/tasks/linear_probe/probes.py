@@ -17,6 +17,7 @@ from recon_ray.tasks.feature_extraction import (
     FrozenEvaluation,
     Tally,
     load_embedder,
+    see_clouds,
     without_last_batch,
 )
 from recon_ray.tasks.linear_probe.config import ProbeSection
@@ -192,12 +193,15 @@ class ProbeEvaluation(FrozenEvaluation):
         models = {"": load_embedder(self.weights, **self.sizes)}
         if options.untrained:
             torch.manual_seed(self.seed)  # every worker draws the same network
-            models["_untrained"] = load_embedder(
+            untrained = load_embedder(
                 self.weights,
                 trained=False,
                 torch_init=self.flags.torch_init,
                 **self.sizes,
             )
+            if not self.flags.keeps_initial_statistics:
+                see_clouds(untrained, runtime, options.train_split, self.choice, self.batch_size)
+            models["_untrained"] = untrained
         place = partial(runtime.inference.place, device=runtime.device)
         models = {name: place(model) for name, model in models.items()}
 

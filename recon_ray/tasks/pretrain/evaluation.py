@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from recon_ray.errors import ConfigError
+from recon_ray.models.batch_norm import batch_norms
 from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Recon
 from recon_ray.protocols import REFERENCE_SKIP
-from recon_ray.tasks.feature_extraction import PointChoice, extract_features
+from recon_ray.tasks.feature_extraction import PointChoice, extract_features, see_clouds
 from recon_ray.tasks.linear_probe.probes import few_label_accuracy, svm_accuracy
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.zeroshot.evaluation import accuracy, class_vectors, zeroshot_predictions
@@ -44,9 +45,14 @@ def probe_student(
     Raises:
         ConfigError: If there are too few labeled shapes for the probes.
     """
-    options = config.eval
+    options, train_split = config.eval, "+".join(config.data.train_splits)
+    sees_clouds = when == "before" and not config.flags.keeps_initial_statistics
+    if sees_clouds:
+        see_clouds(model, runtime, train_split, _choice(config), options.batch_size)
     test = _features(model, runtime, config, options.split)
-    train = _features(model, runtime, config, "+".join(config.data.train_splits))
+    train = _features(model, runtime, config, train_split)
+    for _, layer in batch_norms(model) if sees_clouds else ():
+        layer.reset()  # training begins as if nothing had been seen
     _check_labels(config, train["label"], test["label"])  # on every rank: none must wait for one
     if runtime.rank != 0:
         return {}
@@ -76,14 +82,17 @@ def _features(
         text = tokens[:, 2] if model.text_proj is None else model.project_text(tokens)  # (B, d)
         return {"features": svm_pool(tokens), "text": text}  # (B, 2 D), (B, d)
 
-    choice = PointChoice(
+    size, limit = config.eval.batch_size, config.eval.limit
+    return extract_features(encode, runtime, split, _choice(config), batch_size=size, limit=limit)
+
+
+def _choice(config: PretrainConfig) -> PointChoice:
+    return PointChoice(
         config.data.num_points,
         how="fps" if config.flags.fps_probe_points else "random",
         normalize="subset" if config.data.normalize else "none",
         min_sq_norm=REFERENCE_SKIP,
     )
-    size, limit = config.eval.batch_size, config.eval.limit
-    return extract_features(encode, runtime, split, choice, batch_size=size, limit=limit)
 
 
 def _check_labels(config: PretrainConfig, train: np.ndarray, test: np.ndarray) -> None:

@@ -9,6 +9,8 @@ import torch.multiprocessing as mp
 
 from recon_ray.models.batch_norm import (
     BatchNorm,
+    batch_norms,
+    estimate_statistics,
     largest_initial_part,
     set_first_average,
     set_sync_batch_norm,
@@ -164,6 +166,27 @@ def test_the_part_that_is_initial_is_told(batches: int, initial: float) -> None:
     layer.num_batches_tracked.fill_(batches)
     layer.running_var.fill_(0.9**batches + (1 - 0.9**batches) * 7e-5)
     assert largest_initial_part(layer)[1] == pytest.approx(initial, abs=0.01)
+
+
+def test_estimated_statistics_are_those_of_what_was_seen_and_can_be_taken_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Dropout(), BatchNorm(3)), BatchNorm(3))
+    seen = []
+
+    def observe() -> None:
+        seen.append([module.training for module in model.modules()])
+        seen.append(model(_batches(1)[0]))
+
+    model[1].sync = True
+    for _ in range(2):  # the second time in place of the first
+        estimate_statistics(model, observe)
+        assert not any(module.training for module in model.modules())
+        torch.testing.assert_close(model(_batches(1)[0]), seen[-1], rtol=0.02, atol=0.05)
+    assert (model[1].sync, model[1].averages_first) == (True, False)
+    for _, layer in batch_norms(model):
+        layer.reset()
+        assert all(
+            torch.equal(v, BatchNorm(3).state_dict()[k]) for k, v in layer.state_dict().items()
+        )
 
 
 SPLIT = (2, 5)  # rows of the two workers: unequal on purpose

@@ -361,6 +361,12 @@ def test_the_reference_protocol_trains_an_epoch_more_at_the_first_rate(tiny_conf
     assert rates[2] > 1e-5
 
 
+def test_the_evaluation_before_changes_nothing_in_the_training(tiny_config, tiny_prepared, whole):
+    _, folder = pretrain_here(changed(tiny_config, eval={"enabled": False}), tiny_prepared)
+    assert losses(folder) == losses(whole)
+    assert_same_weights(folder, whole)
+
+
 def test_a_short_run_keeps_no_initial_statistics_or_says_so(tiny_config, tiny_prepared, caplog):
     short = {"train": {"steps": 4, "micro_batch_size": 4}, "eval": {"enabled": False}}
     state = {}

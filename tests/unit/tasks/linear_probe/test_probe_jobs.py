@@ -11,10 +11,16 @@ import torch
 from job_samples import run_options, save_model, usual_options
 
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.models.batch_norm import batch_norms
 from recon_ray.points import transforms
 from recon_ray.tasks import config_checks
 from recon_ray.tasks.config_checks import class_texts
-from recon_ray.tasks.feature_extraction import PointChoice, load_embedder, without_last_batch
+from recon_ray.tasks.feature_extraction import (
+    PointChoice,
+    load_embedder,
+    see_clouds,
+    without_last_batch,
+)
 from recon_ray.tasks.linear_probe import probes
 from recon_ray.teachers.prompts import NUM_PROMPTS
 
@@ -144,11 +150,20 @@ def test_an_untrained_network_is_drawn_as_published_where_asked(probe, weights, 
         drawn.append((options.get("trained", True), options.get("torch_init", False)))
         return load_embedder(*args, **options)
 
+    def see(model: Any, *args: Any) -> None:
+        drawn.append("sees clouds")
+        see_clouds(model, *args)
+        assert all(int(layer.num_batches_tracked) > 0 for _, layer in batch_norms(model))
+
     monkeypatch.setattr(probes, "load_embedder", load)
+    monkeypatch.setattr(probes, "see_clouds", see)
     monkeypatch.setattr(probes, "REFERENCE_BATCH", 8)
     monkeypatch.setattr(config_checks, "REFERENCE_BATCH", 8)
     run_probe(probe, protocol="reference")
     assert drawn == [(True, False), (False, True)]
+    drawn.clear()
+    run_probe(probe)
+    assert drawn == [(True, False), (False, False), "sees clouds"]
 
 
 def test_nothing_is_sampled_where_all_points_are_read(probe):
