@@ -19,7 +19,6 @@ from recon_ray.config.sections.common import JobConfig
 from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import BatchOptions
-from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.tasks.config_checks import check_here, use_ops
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run, open_run
@@ -72,10 +71,7 @@ def run_training(job: Job[TrainT], parts: Training[TrainT]) -> JobResult:
         begin=lambda: parts.begin(run, training),
         then=lambda fitted: parts.finish(run, training, fitted),
     )
-    result = end()
-    if job.config.train.keep_optimizer is False:
-        CheckpointStore(run.folder.checkpoints).drop_optimizer()
-    return result
+    return end()
 
 
 def _plan(

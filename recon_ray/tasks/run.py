@@ -25,6 +25,7 @@ from recon_ray.cluster.workarounds.undocumented import is_submitted
 from recon_ray.config.fields import section_model
 from recon_ray.config.help import dump_yaml
 from recon_ray.config.sections.common import JobConfig
+from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore, pack, place_of
@@ -185,6 +186,8 @@ class Run:
                 draw()
         except CheckpointError as error:
             failure = str(error)
+        if isinstance(self.config, TrainingConfig) and self.config.train.keep_optimizer is False:
+            CheckpointStore(self.folder.checkpoints).drop_optimizer()
         if self.lease is not None:
             self.lease.release()
         shown = str(path) if self.folder.is_local else join(self.folder.uri, "result.json")
