@@ -46,14 +46,14 @@ class DiskEstimate:
         self._storage = storage
         sizes: dict[str, tuple[int, int] | None] = {}
         self.count = self.total = self._unknown = 0
-        dropped = []  # by a training that ends
+        dropped = []  # when a training ends
         for config in (one for one in configs if isinstance(one, TrainingConfig)):
             key = _model_of(config)
             if key not in sizes:
                 sizes[key] = _sizes(config)
             weights, moments = sizes[key] or (0, 0)
             number = config.train.keep_checkpoints + int(validates(config))
-            keeps = getattr(config.train, "keep_optimizer", True)
+            keeps = bool(config.train.keep_optimizer)
             dropped.append(0 if keeps else number * moments)
             self.total += number * (weights + (moments if keeps else 0))
             self.count, self._unknown = self.count + 1, self._unknown + (sizes[key] is None)

@@ -60,7 +60,7 @@ MAY_CHANGE = (
     "config.cluster.", "config.resume", "config.run.name", "config.run.storage",
     "config.runtime.threads", "config.train.keep_optimizer",
     "sweep.samples", "sweep.metric", "sweep.mode", "sweep.max_concurrent", "sweep.cpus_per_trial",
-    "sweep.gpus_per_trial", "fewshot.",
+    "sweep.gpus_per_trial", "sweep.grace_epochs", "fewshot.",
     # of the table, whose finished runs are compared one by one
     "reproduce.", "rows.", "sets.",
 )  # fmt: skip
