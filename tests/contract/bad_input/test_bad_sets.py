@@ -90,7 +90,11 @@ def test_a_set_of_which_some_shapes_have_no_class_is_not_taught_with_classes(job
     outcome = jobs.pretrain(*options)
     outcome.refused(2, r"teacher\.text\.name: 1 of 12 training shapes of .*/set have no class; pr")
     assert jobs.left_behind() == []
-    jobs.pretrain(*options, "data.text=caption").done()
+    outcome = jobs.pretrain(*options, "data.text=caption")  # an empty one is no text either
+    outcome.refused(
+        2, r"data\.text=caption: 1 of 12 shapes of train in .* have no caption \(first: a/0"
+    )
+    jobs.pretrain(*options, "teacher.text.name=null").done()
 
 
 def test_pictures_are_asked_for_where_there_are_none(jobs: Jobs) -> None:
