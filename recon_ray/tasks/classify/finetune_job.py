@@ -40,7 +40,7 @@ from recon_ray.tasks.point_pipeline import pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.split_checks import compare_splits, held_out
-from recon_ray.tasks.start_weights import open_start, resolve
+from recon_ray.tasks.start_weights import describe_weights, open_start, resolve
 from recon_ray.train.settings import FitSettings
 from recon_ray.weights.load import compare
 from recon_ray.weights.weight_files import LoadedWeights
@@ -118,7 +118,8 @@ def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[Classifica
         augment=config.data.augment,
     )
     axis = prepared.manifest.get("source_up_axis", "y")
-    task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes, axis)
+    start = None if weights is None else describe_weights(weights)
+    task = ClassificationTask(config, kind, architecture, pipeline, prepared.classes, axis, start)
     report = _check_model(task, weights)
     logger.info(
         "%s, normalize=%s, augment=%s", describe_set(prepared, config.data.test_split),
@@ -197,7 +198,7 @@ def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Calla
         training.options,
     )
     matrices = {name: np.array(matrix) for name, matrix in found.items()}
-    return partial(_finish, run, training, config, fitted, matrices, best)
+    return partial(_finish, run, training, task, fitted, matrices, best)
 
 
 def selection(config: FinetuneConfig, best: dict[str, Any] | None) -> str:
@@ -214,14 +215,14 @@ def selection(config: FinetuneConfig, best: dict[str, Any] | None) -> str:
 def _finish(
     run: Run,
     training: TrainingJob,
-    config: FinetuneConfig,
+    task: ClassificationTask,
     fitted: dict[str, float],
     matrices: dict[str, np.ndarray],
     best: dict[str, Any] | None,
 ) -> JobResult:
     from recon_ray.tasks.run_figures import draw_classification  # matplotlib, after the workers
 
-    prepared, classes = training.prepared, training.prepared.classes
+    config, prepared, classes = task.config, training.prepared, training.prepared.classes
     matrix = matrices["last" if best is None else "best"]
     validated = {key: fitted.pop(f"accuracy_{key}", None) for key in ("last", "best")}
     metrics = {"accuracy": overall_accuracy(matrix)}
@@ -240,6 +241,7 @@ def _finish(
         draw=partial(draw_classification, run.folder, matrix, classes),
         prepared=prepared,
         card=(prepared.manifest.get("card") or {}).get("name"),
+        weights=task.start,
         **confusion_records(matrix, classes),
     )
 

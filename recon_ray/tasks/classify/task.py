@@ -52,6 +52,7 @@ class ClassificationTask:
         pipeline: How clouds are brought to it.
         classes: Class names in label order.
         up_axis: Axis that pointed up in the files of the set.
+        start: Record of the weights that it starts from; None is from scratch.
     """
 
     name = "finetune"
@@ -62,6 +63,7 @@ class ClassificationTask:
     pipeline: CloudPipeline
     classes: list[str]
     up_axis: str = "y"
+    start: dict[str, Any] | None = None
 
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the classifier."""

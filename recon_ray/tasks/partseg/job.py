@@ -26,7 +26,7 @@ from recon_ray.tasks.predictions import PREDICTIONS, with_names
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.split_checks import compare_splits, held_out
-from recon_ray.tasks.start_weights import open_start, resolve
+from recon_ray.tasks.start_weights import describe_weights, open_start, resolve
 from recon_ray.train.settings import FitSettings
 from recon_ray.weights.load import check_told, compare, construct, encoder_sizes
 from recon_ray.weights.weight_files import LoadedWeights
@@ -200,7 +200,9 @@ def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationT
     if config.init_from is not None:
         config, place, weights = open_start(config)
     sizes = model_sizes(config, table, weights)
-    return PartSegmentationTask(config, sizes, scoring_of(config, prepared, table), place)
+    scoring = scoring_of(config, prepared, table)
+    start = None if weights is None else describe_weights(weights)
+    return PartSegmentationTask(config, sizes, scoring, place, start)
 
 
 # -- Scores --------------------------------------------------------------------------------------
@@ -222,7 +224,8 @@ def _measure(run: Run, training: TrainingJob, metrics: dict[str, float]) -> Call
         selection = f"epoch with the best instance mIoU on {where}"
     counts = training_counts(training, metrics)
     metrics |= found["metrics"]
-    return lambda: _record(run, config, training.prepared, found, metrics, counts, selection)
+    prepared, start = training.prepared, task.start
+    return lambda: _record(run, config, prepared, found, metrics, counts, selection, start)
 
 
 def _score_only(job: Job[PartsegConfig]) -> JobResult:
@@ -257,7 +260,14 @@ def _score_only(job: Job[PartsegConfig]) -> JobResult:
         fits="the weights fit the set, nothing was scored",
         verify=False,  # done when the set was opened
         finish=lambda run, found: _record(
-            run, config, prepared, found, found["metrics"], {}, selection
+            run,
+            config,
+            prepared,
+            found,
+            found["metrics"],
+            {},
+            selection,
+            describe_weights(weights),
         ),
     )
 
@@ -270,6 +280,7 @@ def _record(
     metrics: dict[str, float],
     counts: dict[str, int],
     selection: str,
+    weights: dict[str, Any] | None,
 ) -> JobResult:
     rows = {name: split.rows for name, split in prepared.splits.items()}
     return run.finish(
@@ -280,6 +291,7 @@ def _record(
         prepared=prepared,
         per_category=found["categories"],
         predictions=PREDICTIONS,
+        weights=weights,
     )
 
 

@@ -304,6 +304,7 @@ class PartSegmentationTask:
         sizes: Constructor arguments of the model.
         scoring: How splits are scored.
         weights: Absolute place of the weights to start from; None is from scratch.
+        start: Their record.
     """
 
     name = "partseg"
@@ -312,6 +313,7 @@ class PartSegmentationTask:
     sizes: dict[str, Any]
     scoring: Scoring
     weights: str | None = None
+    start: dict[str, Any] | None = None
 
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments of the model."""

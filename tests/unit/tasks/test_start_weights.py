@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def test_finetuning_starts_with_the_points_of_the_training_and_its_own_evaluatio
         "finetune", natural(pretrained[1], tiny_prepared, tmp_path, train=train)
     )
     assert "num_points: 64\n" in (folder / "config.yaml").read_text()
+    assert tuned["weights"]["training"]["num_points"] == 64
     options = natural(folder, tiny_prepared, tmp_path / "evaluated")
     evaluated, _ = run_options("evaluate", options)
     assert evaluated["metrics"]["accuracy"] == tuned["metrics"]["accuracy_last"]
@@ -109,7 +111,6 @@ def test_a_run_without_records_is_known_by_its_configuration(
     _, run = pretrained
     whole = find_weights(run)
     text = (run / "config.yaml").read_text()
-    import shutil
 
     copy = shutil.copytree(run, tmp_path / "old")
     for manifest in copy.glob("checkpoints/*/MANIFEST.json"):
