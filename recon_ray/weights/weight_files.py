@@ -170,10 +170,10 @@ def read_checkpoint(checkpoint: Mapping[str, Any], *, source: str) -> LoadedWeig
             unknown = tuple(key for key in state if not key.startswith(prefix))
             renamed = {name: key for name, key in named.items() if name != key}
             kind, architecture = identify(ours), {}
-        architecture |= infer(kind, ours)
+        shapes = infer(kind, ours)
     extra = {k: v for k, v in checkpoint.items() if isinstance(v, str | int | float | bool)}
     record = json.loads(str(extra.pop(RECORD, "{}")))
-    architecture |= record.get("architecture", {})
+    architecture |= record.get("architecture", {}) | shapes
     extra |= record.get("extra", {})
     return LoadedWeights(kind, architecture, ours, source, renamed, unknown, dropped, extra)
 
