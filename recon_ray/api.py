@@ -66,7 +66,7 @@ def load_model(
             ``.safetensors`` file, a ``.pth`` file of the reference or with a plain state dict, or
             the name of published weights (:mod:`recon_ray.weights.catalog`).
         task: Task of the model; by default that of the weights.
-        published: Name of published weights that have the sizes which the file does not tell.
+        published: Name of published weights whose sizes the file has, unless it records its own.
         sizes: Such sizes, one by one (``num_groups``, ...).
 
     Raises:

@@ -128,7 +128,7 @@ class EarlyStopping(FIFOScheduler):
         )
 
     def _rungs(self, epochs: int) -> Iterator[int]:
-        """Return the epochs at which asha judges; the last epoch is none of them."""
+        """Return the epochs at which asha compares trials, without the last epoch."""
         rung = self._grace
         while rung < epochs:
             yield rung

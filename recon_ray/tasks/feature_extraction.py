@@ -211,7 +211,7 @@ def see_clouds(
     choice: PointChoice,
     batch_size: int,
 ) -> None:
-    """Give an untrained model the batch-norm statistics of the first clouds of a split.
+    """Set the batch-norm statistics of an untrained model to those of the first clouds of a split.
 
     With mean 0 and variance 1 in their place its features hardly differ from cloud to cloud, and
     training would seem to gain what the statistics do. Every worker takes the same clouds.

@@ -41,14 +41,14 @@ def open_start(config: ConfigT, **sizes: Any) -> tuple[ConfigT, str, LoadedWeigh
 
     Args:
         config: The job's configuration, with ``init_from`` and a section ``model``.
-        sizes: Constructor arguments that the file does not tell, besides those of the section.
+        sizes: Constructor arguments that the file does not record, besides those of the section.
 
     Returns:
         The configuration, the absolute place of the weights, and the weights.
 
     Raises:
         CheckpointError: If the weights cannot be read, or do not fit what was asked for.
-        ConfigError: If there are none, or they do not tell their number of points.
+        ConfigError: If there are none, or their number of points is not recorded.
     """
     model = option(config, "model")
     if isinstance(model, ForeignModelSection):  # else these are the sizes of the new model
@@ -103,7 +103,7 @@ def _filled(config: ConfigT, records: Mapping[str, Any], source: str, kind: str)
         is_open = asked == ("auto" if path in defaults else None)
         if is_open and known is None and path not in defaults:
             raise ConfigError(
-                f"{path}: {source} does not record that of its training; give {path}=1024 "
+                f"{path}: {source} does not record that of its training; set {path}=1024 "
                 "(ModelNet as published), 2048 (ScanObjectNN), or as it was trained"
             )
         if is_open:

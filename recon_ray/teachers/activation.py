@@ -47,8 +47,8 @@ def choose_architecture(
         return quick
     if known is None and not file.is_gelu:
         raise TeacherNameError(
-            f"Teacher {specification.text!r}: the file does not tell its activation, QuickGELU as "
-            f"OpenAI's weights need or GELU as {arch} has, and features differ; give "
+            f"Teacher {specification.text!r}: the file does not record its activation "
+            f"(QuickGELU as OpenAI's weights need or GELU as {arch} has), and features differ; set "
             f"{family}:{quick}:{source} or {family}:{arch}:{GELU}:{source}, or put the published "
             "tag of the weights before the file (<tag>:<file>)."
         )

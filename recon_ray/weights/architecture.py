@@ -80,8 +80,8 @@ def identify(keys: Iterable[str]) -> str:
     return "classifier" if "head" in parts else "embedder"
 
 
-def not_told(kind: str, arguments: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of a kind of model that neither shapes nor records have told.
+def missing_arguments(kind: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of a kind of model that neither shapes nor records determine.
 
     Args:
         kind: Kind of model.
@@ -97,7 +97,7 @@ def infer(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the constructor arguments of a model off the shapes of its weights, in our names.
 
     Arguments without a shape (:data:`NOT_IN_SHAPES`) are left out, except for the group size, which
-    a decoder tells.
+    a decoder determines.
 
     Raises:
         CheckpointError: If a weight that every such model has is missing.

@@ -32,7 +32,7 @@ def find_weights(
         spec: A run folder, its ``checkpoints`` or one ``step-<number>`` in it (folder or URI), a
             file of weights, or a name of :data:`recon_ray.weights.catalog.CATALOG`.
         folder: Folder of published weights; ``RECON_WEIGHTS`` by default.
-        published: Name of published weights whose sizes the file has, unless it tells its own.
+        published: Name of published weights whose sizes the file has, unless it records its own.
         sizes: Constructor arguments in addition to those of the file; None leaves the file's.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recon_ray.errors import CheckpointError
 from recon_ray.models.presets import MODELS, arguments_of, kind_of
-from recon_ray.weights.architecture import not_told
+from recon_ray.weights.architecture import missing_arguments
 from recon_ray.weights.weight_files import LoadedWeights, refuse_other_heads
 
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -185,7 +185,7 @@ def construct(kind: str, weights: LoadedWeights, **overrides: Any) -> nn.Module:
     if surplus:
         raise CheckpointError(f"a {kind} model has no {', '.join(surplus)}; leave it out")
     arguments = {**weights.architecture, **overrides}
-    check_told(kind, weights, arguments)
+    check_arguments(kind, weights, arguments)
     arguments = {name: value for name, value in arguments.items() if name in known}
     try:
         return MODELS[kind](**arguments)
@@ -206,8 +206,8 @@ def _wrong_kind(kind: str, weights: LoadedWeights) -> str:
     )
 
 
-def check_told(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of a model that starts from weights if they are not known, or cannot be so.
+def check_arguments(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
+    """Reject missing or conflicting arguments of a model that starts from weights.
 
     Args:
         kind: Kind of the model.
@@ -215,20 +215,20 @@ def check_told(kind: str, weights: LoadedWeights, arguments: Mapping[str, Any]) 
         arguments: Its constructor arguments.
 
     Raises:
-        CheckpointError: If one that no shape tells is missing, or the number of heads is another.
+        CheckpointError: If one is missing that shapes do not determine, or num_heads differs.
     """
     refuse_other_heads(weights, arguments)
-    absent = not_told(kind, arguments)
+    absent = missing_arguments(kind, arguments)
     if kind != weights.kind:  # new in this model: its default is a choice
         absent = [name for name in absent if name not in ("stream", "feature_blocks")]
     if kind in ("classifier", "twotower_classifier") and "num_classes" not in arguments:
         absent.append("num_classes")
     if absent:
         raise CheckpointError(
-            f"{weights.source}: it does not tell {' and '.join(absent)} of the {kind} model; give "
+            f"{weights.source}: it does not record {' and '.join(absent)} of the {kind} model; set "
             f"{' '.join(f'{name}=...' for name in absent)} (in a job "
-            f"{' '.join(f'model.{name}=...' for name in absent)}) as it was trained, or "
-            "model.published=<name> if it is a published file"
+            f"{' '.join(f'model.{name}=...' for name in absent)}) as in its training, or "
+            "model.published=<name> for a published file"
         )
 
 

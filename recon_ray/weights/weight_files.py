@@ -57,7 +57,7 @@ class LoadedWeights:
     Attributes:
         kind: Kind of model (:data:`recon_ray.models.presets.MODELS`), or ``pointmae``.
         architecture: Known constructor arguments.
-        origins: Origin of those that no shape tells: the file, options, published weights.
+        origins: Origin of those that shapes do not determine: the file, options, published weights.
         state: Our names to tensors, on the CPU.
         source: Their origin, for messages.
         renamed: Our name to the file's, where a file has other names.
@@ -94,7 +94,7 @@ class LoadedWeights:
     def with_published(
         self, name: str, sizes: Mapping[str, Any], records: Mapping[str, Any]
     ) -> LoadedWeights:
-        """Return the same weights with what published ones have where they tell nothing."""
+        """Return these weights, with missing sizes and records taken from published ones."""
         added = {key: value for key, value in sizes.items() if key not in self.architecture}
         return replace(
             self,
@@ -105,14 +105,14 @@ class LoadedWeights:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Known constructor arguments that no shape tells; they go with the file to workers."""
+        """Known constructor arguments that shapes do not determine; workers receive them."""
         known = self.architecture
         return {name: known[name] for name in NOT_IN_SHAPES if name in known}
 
     def described(self) -> str:
         """Return those with their origins, in a line."""
-        told = [f"{n}={v} ({self.origins.get(n, 'file')})" for n, v in self.sizes.items()]
-        return f"{self.source}: {self.kind}, {', '.join(told)}"
+        sizes = [f"{n}={v} ({self.origins.get(n, 'file')})" for n, v in self.sizes.items()]
+        return f"{self.source}: {self.kind}, {', '.join(sizes)}"
 
 
 def refuse_other_heads(weights: LoadedWeights, arguments: Mapping[str, Any]) -> None:
@@ -331,7 +331,7 @@ def save_model(
     """
     kind = kind_of(model)
     if Path(path).suffix != ".safetensors":
-        raise CheckpointError(f"{path}: give it a name that ends in .safetensors")
+        raise CheckpointError(f"{path}: the file name must end in .safetensors")
     assert isinstance(model, CloudModel)
     save_weights(path, model.state_dict(), kind=kind, architecture=model.arguments, extra=records)
 

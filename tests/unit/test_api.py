@@ -80,7 +80,7 @@ def test_a_run_gives_the_models_it_holds_and_no_random_ones(finished_run):
         assert torch.equal(model.encode_text(points), whole.encode_text(points))
     with pytest.raises(CheckpointError, match="would stay random"):
         recon_ray.load_model(finished_run.local, task="classify", num_classes=4)
-    with pytest.raises(CheckpointError, match="does not tell num_classes"):
+    with pytest.raises(CheckpointError, match="does not record num_classes"):
         recon_ray.load_model(finished_run.local, task="classify")
     with pytest.raises(CheckpointError, match="recon model, which cannot start a twotower model"):
         recon_ray.load_model(finished_run.local, task="twotower")

@@ -13,11 +13,11 @@ PublishedName = Literal[
     "recon_scanobjectnn_obj_bg", "recon_scanobjectnn_obj_only", "recon_modelnet40_1k",
     "recon_modelnet40_8k", "recon_shapenetpart",
 ]  # fmt: skip
-PUBLISHED = "Published weights whose sizes those of init_from have, where their file tells none."
+PUBLISHED = "Published weights with the sizes that the file of init_from does not record."
 
 
 class ForeignModelSection(Section):
-    """Sizes that foreign weights do not tell. null is what the file tells."""
+    """Sizes that foreign weights do not record. null is the recorded value."""
 
     published: PublishedName | None = Field(None, description=PUBLISHED)
     num_heads: Count | None = Field(None, description="Attention heads.")

@@ -40,8 +40,9 @@ from recon_ray.tasks.point_pipeline import pipeline_of
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.split_checks import compare_splits, held_out
-from recon_ray.tasks.start_weights import describe_weights, open_start, resolve
+from recon_ray.tasks.start_weights import describe_weights, resolve
 from recon_ray.train.settings import FitSettings
+from recon_ray.weights.find import load_start
 from recon_ray.weights.load import compare
 from recon_ray.weights.weight_files import LoadedWeights
 
@@ -107,7 +108,7 @@ def make_task(config: FinetuneConfig, prepared: PreparedSet) -> tuple[Classifica
     """
     weights = None
     if config.init_from is not None:
-        config, place, weights = open_start(config)
+        place, weights = load_start(config.init_from, published=config.model.published)
         config = config.model_copy(update={"init_from": place})
     kind, architecture = classifier_of(config, weights, len(prepared.classes))
     pipeline = pipeline_of(

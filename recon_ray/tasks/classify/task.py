@@ -22,7 +22,7 @@ from recon_ray.tasks.point_pipeline import CloudPipeline
 from recon_ray.train.optim import parameter_groups
 from recon_ray.train.runtime import EvaluationRuntime, Runtime
 from recon_ray.weights.find import find_weights
-from recon_ray.weights.load import build, check_told, encoder_sizes, initialize
+from recon_ray.weights.load import build, check_arguments, encoder_sizes, initialize
 from recon_ray.weights.weight_files import LoadedWeights
 
 CLASSIFIERS = ("classifier", "twotower_classifier")
@@ -241,5 +241,5 @@ def classifier_of(
         raise CheckpointError(f"model.{unknown[0]}: a {kind} has none; leave it out")
     arguments |= given
     if weights is not None:
-        check_told(kind, weights, arguments)
+        check_arguments(kind, weights, arguments)
     return kind, arguments

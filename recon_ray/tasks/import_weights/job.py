@@ -12,14 +12,14 @@ from recon_ray.models.presets import arguments_of
 from recon_ray.tasks.import_weights.config import ImportWeightsConfig
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import start_run
-from recon_ray.weights.architecture import not_told
+from recon_ray.weights.architecture import missing_arguments
 from recon_ray.weights.find import find_weights
 from recon_ray.weights.load import LoadReport, compare, construct
 from recon_ray.weights.weight_files import LoadedWeights, save_reference, save_weights
 
 logger = logging.getLogger(__name__)
 
-#: Values with which keys are compared where the file tells none: no shape depends on them.
+#: Placeholders for sizes that the file does not record; no shape depends on them.
 NO_SHAPE = {
     "num_heads": 1, "num_groups": 64, "group_size": 32, "stream": "MDM", "feature_blocks": (),
 }  # fmt: skip
@@ -49,15 +49,17 @@ def import_weights(job: Job[ImportWeightsConfig]) -> JobResult:
             extra={"source": Path(config.input).name, **weights.extra},
         )
     logger.info("%s model %s, written to %s", weights.kind, weights.architecture, config.output)
-    absent = not_told(weights.kind, weights.architecture)
+    absent = missing_arguments(weights.kind, weights.architecture)
     if absent:
         logger.warning(
-            "%s does not tell %s: give %s wherever it is read", config.output, " and ".join(absent),
-            " ".join(f"model.{name}=..." for name in absent),
+            "%s does not record %s: set %s wherever it is read",
+            config.output, " and ".join(absent), " ".join(f"model.{name}=..." for name in absent),
         )  # fmt: skip
     if config.format == "reference":
-        told = " ".join(f"{name}={value}" for name, value in weights.sizes.items())
-        logger.info("the original's programs read these from their own configuration: %s", told)
+        sizes_read = " ".join(f"{name}={value}" for name, value in weights.sizes.items())
+        logger.info(
+            "the original's programs read these from their own configuration: %s", sizes_read
+        )
     sizes = ", ".join(f"{name}={value}" for name, value in weights.architecture.items())
     counts = {
         "loaded": len(report.loaded) + len(report.renamed),
@@ -91,7 +93,7 @@ def convert(weights: LoadedWeights, kind: str = "auto") -> tuple[LoadedWeights, 
         )
     if target == "pointmae":  # an encoder, not a whole model
         return weights, _as_it_is(weights)
-    open_sizes = {name: NO_SHAPE[name] for name in not_told(target, weights.architecture)}
+    open_sizes = {name: NO_SHAPE[name] for name in missing_arguments(target, weights.architecture)}
     if "feature_blocks" in open_sizes:
         width, dim = (
             weights.state["propagation.fc1.weight"].shape[1],

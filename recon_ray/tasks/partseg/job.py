@@ -28,7 +28,8 @@ from recon_ray.tasks.run import Run
 from recon_ray.tasks.split_checks import compare_splits, held_out
 from recon_ray.tasks.start_weights import describe_weights, open_start, resolve
 from recon_ray.train.settings import FitSettings
-from recon_ray.weights.load import check_told, compare, construct, encoder_sizes
+from recon_ray.weights.find import load_start
+from recon_ray.weights.load import check_arguments, compare, construct, encoder_sizes
 from recon_ray.weights.weight_files import LoadedWeights
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def model_sizes(
             f"{sparse.num_groups} patches of {sparse.group_size} points ask for; raise it"
         )
     if weights is not None:
-        check_told("partseg", weights, sizes)
+        check_arguments("partseg", weights, sizes)
         logger.info("init_from: %s", compare(sparse, weights).summary())
     return sizes
 
@@ -198,7 +199,7 @@ def make_task(config: PartsegConfig, prepared: PreparedSet) -> PartSegmentationT
     """
     table, place, weights = part_table(config, prepared), None, None
     if config.init_from is not None:
-        config, place, weights = open_start(config)
+        place, weights = load_start(config.init_from, published=config.model.published)
     sizes = model_sizes(config, table, weights)
     scoring = scoring_of(config, prepared, table)
     start = None if weights is None else describe_weights(weights)

@@ -63,10 +63,10 @@ def retrieve(job: Job[RetrieveConfig]) -> JobResult:
         fits += [f"{'pictures':28}{'no' if pictures is None else 'yes':>20}"]
 
     def finish(run: Run, found: dict[str, Any]) -> JobResult:
-        told = describe_weights(weights)
+        record = describe_weights(weights)
         if queries:
-            return _finish_queries(run, config, prepared, queries, found, told, read)
-        return _finish(run, config, prepared, found, told, read, texts=count)
+            return _finish_queries(run, config, prepared, queries, found, record, read)
+        return _finish(run, config, prepared, found, record, read, texts=count)
 
     return run_evaluation(
         replace(job, config=config),

@@ -137,7 +137,7 @@ def test_foreign_weights_that_tell_nothing_are_refused(
         run_options(job, natural(run, tiny_prepared, tmp_path))
     bare = tmp_path / "w.pth"
     torch.save(find_weights(run).state, bare)
-    with pytest.raises(CheckpointError, match=r"does not tell num_heads and num_groups"):
+    with pytest.raises(CheckpointError, match=r"does not record num_heads and num_groups"):
         run_options(job, natural(bare, tiny_prepared, tmp_path, data={"num_points": 64}))
     told = {name: SIZES[name] for name in ("num_heads", "num_groups")}
     options = natural(bare, tiny_prepared, tmp_path, data={"num_points": 64}, model=told)
@@ -152,7 +152,9 @@ def test_a_classifier_that_tells_its_sizes_elsewhere_measures_the_same(tmp_path:
     torch.save({"state_dict": find_weights(own).state}, bare)
     points = {"num_points": 64}
     expected, _ = run_options("evaluate", natural(own, prepared, tmp_path / "a", data=points))
-    with pytest.raises(CheckpointError, match="does not tell num_heads and num_groups and group_s"):
+    with pytest.raises(
+        CheckpointError, match="does not record num_heads and num_groups and group_s"
+    ):
         run_options("evaluate", natural(bare, prepared, tmp_path / "b", data=points))
     told = {name: SIZES[name] for name in ("num_heads", "num_groups", "group_size")}
     options = natural(bare, prepared, tmp_path / "c", data=points, model=told)
@@ -169,7 +171,7 @@ def test_finetuning_refuses_a_start_that_does_not_tell_its_heads(
     torch.save(find_weights(own).state, tmp_path / "bare.pth")
     options = natural(tmp_path / "bare.pth", tiny_prepared, tmp_path, data={"num_points": 64})
     for job in ("finetune",):
-        with pytest.raises(CheckpointError, match="does not tell num_heads and num_groups"):
+        with pytest.raises(CheckpointError, match="does not record num_heads and num_groups"):
             run_options(job, options)
     wrong = {"num_heads": 3, "num_groups": 8, "group_size": 8}
     options = natural(own, tiny_prepared, tmp_path, data={"num_points": 64}, model=wrong)

@@ -156,21 +156,23 @@ def test_models_are_built_from_what_the_file_tells() -> None:
 
 def test_what_shapes_do_not_tell_is_asked_for() -> None:
     message = (
-        r"does not tell num_heads and num_groups of the recon model; give num_heads=\.\.\. num_g"
+        r"does not record num_heads and num_groups of the recon model; set num_heads=\.\.\. num_g"
     )
     with pytest.raises(CheckpointError, match=message):
         build(imported("recon"))
     told = {"num_heads": 2, "num_groups": 8}
     assert build(imported("recon"), **told)[0].encoder.blocks[0].attn.num_heads == 2
     with pytest.raises(
-        CheckpointError, match="does not tell num_groups and group_size of the class"
+        CheckpointError, match="does not record num_groups and group_size of the class"
     ):
         build(imported("classifier"), num_heads=2)
-    with pytest.raises(CheckpointError, match="does not tell feature_blocks of the partseg model"):
+    with pytest.raises(
+        CheckpointError, match="does not record feature_blocks of the partseg model"
+    ):
         build(imported("partseg"), **told, group_size=32)
-    with pytest.raises(CheckpointError, match="does not tell stream"):
+    with pytest.raises(CheckpointError, match="does not record stream"):
         build(imported("twotower_classifier", stream="CMC"), **told, group_size=32)
-    with pytest.raises(CheckpointError, match="does not tell num_classes"):
+    with pytest.raises(CheckpointError, match="does not record num_classes"):
         construct("classifier", imported("recon"), **told)
     with pytest.raises(CheckpointError, match="a recon model has no stream"):
         build(imported("recon"), **told, stream="ALL")

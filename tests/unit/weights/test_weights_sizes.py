@@ -39,7 +39,7 @@ def test_a_saved_model_is_the_same_model_again(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_saved_model_has_its_suffix(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"w\.pt: give it a name that ends in \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"w\.pt: the file name must end in \.safetensors"):
         recon_ray.save_model(make_model("recon"), tmp_path / "w.pt")
 
 
@@ -59,7 +59,7 @@ def test_a_plain_state_dict_of_ours_is_read(
     weights = find_weights(saved(tmp_path / "w.pt", content))
     assert weights.kind == kind
     assert "unknown" not in weights.state
-    with pytest.raises(CheckpointError, match="does not tell num_heads and num_groups"):
+    with pytest.raises(CheckpointError, match="does not record num_heads and num_groups"):
         build(weights)
     told = SIZES | {name: model.arguments[name] for name in ("stream", "feature_blocks")
                     if name in model.arguments}  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_converted_file_of_an_earlier_version_does_not_guess(source: str, tmp_
     save_file(model.state_dict(), tmp_path / "w.safetensors", metadata=metadata)
     weights = find_weights(tmp_path / "w.safetensors")
     if source == "recon.pth":
-        with pytest.raises(CheckpointError, match="does not tell num_heads and num_groups"):
+        with pytest.raises(CheckpointError, match="does not record num_heads and num_groups"):
             build(weights)
     else:
         assert weights.architecture == whole_arguments("classifier", json.loads(json.dumps(sizes)))

@@ -78,7 +78,9 @@ def test_the_encoder_alone_can_be_taken(file: Path, tmp_path: Path) -> None:
     points = torch.randn(2, 128, 3)
     told = {"num_heads": 1, "num_groups": 64}
     expected = recon_ray.embed(recon_ray.load_model(file, **told), points)
-    with pytest.raises(CheckpointError, match="does not tell num_heads and num_groups of the emb"):
+    with pytest.raises(
+        CheckpointError, match="does not record num_heads and num_groups of the emb"
+    ):
         recon_ray.load_model(output)
     loaded = recon_ray.load_model(output, **told)
     assert torch.equal(recon_ray.embed(loaded, points), expected)
@@ -97,7 +99,7 @@ def test_a_fine_tuned_file_keeps_its_classes_and_asks_for_its_sizes(
     torch.save({"base_model": state, "metrics": {"acc": torch.tensor(91.26)}}, tmp_path / "ft.pth")
     output = tmp_path / "ft.safetensors"
     assert run(tmp_path, f"input={tmp_path / 'ft.pth'}", f"output={output}") == 0
-    again = "give model.num_heads=... model.num_groups=... model.group_size=... wherever it is read"
+    again = "set model.num_heads=... model.num_groups=... model.group_size=... wherever it is read"
     assert again in capsys.readouterr().err
     told = ("model.num_heads=1", "model.num_groups=16", "model.group_size=8")
     assert run(tmp_path, f"input={tmp_path / 'ft.pth'}", f"output={output}", *told) == 0
