@@ -20,7 +20,7 @@ class ProtocolFlags:
         lagging_rate: Learning rate of the epoch before, constant within an epoch.
         validates_epoch_zero: Validate after epochs 0, n, 2n, ... instead of n, 2n, ... epochs.
         skips_origin: Sampling skips points within 0.03 of the origin.
-        fps_probe_points: Probes during pre-training read the farthest points, not a random subset.
+        fps_probe_points: Linear probes read the farthest points, not a random subset.
         torch_init: A model from scratch starts from torch's default weights.
         single_group_head: A two-tower classifier has no head group with ten times the rate.
         drops_first_patches: The maximum over a two-tower classifier's patches leaves out two.

@@ -61,6 +61,13 @@ class CloudPipeline:
         skip = self.min_sq_norm
         return PointChoice(self.num_points, how="fps", normalize=self.normalize, min_sq_norm=skip)
 
+    def probes(self, *, farthest: bool, seed: int) -> PointChoice:
+        """Return the choice of linear probes: the farthest points as published, else random ones.
+
+        Random ones are what a pre-training, its own probes and zero-shot read.
+        """
+        return self.test() if farthest else replace(self.test(), how="random", seed=seed)
+
     def zeroshot(self, *, resamples: bool, seed: int) -> PointChoice:
         """Return the choice of zero-shot: points resampled as published, else random ones."""
         how: Literal["resample", "random"] = "resample" if resamples else "random"

@@ -42,6 +42,9 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
     _check_splits(config, prepared)
     check_points(prepared, config.data.num_points)
     limit = config.data.limit
+    choice = evaluated_clouds(config, prepared, weights).probes(
+        farthest=config.flags.fps_probe_points, seed=config.run.seed
+    )
     measured = HeldOut("probe.test_split", config.probe.test_split, limit)
     shared = compare_splits(prepared, [config.probe.train_split], [measured], limit=limit)
     return run_evaluation(
@@ -52,7 +55,7 @@ def linear_probe(job: Job[LinearProbeConfig]) -> JobResult:
             sizes=weights.sizes,
             batch_size=config.probe.batch_size,
             options=config.probe,
-            choice=evaluated_clouds(config, prepared, weights).test(),
+            choice=choice,
             num_classes=len(prepared.classes),
             flags=config.flags,
             seed=config.run.seed,

@@ -220,7 +220,7 @@ def _choice(config: PretrainConfig, prepared: PreparedSet) -> PointChoice:
         normalize=trained_normalization(card, trained),
     )
     if is_svm:
-        return pipeline.test()
+        return pipeline.probes(farthest=flags.fps_probe_points, seed=config.run.seed)
     return pipeline.zeroshot(resamples=flags.resamples_zeroshot, seed=config.run.seed)
 
 
