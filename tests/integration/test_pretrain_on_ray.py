@@ -72,11 +72,13 @@ def assert_no_secrets(folder: Path, environment: dict[str, str]) -> None:
         assert [path for path in files if secret in path.read_bytes()] == []
 
 
+@pytest.mark.long
 def test_a_cached_stream_takes_all_steps(runner):
     runner.finish("run", "data.mode=cached", "data.shuffle_buffer=8", "eval.enabled=false")
     assert list(losses(runner.folder("run"))) == list(range(1, ALL_STEPS + 1))
 
 
+@pytest.mark.long
 def test_a_stream_uses_every_sample_once_an_epoch_across_an_interruption(runner):
     options = ("data.mode=stream", "data.shuffle_buffer=8", "eval.enabled=false")
     runner.finish("run", *options, "train.steps=5")
@@ -89,6 +91,7 @@ def test_a_stream_uses_every_sample_once_an_epoch_across_an_interruption(runner)
     assert list(losses(runner.folder("run"))) == list(range(1, 7))
 
 
+@pytest.mark.long
 def test_a_killed_driver_continues_where_it_was_committed(runner, undisturbed):
     process = runner.start("killed", *LONGER)
     wait_until(lambda: steps_so_far(runner.folder("killed")) >= 10, process)
