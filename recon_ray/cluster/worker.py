@@ -34,7 +34,7 @@ from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal
 from recon_ray.runs.recorder import recording_to
-from recon_ray.runs.storage import split
+from recon_ray.storage import split
 from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.feed.resident import indexed_feed

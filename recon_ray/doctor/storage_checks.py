@@ -17,7 +17,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.doctor.findings import Finding
 from recon_ray.doctor.machine_checks import gigabytes
 from recon_ray.errors import ConfigError, ReconError
-from recon_ray.runs.storage import exists, open_filesystem, reason_of
+from recon_ray.storage import exists, open_filesystem, reason_of
 
 #: Size of the file that is written.
 TRIAL_BYTES = 16 * 1024**2

@@ -20,7 +20,7 @@ from recon_ray.reproduce.plan import (
     verify_sets,
 )
 from recon_ray.reproduce.table import SCORE, finish_table
-from recon_ray.runs.storage import absolute, join, split
+from recon_ray.storage import absolute, join, split
 from recon_ray.sweeps.trial import TrialWork, refuse_stale, run_trials
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob

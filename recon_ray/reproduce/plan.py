@@ -17,7 +17,7 @@ from recon_ray.data.format.published import unlike_published
 from recon_ray.errors import CheckpointError, ConfigError, DataError, TeacherError
 from recon_ray.reproduce.config import PublishedSetSection, ReproduceConfig, RowsSection
 from recon_ray.reproduce.paper import FOLDS, PRESET, PRETRAINING, ROWS, SEEDS, Row
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.sweeps.disk import DiskEstimate
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fold_config, fold_trial

@@ -33,7 +33,7 @@ import torch
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import (
+from recon_ray.storage import (
     absolute,
     exists,
     join,

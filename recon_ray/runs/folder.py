@@ -13,7 +13,7 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
-from recon_ray.runs.storage import (
+from recon_ray.storage import (
     absolute,
     join,
     open_filesystem,

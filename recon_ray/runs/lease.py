@@ -27,7 +27,7 @@ from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
-from recon_ray.runs.storage import (
+from recon_ray.storage import (
     open_filesystem,
     read_bytes,
     reason_of,

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.jsonl import read_lines
-from recon_ray.runs.storage import replace_file
+from recon_ray.storage import replace_file
 
 logger = logging.getLogger(__name__)
 

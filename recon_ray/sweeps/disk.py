@@ -17,7 +17,7 @@ from recon_ray.config.sections.training import TrainingConfig
 from recon_ray.errors import ReconError
 from recon_ray.machine import cpu_count
 from recon_ray.models.presets import MODELS, preset_sizes
-from recon_ray.runs.storage import is_uri
+from recon_ray.storage import is_uri
 from recon_ray.sweeps.sweep_plan import validates
 from recon_ray.tasks.classify import finetune_job as finetune
 from recon_ray.tasks.classify.config import FinetuneConfig

@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from recon_ray.cluster.workarounds.environment import TUNE, set_environment
 from recon_ray.machine import working_directory
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.storage import is_uri
+from recon_ray.storage import is_uri
 from recon_ray.sweeps.early_stopping import EarlyStopping, read_curves
 from recon_ray.sweeps.trial_folders import TrialFolders
 from recon_ray.sweeps.trial_placement import Trial, TrialJob, TrialPlan

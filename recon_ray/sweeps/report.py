@@ -18,7 +18,7 @@ from recon_ray.errors import CheckpointError
 from recon_ray.figures import canvas
 from recon_ray.figures.trials import Curve, draw_parameter, draw_trial_curves
 from recon_ray.runs.recorder import read_records
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.sweeps.tables import (
     DEVIATION,
     Spread,

@@ -23,7 +23,7 @@ from recon_ray.errors import ConfigError
 from recon_ray.machine import cpu_count
 from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.runs.recorder import read_records, recording_to
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.sweeps.early_stopping import EpochMeans
 from recon_ray.sweeps.ray_tune import run_on_ray
 from recon_ray.sweeps.trial_folders import TrialFolders

@@ -16,7 +16,7 @@ import yaml
 from pyarrow.fs import FileSelector
 
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.storage import join, open_filesystem
+from recon_ray.storage import join, open_filesystem
 
 Status = Literal["done", "stopped", "failed", "waiting"]
 RESULT, STOPPED, FAILURE = "result.json", "stopped.json", "failure.txt"

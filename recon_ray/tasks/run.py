@@ -32,7 +32,7 @@ from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore, pack, place_o
 from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
 from recon_ray.runs.lease import FILE as LEASE
 from recon_ray.runs.lease import Lease
-from recon_ray.runs.storage import is_uri, join
+from recon_ray.storage import is_uri, join
 from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs, same_inputs
 from recon_ray.tasks.registry import JobResult
 

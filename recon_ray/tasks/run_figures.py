@@ -20,7 +20,7 @@ from recon_ray.points.random import SampleGenerator
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import read_records
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.visualize.config import ShownDataSection
 from recon_ray.tasks.visualize.shape_selection import shapes_of_set

@@ -20,7 +20,7 @@ from recon_ray.cluster.encode_pool import EncodePool, ShardWorker
 from recon_ray.data.format.files import remove_temporaries
 from recon_ray.data.prepare.runners import ShardProgress
 from recon_ray.errors import DataError
-from recon_ray.runs.storage import open_filesystem
+from recon_ray.storage import open_filesystem
 
 TaskT = TypeVar("TaskT", bound="EncodeTask")
 

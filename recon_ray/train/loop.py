@@ -29,7 +29,7 @@ from recon_ray.models.cloud import set_activation_checkpointing
 from recon_ray.runs.checkpoint import OPTIMIZER, Packed, load_model_state, pack
 from recon_ray.runs.journal import Journal, explain_restart, last_record
 from recon_ray.runs.recorder import Recorder
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.train.commits import Commits, raise_on_all_ranks
 from recon_ray.train.feed.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.metrics import is_distributed, peak_memory_bytes

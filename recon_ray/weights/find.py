@@ -14,7 +14,7 @@ from recon_ray.data.format.files import file_sha256
 from recon_ray.errors import CheckpointError, NoWeightsError
 from recon_ray.runs.checkpoint import MANIFEST, MODEL_FILE, CheckpointStore, place_of
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.storage import absolute, is_uri, split
+from recon_ray.storage import absolute, is_uri, split
 from recon_ray.weights.catalog import CATALOG, find_published
 from recon_ray.weights.weight_files import LoadedWeights, from_own, read_file
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports from units above its own here; the units of one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "machine", "torch_internals", "version", "protocols"),
+    ("storage",),
     ("config",),
     ("points",),
     ("models",),

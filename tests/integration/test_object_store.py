@@ -20,7 +20,7 @@ from pyarrow import fs as pafs
 from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.storage import join, open_filesystem
+from recon_ray.storage import join, open_filesystem
 from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.job import sweep
 from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from recon_ray.data.format.files import file_sha256, read_json, read_table, write_json, write_table
+from recon_ray.data.format.files import read_json, read_table, write_json, write_table
 from recon_ray.errors import DataError
 
 if TYPE_CHECKING:
     from recon_ray.data.format.prepared import PreparedSet
+    from recon_ray.storage import Place
 
 EXPORT = "_export.json"  # written last
 
 logger = logging.getLogger(__name__)
 
 
-def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
+def export_plain(prepared: PreparedSet, output: Place) -> dict[str, Any]:
     """Write the geometry, and the features, of a set with plain list columns, and read them back.
 
     An earlier export in the output is replaced.
@@ -36,7 +36,7 @@ def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
     Raises:
         DataError: If the folder holds something else, a file is damaged, or the disk is full.
     """
-    if output.exists() and read_json(output / EXPORT) is None and any(output.iterdir()):
+    if read_json(output / EXPORT) is None and output.files():
         raise DataError(
             f"{output}: holds something else than an export; choose an empty or a new folder"
         )
@@ -60,11 +60,11 @@ def export_plain(prepared: PreparedSet, output: Path) -> dict[str, Any]:
     return record
 
 
-def _export_file(root: Path, path: Path, output: Path) -> dict[str, Any]:
+def _export_file(root: Place, path: Place, output: Place) -> dict[str, Any]:
     table = plain_table(read_table(path, None))
-    entry = write_table(output, str(path.relative_to(root)), table)
+    entry = write_table(output, path.below(root), table)
     copy = output / entry["file"]
-    if file_sha256(copy) != entry["sha256"] or not read_table(copy, None).equals(table):
+    if not read_table(copy, None, sha256=entry["sha256"]).equals(table):
         raise DataError(
             f"{copy}: what was read back is not what was written; check the disk and export again"
         )

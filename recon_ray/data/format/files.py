@@ -7,69 +7,76 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recon_ray.data.format.schema import packed, unpacked, unpacked_field, write_options
 from recon_ray.errors import DataError
+from recon_ray.storage import TEMPORARY, Place, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-TEMPORARY = ".tmp-"
 AGAIN = "prepare it again"
 REBUILD = "delete it and repeat the job that made it, which rebuilds it"
+#: Columns of a few bytes, which are read alone from an object store; for others the file is read
+#: whole, by one request.
+SMALL_COLUMNS = {"sample_id", "object_id", "label", "category", "caption", "valid_points"}
+
+Where: TypeAlias = "Place | str | os.PathLike[str]"
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
+def write_file(path: Where, content: bytes | memoryview) -> None:
     """Write a file atomically: it is either whole or absent.
 
     Raises:
-        DataError: If the disk is full or the folder cannot be written to.
+        DataError: If the disk is full, or the folder or the store cannot be written to.
     """
-    # Not named *.parquet: the leftover of a killed process must not look like a shard.
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}.partial")
+    place = Place.of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C too
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
+        place.write_bytes(content)
+    except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); free space there or choose "
+            f"{place}: cannot be written ({reason_of(error)}); free space there or choose "
             "another output, then run again: finished shards are kept"
         ) from error
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Where, value: object) -> None:
     """Write a value as JSON, whole or not at all; see :func:`write_file`."""
     write_file(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - what JSON holds is checked where it is used
-    """Read JSON; None if the file is missing or damaged and has to be made again."""
+def read_json(path: Where) -> Any:  # noqa: ANN401 - what JSON holds is checked where it is used
+    """Read JSON; None if the file is missing or damaged and has to be made again.
+
+    Raises:
+        DataError: If an object store does not answer.
+    """
+    place = Place.of(path)
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(place.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        if place.is_local:
+            return None
+        raise DataError(
+            f"{place}: the store does not answer ({reason_of(error)}); check its address and the "
+            "credentials in the environment"
+        ) from error
 
 
-def write_table(root: Path, file: str, table: pa.Table) -> dict[str, Any]:
+def write_table(root: Where, file: str, table: pa.Table) -> dict[str, Any]:
     """Write a table as Parquet, whole or not at all; equal rows give equal bytes.
 
     Returns:
         Its entry in a manifest: ``file`` (the path below the set), ``bytes`` and ``sha256``.
     """
     content = parquet_bytes(table)
-    write_file(root / file, content)
+    write_file(Place.of(root) / file, content)
     return {"file": file, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -104,71 +111,87 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     )
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Where) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Place.of(path).open() as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def verify_hash(root: Path, entry: Mapping[str, Any]) -> Path:
-    """Compare a file with its entry in a manifest, see :func:`write_table`, and return its path.
+def verify_hash(root: Where, entry: Mapping[str, Any]) -> Place:
+    """Compare a file with its entry in a manifest, see :func:`write_table`, and return its place.
 
     Raises:
         DataError: If it is missing or has another SHA-256; the message names it.
     """
-    path = root / entry["file"]
+    place = Place.of(root) / entry["file"]
+    check_sha256(place, entry["sha256"])
+    return place
+
+
+def check_sha256(path: Where, expected: str) -> None:
+    """Compare a file with its SHA-256.
+
+    Raises:
+        DataError: If it is missing or has another one; the message names it.
+    """
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {REBUILD}") from error
-    if found != entry["sha256"]:
-        raise DataError(
-            f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {REBUILD}"
-        )
-    return path
+        raise DataError(f"{path}: cannot be read ({reason_of(error)}); {REBUILD}") from error
+    if found != expected:
+        raise _damaged(path)
 
 
-def check_rows(path: Path, rows: int) -> None:
+def _damaged(path: Where) -> DataError:
+    return DataError(
+        f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {REBUILD}"
+    )
+
+
+def check_rows(path: Where, rows: int) -> None:
     """Compare the footer of a Parquet file with the number of rows that it should hold.
 
     Raises:
         DataError: If it is missing, unreadable or holds another number.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: the shard is missing; run the prepare job again to rebuild it")
-    try:
-        found = pq.read_metadata(path).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is not a readable Parquet file; {AGAIN}") from error
+    with _opened(path, ("sample_id",), checks=False) as file:
+        found = file.metadata.num_rows
     if found != rows:
         raise DataError(f"{path}: holds {found} rows, but the manifest has {rows}; {AGAIN}")
 
 
-def read_table(path: Path, columns: list[str] | None) -> pa.Table:
+def read_table(path: Where, columns: list[str] | None, *, sha256: str | None = None) -> pa.Table:
     """Read some or (None) all columns of a Parquet file.
 
+    Args:
+        path: The file.
+        columns: Names of the columns.
+        sha256: SHA-256 that it has to have; None to read without a comparison.
+
     Raises:
-        DataError: If it is unreadable or lacks a column.
+        DataError: If it is unreadable, damaged or lacks a column.
     """
-    with _opened(path, columns or ()) as file:
+    with _opened(path, columns, sha256=sha256) as file:
         return unpacked(file.read(columns))
 
 
-def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    """Read a Parquet file in parts of ``rows`` rows, in this thread.
+def read_parts(
+    path: Where, columns: Sequence[str], rows: int, *, sha256: str | None = None
+) -> Iterator[pa.Table]:
+    """Read a Parquet file in parts of ``rows`` rows, in this thread; see :func:`read_table`.
 
     Raises:
-        DataError: If it is unreadable or lacks a column.
+        DataError: If it is unreadable, damaged or lacks a column.
     """
-    with _opened(path, columns) as file:
+    with _opened(path, columns, sha256=sha256) as file:
         for part in file.iter_batches(rows, columns=list(columns), use_threads=False):
             yield unpacked(pa.Table.from_batches([part]))
 
 
-def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
+def read_schema(path: Where, columns: Sequence[str]) -> pa.Schema:
     """Read the fields of some columns of a Parquet file.
 
     Raises:
@@ -179,21 +202,51 @@ def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+def _opened(
+    path: Where,
+    columns: Sequence[str] | None,
+    *,
+    sha256: str | None = None,
+    checks: bool = True,
+) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; a store is asked for all of it at once, or for the parts together."""
+    place = Place.of(path)
+    is_small = columns is not None and SMALL_COLUMNS.issuperset(columns)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise DataError(f"{path}: has no column {missing[0]!r}")
+        source: Any = str(place)
+        if sha256 is not None or not (place.is_local or is_small):
+            content = place.read_bytes()
+            if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+                raise _damaged(place)
+            source = pa.BufferReader(content)
+        elif not place.is_local:
+            source = place.open()
+        with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
+            missing = [n for n in columns or () if n not in file.schema_arrow.names]
+            if missing and checks:
+                raise DataError(f"{place}: has no column {missing[0]!r}")
             yield file
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{place}: the shard is missing; run the prepare job again to rebuild it"
+        ) from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet; {REBUILD}") from error
+        raise DataError(
+            f"{place}: cannot be read as Parquet ({reason_of(error)[:200]}); {REBUILD}"
+        ) from error
 
 
-def remove_temporaries(root: Path, folders: Iterable[str]) -> None:
-    """Delete the unfinished files of ended processes in a set and, at any depth, in its folders."""
-    inside = (path for name in folders for path in (root / name).rglob(f"{TEMPORARY}*"))
-    for path in (*root.glob(f"{TEMPORARY}*"), *inside):
+def remove_temporaries(root: Where, folders: Iterable[str]) -> None:
+    """Delete the unfinished files of ended processes in a set and, at any depth, in its folders.
+
+    An object store has none.
+    """
+    place = Place.of(root)
+    if not place.is_local:
+        return
+    folder = Path(place)
+    inside = (path for name in folders for path in (folder / name).rglob(f"{TEMPORARY}*"))
+    for path in (*folder.glob(f"{TEMPORARY}*"), *inside):
         owner = path.name.removeprefix(TEMPORARY).split("-")[0]
         if not (owner.isdigit() and _alive(int(owner))):
             path.unlink(missing_ok=True)

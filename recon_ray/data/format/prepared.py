@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from recon_ray.data.format.files import AGAIN, check_rows, read_json, read_table, verify_hash
+from recon_ray.data.format.files import AGAIN, read_json, read_table, verify_hash
 from recon_ray.data.format.schema import KINDS, MANIFEST, READABLE_VERSIONS, Layout
+from recon_ray.data.format.shards import ShardFile, ShardFiles, joined_files, shards_of_json
 from recon_ray.data.format.verification import verify_files, verify_hashes
 from recon_ray.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from recon_ray.storage import Place, reason_of
 
 EPISODES_RECORD = "_episodes.json"  # of a folder that holds few-shot episodes and no samples
 
@@ -33,7 +34,7 @@ class Split:
         planned: Samples that were planned; ids of those left out are missing from the files.
         geometry: Files of points and labels.
         views: Files of pictures, in the same order; empty without pictures.
-        shard_rows: Rows of each file.
+        shard_rows: (S,) int64, rows of each file.
         features: Files of the source's own teacher features, likewise.
         parts: The splits of a joined one, in order of sample id.
     """
@@ -42,10 +43,10 @@ class Split:
     rows: int
     first_sample_id: int
     planned: int
-    geometry: list[Path]
-    views: list[Path]
-    shard_rows: list[int]
-    features: list[Path] = field(default_factory=list)
+    geometry: Sequence[ShardFile]
+    views: Sequence[ShardFile]
+    shard_rows: np.ndarray
+    features: Sequence[ShardFile] = ()
     parts: tuple[Split, ...] = ()
 
     @property
@@ -63,12 +64,12 @@ class Split:
             return _joined(self.name, heads)
         count = int(np.searchsorted(np.cumsum(self.shard_rows), rows)) + 1
         lists = {kind: getattr(self, kind)[:count] for kind in (*KINDS, "shard_rows")}
-        return replace(self, rows=sum(lists["shard_rows"]), **lists)
+        return replace(self, rows=int(lists["shard_rows"].sum()), **lists)
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A prepared set whose files are all there.
+    """A prepared set.
 
     Attributes:
         path: Its folder.
@@ -77,32 +78,44 @@ class PreparedSet:
         splits: Its splits by name.
     """
 
-    path: Path
+    path: Place
     manifest: dict[str, Any]
     manifest_hash: str
     splits: dict[str, Split]
 
     @classmethod
-    def open(cls, path: Path | str) -> PreparedSet:
-        """Open a set: read its manifest and the footers of its files.
+    def open(
+        cls, path: Place | os.PathLike[str] | str, *, version: int | None = None
+    ) -> PreparedSet:
+        """Open a set: read its manifest and nothing else, however many shards it has.
+
+        Args:
+            path: Folder or URI.
+            version: Version of a set that was appended to; the newest by default.
 
         Raises:
-            DataError: If the folder or its manifest is missing, the schema is of another version, a
-                file is missing or has another number of rows than in the manifest.
+            DataError: If the folder or its manifest is missing, the schema is of another version,
+                or there is no such version of the set.
         """
-        root = Path(path).absolute()  # for processes that run elsewhere
-        manifest, digest = _read_manifest(root)
+        root = Place.of(path)
+        manifest, digest = _read_manifest(root, version)
         try:
             entries = manifest["splits"].items()
-            splits = {name: _open_split(root, name, entry) for name, entry in entries}
+            shards = _read_shards(root, manifest)
+            splits = {name: _open_split(root, name, entry, shards) for name, entry in entries}
             opened = cls(root, manifest, digest, splits)
             _ = opened.layout, opened.classes
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowInvalid) as error:
             raise DataError(
                 f"{root / MANIFEST}: is not a readable manifest ({type(error).__name__}: {error}); "
                 f"{AGAIN}"
             ) from error
         return opened
+
+    @property
+    def version(self) -> int:
+        """Its version: 1, and one more whenever shards were appended to it."""
+        return int(self.manifest.get("version", 1))
 
     @property
     def num_points(self) -> int:
@@ -135,7 +148,7 @@ class PreparedSet:
         Raises:
             DataError: If a file is missing or has another hash; the message names it.
         """
-        verify_hashes(self.path, self.manifest)
+        verify_hashes(self.path, self.manifest, self.splits.values())
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest.
@@ -145,7 +158,7 @@ class PreparedSet:
                 kinds of files hold other samples, or the manifest's counts contradict each other;
                 the message names the file.
         """
-        verify_files(self.path, self.manifest)
+        verify_files(self.path, self.manifest, self.splits.values())
 
     def read(
         self,
@@ -226,18 +239,19 @@ def _joined(name: str, splits: Sequence[Split]) -> Split:
     parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
     first, last = parts[0], parts[-1]
 
-    lists = {k: [v for part in parts for v in getattr(part, k)] for k in (*KINDS, "shard_rows")}
+    files = {kind: joined_files([getattr(part, kind) for part in parts]) for kind in KINDS}
     return Split(
         name,
         sum(part.rows for part in parts),
         first.first_sample_id,
         last.first_sample_id + last.planned - first.first_sample_id,
-        **lists,
+        shard_rows=np.concatenate([part.shard_rows for part in parts]),
+        **files,
         parts=parts,
     )
 
 
-def read_episodes(path: Path | str) -> pa.Table:
+def read_episodes(path: Place | os.PathLike[str] | str) -> pa.Table:
     """Read the few-shot episodes of a prepared set, or of a folder that holds only episodes.
 
     Returns:
@@ -246,7 +260,7 @@ def read_episodes(path: Path | str) -> pa.Table:
     Raises:
         DataError: If there are no episodes, or the file is not the recorded one.
     """
-    root = Path(path)
+    root = Place.of(path)
     record = read_json(root / EPISODES_RECORD)
     if not isinstance(record, dict):
         manifest = read_json(root / MANIFEST)
@@ -259,7 +273,7 @@ def read_episodes(path: Path | str) -> pa.Table:
     return read_table(verify_hash(root, record), None)
 
 
-def _append(table: pa.Table, path: Path, other: Path) -> pa.Table:
+def _append(table: pa.Table, path: Place, other: Place) -> pa.Table:
     """Add the columns of the file of another kind to those of the geometry file."""
     more = read_table(other, None)
     if not more["sample_id"].equals(table["sample_id"]):
@@ -269,34 +283,87 @@ def _append(table: pa.Table, path: Path, other: Path) -> pa.Table:
     return table
 
 
-def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder of a prepared set")
-    path = root / MANIFEST
-    if not path.is_file():
-        raise DataError(
-            f"{root}: is not a complete prepared set ({MANIFEST} is missing); run the prepare job"
-        )
-    content = path.read_bytes()
+def _read_manifest(root: Place, version: int | None) -> tuple[dict[str, Any], str]:
+    path = root / (MANIFEST if version is None else manifest_of(version))
     try:
-        manifest = json.loads(content)
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(_missing_manifest(root, path, error)) from error
+    manifest = _parsed(path, content)
+    if version is not None and manifest.get("version", 1) != version:
+        raise DataError(f"{path}: is not version {version} of the set; leave data.version out")
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def manifest_of(version: int) -> str:
+    """Return the name of the manifest of one version of a set."""
+    return MANIFEST.replace(".", f"-{version}.")
+
+
+def _missing_manifest(root: Place, path: Place, error: OSError) -> str:
+    try:
+        is_there = root.is_dir()
+    except OSError:  # the store
+        return (
+            f"{root}: cannot be reached ({reason_of(error)}); check the address and the "
+            "credentials in the environment"
+        )
+    if not is_there:
+        return f"{root}: no such folder; give the folder of a prepared set"
+    if path.name != MANIFEST:
+        return f"{root}: has no {path.name}, so no such version; leave data.version out"
+    return f"{root}: is not a complete prepared set ({MANIFEST} is missing); run the prepare job"
+
+
+def _parsed(path: Place, content: bytes) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(content)
         version = manifest["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is not a readable manifest; {AGAIN}") from error
     if version not in READABLE_VERSIONS:
+        *older, newest = map(str, READABLE_VERSIONS)
         raise DataError(
             f"{path}: has schema version {version}, but this package reads versions "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; {AGAIN}"
+            f"{', '.join(older)} and {newest}; {AGAIN}"
         )
-    return manifest, hashlib.sha256(content).hexdigest()
+    return manifest
 
 
-def _open_split(root: Path, name: str, entry: dict[str, Any]) -> Split:
-    """Return one split of a manifest after looking at the footers of its files."""
-    files: dict[str, Any] = {kind: [] for kind in KINDS}
-    for shard in entry["shards"]:
-        for kind in (kind for kind in KINDS if shard.get(kind) is not None):
-            files[kind].append(root / shard[kind]["file"])
-            check_rows(files[kind][-1], shard["rows"])
-    counts = entry["rows"], entry["first_sample_id"], entry["planned"]
-    return Split(name, *counts, shard_rows=[shard["rows"] for shard in entry["shards"]], **files)
+def _read_shards(root: Place, manifest: dict[str, Any]) -> pa.Table:
+    """Return the shard table of a manifest of any version."""
+    if "shards" not in manifest:
+        return shards_of_json(manifest["splits"])
+    parts = [
+        read_table(root / entry["file"], None, sha256=entry["sha256"])
+        for entry in manifest["shards"]
+    ]
+    shards = pa.concat_tables(parts)
+    if pc.any(pc.match_substring_regex(shards["name"], r"/|^\.")).as_py():
+        raise ValueError("the name of a shard is not that of a file")
+    return shards
+
+
+def _open_split(root: Place, name: str, entry: dict[str, Any], shards: pa.Table) -> Split:
+    """Return one split of a manifest; of several versions its parts have ranges of ids."""
+    own = shards.filter(pc.equal(shards["split"], name))
+    ranges = entry.get("ranges") or [[len(own), entry["first_sample_id"], entry["planned"]]]
+    parts, start = [], 0
+    for count, first, planned in ranges:
+        part = own.slice(start, count)
+        start += count
+        rows = part["rows"].to_numpy()
+        files = {
+            kind: ShardFiles.of(root / kind / name, part, kind)
+            for kind in KINDS
+            if f"{kind}_bytes" in part.column_names
+        }
+        files = {"views": (), **files}
+        parts.append(Split(name, int(rows.sum()), first, planned, shard_rows=rows, **files))
+    whole = parts[0] if len(parts) == 1 else _joined(name, parts)
+    if start != len(own) or whole.rows != entry["rows"]:
+        raise DataError(
+            f"{root / MANIFEST}: split {name} has {entry['rows']} rows, its shards "
+            f"{whole.rows}; {AGAIN}"
+        )
+    return whole

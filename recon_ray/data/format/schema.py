@@ -1,4 +1,4 @@
-"""Parquet columns and writer options of a prepared set (schema version 2).
+"""Parquet columns and writer options of a prepared set.
 
 A set has files of up to three kinds with the same rows in the same order: ``geometry``, ``views``
 (encoded pictures) and ``features`` (teacher features that the source shipped).
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-#: Version 1 has lists of numbers where version 2 has bytes.
-READABLE_VERSIONS = (1, SCHEMA_VERSION)
+SCHEMA_VERSION = 3
+#: Version 1 has lists of numbers where version 2 has bytes; both list their shards in the manifest,
+#: version 3 in a Parquet file beside it.
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 MANIFEST = "_manifest.json"  # its presence makes a folder a complete set
 ROW_GROUP_SIZE = 64
 STRING_COLUMNS = ("object_id", "category", "caption")

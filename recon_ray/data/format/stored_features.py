@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow as pa
 
 from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.shards import joined_files
 from recon_ray.data.loading.batches import Draw
 from recon_ray.errors import ConfigError
+from recon_ray.storage import Place
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class StoredFeatures:
     """
 
     column: str
-    files: tuple[Path, ...]
+    files: Sequence[Place]
     shape: tuple[int, int]
     draw: Draw
     identity: Mapping[str, str]
@@ -66,12 +67,12 @@ def source_features(prepared: PreparedSet, column: str, split: str) -> StoredFea
             f"teacher.{kind}.name=source: {prepared.path} has no {kind} features of its source; "
             "name a teacher, or null for none"
         )
-    shards = prepared.manifest["splits"][split]["shards"]
     count, dim = features[kind]
-    digests = [shard["features"]["sha256"] for shard in shards]
+    files = prepared.split(split).features
+    digests = [file.sha256 for file in files]
     return StoredFeatures(
         column,
-        tuple(prepared.split(split).features),
+        files,
         (int(count), int(dim)),
         "row",
         {"name": "source", "tag": str(features["teacher"]), "sha256": digest(digests)},
@@ -85,7 +86,7 @@ def joined_features(parts: Sequence[StoredFeatures]) -> StoredFeatures:
     contents = digest([dict(part.identity) for part in parts])
     return replace(
         parts[0],
-        files=tuple(file for part in parts for file in part.files),
+        files=joined_files([part.files for part in parts]),
         identity={**parts[0].identity, "features_sha256": contents},
     )
 

@@ -17,7 +17,7 @@ from recon_ray.data.format.held_out import hold_out
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import ConfigError
 from recon_ray.runs.checkpoint import CheckpointStore
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.tasks.classify.config import FinetuneConfig
 from recon_ray.tasks.classify.confusion import class_lines, confusion_records, overall_accuracy
 from recon_ray.tasks.classify.episodes import open_episode

@@ -24,7 +24,7 @@ from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Embedder
 from recon_ray.models.twotower import TwoTowerClassifier
 from recon_ray.points import ops
-from recon_ray.runs.storage import open_filesystem
+from recon_ray.storage import open_filesystem
 from recon_ray.tasks.embed.parts import KEY, EmbedTask
 from recon_ray.tasks.feature_extraction import PointChoice, check_cloud, load_embedder
 from recon_ray.train.inference import Function, Inference

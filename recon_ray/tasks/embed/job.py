@@ -11,7 +11,7 @@ from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.cluster.training_job import resolve_precision
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.points import ops
-from recon_ray.runs.storage import join
+from recon_ray.storage import join
 from recon_ray.tasks.config_checks import (
     check_here,
     check_patches,

@@ -20,7 +20,7 @@ from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.data.format.stored_features import digest
 from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import DataError
-from recon_ray.runs.storage import open_filesystem
+from recon_ray.storage import open_filesystem
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.shard_encoding import EncodeTask
 

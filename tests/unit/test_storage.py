@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recon_ray.runs.folder import RunFolder
-from recon_ray.runs.storage import absolute, join, open_filesystem, split
+from recon_ray.storage import absolute, join, open_filesystem, split
 
 QUERY = "?endpoint_override=http://10.0.0.5:9000&region=us-east-1"
 
