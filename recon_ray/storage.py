@@ -7,9 +7,9 @@ A URI may hold options of its store, in the form of pyarrow and Ray:
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from recon_ray.errors import ConfigError
-
 
 #: Beginning of the names of unfinished files, followed by the number of the writing process.
 TEMPORARY = ".tmp-"
@@ -71,7 +70,7 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     try:
         return pafs.FileSystem.from_uri(place)
     except pa.ArrowInvalid as unknown:
-        from fsspec.core import url_to_fs
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
         try:
             filesystem, path = url_to_fs(place)
@@ -221,6 +220,16 @@ class Place:
             for info in filesystem.get_file_info(selector)
             if info.type == pafs.FileType.File
         }
+
+    def folders(self) -> list[Place]:
+        """Return the folders in a folder, sorted; one that does not exist has none.
+
+        Raises:
+            OSError: If the file system does not answer.
+        """
+        filesystem, path = open_filesystem(self.uri)
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(self / i.base_name for i in found if i.type == pafs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
         """Read a file whole, in one piece.

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from recon_ray.data.sources.custom import CustomSource
 from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import DataError
 from recon_ray.runs.folder import RunFolder
+from recon_ray.storage import Place
 from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ def random_set(folder: Path, samples: int, options: IngestBenchmarkSection) -> P
 class ParquetRows(IterableDataset[Batch]):
     """Batches from Parquet files, dealt to the loader's workers and shuffled within, by epoch."""
 
-    def __init__(self, files: list[Path], batch_size: int, epoch: int) -> None:
+    def __init__(self, files: Sequence[Place], batch_size: int, epoch: int) -> None:
         self.files = files
         self.batch_size = batch_size
         self.epoch = epoch
@@ -155,7 +157,7 @@ def loader_batches(
     return iter(DataLoader(rows, batch_size=None, num_workers=options.loader_workers))
 
 
-def decoding_rates(path: Path) -> dict[str, float]:
+def decoding_rates(path: Place) -> dict[str, float]:
     """Measure rows a second of a shard in one thread, stored as tensors and as lists of numbers."""
     table = read_table(path, ["sample_id", "points", "label"])
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +261,7 @@ def _prepare_rate(options: IngestBenchmarkSection) -> float:
 def _render_rate(meshes: int) -> float:
     """Measure views of 224 pixels a second, rendered by one process from the synthetic shapes."""
     source = SyntheticSource(train_per_class=-(-meshes // 16), test_per_class=0)
-    shapes = [source.load(item).shape for item in source.scan().items[:meshes]]
+    shapes = [source.load(item).shape for item in islice(source.scan().items, meshes)]
     render_views(shapes[0], 1, VIEW_SIZE)
     started = time.perf_counter()
     for shape in shapes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,6 +20,10 @@ from recon_ray.errors import ReconError, as_record, from_record
 if TYPE_CHECKING:
     from recon_ray.data.prepare.runners import Build, Record, Run
     from recon_ray.data.prepare.shard_plan import ShardTask
+
+
+#: Blocks of tasks for a CPU of the cluster, so that none waits long for the others in the end.
+BLOCKS_A_CPU = 64
 
 
 def run_on_ray(cluster: ClusterSection, at_once: int | None = None) -> Run:
@@ -37,34 +41,56 @@ def run_on_ray(cluster: ClusterSection, at_once: int | None = None) -> Run:
         if not tasks:
             return
         with ray_session(cluster):
-            yield from map_tasks(TaskMapper(build), tasks, num_cpus=1, concurrency=at_once)
+            mapper = TaskMapper(build, ray.put(tasks))
+            yield from map_tasks(mapper, len(tasks), num_cpus=1, concurrency=at_once)
 
     return run
 
 
 class TaskMapper:
-    """A function of a task, JSON out; it returns our errors, as Ray would repeat the task."""
+    """A function of a task, JSON out; it returns our errors, as Ray would repeat the task.
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    Args:
+        function: The function.
+        tasks: Reference to all tasks.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], tasks: ray.ObjectRef) -> None:
         self.function = function
+        self._tasks = tasks
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the results of a table of pickled tasks."""
-        return pa.table({"result": [self._one(task) for task in table["task"].to_pylist()]})
+        """Return the results of a table of numbers of tasks."""
+        return pa.table({"result": [self._one(number) for number in table["id"].to_pylist()]})
 
-    def _one(self, task: bytes) -> str:
+    def _one(self, number: int) -> str:
         try:
-            return json.dumps({"value": self.function(pickle.loads(task))})
+            return json.dumps({"value": self.function(_fetched(self._tasks)[number])})
         except ReconError as error:
             return json.dumps(as_record(error))
 
 
+@lru_cache(maxsize=1)
+def _fetched(tasks: ray.ObjectRef) -> Sequence[Any]:
+    """Return the tasks, which a node fetches once; a process of Ray's takes many of them."""
+    found: Sequence[Any] = ray.get(tasks)
+    return found
+
+
 def map_tasks(
     mapper: TaskMapper | type[TaskMapper],
-    tasks: Sequence[Any],
+    count: int,
     **options: Any,  # noqa: ANN401 - further arguments of Dataset.map_batches
 ) -> Iterator[Any]:
-    """Map one or more picklable tasks on the joined cluster; yield results as they are ready.
+    """Map tasks on the joined cluster; yield results as they are ready.
+
+    The tasks are in the object store once; what is sent are their numbers, a few a block where
+    there are more than :data:`BLOCKS_A_CPU` for every CPU.
+
+    Args:
+        mapper: The function of a task.
+        count: Number of tasks, one or more.
+        **options: Arguments of Dataset.map_batches.
 
     Raises:
         ReconError: The first one of a task.
@@ -73,13 +99,13 @@ def map_tasks(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    # A list of items is sent to the nodes as one block a task.
-    items = [{"task": pickle.dumps(task)} for task in tasks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    blocks = min(count, BLOCKS_A_CPU * cpus)
+    dataset = ray.data.range(count, override_num_blocks=blocks)
     dataset = dataset.map_batches(mapper, batch_size=1, batch_format="pyarrow", **options)
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    with closing(iter(batches)) as blocks:  # which ends the threads that read ahead
-        for block in blocks:
+    with closing(iter(batches)) as found:  # which ends the threads that read ahead
+        for block in found:
             for text in block["result"].to_pylist():
                 result = json.loads(text)
                 if "error" in result:

@@ -81,8 +81,9 @@ class EncodePool(ExitStack):
             return
         yield from map_tasks(
             _ShardEncoder,
-            tasks,
-            fn_constructor_args=(worker, working_directory()),
+            len(tasks),
+            # A reference in a list stays one: Ray would fetch it for an argument.
+            fn_constructor_args=(worker, working_directory(), [ray.put(tasks)]),
             compute=ActorPoolStrategy(
                 min_size=min(plan.min_workers, len(tasks)),
                 max_size=min(plan.max_workers, len(tasks)),
@@ -96,8 +97,8 @@ class EncodePool(ExitStack):
 class _ShardEncoder(TaskMapper):
     """An actor: a model that is loaded with the first shard, where an error can be returned."""
 
-    def __init__(self, worker: ShardWorker, directory: str) -> None:
-        super().__init__(self._load_and_encode)
+    def __init__(self, worker: ShardWorker, directory: str, tasks: list[ray.ObjectRef]) -> None:
+        super().__init__(self._load_and_encode, tasks[0])
         set_up_worker_log(1, show_records=False)
         work_in(directory)
         torch.set_num_threads(worker.threads)

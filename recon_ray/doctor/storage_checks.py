@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from pyarrow import ArrowException
 from pyarrow import fs as pafs
@@ -17,7 +15,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.doctor.findings import Finding
 from recon_ray.doctor.machine_checks import gigabytes
 from recon_ray.errors import ConfigError, ReconError
-from recon_ray.storage import exists, open_filesystem, reason_of
+from recon_ray.storage import Place, exists, open_filesystem, reason_of
 
 #: Size of the file that is written.
 TRIAL_BYTES = 16 * 1024**2
@@ -121,10 +119,10 @@ def inspect_data(path: str) -> list[Finding]:
     if not path:
         return []
     try:
-        if not Path(path).is_dir():
+        if not Place.of(path).is_dir():
             raise ConfigError("no such folder")
-        prepared = PreparedSet.open(Path(path))
-        digest = hashlib.sha256((Path(path) / "_manifest.json").read_bytes()).hexdigest()[:12]
+        prepared = PreparedSet.open(path)
+        digest = prepared.manifest_hash[:12]
     except _FAILURES as error:
         reason = str(error).partition("\n")[0]
         state = reason if reason.startswith(path) else f"{path}: {reason}"

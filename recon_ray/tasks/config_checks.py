@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from recon_ray.models.presets import MODELS, preset_sizes
 from recon_ray.points import ops
 from recon_ray.points.transforms import CANDIDATE_POINTS
 from recon_ray.runs.checkpoint import check_model_state
+from recon_ray.storage import Place, reason_of
 from recon_ray.tasks.classify.task import CLASSIFIERS
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH
 from recon_ray.tasks.pretrain.config import PretrainConfig
@@ -56,19 +57,26 @@ def check_here(config: JobConfig) -> None:
         )
 
 
-def find_set(key: str, path: str | Path) -> PreparedSet:
-    """Open a prepared set that an option names.
+def find_set(key: str, path: str | os.PathLike[str] | Place) -> PreparedSet:
+    """Open a prepared set that an option names, on a disk or in an object store.
 
     Raises:
-        ConfigError: If there is no such folder.
+        ConfigError: If there is no such folder, or no store of that kind.
         DataError: If it is not a prepared set, or is incomplete or damaged.
     """
-    if not Path(path).is_dir():
+    try:
+        is_there = (place := Place.of(path)).is_dir()
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"{key}={path}: cannot be reached ({reason_of(error)}); check the address and the "
+            "credentials in the environment"
+        ) from error
+    if not is_there:
         raise ConfigError(
             f"{key}={path}: no such folder; give the folder of a prepared set, or make one with "
             "jobs/prepare.py"
         )
-    return PreparedSet.open(path)
+    return PreparedSet.open(place)
 
 
 def check_split(prepared: PreparedSet, key: str, split: str, *, or_else: str = "") -> None:

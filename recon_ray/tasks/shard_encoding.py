@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
-
-from pyarrow import fs as pafs
 
 from recon_ray.cluster.encode_pool import EncodePool, ShardWorker
 from recon_ray.data.format.files import remove_temporaries
 from recon_ray.data.prepare.runners import ShardProgress
 from recon_ray.errors import DataError
-from recon_ray.storage import open_filesystem
+from recon_ray.storage import Place
 
 TaskT = TypeVar("TaskT", bound="EncodeTask")
 
@@ -47,8 +44,12 @@ class EncodeTask(ABC):
     units: int
 
     @abstractmethod
-    def is_finished(self) -> bool:
-        """Return whether the shard is there already."""
+    def is_finished(self, files: Mapping[str, int]) -> bool:
+        """Return whether the shard is there already.
+
+        Args:
+            files: The files of the output and their bytes, of one listing.
+        """
 
 
 def encode_shards(
@@ -76,25 +77,26 @@ def encode_shards(
     """
     if not tasks:
         return []
+    root = Place(tasks[0].root)
     todo = unfinished(tasks)
     done, units = len(tasks) - len(todo), sum(task.units for task in todo)
-    logger.info("%s: %d shards, %d of them finished", tasks[0].root, len(tasks), done)
+    logger.info("%s: %d shards, %d of them finished", root, len(tasks), done)
     progress = ShardProgress(job, shards=len(todo), units=units, unit=unit)
     try:
         for encoded in pool.run(make_worker(), todo) if todo else ():
             progress.add(encoded)
-    finally:  # an object store never has unfinished files
-        filesystem, root = open_filesystem(tasks[0].root)
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            remove_temporaries(Path(root), {RECORDS, *(Path(t.file).parts[0] for t in tasks)})
-    for task in unfinished(todo):
+    finally:
+        remove_temporaries(root, {RECORDS, *(task.file.partition("/")[0] for task in tasks)})
+    files = root.files() if todo else {}
+    for task in (task for task in todo if task.file not in files):
         raise DataError(
-            f"{task.root}/{task.file}: was encoded, but is not there: it was removed, or the "
+            f"{root / task.file}: was encoded, but is not there: it was removed, or the "
             "workers write to another disk; give a folder that all nodes share and run again"
         )
     return todo
 
 
 def unfinished(tasks: Sequence[TaskT]) -> list[TaskT]:
-    """Return the tasks whose shards have to be encoded."""
-    return [task for task in tasks if not task.is_finished()]
+    """Return the tasks of one output whose shards have to be encoded."""
+    files = Place(tasks[0].root).files() if tasks else {}
+    return [task for task in tasks if not task.is_finished(files)]

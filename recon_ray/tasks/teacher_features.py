@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
@@ -15,6 +14,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.stored_features import StoredFeatures, joined_features, source_features
 from recon_ray.data.loading.images import IMAGES_VERSION, ImageTransform
 from recon_ray.errors import ConfigError, TeacherError
+from recon_ray.storage import Place
 from recon_ray.tasks.cache_teachers.config import CacheSection, CacheTeachersConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.teachers.bank import text_bank
@@ -95,7 +95,7 @@ def _image_cache(
 ) -> TeacherCache:
     options = config.teacher.image
     if options.cache is not None:
-        return _named_cache(config, Path(options.cache), prepared, splits)
+        return _named_cache(config, Place.of(options.cache), prepared, splits)
     fitting, reason = _fitting_caches(options, prepared, splits)
     if not fitting:
         nearest = f" (the nearest is {reason})" if reason else ""
@@ -130,7 +130,7 @@ def _absent(cache: TeacherCache, splits: Sequence[str]) -> str | None:
 
 
 def _named_cache(
-    config: PretrainConfig, path: Path, prepared: PreparedSet, splits: Sequence[str]
+    config: PretrainConfig, path: Place, prepared: PreparedSet, splits: Sequence[str]
 ) -> TeacherCache:
     if not path.is_dir():
         raise ConfigError(

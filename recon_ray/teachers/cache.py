@@ -12,19 +12,19 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from recon_ray.data.format.files import file_sha256, read_json
+from recon_ray.data.format.files import file_sha256, read_json, read_table
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.format.schema import MANIFEST, points_to_numpy, unpacked
+from recon_ray.data.format.schema import MANIFEST, points_to_numpy
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.format.stored_features import StoredFeatures, digest
 from recon_ray.errors import ConfigError, DataError
+from recon_ray.storage import Place
 from recon_ray.teachers.prompts import PREFIXES, SUFFIXES
 
 CACHES = "teachers"
@@ -46,11 +46,11 @@ class TeacherCache:
         manifest: Content of its ``_manifest.json``.
     """
 
-    path: Path
+    path: Place
     manifest: Mapping[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> TeacherCache:
+    def open(cls, path: Place) -> TeacherCache:
         """Open a cache by its folder.
 
         Raises:
@@ -94,14 +94,15 @@ class TeacherCache:
                 f"{split!r}; run jobs/cache_teachers.py again with cache.splits=[{split}]"
             )
         shards = splits[split]["shards"]
-        if [shard["rows"] for shard in shards] != prepared.split(split).shard_rows:
+        if [shard["rows"] for shard in shards] != prepared.split(split).shard_rows.tolist():
             raise DataError(f"{self.path}: its shards are not those of {prepared.path}; {AGAIN}")
         copies, dim = self.manifest["shape"]
         clean = self.identity["preprocessing"]["augment"] == "none"
         content = digest([shard["sha256"] for shard in shards])
+        files = self.path.files()
         return StoredFeatures(
             "image_features",
-            tuple(self._file(shard, verify=verify) for shard in shards),
+            tuple(self._file(shard, files, verify=verify) for shard in shards),
             (int(copies), int(dim)),
             "view" if clean else "copy",
             {**self.identity["teacher"], "cache": self.path.name, "features_sha256": content},
@@ -119,25 +120,34 @@ class TeacherCache:
         Raises:
             DataError: If the file is missing or damaged, or holds other texts.
         """
-        table = _read(self._file(self.manifest["bank"], verify=True))
+        table = self._read_bank()
         count, prompts, dim = self.manifest["shape"]
         if table["text"].to_pylist()[::prompts] != list(texts):
             raise DataError(f"{self.path / TEXT_BANK}: holds other texts than the set; {AGAIN}")
         features = torch.tensor(points_to_numpy(table["feature"]))
         return features.reshape(count, prompts, dim)
 
-    def _file(self, record: Mapping[str, Any], *, verify: bool) -> Path:
-        path = self.path / record["file"]
-        if not path.is_file() or path.stat().st_size != record["bytes"]:
+    def _file(
+        self, record: Mapping[str, Any], files: Mapping[str, int], *, verify: bool
+    ) -> ShardFile:
+        place = self.path / record["file"]
+        if files.get(record["file"]) != record["bytes"]:
             raise DataError(
-                f"{path}: is missing or incomplete; run jobs/cache_teachers.py again, which makes "
+                f"{place}: is missing or incomplete; run jobs/cache_teachers.py again, which makes "
                 "it anew"
             )
-        if verify and file_sha256(path) != record["sha256"]:
+        if verify and file_sha256(place) != record["sha256"]:
             raise DataError(
-                f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {AGAIN}"
+                f"{place}: is damaged or was changed (its SHA-256 is not the manifest's); {AGAIN}"
             )
-        return path
+        return ShardFile(str(place), record["bytes"], record["sha256"])
+
+    def _read_bank(self) -> pa.Table:
+        file = self._file(self.manifest["bank"], self.path.files(), verify=True)
+        try:
+            return read_table(file, None)
+        except DataError as error:
+            raise DataError(f"{file}: cannot be read as Parquet; {AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -166,10 +176,7 @@ class StoredBank:
 
 def views_identity(prepared: PreparedSet) -> dict[str, str]:
     """Return the identity of a set's pictures alone: its points may change under a cache."""
-    shards = {
-        name: [shard["views"]["sha256"] for shard in split["shards"] if shard["views"]]
-        for name, split in prepared.manifest["splits"].items()
-    }
+    shards = {name: [f.sha256 for f in split.views] for name, split in prepared.splits.items()}
     return {"views_sha256": digest(shards)}
 
 
@@ -216,9 +223,9 @@ def find_caches(prepared: PreparedSet, wanted: Identity) -> tuple[list[TeacherCa
         The fitting ones; without any, the reason why the nearest does not fit, None without one.
     """
     fitting, reason = [], None
-    for path in sorted((prepared.path / CACHES).glob(f"*/{MANIFEST}")):
+    for path in _caches(prepared.path / CACHES):
         try:
-            cache = TeacherCache.open(path.parent)
+            cache = TeacherCache.open(path)
         except DataError as error:  # of no use, but no obstacle
             logger.warning("%s", error)
             continue
@@ -232,12 +239,10 @@ def find_caches(prepared: PreparedSet, wanted: Identity) -> tuple[list[TeacherCa
     return fitting, None if fitting else reason
 
 
+def _caches(folder: Place) -> list[Place]:
+    """Return the folders with a manifest, by one listing of the first level."""
+    return [place for place in folder.folders() if (place / MANIFEST).is_file()]
+
+
 def _short(value: object) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return unpacked(pq.read_table(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet; {AGAIN}") from error

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recon_ray.data.format.files import read_table
+from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.schema import KINDS
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
+
+    from recon_ray.data.format.shards import ShardFile
+    from recon_ray.storage import Place
 
 OPTIONS = PrepareOptions(num_points=64, views=2, image_size=32, samples_per_shard=4)
 SOURCE = SyntheticSource(train_per_class=5, test_per_class=2, categories=("chair", "mug"))
@@ -28,13 +35,37 @@ def write_clouds(folder: Path, names: list[str], count: int = 80) -> None:
         np.save(path, cloud(seed, count))
 
 
-def file_hashes(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            parts = [shard["geometry"], shard["views"]]
-            found += [(part["file"], part["sha256"]) for part in parts if part is not None]
-    return found
+def file_hashes(manifest: dict[str, Any]) -> list[str]:
+    """Hashes of the tables that hold the names and the hashes of all shards."""
+    return [entry["sha256"] for entry in manifest["shards"]]
+
+
+def as_version_2(root: Path) -> dict[str, Any]:
+    """Rewrite the manifest of a set as one of version 2, which lists the shards in its JSON."""
+    prepared = PreparedSet.open(root)
+    manifest = {**prepared.manifest, "schema_version": 2}
+    for name in ("shards", "version"):
+        del manifest[name]
+    for name, split in prepared.splits.items():
+        shards = []
+        for number, rows in enumerate(split.shard_rows.tolist()):
+            ids = read_table(split.geometry[number], ["sample_id"])["sample_id"].to_pylist()
+            ends = {"min_sample_id": ids[0], "max_sample_id": ids[-1]} if ids else {}
+            files = {kind: getattr(split, kind) for kind in KINDS}
+            entries = {kind: _entry(prepared.path, found, number) for kind, found in files.items()}
+            shards.append({"rows": rows, "min_sample_id": None, "max_sample_id": None, **ends, **entries})
+        kept = {key: manifest["splits"][name][key] for key in ("rows", "planned", "first_sample_id")}
+        manifest["splits"][name] = {**kept, "shards": shards}
+    (Path(root) / "_manifest.json").write_text(json.dumps(manifest))
+    (Path(root) / "_shards-1.parquet").unlink()
+    return manifest
+
+
+def _entry(root: Place, files: Sequence[ShardFile], number: int) -> dict[str, Any] | None:
+    if not files:
+        return None
+    file = files[number]
+    return {"file": file.below(root), "bytes": file.size, "sha256": file.sha256}
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from data_samples import as_version_2
 
 from recon_ray.data.format.files import write_table
 from recon_ray.data.format.prepared import PreparedSet
@@ -14,7 +16,7 @@ from recon_ray.data.format.schema import tensor_column
 
 def ship_features(prepared: PreparedSet) -> PreparedSet:
     """Return a set features of its source, as a shop of triplets has them."""
-    manifest = json.loads((prepared.path / "_manifest.json").read_text())
+    manifest = as_version_2(Path(prepared.path))
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             file = shard["geometry"]["file"].replace("geometry", "features", 1)
@@ -32,5 +34,5 @@ def ship_features(prepared: PreparedSet) -> PreparedSet:
             )
             shard["features"] = write_table(prepared.path, file, table)
     manifest["features"] = {"image": [3, 6], "text": [1, 4], "teacher": "of the source"}
-    (prepared.path / "_manifest.json").write_text(json.dumps(manifest))
+    (Path(prepared.path) / "_manifest.json").write_text(json.dumps(manifest))
     return PreparedSet.open(prepared.path)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -24,6 +25,13 @@ def _expand(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser can fail)
 
 
+def _on_disk(path: object) -> object:
+    """Refuse a URI, which a path would make a folder of that name."""
+    if isinstance(path, str) and "://" in path:
+        raise ValueError("this is read from a disk only; give a path, not a URI")
+    return path
+
+
 def _expand_file(name: str) -> str:
     head, colon, file = name.rpartition(":")
     return f"{head}{colon}{os.path.expanduser(file)}"  # noqa: PTH111
@@ -32,7 +40,7 @@ def _expand_file(name: str) -> str:
 #: A folder, a file or a URI, perhaps also a name: a leading ``~`` is the user's home folder.
 Location = Annotated[str, AfterValidator(os.path.expanduser)]
 #: The same for what is always a path on a disk.
-LocalPath = Annotated[Path, AfterValidator(_expand)]
+LocalPath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(_expand)]
 #: A teacher such as ``timm:<arch>:<file>``, where the file may begin with ``~``.
 TeacherName = Annotated[str, AfterValidator(_expand_file)]
 Count = Annotated[int, Field(ge=1)]

@@ -124,7 +124,8 @@ def make_episode(
     count = max(episode[0], outputs or 0)
     classes = [names.get(label, f"unused {label}") for label in range(count)]
     splits = {
-        name: Split(name, len(table), 0, len(table), [], [], []) for name, table in tables.items()
+        name: Split(name, len(table), 0, len(table), (), (), np.zeros(0, np.int64))
+        for name, table in tables.items()
     }
     manifest = _manifest(prepared, classes, tables)
     return EpisodeSet(prepared.path, manifest, prepared.manifest_hash, splits, tables)

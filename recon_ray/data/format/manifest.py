@@ -1,4 +1,4 @@
-"""Content of ``_manifest.json``."""
+"""Content of ``_manifest.json`` and of the shard table beside it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from recon_ray import __version__
-from recon_ray.data.format.schema import KINDS, SCHEMA_VERSION
+from recon_ray.data.format.schema import SCHEMA_VERSION
+from recon_ray.data.format.shards import shard_schema
 from recon_ray.data.sources.cards import as_record
 
 if TYPE_CHECKING:
@@ -16,21 +20,135 @@ if TYPE_CHECKING:
     from recon_ray.data.prepare.runners import Record
     from recon_ray.data.prepare.shard_plan import Plan
 
+#: Name of the shard table of a version of a set.
+SHARD_TABLE = "_shards-{version}.parquet"
+STATISTICS = ("count", "sum", "squares", "min", "max")
+
+
+class ShardRecords:
+    """Records of the shards of a plan as columns: some 200 bytes a shard.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        count, self.kinds = len(plan.tasks), list(plan.layout.schemas())
+        self.is_built = np.zeros(count, bool)
+        self._ids = np.zeros((count, 2), np.int64)  # of the first and the last row
+        self._rows = np.zeros(count, np.int64)
+        self._bytes = np.zeros((count, len(self.kinds)), np.int64)
+        self._hashes = np.zeros((count, len(self.kinds), 32), np.uint8)
+        self._coordinates = np.full((count, len(STATISTICS)), np.nan)
+        self._labels: dict[str, Counter[str]] = {split: Counter() for split in plan.tasks.order}
+        self._quarantine: dict[int, list[dict[str, Any]]] = {}
+        self.quarantined = 0
+
+    def add(self, number: int, record: Record) -> None:
+        """Add the record of a shard."""
+        self.is_built[number] = True
+        self._rows[number] = record["rows"]
+        if record["rows"]:
+            self._ids[number] = record["min_sample_id"], record["max_sample_id"]
+        for place, kind in enumerate(self.kinds):
+            self._bytes[number, place] = record[kind]["bytes"]
+            self._hashes[number, place] = np.frombuffer(bytes.fromhex(record[kind]["sha256"]), "u1")
+        found = [record["coordinates"][name] for name in STATISTICS]
+        self._coordinates[number] = [np.nan if value is None else value for value in found]
+        self._labels[record["split"]].update(record["labels"])
+        if record["quarantine"]:
+            self._quarantine[number] = record["quarantine"]
+            self.quarantined += len(record["quarantine"])
+
+    @property
+    def quarantine(self) -> list[dict[str, Any]]:
+        """Samples that were left out, in the order of the shards."""
+        return [entry for _, entries in sorted(self._quarantine.items()) for entry in entries]
+
+    def table(self) -> pa.Table:
+        """Return the shard table; see :mod:`recon_ray.data.format.shards`."""
+        tasks = self.plan.tasks
+        names = [
+            (split, f"part-{index:05d}-of-{total:05d}.parquet")
+            for split, total in tasks.counts.items()
+            for index in range(total)
+        ]
+        empty = self._rows == 0
+        columns: dict[str, Any] = {
+            "split": [split for split, _ in names],
+            "name": [name for _, name in names],
+            "rows": self._rows,
+            "min_sample_id": pa.array(self._ids[:, 0], mask=empty),
+            "max_sample_id": pa.array(self._ids[:, 1], mask=empty),
+        }
+        for place, kind in enumerate(self.kinds):
+            content = pa.py_buffer(np.ascontiguousarray(self._hashes[:, place]))
+            columns[f"{kind}_bytes"] = self._bytes[:, place]
+            columns[f"{kind}_sha256"] = pa.Array.from_buffers(
+                pa.binary(32), len(names), [None, content]
+            )
+        return pa.table(columns, schema=shard_schema(self.kinds))
+
+    def missing(self, files: Mapping[str, int]) -> str | None:
+        """Return the first shard of which a listing has no file, or one of other bytes."""
+        names = self.table().select(["split", "name"]).to_pydict()
+        for number, (split, name) in enumerate(zip(*names.values(), strict=True)):
+            for place, kind in enumerate(self.kinds):
+                if files.get(f"{kind}/{split}/{name}") != self._bytes[number, place]:
+                    return f"{split}/{name}"
+        return None
+
+    def splits(self) -> dict[str, Any]:
+        """Return the entries of the splits in a manifest."""
+        entries, start, first_id = {}, 0, 0
+        for split, rows in self.plan.tasks.order.items():
+            own = slice(start, start + self.plan.tasks.counts[split])
+            entries[split] = {
+                "rows": int(self._rows[own].sum()),
+                "planned": len(rows),
+                "first_sample_id": first_id,
+                "num_shards": own.stop - own.start,
+                "bytes": int(self._bytes[own].sum()),
+                "class_histogram": dict(sorted(self._labels[split].items())),
+            }
+            start, first_id = own.stop, first_id + len(rows)
+        return entries
+
+    def coordinates(self) -> dict[str, float | None]:
+        """Return the statistics of all coordinates."""
+        found = self._coordinates[self._coordinates[:, 0] > 0]
+        if not len(found):
+            return {"min": None, "max": None, "mean": None, "std": None}
+        count, total, squares = (float(column.sum()) for column in found[:, :3].T)
+        mean = total / count
+        return {
+            "min": float(found[:, 3].min()),
+            "max": float(found[:, 4].max()),
+            "mean": mean,
+            "std": max(squares / count - mean**2, 0.0) ** 0.5,
+        }
+
 
 def make_manifest(
-    plan: Plan, records: Sequence[Record], tables: Mapping[str, Mapping[str, Any]]
+    plan: Plan,
+    records: ShardRecords,
+    tables: Mapping[str, Mapping[str, Any]],
+    shards: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the manifest of a finished set.
 
     Args:
         plan: The plan.
-        records: The records of its shards, in the order of its tasks.
+        records: The records of all of its shards.
         tables: Entries of the small tables beside the samples, by name.
+        shards: Entries of the files of the shard table.
     """
     listing, options, layout = plan.listing, plan.options, plan.layout
+    splits = records.splits()
     histogram: Counter[str] = Counter(dict.fromkeys(listing.classes, 0))
-    for record in records:
-        histogram.update(record["labels"])
+    for entry in splits.values():
+        histogram.update(entry["class_histogram"])
     views = {
         "format": options.image_format,
         "size": options.image_size,
@@ -41,6 +159,7 @@ def make_manifest(
     return {
         "schema_version": SCHEMA_VERSION,
         "package_version": __version__,
+        "version": 1,
         "plan_hash": plan.hash,
         "source": plan.source_name,
         "source_settings": {k: v for k, v in plan.settings.items() if k.startswith("source.")},
@@ -58,15 +177,16 @@ def make_manifest(
         "normalization": "unit_sphere" if layout.dtype == "float16" else "none",
         "seed": options.seed,
         "classes": list(listing.classes),
-        "rows": sum(record["rows"] for record in records),
-        "quarantined": sum(len(record["quarantine"]) for record in records),
+        "rows": sum(entry["rows"] for entry in splits.values()),
+        "quarantined": records.quarantined,
         "excluded": len(listing.excluded),
         "class_histogram": dict(histogram),
-        "coordinates": _statistics([record["coordinates"] for record in records]),
+        "coordinates": records.coordinates(),
         "views": views if options.views else None,
         "features": _features(plan),
         "tables": dict(tables),
-        "splits": _splits(plan, records),
+        "splits": splits,
+        "shards": [dict(entry) for entry in shards],
     }
 
 
@@ -75,32 +195,3 @@ def _features(plan: Plan) -> dict[str, Any] | None:
         return None
     features = asdict(plan.listing.features).items()
     return {name: list(v) if isinstance(v, tuple) else v for name, v in features}
-
-
-def _splits(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
-    splits: dict[str, Any] = {}
-    for task, record in zip(plan.tasks, records, strict=True):
-        split = splits.setdefault(
-            task.split,
-            {"rows": 0, "planned": 0, "first_sample_id": task.first_sample_id, "shards": []},
-        )
-        split["rows"] += record["rows"]
-        split["planned"] += record["planned"]
-        kept = ("rows", "min_sample_id", "max_sample_id", *KINDS)
-        split["shards"].append({key: record[key] for key in kept})
-    return splits
-
-
-def _statistics(parts: list[dict[str, Any]]) -> dict[str, float | None]:
-    parts = [part for part in parts if part["count"]]
-    count = sum(part["count"] for part in parts)
-    if not count:
-        return {"min": None, "max": None, "mean": None, "std": None}
-    mean = sum(part["sum"] for part in parts) / count
-    variance = sum(part["squares"] for part in parts) / count - mean**2
-    return {
-        "min": min(part["min"] for part in parts),
-        "max": max(part["max"] for part in parts),
-        "mean": mean,
-        "std": max(variance, 0.0) ** 0.5,
-    }

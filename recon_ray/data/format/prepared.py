@@ -239,15 +239,19 @@ def _joined(name: str, splits: Sequence[Split]) -> Split:
     parts = tuple(sorted(members, key=lambda part: part.first_sample_id))
     first, last = parts[0], parts[-1]
 
-    files = {kind: joined_files([getattr(part, kind) for part in parts]) for kind in KINDS}
+    geometry, views, features = (
+        joined_files([getattr(part, kind) for part in parts]) for kind in KINDS
+    )
     return Split(
         name,
         sum(part.rows for part in parts),
         first.first_sample_id,
         last.first_sample_id + last.planned - first.first_sample_id,
-        shard_rows=np.concatenate([part.shard_rows for part in parts]),
-        **files,
-        parts=parts,
+        geometry,
+        views,
+        np.concatenate([part.shard_rows for part in parts]),
+        features,
+        parts,
     )
 
 
@@ -353,13 +357,13 @@ def _open_split(root: Place, name: str, entry: dict[str, Any], shards: pa.Table)
         part = own.slice(start, count)
         start += count
         rows = part["rows"].to_numpy()
-        files = {
-            kind: ShardFiles.of(root / kind / name, part, kind)
+        geometry, views, features = (
+            ShardFiles.of(root / kind / name, part, kind)
+            if f"{kind}_bytes" in shards.column_names
+            else ()
             for kind in KINDS
-            if f"{kind}_bytes" in part.column_names
-        }
-        files = {"views": (), **files}
-        parts.append(Split(name, int(rows.sum()), first, planned, shard_rows=rows, **files))
+        )
+        parts.append(Split(name, int(rows.sum()), first, planned, geometry, views, rows, features))
     whole = parts[0] if len(parts) == 1 else _joined(name, parts)
     if start != len(own) or whole.rows != entry["rows"]:
         raise DataError(

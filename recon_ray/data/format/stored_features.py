@@ -11,10 +11,9 @@ import pyarrow as pa
 
 from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.format.shards import joined_files
+from recon_ray.data.format.shards import ShardFile, joined_files
 from recon_ray.data.loading.batches import Draw
 from recon_ray.errors import ConfigError
-from recon_ray.storage import Place
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class StoredFeatures:
     """
 
     column: str
-    files: Sequence[Place]
+    files: Sequence[ShardFile]
     shape: tuple[int, int]
     draw: Draw
     identity: Mapping[str, str]

@@ -48,11 +48,11 @@ def _verify_split(split: Split, schemas: Mapping[str, pa.Schema]) -> None:
         files = {kind: getattr(split, kind)[number] for kind in schemas}
         ids, *others = [_verify_file(file, rows, schemas[kind]) for kind, file in files.items()]
         if any(not np.array_equal(found, ids) for found in others):
-            raise DataError(
-                f"{files['geometry']}: the files beside it hold other samples; {AGAIN}"
-            )
+            raise DataError(f"{files['geometry']}: the files beside it hold other samples; {AGAIN}")
         if rows and (ids[0] < first or ids[-1] >= end or (np.diff(ids) <= 0).any()):
-            raise DataError(f"{files['geometry']}: its sample ids are not the recorded ones; {AGAIN}")
+            raise DataError(
+                f"{files['geometry']}: its sample ids are not the recorded ones; {AGAIN}"
+            )
         first = int(ids[-1]) + 1 if rows else first
 
 
@@ -66,7 +66,7 @@ def _verify_file(file: ShardFile, rows: int, schema: pa.Schema) -> np.ndarray:
     return np.asarray(table["sample_id"])
 
 
-def _verify_counts(path: Path, manifest: Manifest) -> None:
+def _verify_counts(path: Place, manifest: Manifest) -> None:
     """Compare the totals of the manifest with its splits, and these with their files."""
     splits, total = manifest["splits"], manifest["rows"]
     planned = sum(split["planned"] for split in splits.values())

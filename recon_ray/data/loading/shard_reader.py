@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from recon_ray.data.format.files import AGAIN, read_parts, read_schema
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.errors import DataError
+from recon_ray.storage import Place
 
 #: The column of a task's input: numbers of shards.
 SHARD = "shard"
@@ -32,9 +33,9 @@ class ShardReader:
         schema: Set by :meth:`reporting`.
     """
 
-    files: Sequence[Path]
+    files: Sequence[ShardFile]
     columns: Sequence[str]
-    beside: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    beside: Mapping[str, Sequence[ShardFile]] = field(default_factory=dict)
     used: np.ndarray | None = None
     schema: pa.Schema | None = None
 
@@ -103,7 +104,7 @@ def _with_problems(rows: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.T
 
 
 def _with_column(
-    parts: Iterator[pa.Table], path: Path, name: str, other: Path
+    parts: Iterator[pa.Table], path: Place, name: str, other: Place
 ) -> Iterator[pa.Table]:
     """Add a column of the file of another kind."""
     more = read_parts(other, ["sample_id", name], PART_ROWS)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from recon_ray.data.format.prepared import PreparedSet, Split
+from recon_ray.data.format.shards import ShardFile, ShardFiles
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import IndexedTable
 from recon_ray.data.loading.ray_log import quiet_ray_data
@@ -110,7 +110,7 @@ def put_blocks(
     }
 
 
-def _files(splits: Sequence[Split], kind: Literal["geometry", "views"]) -> list[Path]:
+def _files(splits: Sequence[Split], kind: Literal["geometry", "views"]) -> list[ShardFile]:
     """Files of splits, each once and in order of sample id, as a block may hold several."""
     members = [member for split in splits for member in split.members]
     members.sort(key=lambda split: split.first_sample_id)
@@ -124,7 +124,7 @@ def decoded_bytes(
     itemsize = np.dtype(prepared.manifest.get("points_dtype", "float32")).itemsize
     stored = sum(one.bytes_per_sample for one in features)
     size = split.rows * (prepared.num_points * 3 * itemsize + 64 + stored)
-    return size + (sum(Path(file).stat().st_size for file in split.views) if views else 0)
+    return size + (split.views.total_bytes if views and isinstance(split.views, ShardFiles) else 0)
 
 
 def fits_object_store(size: int) -> bool:
@@ -155,7 +155,7 @@ def stream_dataset(
         seed: Seed of the order of files.
         used: (S,) uint8 over sample ids, 1 where the unfinished epoch has used the sample.
     """
-    beside: dict[str, Sequence[Path]] = {one.column: one.files for one in features}
+    beside: dict[str, Sequence[ShardFile]] = {one.column: one.files for one in features}
     if views:
         beside["views"] = split.views
     reader = ShardReader(split.geometry, columns, beside, used).reporting()
@@ -207,13 +207,13 @@ def _read(reader: ShardReader, *, order_seed: int | None = None) -> ray.data.Dat
     if order_seed is not None:
         dataset = reordered(dataset, seed=order_seed)  # of shards, which tasks take as they come
     kinds = (reader.files, *reader.beside.values())
-    size = sum(files[0].stat().st_size for files in kinds)
+    size = max(1, sum(files[0].size for files in kinds))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     together = min(TASK_BYTES // size, count // (TASKS_A_CPU * cpus))
     return dataset.map_batches(reader, batch_format="pyarrow", batch_size=max(1, together))
 
 
-def _materialize(files: Sequence[Path], columns: Sequence[str]) -> list[Any]:
+def _materialize(files: Sequence[ShardFile], columns: Sequence[str]) -> list[Any]:
     """Read files into the object store.
 
     Raises:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from recon_ray.data.format.files import (
     read_json,
@@ -19,16 +22,17 @@ from recon_ray.data.format.files import (
     write_json,
     write_table,
 )
-from recon_ray.data.format.manifest import make_manifest
+from recon_ray.data.format.manifest import SHARD_TABLE, ShardRecords, make_manifest
 from recon_ray.data.format.schema import KINDS, MANIFEST
 from recon_ray.data.prepare.build_shard import RECORDS, build_shard, finished
 from recon_ray.data.prepare.repairs import continue_plan, is_repaired
 from recon_ray.data.prepare.runners import ShardProgress, run_serial
-from recon_ray.data.prepare.shard_plan import differences, make_plan
+from recon_ray.data.prepare.shard_plan import ChosenTasks, differences, make_plan
 from recon_ray.errors import DataError
+from recon_ray.storage import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from recon_ray.data.prepare.runners import Record, Run
     from recon_ray.data.prepare.shard_plan import Plan, PrepareOptions, ShardTask
@@ -41,10 +45,18 @@ PLAN = "plan.json"
 FOLDERS = (*KINDS, RECORDS)
 TOLERATED_ANYWAY = 3  # a handful of bad files must not stop a small set; never more than half of it
 SHOWN = 10
+UNSHARED = (
+    "{root}: shard {shard} was built, but is not there; the output has to be a folder that all "
+    "nodes share"
+)
 
 
 def prepare(
-    source: Source, output: Path | str, options: PrepareOptions, *, run: Run = run_serial
+    source: Source,
+    output: Place | os.PathLike[str] | str,
+    options: PrepareOptions,
+    *,
+    run: Run = run_serial,
 ) -> dict[str, Any]:
     """Build, or finish, a prepared set.
 
@@ -63,53 +75,62 @@ def prepare(
         DataError: If the folder holds a set of another plan, too many samples are unreadable, or
             a file cannot be written.
     """
-    root = Path(output)
-    plan = _adopt(root, make_plan(source, str(root), options))
-    records = _finished(plan)
-    todo = [task for task in plan.tasks if task.key not in records]
+    root = Place.of(output)
+    if root.is_local and Path(root).exists() and not Path(root).is_dir():
+        raise DataError(f"{root}: the output is a file; choose another folder")
+    files = root.files()
+    plan = _adopt(root, make_plan(source, str(root), options), files)
+    records = _finished(root, plan, files)
+    todo = np.flatnonzero(~records.is_built)
     logger.info(
         "prepare %s: %d samples in %d shards, %d of them already built",
         plan.source_name,
         plan.num_samples,
         len(plan.tasks),
-        len(records),
+        len(plan.tasks) - len(todo),
     )
-    if todo:  # an incomplete set must not look complete
-        (root / MANIFEST).unlink(missing_ok=True)
+    if len(todo):  # an incomplete set must not look complete
+        (root / MANIFEST).unlink()
     _check_quarantine(root, plan, records)
     try:
-        for record in _built(run, todo):
-            records[record["key"]] = record
+        for record in _built(run, ChosenTasks(plan.tasks, todo)):
+            records.add(record["number"], record)
             _check_quarantine(root, plan, records)
     finally:
         remove_temporaries(root, FOLDERS)  # of processes that were ended while they wrote
-    return _finish(root, plan, [records[task.key] for task in plan.tasks])
+    if len(todo) and (lost := records.missing(root.files())) is not None:
+        raise DataError(UNSHARED.format(root=root, shard=lost))
+    return _finish(root, plan, records)
 
 
-def _finished(plan: Plan) -> dict[str, Record]:
-    """Return the records of the shards that need not be built."""
-    found = [(task, record) for task in plan.tasks if (record := finished(task))]
-    kept = {task.key: record for task, record in found if not is_repaired(task, record)}
-    if len(kept) < len(found):
-        count = len(found) - len(kept)
-        logger.info("files that were left out have changed: %d shards with them", count)
-    return kept
+def _finished(root: Place, plan: Plan, files: Mapping[str, int]) -> ShardRecords:
+    """Return the records of the shards that need not be built, by one listing of the output."""
+    found, repaired = ShardRecords(plan), 0
+    for file in (file for file in files if file.startswith(f"{RECORDS}/")):
+        _, split, name = [*file.split("/"), "", ""][:3]
+        number = plan.tasks.number_of(split, name.replace(".json", ".parquet"))
+        if number is None:
+            continue
+        task = plan.tasks[number]
+        record = finished(task, files)
+        if record is not None and is_repaired(task, record):
+            repaired += 1
+        elif record is not None:
+            found.add(number, record)
+    if repaired:
+        logger.info("files that were left out have changed: %d shards with them", repaired)
+    return found
 
 
-def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
+def _built(run: Run, todo: ChosenTasks) -> Iterator[Record]:
     """Build the shards, yield their records as they come, and stop the runner at the end."""
-    samples = sum(len(task.items) for task in todo)
-    progress = ShardProgress("prepare", shards=len(todo), units=samples, unit="samples")
-    tasks = {task.key: task for task in todo}
+    size = todo.tasks.options.samples_per_shard
+    progress = ShardProgress("prepare", shards=len(todo), units=len(todo) * size, unit="samples")
     records = run(build_shard, todo)
     try:
-        for record in records:
-            task = tasks[record["key"]]
-            if not finished(task):
-                raise DataError(
-                    f"{task.root}: shard {task.split}/{task.name} was built, but is not there; the "
-                    "output has to be a folder that all nodes share"
-                )
+        for number, record in enumerate(records):
+            if not number:  # at once, not after hours
+                _check_shared(todo.tasks[record["number"]], record)
             progress.add(record["planned"])
             yield record
     finally:
@@ -117,24 +138,39 @@ def _built(run: Run, todo: Sequence[ShardTask]) -> Iterator[Record]:
             records.close()
 
 
+def _check_shared(task: ShardTask, record: Record) -> None:
+    """Check that the first shard, which another node may have built, is there.
+
+    Raises:
+        DataError: If it is not.
+    """
+    place = Place(task.root)
+    if not (place / record["geometry"]["file"]).is_file():
+        raise DataError(UNSHARED.format(root=task.root, shard=f"{task.split}/{task.name}"))
+
+
 # The output folder
 
 
-def _adopt(root: Path, plan: Plan) -> Plan:
+def _adopt(root: Place, plan: Plan, files: dict[str, int]) -> Plan:
     """Take over the output folder: reject another plan's, remove leftovers, write the plan.
+
+    Args:
+        root: The folder.
+        plan: What is asked for.
+        files: The folder's files and their bytes.
 
     Returns:
         The folder's plan if only files that were left out have changed since; else the given one.
 
     Raises:
-        DataError: If the output is a file or holds a set of another plan.
+        DataError: If the output holds a set of another plan.
     """
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{root}: the output is a file; choose another folder")
-    found = read_json(root / PLAN)
-    begun = any((root / RECORDS).rglob("*.json")) or (root / MANIFEST).exists()
+    found = read_json(root / PLAN) if PLAN in files else None
+    records = [name for name in files if name.startswith(f"{RECORDS}/")]
+    begun = bool(records) or MANIFEST in files
     if begun and isinstance(found, dict):
-        plan = continue_plan(plan, found, root / RECORDS)
+        plan = continue_plan(plan, found, (root / name for name in records))
     if begun and (not isinstance(found, dict) or found.get("hash") != plan.hash):
         settings = found.get("settings", {}) if isinstance(found, dict) else {}
         reason = differences(settings, plan.settings) if settings else "its plan.json is unreadable"
@@ -142,38 +178,35 @@ def _adopt(root: Path, plan: Plan) -> Plan:
             f"{root}: holds another prepared set ({reason}); choose another output or delete the "
             "folder"
         )
-    planned = {(task.split, task.name) for task in plan.tasks}
-    for path in (path for kind in KINDS for path in (root / kind).glob("*/part-*.parquet")):
-        if (path.parent.name, path.name) not in planned:
-            path.unlink()
+    for file in [name for name in files if _is_leftover(name, plan)]:
+        (root / file).unlink()
+        del files[file]
     remove_temporaries(root, FOLDERS)
-    shards = [
-        {
-            "shard": f"{task.split}/{task.name}",
-            "first_sample_id": task.first_sample_id,
-            "object_ids": [item.object_id for item in task.items],
-        }
-        for task in plan.tasks
-    ]
-    settings, repaired = dict(plan.settings), dict(plan.repaired)
-    content = {"hash": plan.hash, "settings": settings, "shards": shards, "repaired": repaired}
-    write_json(root / PLAN, content)
+    content = {"hash": plan.hash, "settings": dict(plan.settings), "repaired": dict(plan.repaired)}
+    if content != found:
+        write_json(root / PLAN, content)
     return plan
+
+
+def _is_leftover(file: str, plan: Plan) -> bool:
+    """Return whether a file is a shard of an earlier plan."""
+    kind, split, name = [*file.split("/"), "", ""][:3]
+    is_shard = kind in KINDS and name.startswith("part-") and name.endswith(".parquet")
+    return is_shard and plan.tasks.number_of(split, name) is None
 
 
 # The whole set
 
 
-def _check_quarantine(root: Path, plan: Plan, records: dict[str, Record]) -> None:
+def _check_quarantine(root: Place, plan: Plan, records: ShardRecords) -> None:
     """Stop when too many samples are unreadable, leaving the reasons in the quarantine file."""
-    known = [records[task.key] for task in plan.tasks if task.key in records]
-    entries = [entry for record in known for entry in record["quarantine"]]
     total, fraction = plan.num_samples, plan.options.max_quarantine_fraction
     tolerated = int(fraction * total)
     if fraction > 0:
         tolerated = max(tolerated, min(TOLERATED_ANYWAY, total // 2))
-    if len(entries) <= tolerated:
+    if records.quarantined <= tolerated:
         return
+    entries = records.quarantine
     _write_quarantine(root, [*entries, *_excluded(plan)])
     raise DataError(
         f"{len(entries)} of {total} samples are unreadable, more than the tolerated {tolerated}, "
@@ -190,21 +223,20 @@ def _excluded(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _write_quarantine(root: Path, entries: Iterable[dict[str, Any]]) -> None:
+def _write_quarantine(root: Place, entries: Iterable[dict[str, Any]]) -> None:
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
     write_file(root / QUARANTINE, lines.encode())
 
 
-def _warn(what: str, entries: list[dict[str, Any]], file: Path) -> None:
+def _warn(what: str, entries: list[dict[str, Any]], file: Place) -> None:
     for entry in entries[:SHOWN]:
         logger.warning("%s %s: %s", what, entry["object_id"], entry["reason"])
     if len(entries) > SHOWN:
         logger.warning("%s %d more: see %s", what, len(entries) - SHOWN, file)
 
 
-def _finish(root: Path, plan: Plan, records: list[Record]) -> dict[str, Any]:
-    entries = [entry for record in records for entry in record["quarantine"]]
-    excluded = _excluded(plan)
+def _finish(root: Place, plan: Plan, records: ShardRecords) -> dict[str, Any]:
+    entries, excluded = records.quarantine, _excluded(plan)
     _warn("left out", entries, root / QUARANTINE)
     _warn("left out by rule", excluded, root / QUARANTINE)
     _write_quarantine(root, [*entries, *excluded])
@@ -212,7 +244,8 @@ def _finish(root: Path, plan: Plan, records: list[Record]) -> dict[str, Any]:
         name: {**write_table(root, f"{name}.parquet", table), "rows": len(table)}
         for name, table in plan.listing.tables.items()
     }
-    manifest = make_manifest(plan, records, tables)
+    shards = write_table(root, SHARD_TABLE.format(version=1), records.table())
+    manifest = make_manifest(plan, records, tables, [shards])
     write_json(root / MANIFEST, manifest)
     logger.info("prepare: %d samples, %d left out, in %s", manifest["rows"], len(entries), root)
     return manifest

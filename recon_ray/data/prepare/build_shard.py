@@ -18,8 +18,11 @@ from recon_ray.data.prepare.repairs import file_stamp
 from recon_ray.data.prepare.sampling import SurfacePoints, pad_points, sample_points
 from recon_ray.data.readers.meshes import GREY, Shape, sample_generator, to_y_up
 from recon_ray.errors import DataError
+from recon_ray.storage import Place
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from recon_ray.data.format.schema import Layout
     from recon_ray.data.prepare.runners import Record
     from recon_ray.data.prepare.sampling import Sampling
@@ -74,6 +77,7 @@ def build_shard(task: ShardTask) -> Record:
             )
     record: Record = {
         "key": task.key,
+        "number": task.number,
         "split": task.split,
         "planned": len(task.items),
         "rows": len(rows),
@@ -84,24 +88,26 @@ def build_shard(task: ShardTask) -> Record:
         "coordinates": _coordinate_sums(rows),
         "quarantine": left_out,
     }
-    write_json(_record_path(task), record)
+    write_json(_record_place(task), record)
     return record
 
 
-def finished(task: ShardTask) -> Record | None:
-    """Return the record of a finished shard, None if it has to be built."""
-    record = read_json(_record_path(task))
+def finished(task: ShardTask, files: Mapping[str, int]) -> Record | None:
+    """Return the record of a finished shard, None if it has to be built.
+
+    Args:
+        task: The shard.
+        files: The files of the output and their bytes.
+    """
+    record = read_json(_record_place(task))
     if not isinstance(record, dict) or record.get("key") != task.key:
         return None
-    for part in filter(None, map(record.get, KINDS)):
-        path = Path(task.root) / part["file"]
-        if not path.is_file() or path.stat().st_size != part["bytes"]:
-            return None
-    return record
+    parts = filter(None, map(record.get, KINDS))
+    return record if all(files.get(part["file"]) == part["bytes"] for part in parts) else None
 
 
-def _record_path(task: ShardTask) -> Path:
-    return Path(task.root) / RECORDS / task.split / f"{Path(task.name).stem}.json"
+def _record_place(task: ShardTask) -> Place:
+    return Place(task.root) / RECORDS / task.split / f"{Path(task.name).stem}.json"
 
 
 # Rows
@@ -220,7 +226,7 @@ def _write_tables(task: ShardTask, rows: list[_Row]) -> dict[str, Any]:
     written: dict[str, Any] = dict.fromkeys(KINDS)
     for kind, schema in task.layout.schemas().items():
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-        written[kind] = write_table(Path(task.root), f"{kind}/{task.split}/{task.name}", table)
+        written[kind] = write_table(task.root, f"{kind}/{task.split}/{task.name}", table)
     return written
 
 

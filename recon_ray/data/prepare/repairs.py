@@ -10,11 +10,12 @@ from recon_ray.data.format.files import read_json
 from recon_ray.data.prepare.shard_plan import with_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from recon_ray.data.prepare.runners import Record
     from recon_ray.data.prepare.shard_plan import Plan, ShardTask
     from recon_ray.data.sources.base import Item, Source
+    from recon_ray.storage import Place
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def _stamp(folder: Path, name: str) -> list[int] | None:
 
 def is_repaired(task: ShardTask, record: Record) -> bool:
     """Return whether a file that a finished shard left out has changed since."""
+    if not record["quarantine"]:
+        return False
     items = {item.object_id: item for item in task.items}
     return any(
         entry.get("stamp") != file_stamp(task.source, items[entry["object_id"]])
@@ -46,7 +49,7 @@ def is_repaired(task: ShardTask, record: Record) -> bool:
     )
 
 
-def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
+def continue_plan(plan: Plan, found: Mapping[str, Any], records: Iterable[Place]) -> Plan:
     """Return the plan of a folder's ``plan.json``, if only files that were left out changed.
 
     Returns:
@@ -58,17 +61,18 @@ def continue_plan(plan: Plan, found: Mapping[str, Any], records: Path) -> Plan:
         return plan
     left_out = _left_out(records)
     sizes = {}
-    for item in plan.listing.items:
+    named = plan.items.named({*left_out, *repaired})
+    for item in named:
         if item.object_id in left_out:
             sizes[item.object_id] = left_out[item.object_id]
-        elif item.object_id in repaired:
+        else:
             planned, built = repaired[item.object_id]
             sizes[item.object_id] = planned if item.size_bytes == built else CHANGED
     return with_sizes(plan, sizes) if sizes else plan
 
 
-def _left_out(records: Path) -> dict[str, int]:
+def _left_out(records: Iterable[Place]) -> dict[str, int]:
     """Return the planned size of every sample that the finished shards left out."""
-    found = [read_json(path) for path in records.rglob("*.json")]
+    found = map(read_json, records)
     entries = [e for r in found if isinstance(r, dict) for e in r.get("quarantine", ())]
     return {e["object_id"]: e["size_bytes"] for e in entries if "size_bytes" in e}

@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 5.0
+#: Shards a process that are submitted to it before it asks for them.
+AHEAD = 4
 
 
 def run_serial(build: Build, tasks: Sequence[ShardTask]) -> Iterator[Record]:
@@ -53,10 +56,14 @@ def run_processes(num_processes: int | None = None) -> Run:
         # Spawned, not forked: Arrow's and Embree's threads do not survive a fork.
         context = get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-            futures = [pool.submit(build, task) for task in tasks]
+            left = iter(tasks)
+            futures = {pool.submit(build, task) for task in islice(left, AHEAD * workers)}
             try:
-                for future in as_completed(futures):
-                    yield future.result()
+                while futures:
+                    done, futures = wait(futures, return_when=FIRST_COMPLETED)
+                    futures |= {pool.submit(build, task) for task in islice(left, len(done))}
+                    for future in done:
+                        yield future.result()
             except KeyboardInterrupt:
                 # A shard may take minutes; the caller removes its unfinished files.
                 for process in list((pool._processes or {}).values()):
@@ -76,7 +83,7 @@ def run_processes(num_processes: int | None = None) -> Run:
 def fitting_processes(tasks: Sequence[ShardTask]) -> int:
     """Return how many processes can build shards at once: one a CPU, while memory lasts."""
     cpus, available = cpu_count(), available_memory()
-    held = max((task.held_bytes for task in tasks), default=0)
+    held = tasks[0].held_bytes if tasks else 0  # the same source for all of them
     if not held or available is None or cpus * held <= available:
         return cpus
     fitting = max(1, available // held)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import numpy as np
 
-from recon_ray.data.format.files import is_text, parquet_bytes
+from recon_ray.data.format.files import parquet_bytes
 from recon_ray.data.format.schema import POINT_DTYPES, Layout
 from recon_ray.data.prepare.render import Fit, Style, renderer
 from recon_ray.data.readers.meshes import sample_generator
 from recon_ray.data.sources.base import SPLIT_ORDER, Features, Item, Listing, Source
+from recon_ray.data.sources.items import Items
 from recon_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ class ShardTask:
         options: The options with the source's values filled in.
         layout: Columns of the files.
         held_bytes: Memory that the source needs in the process, see :class:`Listing`.
+        number: Its place among the shards of the set.
     """
 
     root: str
@@ -137,6 +140,113 @@ class ShardTask:
     options: PrepareOptions
     layout: Layout
     held_bytes: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class ShardTasks(Sequence[ShardTask]):
+    """The shards of a set in the order of their sample ids; a task is made when it is asked for.
+
+    Attributes:
+        root: Folder of the prepared set.
+        plan: Hash of the plan.
+        items: The samples of the source.
+        order: Split to the items of its rows, (R,) int64.
+        source: Loads them.
+        options: The options with the source's values filled in.
+        layout: Columns of the files.
+        held_bytes: Memory that the source needs in a process.
+    """
+
+    root: str
+    plan: str
+    items: Items
+    order: Mapping[str, np.ndarray]
+    source: Source
+    options: PrepareOptions
+    layout: Layout
+    held_bytes: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Shards of every split."""
+        size = self.options.samples_per_shard
+        return {split: -(-len(rows) // size) for split, rows in self.order.items()}
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    @overload
+    def __getitem__(self, index: int) -> ShardTask: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ShardTask]: ...
+
+    def __getitem__(self, index: int | slice) -> ShardTask | list[ShardTask]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        left, first_id, size = number, 0, self.options.samples_per_shard
+        for split, total in self.counts.items():
+            if left < total:
+                break
+            left -= total
+            first_id += len(self.order[split])
+        name = f"part-{left:05d}-of-{total:05d}.parquet"
+        rows = self.order[split][left * size : (left + 1) * size]
+        return ShardTask(
+            self.root,
+            split,
+            name,
+            _hash({"plan": self.plan, "shard": f"{split}/{name}"}),
+            first_id + left * size,
+            tuple(self.items.take(rows)),
+            self.source,
+            self.options,
+            self.layout,
+            self.held_bytes,
+            number,
+        )
+
+    def split_of(self, number: int) -> str:
+        """Return the split of a shard."""
+        for split, total in self.counts.items():
+            if number < total:
+                return split
+            number -= total
+        raise IndexError(number)
+
+    def number_of(self, split: str, name: str) -> int | None:
+        """Return the number of the shard of a file name, None if there is none."""
+        first = 0
+        for other, total in self.counts.items():
+            found = re.fullmatch(rf"part-(\d{{5,}})-of-{total:05d}\.parquet", name)
+            if other == split and found and int(found[1]) < total:
+                return first + int(found[1])
+            first += total
+        return None
+
+
+@dataclass(frozen=True)
+class ChosenTasks(Sequence[ShardTask]):
+    """Some of the shards of a set."""
+
+    tasks: ShardTasks
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardTask: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ChosenTasks: ...
+
+    def __getitem__(self, index: int | slice) -> ShardTask | ChosenTasks:
+        if isinstance(index, slice):
+            return replace(self, numbers=self.numbers[index])
+        return self.tasks[int(self.numbers[index])]
 
 
 @dataclass(frozen=True)
@@ -147,10 +257,11 @@ class Plan:
         settings: Everything on which the content depends, as flat names and values.
         hash: Hash of the settings.
         source_name: Name of the source.
-        listing: The samples of the source.
+        listing: What the source says of its samples, which are in ``items``.
+        items: The samples of the source.
         options: The options with the source's values filled in.
         layout: Columns of the files.
-        tasks: The shards in the order of their sample ids.
+        tasks: The shards.
         repaired: Planned and present size of the files that changed after they were left out, by
             object id.
     """
@@ -159,15 +270,16 @@ class Plan:
     hash: str
     source_name: str
     listing: Listing
+    items: Items
     options: PrepareOptions
     layout: Layout
-    tasks: tuple[ShardTask, ...]
+    tasks: ShardTasks
     repaired: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
         """Planned samples of all splits."""
-        return sum(len(task.items) for task in self.tasks)
+        return sum(map(len, self.tasks.order.values()))
 
 
 def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
@@ -181,43 +293,30 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
         DataError: If the source lists no samples, or an object twice.
     """
     listing = source.scan()
-    _check_listing(listing)
-    return _assign(source, root, listing, options)
+    items = Items.of(listing.items)
+    _check_items(items)
+    return _assign(source, root, listing, items, options)
 
 
 def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     """Return the plan for other sizes by object id; the present ones are kept in ``repaired``."""
-    items = tuple(
-        replace(item, size_bytes=sizes.get(item.object_id, item.size_bytes))
-        for item in plan.listing.items
-    )
-    repaired = {
-        now.object_id: (planned.size_bytes, now.size_bytes)
-        for planned, now in zip(items, plan.listing.items, strict=True)
-        if planned.size_bytes != now.size_bytes
-    }
-    task, listing = plan.tasks[0], replace(plan.listing, items=items)
-    return replace(_assign(task.source, task.root, listing, plan.options), repaired=repaired)
+    items, repaired = plan.items.with_sizes(sizes)
+    tasks = plan.tasks
+    again = _assign(tasks.source, tasks.root, plan.listing, items, plan.options)
+    return replace(again, repaired=repaired)
 
 
-def _assign(source: Source, root: str, listing: Listing, options: PrepareOptions) -> Plan:
+def _assign(
+    source: Source, root: str, listing: Listing, items: Items, options: PrepareOptions
+) -> Plan:
     options = options.for_listing(listing)
     layout = _layout(listing, options)
-    settings = _settings(source, listing, options)
+    settings = _settings(source, listing, items, options)
     plan_hash = _hash(settings)
-    tasks: list[ShardTask] = []
-    first_id = 0
-    for split, items in _ordered_splits(listing, options).items():
-        size = options.samples_per_shard
-        total = -(-len(items) // size)
-        for index in range(total):
-            name = f"part-{index:05d}-of-{total:05d}.parquet"
-            chosen = tuple(items[index * size : (index + 1) * size])
-            key = _hash({"plan": plan_hash, "shard": f"{split}/{name}"})
-            place = (root, split, name, key, first_id, chosen)
-            tasks.append(ShardTask(*place, source, options, layout, listing.held_bytes))
-            first_id += len(chosen)
-    return Plan(settings, plan_hash, source.name, listing, options, layout, tuple(tasks))
+    order = _ordered_splits(listing, items, options)
+    tasks = ShardTasks(root, plan_hash, items, order, source, options, layout, listing.held_bytes)
+    listing = replace(listing, items=())  # they are in the columns
+    return Plan(settings, plan_hash, source.name, listing, items, options, layout, tasks)
 
 
 def differences(found: Mapping[str, Setting], asked: Mapping[str, Setting]) -> str:
@@ -230,24 +329,13 @@ def differences(found: Mapping[str, Setting], asked: Mapping[str, Setting]) -> s
     return "; ".join(shown) + more
 
 
-def _check_listing(listing: Listing) -> None:
-    if not listing.items:
+def _check_items(items: Items) -> None:
+    if not len(items):
         raise DataError("the source has no samples")
-    seen: dict[str, Item] = {}
-    for item in listing.items:
-        if item.object_id in seen:
-            files = f"{seen[item.object_id].file} and {item.file}"
-            raise DataError(
-                f"object id {item.object_id!r} is used twice, by {files}; give each its own"
-            )
-        seen[item.object_id] = item
-    unwritable = [i for i in listing.items if not is_text(i.object_id + i.category)]
-    if unwritable:
-        name = unwritable[0].file or unwritable[0].object_id
-        more = f" and {len(unwritable) - 1} more" if len(unwritable) > 1 else ""
+    if (same := items.repeated()) is not None:
         raise DataError(
-            f"{name!a}{more}: the name is not UTF-8 text, which the prepared set needs; rename it, "
-            "for example with convmv -f latin1 -t utf8 -r --notest <folder>"
+            f"object id {same[0].object_id!r} is used twice, by {same[0].file} and "
+            f"{same[1].file}; give each its own"
         )
 
 
@@ -266,16 +354,17 @@ def _layout(listing: Listing, options: PrepareOptions) -> Layout:
     )
 
 
-def _settings(source: Source, listing: Listing, options: PrepareOptions) -> dict[str, Setting]:
+def _settings(
+    source: Source, listing: Listing, items: Items, options: PrepareOptions
+) -> dict[str, Setting]:
     chosen = {k: v for k, v in asdict(options).items() if k not in NOT_IN_PLAN}
     if chosen["image_fit"] == "pad":  # as in sets that were begun before there was a choice
         del chosen["image_fit"]
-    items = sorted((asdict(item) for item in listing.items), key=lambda item: item["object_id"])
     settings: dict[str, Setting] = {"schema_version": COLUMNS_VERSION, "source": source.name}
     settings |= {f"source.{name}": value for name, value in listing.settings.items()}
     settings |= {f"prepare.{name}": value for name, value in chosen.items()}
     settings["source.samples"] = len(items)
-    settings["source.listing"] = _hash({"items": items, "classes": listing.classes})
+    settings["source.listing"] = items.digest(listing.classes)
     for name, table in listing.tables.items():
         settings[f"source.{name}"] = hashlib.sha256(parquet_bytes(table)).hexdigest()
     if listing.features is not None:
@@ -289,21 +378,23 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _ordered_splits(listing: Listing, options: PrepareOptions) -> dict[str, list[Item]]:
+def _ordered_splits(
+    listing: Listing, items: Items, options: PrepareOptions
+) -> dict[str, np.ndarray]:
     """Return the items of every split in the order of the rows, thinned to the limit."""
-    counts = Counter(item.split for item in listing.items)
-    known = [name for name in SPLIT_ORDER if name in counts]
-    order = known + sorted(set(counts) - set(known))
-    keep = _limited([counts[name] for name in order], options.limit)
+    found = items.splits()
+    known = [name for name in SPLIT_ORDER if name in found]
+    order = known + sorted(set(found) - set(known))
+    keep = _limited([len(found[name]) for name in order], options.limit)
     splits = {}
     for split, count in zip(order, keep, strict=True):
-        items = [item for item in listing.items if item.split == split]
+        rows = found[split]
         if listing.shuffle:
-            items.sort(key=lambda item: item.object_id)
+            rows = items.by_object_id(rows)
             generator = sample_generator(options.seed, f"order of {split}")
-            items = [items[i] for i in generator.permutation(len(items))]
+            rows = rows[generator.permutation(len(rows))]
         if count:
-            splits[split] = items[:count]
+            splits[split] = rows[:count]
     return splits
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     import pyarrow as pa
@@ -88,7 +88,9 @@ class Listing:
     """All samples of a source.
 
     Attributes:
-        items: The samples; their order matters only if ``shuffle`` is false.
+        items: The samples, of a large source in columns
+            (:class:`recon_ray.data.sources.items.Items`); their order matters only if ``shuffle``
+            is false.
         classes: Class names in label order.
         settings: Whatever else decides the content (seeds, fractions); part of the plan's hash.
         license_note: Known terms of the data.
@@ -106,7 +108,7 @@ class Listing:
         held_bytes: Memory that each process needs for files which are read whole to load a sample.
     """
 
-    items: tuple[Item, ...]
+    items: Iterable[Item]
     classes: tuple[str, ...] = ()
     settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     license_note: str = ""

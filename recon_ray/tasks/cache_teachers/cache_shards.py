@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,14 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from recon_ray.cluster.encode_pool import EncodePool, ShardWorker
-from recon_ray.data.format.files import read_json, write_json, write_table
+from recon_ray.data.format.files import read_json, read_table, write_json, write_table
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.schema import MANIFEST, tensor_column
 from recon_ray.data.format.stored_features import digest
 from recon_ray.data.loading.images import ImageTransform, load_images
 from recon_ray.data.loading.prefetch import prefetch
 from recon_ray.errors import DataError
+from recon_ray.storage import Place
 from recon_ray.tasks.shard_encoding import RECORDS, EncodeTask, encode_shards
 from recon_ray.teachers.bank import text_bank
 from recon_ray.teachers.cache import (
@@ -86,20 +86,21 @@ class ImageTask(EncodeTask):
     batch_size: int
 
     @property
-    def _record_path(self) -> Path:
-        return Path(self.root) / RECORDS / Path(self.file).with_suffix(".json")
+    def _record_place(self) -> Place:
+        return Place(self.root) / RECORDS / self.file.replace(".parquet", ".json")
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self, files: Mapping[str, int]) -> dict[str, Any] | None:
         """Return the record of a shard that is there already, None if it has to be encoded."""
-        record = read_json(self._record_path)
+        if self._record_place.below(Place(self.root)) not in files:
+            return None
+        record = read_json(self._record_place)
         if not isinstance(record, dict) or record.get("key") != self.key:
             return None
-        path = Path(self.root) / self.file
-        return record if path.is_file() and path.stat().st_size == record["bytes"] else None
+        return record if files.get(self.file) == record["bytes"] else None
 
-    def is_finished(self) -> bool:
+    def is_finished(self, files: Mapping[str, int]) -> bool:
         """Return whether the shard is there already."""
-        return self.record() is not None
+        return self.record(files) is not None
 
     def encode(self, teacher: ImageTeacher, *, threads: int = 1) -> int:
         """Encode the pictures, write file and record, and return the number of pictures.
@@ -127,9 +128,9 @@ class ImageTask(EncodeTask):
         stored = pa.table(
             {"sample_id": pa.array(ids, pa.int64()), "image_features": tensor_column(features)}
         )
-        written = write_table(Path(self.root), self.file, stored)
+        written = write_table(self.root, self.file, stored)
         record = {"key": self.key, "rows": self.rows, "images": self.units, **written}
-        write_json(self._record_path, record)
+        write_json(self._record_place, record)
         return self.units
 
     def first_batch(self) -> Tensor:
@@ -137,7 +138,7 @@ class ImageTask(EncodeTask):
         return self._load(*self._read(self.batch_size), copy=0, threads=1)
 
     def _read(self, rows: int) -> tuple[list[int], list[list[bytes]]]:
-        table = pq.read_table(self.views, columns=["sample_id", "views"]).slice(0, rows)
+        table = read_table(self.views, ["sample_id", "views"]).slice(0, rows)
         return table["sample_id"].to_pylist(), table["views"].to_pylist()
 
     def _load(self, ids: list[int], views: list[list[bytes]], copy: int, threads: int) -> Tensor:
@@ -174,7 +175,7 @@ class CachePlan:
         splits: Split name to the shards in the set's order.
     """
 
-    root: Path
+    root: Place
     identity: Identity
     splits: dict[str, list[ImageTask]]
 
@@ -193,7 +194,7 @@ def make_cache_plan(
     known = before.get("splits", {}) if isinstance(before, dict) else {}
     choices = identity["choices"]
 
-    def task(split: str, path: Path, rows: int) -> ImageTask:
+    def task(split: str, path: Place, rows: int) -> ImageTask:
         return ImageTask(
             root=str(root),
             file=f"{split}/{path.name}",
@@ -208,7 +209,9 @@ def make_cache_plan(
         )
 
     tasks = {
-        name: [task(name, *shard) for shard in zip(split.views, split.shard_rows, strict=True)]
+        name: [
+            task(name, *shard) for shard in zip(split.views, split.shard_rows.tolist(), strict=True)
+        ]
         for name, split in prepared.splits.items()
         if name in {*splits, *known}
     }
@@ -217,9 +220,9 @@ def make_cache_plan(
 
 def views_per_sample(split: Split) -> int:
     """Return the number of pictures of a sample of a split, from the footers of its files."""
-    for path in split.views:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows:
+    for place, rows in zip(split.views, split.shard_rows.tolist(), strict=True):
+        if rows:
+            with place.open() as content, pq.ParquetFile(content) as file:
                 group = file.metadata.row_group(0)
                 column = group.num_columns - 1  # the pictures come last
                 return -(-group.column(column).num_values // group.num_rows)
@@ -239,27 +242,28 @@ def build_cache(
     """
 
     def worker() -> ShardWorker:
-        (plan.root / MANIFEST).unlink(missing_ok=True)  # an incomplete cache must not look complete
+        (plan.root / MANIFEST).unlink()  # an incomplete cache must not look complete
         return make_worker()
 
     encoded = encode_shards("cache_teachers", plan.tasks, pool, worker, unit="images")
-    splits = {name: _split_record(tasks) for name, tasks in plan.splits.items()}
+    files = plan.root.files()
+    splits = {name: _split_record(tasks, files) for name, tasks in plan.splits.items()}
     shape = [plan.identity["choices"]["copies"], dim]
     _write_manifest(plan.root, plan.identity, shape=shape, splits=splits)
     return encoded
 
 
-def _split_record(tasks: Sequence[ImageTask]) -> dict[str, Any]:
+def _split_record(tasks: Sequence[ImageTask], files: Mapping[str, int]) -> dict[str, Any]:
     shards = []
     for task in tasks:
-        record = task.record()
+        record = task.record(files)
         if record is None:
             raise DataError(f"{task.root}/{task.file}: was removed while the job ran; run it again")
         shards.append({name: record[name] for name in ("file", "bytes", "sha256", "rows")})
     return {"rows": sum(shard["rows"] for shard in shards), "shards": shards}
 
 
-def _write_manifest(root: Path, identity: Identity, **content: Any) -> None:  # noqa: ANN401
+def _write_manifest(root: Place, identity: Identity, **content: Any) -> None:  # noqa: ANN401
     manifest = {"version": CACHE_VERSION, "identity": dict(identity), **content}
     write_json(root / MANIFEST, manifest)
 
@@ -281,10 +285,10 @@ class TextTask(EncodeTask):
     texts: tuple[str, ...]
     use_prompts: bool
 
-    def is_finished(self) -> bool:
+    def is_finished(self, files: Mapping[str, int]) -> bool:
         """Return whether the bank is there already and undamaged."""
-        root = Path(self.root)
-        if not (root / MANIFEST).exists():
+        root = Place(self.root)
+        if MANIFEST not in files:
             return False
         try:
             TeacherCache.open(root).text_bank(self.texts)
@@ -306,14 +310,14 @@ class TextTask(EncodeTask):
                 "feature": tensor_column(bank.reshape(-1, dim).numpy()),
             }
         )
-        written = write_table(Path(self.root), self.file, table)
+        written = write_table(self.root, self.file, table)
         shape = [count, per_text, dim]
-        _write_manifest(Path(self.root), self.identity, shape=shape, bank=written)
+        _write_manifest(Place(self.root), self.identity, shape=shape, bank=written)
         return self.units
 
 
 def make_text_task(
-    folder: Path, teacher: Mapping[str, str], texts: Sequence[str], *, use_prompts: bool
+    folder: Place, teacher: Mapping[str, str], texts: Sequence[str], *, use_prompts: bool
 ) -> TextTask:
     """Plan the text bank of a set, each text in the 60 prompts or as it is."""
     identity = text_identity(teacher, texts, use_prompts=use_prompts)

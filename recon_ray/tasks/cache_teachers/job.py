@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.storage import Place
 from recon_ray.tasks.cache_teachers.cache_shards import (
     CachePlan,
     TeacherWorker,
@@ -123,7 +123,7 @@ def _encode_images(
 
 def _encode_texts(
     config: CacheTeachersConfig, prepared: PreparedSet, texts: list[str], pool: EncodePool
-) -> Path:
+) -> Place:
     """Write the text bank, unless it is there already, and return its folder."""
     options, use_prompts = config.teacher.text, config.data.text == "category"
     teacher = make_text_teacher(options)
@@ -132,7 +132,7 @@ def _encode_texts(
     again, threads = partial(make_text_teacher, pinned), config.runtime.threads
     worker = partial(_worker, pool, teacher, again, threads)
     encode_shards("cache_teachers", [task], pool, worker, unit="texts")
-    return Path(task.root)
+    return Place(task.root)
 
 
 def _worker(
@@ -147,11 +147,12 @@ def _worker(
     return TeacherWorker(make, threads, max(1, int(pool.plan.cpus_per_worker)))
 
 
-def _summary(folders: list[Path]) -> str:
+def _summary(folders: list[Place]) -> str:
     lines = [f"{'cache':50}{'features':>16}{'MB':>10}"]
     for folder in folders:
         manifest = TeacherCache.open(folder).manifest
-        size = sum(path.stat().st_size for path in folder.rglob("*.parquet")) / 1e6
+        sizes = {name: size for name, size in folder.files().items() if name.endswith(".parquet")}
+        size = sum(sizes.values()) / 1e6
         shape = " x ".join(str(number) for number in manifest["shape"])
         lines.append(f"{folder.name:50}{shape:>16}{size:>10.1f}")
     lines.append("train with teacher.image.mode=cached; text banks are found by themselves")

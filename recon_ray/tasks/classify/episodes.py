@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,6 +12,7 @@ from recon_ray.data.fewshot.episode_set import collect_clouds, episode_rows, mak
 from recon_ray.data.format.files import read_json
 from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet, read_episodes
 from recon_ray.errors import ConfigError, DataError
+from recon_ray.storage import Place
 from recon_ray.tasks.classify.config import FinetuneConfig
 
 
@@ -118,11 +118,11 @@ def _refuse_repeated(episodes: dict[tuple[int, int, int], pa.Table]) -> None:
 
 
 def _key(config: FinetuneConfig) -> tuple[str, str]:
-    return str(Path(config.data.path).absolute()), str(_folder(config).absolute())
+    return str(Place.of(config.data.path)), str(_folder(config))
 
 
-def _folder(config: FinetuneConfig) -> Path:
-    folder = Path(config.data.episodes or config.data.path)
+def _folder(config: FinetuneConfig) -> Place:
+    folder = Place.of(config.data.episodes or config.data.path)
     if not folder.is_dir():
         raise ConfigError(
             f"data.episodes={folder}: no such folder; make episodes with jobs/prepare.py "
@@ -131,7 +131,7 @@ def _folder(config: FinetuneConfig) -> Path:
     return folder
 
 
-def _check_match(folder: Path, prepared: PreparedSet) -> None:
+def _check_match(folder: Place, prepared: PreparedSet) -> None:
     """Refuse episodes that were drawn from another set."""
     record = read_json(folder / EPISODES_RECORD)
     if not isinstance(record, dict):

@@ -6,25 +6,22 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pyarrow import fs as pafs
 from torch import Tensor, nn
 
 from recon_ray.cluster.worker import use_ops
-from recon_ray.data.format.files import write_file
 from recon_ray.data.loading.prefetch import prefetch
 from recon_ray.errors import CheckpointError, DataError
 from recon_ray.models.cloud import svm_pool
 from recon_ray.models.recon import Embedder
 from recon_ray.models.twotower import TwoTowerClassifier
 from recon_ray.points import ops
-from recon_ray.storage import open_filesystem
+from recon_ray.storage import Place, reason_of
 from recon_ray.tasks.embed.parts import KEY, EmbedTask
 from recon_ray.tasks.feature_extraction import PointChoice, check_cloud, load_embedder
 from recon_ray.train.inference import Function, Inference
@@ -169,16 +166,10 @@ def _write(task: EmbedTask, table: pa.Table) -> None:
         use_dictionary=["category", "split"],
         use_byte_stream_split=[f"{name}.list.element" for name in floats],
     )
-    content = memoryview(sink.getvalue())
-    filesystem, root = open_filesystem(task.root)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        write_file(Path(root) / task.file, content)
-        return
-    try:  # an object store shows an object only when it is complete
-        with filesystem.open_output_stream(f"{root}/{task.file}") as output:
-            output.write(content)
+    place = Place(task.root) / task.file
+    try:
+        place.write_bytes(memoryview(sink.getvalue()))
     except OSError as error:
         raise DataError(
-            f"{task.root}/{task.file}: it could not be written "
-            f"({str(error).splitlines()[0]}); choose another run.storage"
+            f"{place}: it could not be written ({reason_of(error)}); choose another run.storage"
         ) from error

@@ -20,7 +20,7 @@ from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.data.format.stored_features import digest
 from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import DataError
-from recon_ray.storage import open_filesystem
+from recon_ray.storage import Place
 from recon_ray.tasks.feature_extraction import PointChoice
 from recon_ray.tasks.shard_encoding import EncodeTask
 
@@ -57,11 +57,12 @@ class EmbedTask(EncodeTask):
             DataError: If a file cannot be read.
         """
 
-    def is_finished(self) -> bool:
+    def is_finished(self, files: Mapping[str, int]) -> bool:
         """Return whether the file is there with this key and all rows."""
-        filesystem, root = open_filesystem(self.root)
+        if self.file not in files:
+            return False
         try:
-            with filesystem.open_input_file(f"{root}/{self.file}") as file:
+            with (Place(self.root) / self.file).open() as file:
                 found = pq.read_metadata(file)
         except (OSError, pa.ArrowInvalid):
             return False
@@ -78,7 +79,7 @@ class SetPart(EmbedTask):
     def batches(self, batch_size: int) -> Iterator[Rows]:
         """Read the rows in batches; see :meth:`EmbedTask.batches`."""
         left = self.units
-        for part in read_parts(Path(self.path), [*COLUMNS, "points"], batch_size):
+        for part in read_parts(self.path, [*COLUMNS, "points"], batch_size):
             rows = part.slice(0, left)
             left -= len(rows)
             points = points_to_numpy(rows["points"]).astype(np.float32)
@@ -139,7 +140,7 @@ def set_parts(
     for name in dict.fromkeys(splits):
         split = prepared.split(name)
         left = split.rows if limit is None else limit
-        for path, rows in zip(split.geometry, split.shard_rows, strict=True):
+        for path, rows in zip(split.geometry, split.shard_rows.tolist(), strict=True):
             count = min(rows, left)
             left -= count
             if count:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import LocalPath, ProtocolConfig
+from recon_ray.config.sections.common import LocalPath, Location, ProtocolConfig
 from recon_ray.config.sections.data import PrepareSection, SourceName
 
 
@@ -23,13 +21,13 @@ class PrepareConfig(ProtocolConfig):
         description="Folder or archive of the source (not for synthetic); for fewshot also a "
         "prepared ModelNet40, of which episodes are drawn.",
     )
-    output: LocalPath = Field(
-        Path("datasets/synthetic"), description="Folder of the prepared set that is written."
+    output: Location = Field(
+        "datasets/synthetic", description="Folder or URI of the prepared set that is written."
     )
-    verify: LocalPath | None = Field(
+    verify: Location | None = Field(
         None, description="Only check this prepared set: hashes, row counts, schema."
     )
-    export: LocalPath | None = Field(
+    export: Location | None = Field(
         None,
         description="Only rewrite this prepared set, to output, with plain fixed-size lists for "
         "readers of numbers instead of the bytes of tensors.",

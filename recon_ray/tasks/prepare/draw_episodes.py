@@ -12,6 +12,7 @@ from recon_ray.data.format.files import read_json, write_json, write_table
 from recon_ray.data.format.prepared import EPISODES_RECORD, read_episodes
 from recon_ray.data.format.schema import MANIFEST
 from recon_ray.errors import ConfigError, DataError
+from recon_ray.storage import Place
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.prepare.config import PrepareConfig
 from recon_ray.tasks.registry import JobResult
@@ -53,20 +54,21 @@ def draw_from_set(config: PrepareConfig, path: Path, *, dry_run: bool = False) -
     )
     if dry_run:
         return JobResult(f"dry run, nothing is written: {shown}")
-    _refuse_other(config.output, record)
+    output = Place.of(config.output)
+    _refuse_other(output, record)
     run = start_run("prepare", config, label="fewshot")
-    entry = write_table(config.output, "episodes.parquet", table)
-    write_json(config.output / EPISODES_RECORD, {**record, **entry})
+    entry = write_table(output, "episodes.parquet", table)
+    write_json(output / EPISODES_RECORD, {**record, **entry})
     return run.finish(
         {"episodes": float(_count(table))},
         table=shown,
         selection=f"drawn with prepare.seed={config.prepare.seed}",
         counts=counts,
-        output=str(config.output),
+        output=config.output,
     )
 
 
-def verify_episodes(config: PrepareConfig, path: Path) -> JobResult:
+def verify_episodes(config: PrepareConfig, path: str) -> JobResult:
     """Check a folder that holds only episodes."""
     table = read_episodes(path)
     run = start_run("prepare", config, label="verify")
@@ -82,7 +84,7 @@ def _count(table: pa.Table) -> int:
     return table.group_by(["way", "shot", "fold"]).aggregate([]).num_rows
 
 
-def _refuse_other(output: Path, record: dict[str, Any]) -> None:
+def _refuse_other(output: Place, record: dict[str, Any]) -> None:
     """Check that an output holds neither a prepared set nor episodes of another draw.
 
     Raises:

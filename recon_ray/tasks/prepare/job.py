@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,9 @@ from recon_ray.cluster.workarounds.undocumented import is_submitted
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.config.sections.data import PrepareSection
 from recon_ray.data.format.export import export_plain
-from recon_ray.data.format.prepared import EPISODES_RECORD
-from recon_ray.data.format.schema import KINDS, MANIFEST
+from recon_ray.data.format.prepared import EPISODES_RECORD, PreparedSet
+from recon_ray.data.format.schema import MANIFEST
+from recon_ray.data.format.shards import ShardFiles
 from recon_ray.data.prepare.build_set import prepare as build_set
 from recon_ray.data.prepare.runners import run_processes
 from recon_ray.data.prepare.shard_plan import PrepareOptions
@@ -24,8 +24,10 @@ from recon_ray.data.sources.base import Source
 from recon_ray.data.sources.cards import CARDS, describe
 from recon_ray.data.sources.create_source import create_source
 from recon_ray.data.sources.custom import packed_folder
+from recon_ray.data.sources.items import Items
 from recon_ray.errors import ConfigError
 from recon_ray.protocols import SOUND, ProtocolFlags
+from recon_ray.storage import Place, is_uri
 from recon_ray.tasks.config_checks import find_set
 from recon_ray.tasks.prepare.config import PrepareConfig
 from recon_ray.tasks.prepare.draw_episodes import draw_from_set, verify_episodes
@@ -52,7 +54,8 @@ def prepare(job: Job[PrepareConfig]) -> JobResult:
     config = job.config
     if config.verify is not None:
         return _verify(config, config.verify)
-    if config.output.exists() and not config.output.is_dir():
+    output = Place.of(config.output)
+    if output.is_local and Path(output).is_file():
         raise ConfigError(f"output={config.output}: it is a file; give a folder")
     if config.export is not None:
         return _export(config, config.export)
@@ -85,14 +88,14 @@ def _prepare(config: PrepareConfig) -> JobResult:
         return _prepare_archive(config, config.input)
     source = make_source(config.source, config.input, config.prepare)
     run = start_run("prepare", config, label=config.source)
-    if not config.output.is_absolute() and is_submitted():
+    if not (is_uri(config.output) or Path(config.output).is_absolute()) and is_submitted():
         logger.warning(
             "output=%s is relative: it lies in the submitted job's temporary folder; give an "
             "absolute path that all nodes see",
             config.output,
         )
     manifest = prepare_set(
-        source, config.output, config.prepare, config.cluster, flags=config.flags
+        source, Place.of(config.output), config.prepare, config.cluster, flags=config.flags
     )
     counts = {name: split["rows"] for name, split in manifest["splits"].items()}
     return run.finish(
@@ -100,14 +103,24 @@ def _prepare(config: PrepareConfig) -> JobResult:
         table=summary(manifest),
         selection="all samples that could be read",
         counts=counts,
-        output=str(config.output),
+        output=config.output,
         excluded=manifest["excluded"],
     )
 
 
 def _prepare_archive(config: PrepareConfig, archive: Path) -> JobResult:
-    """Unpack into the output and prepare from there; a restart finds it unpacked."""
-    folder = unpack(archive, config.output / UNPACKED)
+    """Unpack into the output and prepare from there; a restart finds it unpacked.
+
+    Raises:
+        ConfigError: If the output is no folder of a disk.
+    """
+    output = Place.of(config.output)
+    if not output.is_local:
+        raise ConfigError(
+            f"input={archive}: an archive is unpacked in the output, which is an object store; "
+            "unpack it and give the folder"
+        )
+    folder = unpack(archive, Path(output) / UNPACKED)
     # Published sets are looked for one folder down, and so are the files of a table.
     by_folders = config.source == "custom" and config.prepare.table is None
     root = packed_folder(folder) if by_folders else folder
@@ -116,13 +129,13 @@ def _prepare_archive(config: PrepareConfig, archive: Path) -> JobResult:
     try:
         return _prepare(config.model_copy(update={"input": root}))
     finally:
-        if (config.output / MANIFEST).is_file():  # the set is done, or another one
+        if (output / MANIFEST).is_file():  # the set is done, or another one
             shutil.rmtree(folder)
 
 
 def prepare_set(
     source: Source,
-    output: Path,
+    output: Place,
     options: PrepareSection,
     cluster: ClusterSection | None = None,
     *,
@@ -132,7 +145,7 @@ def prepare_set(
 
     Args:
         source: Lists and loads the samples.
-        output: Folder of the set.
+        output: Folder or URI of the set.
         options: The section.
         cluster: The cluster that may be used; None for processes of this machine.
         flags: Published habits that are repeated.
@@ -145,7 +158,7 @@ def prepare_set(
         DataError: See :func:`recon_ray.data.prepare.build_set.prepare`.
     """
     run = _runner(options, cluster)
-    return build_set(source, output.absolute(), row_options(options, source.name, flags), run=run)
+    return build_set(source, output, row_options(options, source.name, flags), run=run)
 
 
 def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:
@@ -195,11 +208,9 @@ def summary(manifest: dict[str, Any]) -> str:
     published = card.get("counts", {})
     lines = [f"{'split':10}{'samples':>10}{'published':>11}{'shards':>8}{'MB':>10}"]
     for name, split in manifest["splits"].items():
-        files = [shard.get(kind) for shard in split["shards"] for kind in KINDS]
-        size = sum(file["bytes"] for file in files if file is not None) / 1e6
-        known = published.get(name, "-")
+        size, known = split["bytes"] / 1e6, published.get(name, "-")
         lines.append(
-            f"{name:10}{split['rows']:>10}{known:>11}{len(split['shards']):>8}{size:>10.1f}"
+            f"{name:10}{split['rows']:>10}{known:>11}{split['num_shards']:>8}{size:>10.1f}"
         )
     lines.append(
         f"{len(manifest['classes'])} classes, {manifest['num_points']} points a shape, "
@@ -211,8 +222,19 @@ def summary(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _verify(config: PrepareConfig, path: Path) -> JobResult:
-    if (path / EPISODES_RECORD).is_file():
+def counted(prepared: PreparedSet) -> dict[str, Any]:
+    """Return the manifest of a set of any version, with the shards and bytes of its splits."""
+    splits = {}
+    for name, split in prepared.splits.items():
+        files = [f for f in (split.geometry, split.views, split.features) if f]
+        size = sum(f.total_bytes for f in files if isinstance(f, ShardFiles))
+        counts = {"num_shards": len(split.shard_rows), "bytes": size}
+        splits[name] = {**prepared.manifest["splits"][name], **counts}
+    return {**prepared.manifest, "splits": splits}
+
+
+def _verify(config: PrepareConfig, path: str) -> JobResult:
+    if (Place.of(path) / EPISODES_RECORD).is_file():
         return verify_episodes(config, path)
     prepared = find_set("verify", path)
     prepared.verify()
@@ -220,7 +242,7 @@ def _verify(config: PrepareConfig, path: Path) -> JobResult:
     rows = {name: split.rows for name, split in prepared.splits.items()}
     card = CARDS.get((prepared.manifest.get("card") or {}).get("name", ""))
     found = f"{path}: every shard has the recorded hash, rows and schema"
-    parts = [found, summary(prepared.manifest), *([describe(card)] if card else [])]
+    parts = [found, summary(counted(prepared)), *([describe(card)] if card else [])]
     return run.finish(
         {"samples": float(sum(rows.values()))},
         table="\n".join(parts),
@@ -229,10 +251,10 @@ def _verify(config: PrepareConfig, path: Path) -> JobResult:
     )
 
 
-def _export(config: PrepareConfig, path: Path) -> JobResult:
+def _export(config: PrepareConfig, path: str) -> JobResult:
     prepared = find_set("export", path)
     run = start_run("prepare", config, label="export")
-    record = export_plain(prepared, config.output)
+    record = export_plain(prepared, Place.of(config.output))
     size = sum(file["bytes"] for file in record["files"]) / 1e6
     return run.finish(
         {"samples": float(sum(record["rows"].values()))},
@@ -240,7 +262,7 @@ def _export(config: PrepareConfig, path: Path) -> JobResult:
         "lists, read back and compared",
         selection="all shards",
         counts=record["rows"],
-        output=str(config.output),
+        output=config.output,
     )
 
 
@@ -249,8 +271,9 @@ def _dry_run(config: PrepareConfig) -> JobResult:
         return JobResult(f"dry run: {config.input} would be unpacked; nothing is written")
     source = make_source(config.source, config.input, config.prepare)
     listing = source.scan()
-    lines = [f"dry run: {len(listing.items)} samples found, nothing is written"]
-    counts = Counter(item.split for item in listing.items)
+    items = Items.of(listing.items)
+    counts = {split: len(rows) for split, rows in items.splits().items()}
+    lines = [f"dry run: {len(items)} samples found, nothing is written"]
     lines += [f"{name:10}{counts[name]:>10}" for name in sorted(counts)]
     if listing.excluded:
         lines.append(f"{len(listing.excluded)} left out by rule")

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from recon_ray.cluster.training_job import TrainingJob
@@ -15,6 +14,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.sources.cards import CARDS
 from recon_ray.errors import CheckpointError, ConfigError, TeacherError
 from recon_ray.runs.folder import START_FRESH_HINT
+from recon_ray.storage import Place
 from recon_ray.tasks.config_checks import (
     check_captions,
     check_evaluated_split,
@@ -86,9 +86,11 @@ def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
         ConfigError: If there is no such folder, or it lacks a configured split or its pictures.
         DataError: If it is damaged.
     """
-    path = Path(config.data.path)
-    if creates and config.data.create == "synthetic" and not (path / "_manifest.json").exists():
-        _make_synthetic(config, path)
+    path = config.data.path
+    if creates and config.data.create == "synthetic":
+        place = Place.of(path)
+        if not (place / "_manifest.json").exists():
+            _make_synthetic(config, place)
     prepared = find_set("data.path", path)
     check_evaluated_split(config, prepared)
     image = config.teacher.image
@@ -120,7 +122,7 @@ def _warn_of_other_pictures(config: PretrainConfig, prepared: PreparedSet) -> No
         logger.warning("the pictures are not what the published code saw: %s", "; ".join(found))
 
 
-def _make_synthetic(config: PretrainConfig, path: Path) -> None:
+def _make_synthetic(config: PretrainConfig, path: Place) -> None:
     from recon_ray.data.sources.base import Listing
     from recon_ray.tasks.prepare.job import make_source, prepare_set  # readers of meshes
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -100,7 +99,7 @@ class Pictures:
         """Read sample ids and first pictures of this worker's files."""
         for path, count in self.files[runtime.rank :: runtime.world_size]:
             left = count
-            for part in read_parts(Path(path), ["sample_id", "views"], batch_size):
+            for part in read_parts(path, ["sample_id", "views"], batch_size):
                 rows = part.slice(0, left).to_pylist()
                 left -= len(rows)
                 rows = [row for row in rows if row["views"]]

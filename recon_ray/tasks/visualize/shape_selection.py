@@ -124,7 +124,7 @@ def _read_row(prepared: PreparedSet, split: str, row: int) -> pa.Table:
     if prepared.layout.valid_points:
         columns.append("valid_points")
     table = read_table(chosen.geometry[shard], columns)
-    return table.slice(row - int(ends[shard]) + chosen.shard_rows[shard], 1)
+    return table.slice(row - int(ends[shard]) + int(chosen.shard_rows[shard]), 1)
 
 
 def _bring(cloud: np.ndarray, data: ShownDataSection, source: SampleGenerator) -> Tensor:
