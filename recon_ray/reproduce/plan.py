@@ -200,7 +200,7 @@ def _fixed(config: ReproduceConfig, row: Row, storage: str) -> dict[str, Any]:
     fixed: dict[str, Any] = {
         "init_from": getattr(config, row.weights) or config.init_from or join(storage, PRETRAIN),
         "run.seed": config.run.seed,
-        "data.verify": False,  # hashes are compared once, by the driver
+        "data.verify": "open",  # hashes are compared once, by the driver
         **_runtime(config),
     }
     path = _set_of(config, row).path

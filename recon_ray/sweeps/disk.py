@@ -92,7 +92,7 @@ def _model_of(config: TrainingConfig) -> str:
 
 def _sizes(config: TrainingConfig) -> tuple[int, int] | None:
     """Return bytes of the weights and of the optimizer's state; None where they are not known."""
-    data = config.data.model_copy(update={"verify": False})
+    data = config.data.model_copy(update={"verify": "open"})
     try:
         build = _builder(resolve(config.model_copy(update={"data": data})))
         with torch.device("meta"):

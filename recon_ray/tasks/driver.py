@@ -17,7 +17,7 @@ from recon_ray.cluster.train import train_here, train_on_ray
 from recon_ray.cluster.training_job import TrainingJob, resolve_mode
 from recon_ray.config.sections.common import JobConfig
 from recon_ray.config.sections.training import TrainingConfig
-from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet, Verify
 from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.tasks.config_checks import check_here, use_ops
 from recon_ray.tasks.registry import Job, JobResult
@@ -188,7 +188,7 @@ def run_evaluation(
     label: str | None = None,
     fits: str,
     finish: Callable[[Run, dict[str, Any]], JobResult],
-    verify: bool,
+    verify: Verify,
     options: BatchOptions = BatchOptions(),  # noqa: B008 - frozen
     resume: str = "never",
 ) -> JobResult:
@@ -202,13 +202,12 @@ def run_evaluation(
         label: End of a generated run name; by default that of the set's folder.
         fits: Report of a dry run.
         finish: Writes the result from what the evaluation has computed.
-        verify: Compare the hashes of the set first.
+        verify: When the hashes of the set are compared.
         options: Content of a batch.
         resume: As :class:`~recon_ray.tasks.run.Run` has it.
     """
     config = job.config
-    if verify:
-        prepared.verify_hashes()
+    prepared = prepared.checked(verify)
     use_ops(config)
     check_here(config)
     if job.dry_run:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
-from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.prepared import PreparedSet, Verify
 from recon_ray.data.format.stored_features import StoredFeatures, joined_features, source_features
 from recon_ray.data.loading.images import IMAGES_VERSION, ImageTransform
 from recon_ray.errors import ConfigError, TeacherError
@@ -217,7 +217,7 @@ def stored_images(
     prepared: PreparedSet,
     splits: Sequence[str],
     *,
-    verify: bool,
+    verify: Verify,
 ) -> StoredFeatures | None:
     """Find image features of splits, of the source or in a cache; None if they must be computed.
 
@@ -237,7 +237,7 @@ def stored_images(
 
 
 def _of_cache(
-    cache: TeacherCache, prepared: PreparedSet, splits: Sequence[str], *, verify: bool
+    cache: TeacherCache, prepared: PreparedSet, splits: Sequence[str], *, verify: Verify
 ) -> StoredFeatures:
     return joined_features([cache.image_features(prepared, s, verify=verify) for s in splits])
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recon_ray.data.format.files import file_sha256, read_json, read_table
-from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.format.files import check_sha256, read_json, read_table
+from recon_ray.data.format.prepared import PreparedSet, Verify
 from recon_ray.data.format.schema import MANIFEST, points_to_numpy
 from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.format.stored_features import StoredFeatures, digest
@@ -75,13 +75,15 @@ class TeacherCache:
         """Teacher, preprocessing, pictures and choices."""
         return dict(self.manifest["identity"])
 
-    def image_features(self, prepared: PreparedSet, split: str, *, verify: bool) -> StoredFeatures:
+    def image_features(
+        self, prepared: PreparedSet, split: str, *, verify: Verify
+    ) -> StoredFeatures:
         """Find the image features of a split.
 
         Args:
             prepared: The set.
             split: Name of the split.
-            verify: Compare the SHA-256 of every file with the manifest.
+            verify: When the SHA-256 of the files is compared with the manifest.
 
         Raises:
             ConfigError: If the cache has no such split.
@@ -128,7 +130,7 @@ class TeacherCache:
         return features.reshape(count, prompts, dim)
 
     def _file(
-        self, record: Mapping[str, Any], files: Mapping[str, int], *, verify: bool
+        self, record: Mapping[str, Any], files: Mapping[str, int], *, verify: Verify
     ) -> ShardFile:
         place = self.path / record["file"]
         if files.get(record["file"]) != record["bytes"]:
@@ -136,18 +138,14 @@ class TeacherCache:
                 f"{place}: is missing or incomplete; run jobs/cache_teachers.py again, which makes "
                 "it anew"
             )
-        if verify and file_sha256(place) != record["sha256"]:
-            raise DataError(
-                f"{place}: is damaged or was changed (its SHA-256 is not the manifest's); {AGAIN}"
-            )
-        return ShardFile(str(place), record["bytes"], record["sha256"])
+        file = ShardFile(str(place), record["bytes"], record["sha256"], verify == "read")
+        if verify == "all":
+            check_sha256(file, file.sha256)
+        return file
 
     def _read_bank(self) -> pa.Table:
-        file = self._file(self.manifest["bank"], self.path.files(), verify=True)
-        try:
-            return read_table(file, None)
-        except DataError as error:
-            raise DataError(f"{file}: cannot be read as Parquet; {AGAIN}") from error
+        file = self._file(self.manifest["bank"], self.path.files(), verify="read")
+        return read_table(file, None)
 
 
 @dataclass(frozen=True)

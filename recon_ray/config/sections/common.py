@@ -32,13 +32,17 @@ def _on_disk(path: object) -> object:
     return path
 
 
+def _text(path: object) -> object:
+    return os.fspath(path) if isinstance(path, Path) else path
+
+
 def _expand_file(name: str) -> str:
     head, colon, file = name.rpartition(":")
     return f"{head}{colon}{os.path.expanduser(file)}"  # noqa: PTH111
 
 
 #: A folder, a file or a URI, perhaps also a name: a leading ``~`` is the user's home folder.
-Location = Annotated[str, AfterValidator(os.path.expanduser)]
+Location = Annotated[str, BeforeValidator(_text), AfterValidator(os.path.expanduser)]
 #: The same for what is always a path on a disk.
 LocalPath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(_expand)]
 #: A teacher such as ``timm:<arch>:<file>``, where the file may begin with ``~``.
@@ -50,6 +54,15 @@ if TYPE_CHECKING:
 else:  # null until the job fills it in, before it is used
     FilledCount = Count | None
     FilledSplits = Annotated[tuple[str, ...], Field(min_length=1)] | None
+#: When hashes of files are compared, see :meth:`PreparedSet.checked`; earlier versions had a bool.
+VerifyOption = Annotated[
+    Literal["open", "read", "all"],
+    BeforeValidator(
+        lambda value: (
+            {True: "all", False: "open"}.get(value, value) if isinstance(value, bool) else value
+        )
+    ),
+]
 #: Words, more than blanks.
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

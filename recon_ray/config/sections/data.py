@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recon_ray.config.sections.common import Count, Fraction, Location, Section
+from recon_ray.config.sections.common import Count, Fraction, Location, Section, VerifyOption
 
 SourceName = Literal[
     "synthetic", "custom", "shapenet55", "modelnet40", "modelnet10", "scanobjectnn_obj_bg",
@@ -96,8 +96,10 @@ class SetSection(Section):
     )
     limit: Count | None = Field(None, description="Use at most this many training shapes.")
     shuffle_buffer: Count = Field(2048, description="Rows shuffled in memory (stream, cached).")
-    verify: bool = Field(
-        True, description="Check the shards' SHA-256 before training (a second for each GB)."
+    verify: VerifyOption = Field(
+        "read",
+        description="When the SHA-256 of the shards is compared with the manifest: as each is "
+        "first read (read), of all of them first (all), or never (open).",
     )
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recon_ray.data.format.schema import packed, unpacked, unpacked_field, write_options
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.errors import DataError
 from recon_ray.storage import TEMPORARY, Place, reason_of
 
@@ -209,9 +210,14 @@ def _opened(
     sha256: str | None = None,
     checks: bool = True,
 ) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; a store is asked for all of it at once, or for the parts together."""
+    """Open a Parquet file; a store is asked for all of it at once, or for the parts together.
+
+    The hash of a file with ``check`` is compared, unless only small columns of it are read.
+    """
     place = Place.of(path)
     is_small = columns is not None and SMALL_COLUMNS.issuperset(columns)
+    if isinstance(place, ShardFile) and place.check and not is_small:
+        sha256 = place.sha256
     try:
         source: Any = str(place)
         if sha256 is not None or not (place.is_local or is_small):
@@ -231,9 +237,7 @@ def _opened(
             f"{place}: the shard is missing; run the prepare job again to rebuild it"
         ) from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{place}: cannot be read as Parquet ({reason_of(error)[:200]}); {REBUILD}"
-        ) from error
+        raise DataError(f"{place}: cannot be read as Parquet; {REBUILD}") from error
 
 
 def remove_temporaries(root: Where, folders: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,8 @@ from recon_ray.data.format.verification import verify_files, verify_hashes
 from recon_ray.errors import DataError
 from recon_ray.storage import Place, reason_of
 
+#: When the SHA-256 of files is compared: never, when a file is read, or of all files at once.
+Verify: TypeAlias = Literal["open", "read", "all"]
 EPISODES_RECORD = "_episodes.json"  # of a folder that holds few-shot episodes and no samples
 
 
@@ -150,6 +152,18 @@ class PreparedSet:
         """
         verify_hashes(self.path, self.manifest, self.splits.values())
 
+    def checked(self, verify: Verify) -> PreparedSet:
+        """Return the set with the SHA-256 of its files compared: now, when they are read, or not.
+
+        Raises:
+            DataError: If a file is missing or has another hash.
+        """
+        if verify == "all":
+            self.verify_hashes()
+        if verify != "read":
+            return self
+        return replace(self, splits={name: _checking(s) for name, s in self.splits.items()})
+
     def verify(self) -> None:
         """Read every file and compare it with the manifest.
 
@@ -253,6 +267,12 @@ def _joined(name: str, splits: Sequence[Split]) -> Split:
         features,
         parts,
     )
+
+
+def _checking(split: Split) -> Split:
+    files = {kind: getattr(split, kind) for kind in KINDS}
+    checking: dict[str, Any] = {k: joined_files([f], check=True) for k, f in files.items() if f}
+    return replace(split, **checking, parts=tuple(map(_checking, split.parts)))
 
 
 def read_episodes(path: Place | os.PathLike[str] | str) -> pa.Table:

@@ -34,10 +34,12 @@ class ShardFile(Place):
     Attributes:
         size: Its bytes; -1 if they are not recorded.
         sha256: Its SHA-256 in hexadecimal digits, empty if it is not recorded.
+        check: Compare it whenever the file is read.
     """
 
     size: int = -1
     sha256: str = ""
+    check: bool = False
 
 
 class ShardFiles(Sequence[ShardFile]):
@@ -45,10 +47,12 @@ class ShardFiles(Sequence[ShardFile]):
 
     Args:
         table: Columns ``folder``, ``name``, ``size`` and ``sha256`` (binary).
+        check: Compare the SHA-256 of a file whenever it is read.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, *, check: bool = False) -> None:
         self.table = table
+        self.check = check
 
     @classmethod
     def of(cls, folder: Place, shards: pa.Table, kind: str) -> ShardFiles:
@@ -77,23 +81,27 @@ class ShardFiles(Sequence[ShardFile]):
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
-                return ShardFiles(self.table.slice(start, max(0, stop - start)))
-            return ShardFiles(self.table.take(pa.array(range(start, stop, step), pa.int64())))
+                return ShardFiles(self.table.slice(start, max(0, stop - start)), check=self.check)
+            rows = pa.array(range(start, stop, step), pa.int64())
+            return ShardFiles(self.table.take(rows), check=self.check)
         row = self.table.slice(range(len(self))[index], 1)
         folder, name, size, digest = (column[0].as_py() for column in row.columns)
-        return ShardFile(str(Place(folder) / name), size, digest.hex())
+        return ShardFile(str(Place(folder) / name), size, digest.hex(), self.check)
 
     def __iter__(self) -> Iterator[ShardFile]:
         for rows in self.table.to_batches(max_chunksize=4096):
             for row in rows.to_pylist():
                 place = Place(row["folder"]) / row["name"]
-                yield ShardFile(str(place), row["size"], row["sha256"].hex())
+                yield ShardFile(str(place), row["size"], row["sha256"].hex(), self.check)
 
 
-def joined_files(parts: Sequence[Sequence[Place]]) -> Sequence[ShardFile]:
+def joined_files(parts: Sequence[Sequence[Place]], *, check: bool = False) -> Sequence[ShardFile]:
     """Return the files of several splits, which follow each other; empty ones have none."""
-    tables = [part.table for part in parts if isinstance(part, ShardFiles)]
-    return ShardFiles(pa.concat_tables(tables).unify_dictionaries()) if tables else ()
+    found = [part for part in parts if isinstance(part, ShardFiles)]
+    if not found:
+        return ()
+    table = pa.concat_tables([part.table for part in found]).unify_dictionaries()
+    return ShardFiles(table, check=check or any(part.check for part in found))
 
 
 def shard_schema(kinds: Sequence[str]) -> pa.Schema:

@@ -132,7 +132,7 @@ class Items(Sequence[Item]):
         if not sizes:
             return self, {}
         known = pc.is_in(self.table["object_id"], value_set=pa.array(list(sizes)))
-        values = np.array(self.table["size_bytes"])
+        values = self.table["size_bytes"].to_numpy().copy()
         changed = {}
         for row in np.flatnonzero(np.asarray(known)):
             name, before = self.table["object_id"][row].as_py(), int(values[row])

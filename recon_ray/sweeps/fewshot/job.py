@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -53,12 +52,10 @@ PUBLISHED = {
 def fewshot(job: Job[FewshotConfig]) -> JobResult:
     """Fine-tune on every episode and average over the folds."""
     config = resolve(job.config)  # refused here rather than in every trial
-    prepared = find_set("data.path", Path(config.data.path))
+    prepared = find_set("data.path", config.data.path).checked(config.data.verify)
     base = fold_config(config)
     trials = [fold_trial(base, episode) for episode in config.fewshot.episodes]
     shared = read_clouds(base, prepared, config.fewshot.episodes)
-    if config.data.verify:
-        prepared.verify_hashes()
     megabytes = shared.nbytes / 1e6
     if job.dry_run:
         clouds = f"{shared.count} clouds in all ({megabytes:.1f} MB)"
@@ -97,7 +94,7 @@ def fold_config(config: FewshotConfig) -> FinetuneConfig:
     """Return the configuration of jobs/finetune.py that all folds have in common."""
     options = {name: getattr(config, name) for name in FinetuneConfig.model_fields}
     options["cluster"] = config.cluster.model_copy(update={"workers": 0})
-    options["data"] = config.data.model_copy(update={"verify": False})  # the driver does it, once
+    options["data"] = config.data.model_copy(update={"verify": "open"})  # the driver does it, once
     return FinetuneConfig(**{**options, "resume": "auto"})
 
 

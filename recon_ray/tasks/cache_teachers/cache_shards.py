@@ -20,6 +20,7 @@ from recon_ray.cluster.encode_pool import EncodePool, ShardWorker
 from recon_ray.data.format.files import read_json, read_table, write_json, write_table
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.schema import MANIFEST, tensor_column
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.format.stored_features import digest
 from recon_ray.data.loading.images import ImageTransform, load_images
 from recon_ray.data.loading.prefetch import prefetch
@@ -78,7 +79,7 @@ class ImageTask(EncodeTask):
         batch_size: Pictures of a forward pass.
     """
 
-    views: str
+    views: ShardFile
     rows: int
     copies: int
     transform: ImageTransform
@@ -194,13 +195,13 @@ def make_cache_plan(
     known = before.get("splits", {}) if isinstance(before, dict) else {}
     choices = identity["choices"]
 
-    def task(split: str, path: Place, rows: int) -> ImageTask:
+    def task(split: str, path: ShardFile, rows: int) -> ImageTask:
         return ImageTask(
             root=str(root),
             file=f"{split}/{path.name}",
             key=digest([identity, split, path.name]),
             units=rows * choices["copies"],
-            views=str(path),
+            views=path,
             rows=rows,
             copies=choices["copies"],
             transform=transform,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recon_ray.config.sections.common import Count, JobConfig, Location, Section
+from recon_ray.config.sections.common import Count, JobConfig, Location, Section, VerifyOption
 from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
 
 
@@ -20,8 +20,10 @@ class CachedDataSection(Section):
         "category",
         description="Texts that are encoded: class texts in 60 prompts, or captions.",
     )
-    verify: bool = Field(
-        True, description="Compare the SHA-256 of every shard with the manifest first."
+    verify: VerifyOption = Field(
+        "read",
+        description="When the SHA-256 of the shards is compared with the manifest: as each is "
+        "first read (read), of all of them first (all), or never (open).",
     )
 
 

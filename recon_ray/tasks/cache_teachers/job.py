@@ -57,8 +57,7 @@ def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
             way = "set data.text=category"
             check_captions(prepared, splits, "data.text=caption", or_else=way)
         check_texts(prepared, texts)
-    if config.data.verify:
-        prepared.verify_hashes()
+    prepared = prepared.checked(config.data.verify)
     images = None if names.image.name is None else _plan_images(config, prepared)
     if job.dry_run:
         return _dry_run(config, images, len(texts))

@@ -16,6 +16,7 @@ from recon_ray.config.sections.common import (
     Positive,
     ProtocolConfig,
     Section,
+    VerifyOption,
 )
 from recon_ray.config.sections.data import SetSection
 from recon_ray.config.sections.foreign_model import (
@@ -218,8 +219,10 @@ class EvaluatedDataSection(Section):
         None, description="Points drawn from each stored cloud; by default as in the fine-tuning."
     )
     normalize: Normalization = Field("auto", description=_NORMALIZE)
-    verify: bool = Field(
-        True, description="Compare the SHA-256 of every shard with the manifest first."
+    verify: VerifyOption = Field(
+        "read",
+        description="When the SHA-256 of the shards is compared with the manifest: as each is "
+        "first read (read), of all of them first (all), or never (open).",
     )
 
 

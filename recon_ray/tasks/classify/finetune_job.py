@@ -67,7 +67,7 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
         DataError: If the set is damaged.
     """
     data = config.data
-    prepared = open_episode(config, find_set("data.path", data.path))
+    prepared = open_episode(config, find_set("data.path", data.path).checked(data.verify))
     if data.validation_fraction is not None:
         prepared = _hold_out(config, prepared)
     check_classes(prepared)
@@ -78,8 +78,6 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
     check_labels(prepared, "data.test_split", data.test_split, count)
     if data.validation_split is not None:
         check_labels(prepared, "data.validation_split", data.validation_split, count)
-    if data.verify:
-        prepared.verify_hashes()
     return prepared
 
 

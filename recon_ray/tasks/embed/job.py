@@ -50,8 +50,8 @@ def embed(job: Job[EmbedConfig]) -> JobResult:
     model = load_encoder(place, weights.sizes)
     _check(config, prepared, model)
     name, widths = model_hash(model), feature_widths(model)
-    if prepared is not None and config.data.verify:
-        prepared.verify_hashes()
+    if prepared is not None:
+        prepared = prepared.checked(config.data.verify)
     if job.dry_run:
         tasks = _plan(config, prepared, weights, name, folder="")
         shapes = sum(task.units for task in tasks)

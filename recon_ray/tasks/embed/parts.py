@@ -17,6 +17,7 @@ from torch import Tensor
 from recon_ray.data.format.files import read_parts
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.format.stored_features import digest
 from recon_ray.data.prepare.sampling import cloud_of_file
 from recon_ray.errors import DataError
@@ -74,7 +75,7 @@ class EmbedTask(EncodeTask):
 class SetPart(EmbedTask):
     """The first rows of a file of a prepared set, ``path``."""
 
-    path: str
+    path: ShardFile
 
     def batches(self, batch_size: int) -> Iterator[Rows]:
         """Read the rows in batches; see :meth:`EmbedTask.batches`."""
@@ -147,7 +148,7 @@ def set_parts(
                 content = [prepared.manifest_hash, name, path.name, count]
                 key = digest([model, asdict(choice), content])
                 file = f"{name}/{path.name}"
-                tasks.append(SetPart(root, file, key, count, name, choice, str(path)))
+                tasks.append(SetPart(root, file, key, count, name, choice, path))
     return tasks
 
 

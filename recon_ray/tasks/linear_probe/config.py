@@ -13,6 +13,7 @@ from recon_ray.config.sections.common import (
     Positive,
     ProtocolConfig,
     Section,
+    VerifyOption,
 )
 from recon_ray.config.sections.foreign_model import ForeignModelSection
 from recon_ray.tasks.classify.config import Normalization
@@ -39,7 +40,11 @@ class EvaluatedSetSection(Section):
         "none; auto is that of the set's card, else of the training.",
     )
     limit: Count | None = Field(None, description="Use at most this many shapes a split.")
-    verify: bool = Field(True, description="Compare the SHA-256 of every shard first.")
+    verify: VerifyOption = Field(
+        "read",
+        description="When the SHA-256 of the shards is compared with the manifest: as each is "
+        "first read (read), of all of them first (all), or never (open).",
+    )
 
 
 class FrozenWeightsConfig(ProtocolConfig):

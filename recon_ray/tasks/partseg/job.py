@@ -71,9 +71,7 @@ def open_set(config: PartsegConfig) -> PreparedSet:
             there = ", ".join(f"{split.name} {split.rows}" for split in prepared.splits.values())
             fault = "it has no such split" if rows is None else "that split is empty"
             raise ConfigError(f"{key}: {fault} in {data.path} (it has {there}); choose another")
-    if data.verify:
-        prepared.verify_hashes()
-    return prepared
+    return prepared.checked(data.verify)
 
 
 def _named_splits(config: PartsegConfig) -> dict[str, str]:
@@ -259,7 +257,7 @@ def _score_only(job: Job[PartsegConfig]) -> JobResult:
         label=f"test-{prepared.path.name}",
         resume=config.resume,
         fits="the weights fit the set, nothing was scored",
-        verify=False,  # done when the set was opened
+        verify="open",  # done when the set was opened
         finish=lambda run, found: _record(
             run,
             config,

@@ -98,9 +98,7 @@ def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
         check_images(prepared)
     if image.name not in (None, SOURCE) and config.flags.published_pictures:
         _warn_of_other_pictures(config, prepared)
-    if config.data.verify:
-        prepared.verify_hashes()
-    return prepared
+    return prepared.checked(config.data.verify)
 
 
 def _warn_of_other_pictures(config: PretrainConfig, prepared: PreparedSet) -> None:

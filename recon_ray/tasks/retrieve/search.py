@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
 from recon_ray.data.format.files import read_parts
 from recon_ray.data.format.schema import points_to_numpy
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import filled
 from recon_ray.data.loading.images import load_images
@@ -73,7 +74,7 @@ class Pictures:
 
     teacher: ImageEncoderSection
     stored: StoredFeatures | None = None
-    files: tuple[tuple[str, int], ...] = ()
+    files: tuple[tuple[ShardFile, int], ...] = ()
 
     def features(self, runtime: EvaluationRuntime, batch_size: int) -> dict[int, Tensor]:
         """Return sample id to feature (D,); shapes without a picture are absent."""

@@ -129,7 +129,7 @@ def pictures_side(
     for split in map(prepared.split, splits):
         left = split.rows if config.data.limit is None else config.data.limit
         for path, rows in zip(split.views, split.shard_rows.tolist(), strict=True):
-            files.append((str(path), min(rows, left)))
+            files.append((path, min(rows, left)))
             left -= files[-1][1]
     return Pictures(options, files=tuple(one for one in files if one[1]))
 
