@@ -26,6 +26,8 @@ from recon_ray.errors import ConfigError
 TEMPORARY = ".tmp-"
 #: Object stores, in which a file appears when it is whole, and whose paths begin with the bucket.
 CONNECTED = ("s3", "gs", "gcs")
+#: Option of pyarrow by which a small file is written to S3 by one request instead of three.
+ONE_REQUEST = "allow_delayed_open=true"
 
 
 def is_uri(place: str) -> bool:
@@ -63,10 +65,12 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     """
     if not is_uri(place):
         return pafs.LocalFileSystem(), str(Path(place).absolute())
-    head, mark, query = _cut(place)
+    head, _, query = _cut(place)
     kind, _, path = head.partition("://")
     if kind in CONNECTED:
-        return _connected(f"{kind}://{path.partition('/')[0]}{mark}{query}"), path.rstrip("/")
+        options = query if kind != "s3" else "&".join(filter(None, [query, ONE_REQUEST]))
+        bucket = f"{kind}://{path.partition('/')[0]}?{options}".rstrip("?")
+        return _connected(bucket), path.rstrip("/")
     try:
         return pafs.FileSystem.from_uri(place)
     except pa.ArrowInvalid as unknown:

@@ -57,7 +57,9 @@ def check_here(config: JobConfig) -> None:
         )
 
 
-def find_set(key: str, path: str | os.PathLike[str] | Place) -> PreparedSet:
+def find_set(
+    key: str, path: str | os.PathLike[str] | Place, version: int | None = None
+) -> PreparedSet:
     """Open a prepared set that an option names, on a disk or in an object store.
 
     Raises:
@@ -76,7 +78,7 @@ def find_set(key: str, path: str | os.PathLike[str] | Place) -> PreparedSet:
             f"{key}={path}: no such folder; give the folder of a prepared set, or make one with "
             "jobs/prepare.py"
         )
-    return PreparedSet.open(place)
+    return PreparedSet.open(place, version=version)
 
 
 def check_split(prepared: PreparedSet, key: str, split: str, *, or_else: str = "") -> None:

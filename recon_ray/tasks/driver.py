@@ -21,7 +21,7 @@ from recon_ray.data.format.prepared import PreparedSet, Verify
 from recon_ray.data.loading.batches import BatchOptions
 from recon_ray.tasks.config_checks import check_here, use_ops
 from recon_ray.tasks.registry import Job, JobResult
-from recon_ray.tasks.run import Run, open_run
+from recon_ray.tasks.run import Run, open_run, with_recorded_version
 from recon_ray.train.state import started_from
 from recon_ray.train.stop_request import sigterm_as_stop_request
 
@@ -78,7 +78,11 @@ def _plan(
     name: str, config: TrainT, parts: Training[TrainT], *, resume: str = "never"
 ) -> tuple[Run, TrainingJob]:
     use_ops(config)
+    if resume == "auto":
+        config = with_recorded_version(config)
     prepared = parts.open_set(config)
+    version = {"data": config.data.model_copy(update={"version": prepared.version})}
+    config = config.model_copy(update=version)
     run = open_run(name, config, label=parts.label(config), resume=resume)
     training = parts.plan(run, config, prepared)
     training.check(config.cluster.allowed_workers)

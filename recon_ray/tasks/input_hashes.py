@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from recon_ray.config.sections.common import JobConfig
-from recon_ray.data.format.prepared import EPISODES_RECORD
+from recon_ray.data.format.prepared import EPISODES_RECORD, manifest_of
 from recon_ray.data.format.schema import MANIFEST
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.folder import START_FRESH_HINT, RunFolder
+from recon_ray.storage import Place
 from recon_ray.weights.find import hash_of_weights
 
 INPUTS = "inputs.json"
@@ -38,14 +38,22 @@ def inputs_of(config: JobConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     for option, files in SETS.items():
         place = _value(config, option)
-        path = next((p for p in (Path(place or "", name) for name in files) if p.is_file()), None)
-        if place is not None and path is not None:
-            found[option] = hashlib.sha256(path.read_bytes()).hexdigest()
+        version = _value(config, "data.version") if option == "data.path" else None
+        names = files if version is None else (manifest_of(int(version)), *files)
+        for content in () if place is None else _contents(Place.of(place), names):
+            found[option] = hashlib.sha256(content).hexdigest()
+            break
     place = _value(config, WEIGHTS)
     if place is not None:
         with suppress(CheckpointError):
             found[WEIGHTS] = hash_of_weights(place)
     return found
+
+
+def _contents(folder: Place, names: Iterable[str]) -> Iterator[bytes]:
+    for name in names:
+        with suppress(OSError, ValueError):
+            yield (folder / name).read_bytes()
 
 
 def refuse_other_inputs(

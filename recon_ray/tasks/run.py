@@ -37,6 +37,7 @@ from recon_ray.tasks.input_hashes import INPUTS, inputs_of, refuse_other_inputs,
 from recon_ray.tasks.registry import JobResult
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
+TrainT = TypeVar("TrainT", bound=TrainingConfig)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ MAY_CHANGE = (
     "runtime.compile", "runtime.cuda_graph", "train.bucket_megabytes", "train.steps",
     "train.gradient_exchange", "train.activation_checkpointing",
     "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
-    "train.keep_every_steps", "train.keep_optimizer", "data.verify",
+    "train.keep_every_steps", "train.keep_optimizer", "data.verify", "data.version",
     "eval.votes", "eval.batch_size", "eval.save_every_seconds",
     # of a sweep: which trials there are besides those that stay, and how they are compared and run
     "config.cluster.", "config.resume", "config.run.name", "config.run.storage",
@@ -233,6 +234,19 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
     has_own = bool(CheckpointStore(folder.checkpoints).names())
     start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
     return Run(job, config, folder, resume, start, inputs, is_named)
+
+
+def with_recorded_version(config: TrainT) -> TrainT:
+    """Return the configuration with the version of the set that an earlier start has read."""
+    if config.run.name is None or config.data.version is not None:
+        return config
+    try:
+        text = _find_folder(config.run.storage, config.run.name).read("config.yaml")
+        version = yaml.safe_load(text or "{}").get("data", {}).get("version")
+    except (yaml.YAMLError, AttributeError):
+        return config  # refused by refuse_other_config
+    data = config.data.model_copy(update={"version": version})
+    return config.model_copy(update={"data": data})
 
 
 def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:

@@ -66,6 +66,11 @@ class PrepareSection(Section):
     )
     train_per_class: Count = Field(40, description="Training shapes of each class (synthetic).")
     test_per_class: Count = Field(15, description="Held-out shapes of each class (synthetic).")
+    append: bool = Field(
+        False,
+        description="Append to the finished set in output, as its next version: classes keep their "
+        "labels, and runs that were begun on an earlier version go on with that.",
+    )
     parallel: Literal["auto", "ray", "local"] = Field(
         "auto",
         description="Build shards in tasks of Ray or in processes of this machine, with the same "
@@ -80,6 +85,9 @@ class SetSection(Section):
     """Prepared set to train on, and how it is read."""
 
     path: Location = Field("datasets/synthetic", description="Prepared set (see jobs/prepare.py).")
+    version: Count | None = Field(
+        None, description="Version of a set that was appended to; the newest when a run begins."
+    )
     num_points: Count = Field(1024, description="Points drawn from each stored cloud.")
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("train",), description="Splits to train on, together."

@@ -13,10 +13,12 @@ from recon_ray import __version__
 from recon_ray.data.format.schema import SCHEMA_VERSION
 from recon_ray.data.format.shards import shard_schema
 from recon_ray.data.sources.cards import as_record
+from recon_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from recon_ray.data.format.prepared import PreparedSet
     from recon_ray.data.prepare.runners import Record
     from recon_ray.data.prepare.shard_plan import Plan
 
@@ -68,12 +70,7 @@ class ShardRecords:
 
     def table(self) -> pa.Table:
         """Return the shard table; see :mod:`recon_ray.data.format.shards`."""
-        tasks = self.plan.tasks
-        names = [
-            (split, f"part-{index:05d}-of-{total:05d}.parquet")
-            for split, total in tasks.counts.items()
-            for index in range(total)
-        ]
+        names = list(self.plan.tasks.names())
         empty = self._rows == 0
         columns: dict[str, Any] = {
             "split": [split for split, _ in names],
@@ -92,8 +89,7 @@ class ShardRecords:
 
     def missing(self, files: Mapping[str, int]) -> str | None:
         """Return the first shard of which a listing has no file, or one of other bytes."""
-        names = self.table().select(["split", "name"]).to_pydict()
-        for number, (split, name) in enumerate(zip(*names.values(), strict=True)):
+        for number, (split, name) in enumerate(self.plan.tasks.names()):
             for place, kind in enumerate(self.kinds):
                 if files.get(f"{kind}/{split}/{name}") != self._bytes[number, place]:
                     return f"{split}/{name}"
@@ -101,7 +97,7 @@ class ShardRecords:
 
     def splits(self) -> dict[str, Any]:
         """Return the entries of the splits in a manifest."""
-        entries, start, first_id = {}, 0, 0
+        entries, start, first_id = {}, 0, self.plan.tasks.first_id
         for split, rows in self.plan.tasks.order.items():
             own = slice(start, start + self.plan.tasks.counts[split])
             entries[split] = {
@@ -144,11 +140,39 @@ def make_manifest(
         tables: Entries of the small tables beside the samples, by name.
         shards: Entries of the files of the shard table.
     """
-    listing, options, layout = plan.listing, plan.options, plan.layout
+    listing, options = plan.listing, plan.options
     splits = records.splits()
     histogram: Counter[str] = Counter(dict.fromkeys(listing.classes, 0))
     for entry in splits.values():
         histogram.update(entry["class_histogram"])
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "package_version": __version__,
+        "version": plan.tasks.version,
+        "plan_hash": plan.hash,
+        "source": plan.source_name,
+        "source_settings": {k: v for k, v in plan.settings.items() if k.startswith("source.")},
+        "card": None if listing.card is None else as_record(listing.card),
+        "license": listing.license_note,
+        **_columns(plan),
+        "sampling": "all" if plan.layout.valid_points else options.sampling,
+        "source_up_axis": options.up_axis,
+        "seed": options.seed,
+        "classes": list(listing.classes),
+        "rows": sum(entry["rows"] for entry in splits.values()),
+        "quarantined": records.quarantined,
+        "excluded": len(listing.excluded),
+        "class_histogram": dict(histogram),
+        "coordinates": records.coordinates(),
+        "tables": dict(tables),
+        "splits": splits,
+        "shards": [dict(entry) for entry in shards],
+    }
+
+
+def _columns(plan: Plan) -> dict[str, Any]:
+    """Return the facts of the columns, which all shards of a set share."""
+    options, layout = plan.options, plan.layout
     views = {
         "format": options.image_format,
         "size": options.image_size,
@@ -157,36 +181,104 @@ def make_manifest(
         "fit": options.image_fit,
     }
     return {
-        "schema_version": SCHEMA_VERSION,
-        "package_version": __version__,
-        "version": 1,
-        "plan_hash": plan.hash,
-        "source": plan.source_name,
-        "source_settings": {k: v for k, v in plan.settings.items() if k.startswith("source.")},
-        "card": None if listing.card is None else as_record(listing.card),
-        "license": listing.license_note,
         "num_points": layout.num_points,
         "points_dtype": layout.dtype,
-        "sampling": "all" if layout.valid_points else options.sampling,
         "has_normals": layout.normals,
         "has_colors": layout.colors,
         "has_part_labels": layout.part_labels,
         "has_valid_points": layout.valid_points,
-        "source_up_axis": options.up_axis,
         "up_axis": "y",
         "normalization": "unit_sphere" if layout.dtype == "float16" else "none",
-        "seed": options.seed,
-        "classes": list(listing.classes),
-        "rows": sum(entry["rows"] for entry in splits.values()),
-        "quarantined": records.quarantined,
-        "excluded": len(listing.excluded),
-        "class_histogram": dict(histogram),
-        "coordinates": records.coordinates(),
         "views": views if options.views else None,
         "features": _features(plan),
-        "tables": dict(tables),
+    }
+
+
+def check_columns(before: PreparedSet, plan: Plan) -> None:
+    """Refuse to append shards of other columns to a set, or small tables.
+
+    Raises:
+        ConfigError: Naming what differs.
+    """
+    for key, value in _columns(plan).items():
+        if (found := before.manifest.get(key)) != value:
+            raise ConfigError(
+                f"prepare.append=true: {before.path} has {key}={found}, what would be appended has "
+                f"{value}; prepare it with the options of the set"
+            )
+    if plan.listing.tables or before.manifest.get("tables"):
+        raise ConfigError(
+            f"prepare.append=true: {before.path} has tables that name every sample, which cannot "
+            "be appended to; prepare the whole set again"
+        )
+
+
+def merged_manifest(before: PreparedSet, added: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a set to which shards were appended.
+
+    Args:
+        before: The set without them.
+        added: The manifest of the appended shards alone.
+    """
+    old = before.manifest
+    splits = {
+        name: _merged_split(before, added, name) for name in (*old["splits"], *added["splits"])
+    }
+    shards = old.get("shards", []) + added["shards"]
+    return {
+        **old,
+        **{
+            key: added[key] for key in ("schema_version", "package_version", "version", "plan_hash")
+        },
+        "card": None,  # it is no longer the published set
+        "classes": added["classes"],
+        **{key: old.get(key, 0) + added[key] for key in ("rows", "quarantined", "excluded")},
+        "class_histogram": _added(old["class_histogram"], added["class_histogram"]),
+        "coordinates": _merged_coordinates(old, added),
         "splits": splits,
-        "shards": [dict(entry) for entry in shards],
+        "shards": shards,
+        "sources": [*old.get("sources", [old["source"]]), added["source"]],
+    }
+
+
+def _merged_split(before: PreparedSet, added: dict[str, Any], name: str) -> dict[str, Any]:
+    old, new = before.manifest["splits"].get(name), added["splits"].get(name)
+    ranges = []
+    if old is not None:
+        members = before.splits[name].members
+        ranges = [[len(m.shard_rows), m.first_sample_id, m.planned] for m in members]
+    if new is not None:
+        ranges.append([new["num_shards"], new["first_sample_id"], new["planned"]])
+    parts = [part for part in (old, new) if part is not None]
+    total = {key: sum(part.get(key, 0) for part in parts) for key in ("rows", "planned", "bytes")}
+    return {
+        "first_sample_id": ranges[0][1],
+        **total,
+        "num_shards": sum(count for count, _, _ in ranges),
+        "class_histogram": _added(*(part.get("class_histogram", {}) for part in parts)),
+        "ranges": ranges,
+    }
+
+
+def _added(*parts: Mapping[str, int]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
+
+
+def _merged_coordinates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float | None]:
+    parts = [(one["rows"], one["coordinates"]) for one in (old, new) if one["rows"]]
+    count = sum(rows for rows, _ in parts)
+    if not count:
+        return {"min": None, "max": None, "mean": None, "std": None}
+    mean = sum(rows * part["mean"] for rows, part in parts) / count
+    squares = sum(rows * (part["std"] ** 2 + part["mean"] ** 2) for rows, part in parts) / count
+    return {
+        "min": min(part["min"] for _, part in parts),
+        "max": max(part["max"] for _, part in parts),
+        "mean": mean,
+        "std": max(squares - mean**2, 0.0) ** 0.5,
     }
 
 

@@ -115,6 +115,11 @@ class PreparedSet:
         return opened
 
     @property
+    def shards(self) -> pa.Table:
+        """Its shard table; see :mod:`recon_ray.data.format.shards`."""
+        return _read_shards(self.path, self.manifest)
+
+    @property
     def version(self) -> int:
         """Its version: 1, and one more whenever shards were appended to it."""
         return int(self.manifest.get("version", 1))
@@ -308,15 +313,19 @@ def _append(table: pa.Table, path: Place, other: Place) -> pa.Table:
 
 
 def _read_manifest(root: Place, version: int | None) -> tuple[dict[str, Any], str]:
-    path = root / (MANIFEST if version is None else manifest_of(version))
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(_missing_manifest(root, path, error)) from error
-    manifest = _parsed(path, content)
+    content = _read_file(root, MANIFEST)
+    manifest = _parsed(root / MANIFEST, content)
     if version is not None and manifest.get("version", 1) != version:
-        raise DataError(f"{path}: is not version {version} of the set; leave data.version out")
+        content = _read_file(root, manifest_of(version))
+        manifest = _parsed(root / manifest_of(version), content)
     return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _read_file(root: Place, name: str) -> bytes:
+    try:
+        return (root / name).read_bytes()
+    except OSError as error:
+        raise DataError(_missing_manifest(root, root / name, error)) from error
 
 
 def manifest_of(version: int) -> str:

@@ -22,7 +22,14 @@ from recon_ray.data.format.files import (
     write_json,
     write_table,
 )
-from recon_ray.data.format.manifest import SHARD_TABLE, ShardRecords, make_manifest
+from recon_ray.data.format.manifest import (
+    SHARD_TABLE,
+    ShardRecords,
+    check_columns,
+    make_manifest,
+    merged_manifest,
+)
+from recon_ray.data.format.prepared import PreparedSet, manifest_of
 from recon_ray.data.format.schema import KINDS, MANIFEST
 from recon_ray.data.prepare.build_shard import RECORDS, build_shard, finished
 from recon_ray.data.prepare.repairs import continue_plan, is_repaired
@@ -57,6 +64,7 @@ def prepare(
     options: PrepareOptions,
     *,
     run: Run = run_serial,
+    append: bool = False,
 ) -> dict[str, Any]:
     """Build, or finish, a prepared set.
 
@@ -64,6 +72,8 @@ def prepare(
         source: Lists and loads the samples.
         output: Folder of the set; made if needed. A set of the same plan in it is continued.
         options: How samples become rows.
+        append: Append to a finished set in the output, as its next version; runs that were begun
+            on an earlier version go on with that.
         run: Executes the shard tasks: ``run(build_shard, tasks)`` yields their records in any
             order.
 
@@ -79,7 +89,14 @@ def prepare(
     if root.is_local and Path(root).exists() and not Path(root).is_dir():
         raise DataError(f"{root}: the output is a file; choose another folder")
     files = root.files()
-    plan = _adopt(root, make_plan(source, str(root), options), files)
+    before = PreparedSet.open(root) if append else None
+    plan = make_plan(source, str(root), options, after=before)
+    if before is not None and before.manifest["plan_hash"] == plan.hash:
+        logger.info("prepare: version %d of %s holds these samples", before.version, root)
+        return before.manifest
+    if before is not None:
+        check_columns(before, plan)
+    plan = _adopt(root, plan, files)
     records = _finished(root, plan, files)
     todo = np.flatnonzero(~records.is_built)
     logger.info(
@@ -89,7 +106,7 @@ def prepare(
         len(plan.tasks),
         len(plan.tasks) - len(todo),
     )
-    if len(todo):  # an incomplete set must not look complete
+    if len(todo) and before is None:  # an incomplete set must not look complete
         (root / MANIFEST).unlink()
     _check_quarantine(root, plan, records)
     try:
@@ -100,7 +117,7 @@ def prepare(
         remove_temporaries(root, FOLDERS)  # of processes that were ended while they wrote
     if len(todo) and (lost := records.missing(root.files())) is not None:
         raise DataError(UNSHARED.format(root=root, shard=lost))
-    return _finish(root, plan, records)
+    return _finish(root, plan, records, before)
 
 
 def _finished(root: Place, plan: Plan, files: Mapping[str, int]) -> ShardRecords:
@@ -166,9 +183,14 @@ def _adopt(root: Place, plan: Plan, files: dict[str, int]) -> Plan:
     Raises:
         DataError: If the output holds a set of another plan.
     """
-    found = read_json(root / PLAN) if PLAN in files else None
-    records = [name for name in files if name.startswith(f"{RECORDS}/")]
-    begun = bool(records) or MANIFEST in files
+    version = plan.tasks.version
+    file = _of_version(PLAN, version)
+    found = read_json(root / file) if file in files else None
+    prefix = plan.tasks.prefix
+    records = [
+        n for n in files if n.startswith(f"{RECORDS}/") and n.split("/")[-1].startswith(prefix)
+    ]
+    begun = bool(records) or (MANIFEST in files and version == 1)
     if begun and isinstance(found, dict):
         plan = continue_plan(plan, found, (root / name for name in records))
     if begun and (not isinstance(found, dict) or found.get("hash") != plan.hash):
@@ -178,21 +200,27 @@ def _adopt(root: Place, plan: Plan, files: dict[str, int]) -> Plan:
             f"{root}: holds another prepared set ({reason}); choose another output or delete the "
             "folder"
         )
-    for file in [name for name in files if _is_leftover(name, plan)]:
-        (root / file).unlink()
-        del files[file]
+    for leftover in [name for name in files if _is_leftover(name, plan)]:
+        (root / leftover).unlink()
+        del files[leftover]
     remove_temporaries(root, FOLDERS)
     content = {"hash": plan.hash, "settings": dict(plan.settings), "repaired": dict(plan.repaired)}
     if content != found:
-        write_json(root / PLAN, content)
+        write_json(root / file, content)
     return plan
 
 
 def _is_leftover(file: str, plan: Plan) -> bool:
     """Return whether a file is a shard of an earlier plan."""
     kind, split, name = [*file.split("/"), "", ""][:3]
-    is_shard = kind in KINDS and name.startswith("part-") and name.endswith(".parquet")
+    is_shard = kind in KINDS and name.startswith(plan.tasks.prefix) and name.endswith(".parquet")
     return is_shard and plan.tasks.number_of(split, name) is None
+
+
+def _of_version(name: str, version: int) -> str:
+    """Return the name of a file of one version of a set; the first one's is the plain one."""
+    stem, dot, suffix = name.partition(".")
+    return name if version == 1 else f"{stem}-{version}{dot}{suffix}"
 
 
 # The whole set
@@ -207,10 +235,11 @@ def _check_quarantine(root: Place, plan: Plan, records: ShardRecords) -> None:
     if records.quarantined <= tolerated:
         return
     entries = records.quarantine
-    _write_quarantine(root, [*entries, *_excluded(plan)])
+    file = root / _of_version(QUARANTINE, plan.tasks.version)
+    _write_quarantine(file, [*entries, *_excluded(plan)])
     raise DataError(
         f"{len(entries)} of {total} samples are unreadable, more than the tolerated {tolerated}, "
-        f"the first being {entries[0]['reason']!r}; all reasons are in {root / QUARANTINE}: repair "
+        f"the first being {entries[0]['reason']!r}; all reasons are in {file}: repair "
         "the files and run again, or raise prepare.max_quarantine_fraction"
     )
 
@@ -223,9 +252,9 @@ def _excluded(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _write_quarantine(root: Place, entries: Iterable[dict[str, Any]]) -> None:
+def _write_quarantine(file: Place, entries: Iterable[dict[str, Any]]) -> None:
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    write_file(root / QUARANTINE, lines.encode())
+    write_file(file, lines.encode())
 
 
 def _warn(what: str, entries: list[dict[str, Any]], file: Place) -> None:
@@ -235,17 +264,27 @@ def _warn(what: str, entries: list[dict[str, Any]], file: Place) -> None:
         logger.warning("%s %d more: see %s", what, len(entries) - SHOWN, file)
 
 
-def _finish(root: Place, plan: Plan, records: ShardRecords) -> dict[str, Any]:
+def _finish(
+    root: Place, plan: Plan, records: ShardRecords, before: PreparedSet | None
+) -> dict[str, Any]:
     entries, excluded = records.quarantine, _excluded(plan)
-    _warn("left out", entries, root / QUARANTINE)
-    _warn("left out by rule", excluded, root / QUARANTINE)
-    _write_quarantine(root, [*entries, *excluded])
+    version = plan.tasks.version
+    quarantine = root / _of_version(QUARANTINE, version)
+    _warn("left out", entries, quarantine)
+    _warn("left out by rule", excluded, quarantine)
+    _write_quarantine(quarantine, [*entries, *excluded])
     tables = {
         name: {**write_table(root, f"{name}.parquet", table), "rows": len(table)}
         for name, table in plan.listing.tables.items()
     }
-    shards = write_table(root, SHARD_TABLE.format(version=1), records.table())
+    shards = write_table(root, SHARD_TABLE.format(version=version), records.table())
     manifest = make_manifest(plan, records, tables, [shards])
+    if before is not None:
+        manifest = merged_manifest(before, manifest)
+        if "shards" not in before.manifest:  # of an earlier schema
+            table = write_table(root, SHARD_TABLE.format(version=1), before.shards)
+            manifest["shards"] = [table, shards]
+        write_file(root / manifest_of(before.version), (root / MANIFEST).read_bytes())
     write_json(root / MANIFEST, manifest)
     logger.info("prepare: %d samples, %d left out, in %s", manifest["rows"], len(entries), root)
     return manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
@@ -21,6 +21,8 @@ from recon_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from recon_ray.data.format.prepared import PreparedSet
 
 Setting = str | int | float | bool | None
 # Raising the tolerated fraction must not throw finished shards away: it decides nothing in them.
@@ -156,6 +158,8 @@ class ShardTasks(Sequence[ShardTask]):
         options: The options with the source's values filled in.
         layout: Columns of the files.
         held_bytes: Memory that the source needs in a process.
+        version: Version of the set that the shards make.
+        first_id: Sample id of the first of them.
     """
 
     root: str
@@ -166,6 +170,19 @@ class ShardTasks(Sequence[ShardTask]):
     options: PrepareOptions
     layout: Layout
     held_bytes: int = 0
+    version: int = 1
+    first_id: int = 0
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the names of the files: those of each version have another one."""
+        return "part-" if self.version == 1 else f"v{self.version}-part-"
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Return split and file name of every shard."""
+        for split, total in self.counts.items():
+            for index in range(total):
+                yield split, f"{self.prefix}{index:05d}-of-{total:05d}.parquet"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -186,13 +203,13 @@ class ShardTasks(Sequence[ShardTask]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        left, first_id, size = number, 0, self.options.samples_per_shard
+        left, first_id, size = number, self.first_id, self.options.samples_per_shard
         for split, total in self.counts.items():
             if left < total:
                 break
             left -= total
             first_id += len(self.order[split])
-        name = f"part-{left:05d}-of-{total:05d}.parquet"
+        name = f"{self.prefix}{left:05d}-of-{total:05d}.parquet"
         rows = self.order[split][left * size : (left + 1) * size]
         return ShardTask(
             self.root,
@@ -220,7 +237,7 @@ class ShardTasks(Sequence[ShardTask]):
         """Return the number of the shard of a file name, None if there is none."""
         first = 0
         for other, total in self.counts.items():
-            found = re.fullmatch(rf"part-(\d{{5,}})-of-{total:05d}\.parquet", name)
+            found = re.fullmatch(rf"{self.prefix}(\d{{5,}})-of-{total:05d}\.parquet", name)
             if other == split and found and int(found[1]) < total:
                 return first + int(found[1])
             first += total
@@ -282,8 +299,16 @@ class Plan:
         return sum(map(len, self.tasks.order.values()))
 
 
-def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
+def make_plan(
+    source: Source, root: str, options: PrepareOptions, *, after: PreparedSet | None = None
+) -> Plan:
     """Scan the source and assign its samples to shards of the prepared set at ``root``.
+
+    Args:
+        source: Lists and loads the samples.
+        root: Folder or URI of the set.
+        options: How samples become rows.
+        after: The set that they are appended to. Its classes keep their labels; new ones follow.
 
     Samples are shuffled within their split, by the seed, unless the source gives them an order:
     sources list them by category, and training shuffles only within a window later.
@@ -295,7 +320,15 @@ def make_plan(source: Source, root: str, options: PrepareOptions) -> Plan:
     listing = source.scan()
     items = Items.of(listing.items)
     _check_items(items)
-    return _assign(source, root, listing, items, options)
+    if after is None:
+        return _assign(source, root, listing, items, options)
+    known = after.classes
+    classes = (*known, *(name for name in listing.classes if name not in known))
+    place = {name: label for label, name in enumerate(classes)}
+    items = items.relabeled(np.array([place[name] for name in listing.classes], np.int32))
+    plan = _assign(source, root, replace(listing, classes=classes), items, options)
+    first = max(s.first_sample_id + s.planned for s in after.splits.values())
+    return replace(plan, tasks=replace(plan.tasks, version=after.version + 1, first_id=first))
 
 
 def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
@@ -303,7 +336,8 @@ def with_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     items, repaired = plan.items.with_sizes(sizes)
     tasks = plan.tasks
     again = _assign(tasks.source, tasks.root, plan.listing, items, plan.options)
-    return replace(again, repaired=repaired)
+    same = replace(again.tasks, version=tasks.version, first_id=tasks.first_id)
+    return replace(again, tasks=same, repaired=repaired)
 
 
 def _assign(

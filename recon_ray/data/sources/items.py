@@ -122,6 +122,13 @@ class Items(Sequence[Item]):
         found.update(b"]}")
         return found.hexdigest()
 
+    def relabeled(self, labels: np.ndarray) -> Items:
+        """Return the items with ``labels[label]`` for each label; -1 stays."""
+        found = self.table["label"].to_numpy()
+        changed = np.append(labels, np.int32(-1))[found].astype(np.int32)
+        place = SCHEMA.get_field_index("label")
+        return Items(self.table.set_column(place, SCHEMA.field(place), pa.array(changed)))
+
     def named(self, object_ids: Iterable[str]) -> Items:
         """Return the items of some object ids."""
         names = pa.array(list(object_ids), pa.string())

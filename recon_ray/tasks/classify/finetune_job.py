@@ -67,7 +67,9 @@ def open_set(config: FinetuneConfig) -> PreparedSet:
         DataError: If the set is damaged.
     """
     data = config.data
-    prepared = open_episode(config, find_set("data.path", data.path).checked(data.verify))
+    prepared = open_episode(
+        config, find_set("data.path", data.path, data.version).checked(data.verify)
+    )
     if data.validation_fraction is not None:
         prepared = _hold_out(config, prepared)
     check_classes(prepared)

@@ -59,7 +59,7 @@ def open_set(config: PartsegConfig) -> PreparedSet:
         ConfigError: If there is no such folder, or no such splits or part labels in it.
         DataError: If it is damaged.
     """
-    prepared, data = find_set("data.path", config.data.path), config.data
+    prepared, data = find_set("data.path", config.data.path, config.data.version), config.data
     if not prepared.layout.part_labels:
         raise ConfigError(
             f"data.path={data.path}: its shapes have no part labels; prepare a set that has, "

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 #: Options of the section that belong to a source or to the execution, not to the rows.
 NOT_ROW_OPTIONS = {
     "test_fraction", "table", "train_per_class", "test_per_class", "processes", "parallel",
+    "append",
 }  # fmt: skip
 #: Default number of images a shape; other sources are not pre-trained with images.
 VIEWS = {"synthetic": 4, "custom": 4, "shapenet55": 1}
@@ -158,7 +159,9 @@ def prepare_set(
         DataError: See :func:`recon_ray.data.prepare.build_set.prepare`.
     """
     run = _runner(options, cluster)
-    return build_set(source, output, row_options(options, source.name, flags), run=run)
+    return build_set(
+        source, output, row_options(options, source.name, flags), run=run, append=options.append
+    )
 
 
 def _runner(options: PrepareSection, cluster: ClusterSection | None) -> Runner:

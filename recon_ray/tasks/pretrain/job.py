@@ -91,7 +91,7 @@ def open_set(config: PretrainConfig, *, creates: bool = True) -> PreparedSet:
         place = Place.of(path)
         if not (place / "_manifest.json").exists():
             _make_synthetic(config, place)
-    prepared = find_set("data.path", path)
+    prepared = find_set("data.path", path, config.data.version)
     check_evaluated_split(config, prepared)
     image = config.teacher.image
     if image.name not in (None, SOURCE) and image.mode == "online":
