@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pyarrow import ArrowInvalid
 
 from recon_ray import __version__
 from recon_ray.cluster.workarounds.undocumented import is_submitted
@@ -261,7 +260,7 @@ def with_name(job: str, config: ConfigT, *, label: str) -> ConfigT:
 def _find_folder(storage: str, name: str) -> RunFolder:
     try:
         return RunFolder(join(storage, name))
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"run.storage={storage}: it cannot be reached ({_first_line(error)}); give a folder, "
             "or a URI such as s3://bucket/folder"

@@ -95,7 +95,7 @@ def _image_cache(
 ) -> TeacherCache:
     options = config.teacher.image
     if options.cache is not None:
-        return _named_cache(config, Place.of(options.cache), prepared, splits)
+        return _named_cache(config, options.cache, prepared, splits)
     fitting, reason = _fitting_caches(options, prepared, splits)
     if not fitting:
         nearest = f" (the nearest is {reason})" if reason else ""
@@ -130,14 +130,14 @@ def _absent(cache: TeacherCache, splits: Sequence[str]) -> str | None:
 
 
 def _named_cache(
-    config: PretrainConfig, path: Place, prepared: PreparedSet, splits: Sequence[str]
+    config: PretrainConfig, path: str, prepared: PreparedSet, splits: Sequence[str]
 ) -> TeacherCache:
-    if not path.is_dir():
+    if not (place := Place.of(path)).is_dir():
         raise ConfigError(
             f"teacher.image.cache={path}: no such folder; leave it out, or make the cache: "
             f"{cache_command(config)}"
         )
-    cache, wanted = TeacherCache.open(path), _wanted_images(config.teacher.image, prepared)
+    cache, wanted = TeacherCache.open(place), _wanted_images(config.teacher.image, prepared)
     wrong = difference(cache.identity, wanted) or _absent(cache, splits)
     if wrong is not None:
         raise ConfigError(

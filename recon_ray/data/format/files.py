@@ -140,10 +140,16 @@ def check_sha256(path: Where, expected: str) -> None:
     """
     try:
         found = file_sha256(path)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason_of(error)}); {REBUILD}") from error
     if found != expected:
         raise _damaged(path)
+
+
+def _missing(path: Where) -> DataError:
+    return DataError(f"{path}: the shard is missing; run the prepare job again to rebuild it")
 
 
 def _damaged(path: Where) -> DataError:
@@ -233,9 +239,7 @@ def _opened(
                 raise DataError(f"{place}: has no column {missing[0]!r}")
             yield file
     except FileNotFoundError as error:
-        raise DataError(
-            f"{place}: the shard is missing; run the prepare job again to rebuild it"
-        ) from error
+        raise _missing(place) from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{place}: cannot be read as Parquet; {REBUILD}") from error
 

@@ -206,8 +206,9 @@ class PreparedSet:
     def parts(self, split: Split, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Read a split as :meth:`read` does, file by file."""
         for member in split.members:
-            for path in member.geometry:
-                yield self.read(replace(member, geometry=[path]), columns)
+            for number, path in enumerate(member.geometry):
+                rows = member.shard_rows[number : number + 1]
+                yield self.read(replace(member, geometry=[path], shard_rows=rows), columns)
 
     def _rows(
         self, split: Split, names: list[str] | None, *, views: bool, features: bool
@@ -223,6 +224,11 @@ class PreparedSet:
         tables = []
         for index, path in enumerate(split.geometry):
             table = read_table(path, names)
+            if len(table) != split.shard_rows[index]:
+                raise DataError(
+                    f"{path}: holds {len(table)} rows, but the manifest has "
+                    f"{split.shard_rows[index]}; {AGAIN}"
+                )
             for files in beside:
                 table = _append(table, path, files[index])
             tables.append(table)

@@ -95,9 +95,13 @@ class ShardFiles(Sequence[ShardFile]):
                 yield ShardFile(str(place), row["size"], row["sha256"].hex(), self.check)
 
 
-def joined_files(parts: Sequence[Sequence[Place]], *, check: bool = False) -> Sequence[ShardFile]:
+def joined_files(
+    parts: Sequence[Sequence[ShardFile]], *, check: bool = False
+) -> Sequence[ShardFile]:
     """Return the files of several splits, which follow each other; empty ones have none."""
     found = [part for part in parts if isinstance(part, ShardFiles)]
+    if len(found) < sum(len(part) > 0 for part in parts):
+        return tuple(file for part in parts for file in part)
     if not found:
         return ()
     table = pa.concat_tables([part.table for part in found]).unify_dictionaries()

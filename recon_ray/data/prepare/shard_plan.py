@@ -235,11 +235,12 @@ class ShardTasks(Sequence[ShardTask]):
 
     def number_of(self, split: str, name: str) -> int | None:
         """Return the number of the shard of a file name, None if there is none."""
-        first = 0
+        first, index = 0, re.match(rf"{self.prefix}(\d+)-of-", name)
         for other, total in self.counts.items():
-            found = re.fullmatch(rf"{self.prefix}(\d{{5,}})-of-{total:05d}\.parquet", name)
-            if other == split and found and int(found[1]) < total:
-                return first + int(found[1])
+            if other == split and index and int(index[1]) < total:
+                number = int(index[1])
+                is_its_name = name == f"{self.prefix}{number:05d}-of-{total:05d}.parquet"
+                return first + number if is_its_name else None
             first += total
         return None
 

@@ -24,9 +24,11 @@ SCHEMA = pa.schema(
         "split": pa.dictionary(pa.int32(), pa.string()),
         "category": pa.dictionary(pa.int32(), pa.string()),
         "label": pa.int32(),
-        "caption": pa.string(),
-        "file": pa.string(),
-        "images": pa.list_(pa.string()),
+        # Bytes: an odd file name, or half a surrogate pair in a caption, is no UTF-8, and is
+        # refused when its sample is read, alone.
+        "caption": pa.binary(),
+        "file": pa.binary(),
+        "images": pa.list_(pa.binary()),
         "size_bytes": pa.int64(),
     }
 )
@@ -77,7 +79,8 @@ class Items(Sequence[Item]):
     def __iter__(self) -> Iterator[Item]:
         for rows in self.table.to_batches(max_chunksize=AT_ONCE):
             for row in rows.to_pylist():
-                yield Item(**{**row, "images": tuple(row["images"])})
+                texts = {name: _text(row[name]) for name in ("caption", "file")}
+                yield Item(**{**row, **texts, "images": tuple(map(_text, row["images"]))})
 
     def take(self, rows: np.ndarray) -> Items:
         """Return the items of some rows."""
@@ -168,4 +171,16 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
     kind = SCHEMA.field(name).type
     if pa.types.is_dictionary(kind):
         return pa.array(values, pa.string()).dictionary_encode()
+    if kind == pa.binary():
+        values = [_bytes(value) for value in values]
+    elif pa.types.is_list(kind):
+        values = [[_bytes(value) for value in row] for row in values]
     return pa.array(values, kind)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors="surrogatepass")

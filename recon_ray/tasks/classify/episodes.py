@@ -122,10 +122,11 @@ def _key(config: FinetuneConfig) -> tuple[str, str]:
 
 
 def _folder(config: FinetuneConfig) -> Place:
-    folder = Place.of(config.data.episodes or config.data.path)
+    given = config.data.episodes or config.data.path
+    folder = Place.of(given)
     if not folder.is_dir():
         raise ConfigError(
-            f"data.episodes={folder}: no such folder; make episodes with jobs/prepare.py "
+            f"data.episodes={given}: no such folder; make episodes with jobs/prepare.py "
             "source=fewshot"
         )
     return folder
