@@ -28,6 +28,8 @@ TEMPORARY = ".tmp-"
 CONNECTED = ("s3", "gs", "gcs")
 #: Option of pyarrow by which a small file is written to S3 by one request instead of three.
 ONE_REQUEST = "allow_delayed_open=true"
+#: Stores of this process alone, by the kind of their URIs; see :func:`serving`.
+_SERVED: dict[str, pafs.FileSystem] = {}
 
 
 def is_uri(place: str) -> bool:
@@ -67,6 +69,8 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), str(Path(place).absolute())
     head, _, query = _cut(place)
     kind, _, path = head.partition("://")
+    if kind in _SERVED:
+        return _SERVED[kind], path.rstrip("/")
     if kind in CONNECTED:
         options = query if kind != "s3" else "&".join(filter(None, [query, ONE_REQUEST]))
         bucket = f"{kind}://{path.partition('/')[0]}?{options}".rstrip("?")
@@ -81,6 +85,16 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
         except (ImportError, ValueError) as error:
             raise ValueError(str(error)) from unknown
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+@contextmanager
+def serving(kind: str, filesystem: pafs.FileSystem) -> Iterator[None]:
+    """Let URIs of a kind name places in a store of this process, to count what it is asked for."""
+    _SERVED[kind] = filesystem
+    try:
+        yield
+    finally:
+        del _SERVED[kind]
 
 
 @lru_cache(maxsize=64)
@@ -218,9 +232,9 @@ class Place:
         """
         filesystem, path = open_filesystem(self.uri)
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        start = len(path.rstrip("/")) + 1
+        start = len(path.strip("/")) + 1
         return {
-            info.path[start:]: info.size
+            info.path.lstrip("/")[start:]: info.size
             for info in filesystem.get_file_info(selector)
             if info.type == pafs.FileType.File
         }
@@ -262,7 +276,7 @@ class Place:
             OSError: If the disk is full or the file system refuses.
         """
         filesystem, path = open_filesystem(self.uri)
-        appears_whole = self.uri.startswith(tuple(f"{kind}://" for kind in CONNECTED))
+        appears_whole = self.uri.partition("://")[0] in {*CONNECTED, *_SERVED}
         # Not named *.parquet: the leftover of a killed process must not look like a shard.
         folder, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
         partial = path if appears_whole else f"{folder}/{TEMPORARY}{os.getpid()}-{name}.partial"
