@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -157,15 +158,37 @@ def read_table(path: Path, columns: list[str] | None) -> pa.Table:
         return unpacked(file.read(columns))
 
 
-def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+def read_parts(
+    path: Path, columns: Sequence[str], rows: int, *, first: int = 0
+) -> Iterator[pa.Table]:
     """Read a Parquet file in parts of ``rows`` rows, in this thread.
+
+    Args:
+        path: The file.
+        columns: Names of the columns.
+        rows: Rows of a part.
+        first: Number of the part to begin with; row groups before it are not decoded.
 
     Raises:
         DataError: If it is unreadable or lacks a column.
     """
     with _opened(path, columns) as file:
-        for part in file.iter_batches(rows, columns=list(columns), use_threads=False):
+        groups, skipped = _groups_from(file.metadata, first * rows), first
+        if groups:
+            skipped = 0
+        options = {"columns": list(columns), "use_threads": False, "row_groups": groups or None}
+        for part in itertools.islice(file.iter_batches(rows, **options), skipped, None):
             yield unpacked(pa.Table.from_batches([part]))
+
+
+def _groups_from(metadata: pq.FileMetaData, row: int) -> list[int]:
+    """Return the row groups from a row on, none if no row group begins there."""
+    before = 0
+    for group in range(metadata.num_row_groups):
+        if before >= row:
+            return list(range(group, metadata.num_row_groups)) if before == row else []
+        before += metadata.row_group(group).num_rows
+    return []
 
 
 def read_schema(path: Path, columns: Sequence[str]) -> pa.Schema:
