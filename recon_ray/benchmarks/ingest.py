@@ -211,7 +211,7 @@ def _feed(
             folder=RunFolder(storage),
         )
         plan = plan_workers(
-            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
+            config.cluster, reads_during_training=mode == "stream", device=config.runtime.device
         )
         outcome = run_workers(feed_loop, job, config.cluster, plan, mode)
     return [EpochTime(*epoch) for epoch in outcome["epochs"]]

@@ -18,9 +18,9 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from recon_ray.benchmarks.counted_store import CountedStore
+from recon_ray.data.format.files import write_json, write_table
 from recon_ray.data.format.manifest import SHARD_TABLE
 from recon_ray.data.format.prepared import PreparedSet
-from recon_ray.data.format.files import write_json, write_table
 from recon_ray.data.format.schema import MANIFEST, SCHEMA_VERSION
 from recon_ray.data.format.shards import shard_schema
 from recon_ray.data.prepare.build_set import prepare
@@ -193,4 +193,3 @@ def _record(store: CountedStore, task: ShardTask) -> dict[str, Any]:
         "labels": {"train": rows}, "quarantine": [],
         "coordinates": {"count": rows, "sum": 0.0, "squares": 0.0, "min": 0.0, "max": 0.0},
     }  # fmt: skip
-

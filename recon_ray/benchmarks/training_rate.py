@@ -65,7 +65,7 @@ def _records(
         job = training_job(config, prepared, RunFolder(storage), feed)
         mode = job.mode
         plan = plan_workers(
-            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
+            config.cluster, reads_during_training=mode == "stream", device=config.runtime.device
         )
         train_on_ray(job, config.cluster, plan, mode)
         return read_records(job.folder)

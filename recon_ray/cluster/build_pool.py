@@ -13,8 +13,8 @@ import ray
 import ray.data
 
 from recon_ray.cluster.session import ray_session
+from recon_ray.cluster.workarounds.ray_log import quiet_ray_data
 from recon_ray.config.sections.common import ClusterSection
-from recon_ray.data.loading.ray_log import quiet_ray_data
 from recon_ray.errors import ReconError, as_record, from_record
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from recon_ray.cluster.datasets import put_tables, read_tables
+from recon_ray.cluster.datasets import SplitBlocks, put_tables, read_tables
 from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.cluster.placement import plan_workers
 from recon_ray.cluster.session import ray_session
@@ -22,7 +22,6 @@ from recon_ray.cluster.worker import WorkerSetup
 from recon_ray.config.sections.common import ClusterSection, RuntimeSection
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import BatchOptions, IndexedTable
-from recon_ray.data.loading.stream import SplitBlocks
 from recon_ray.errors import CheckpointError
 from recon_ray.machine import cpu_count
 from recon_ray.runs.folder import RunFolder

@@ -65,7 +65,7 @@ def plan_workers(
     Args:
         options: The cluster's section.
         reads_during_training: Whether Ray Data reads files while the workers run, for which it
-            needs one whole CPU that no worker has reserved; otherwise it would hang silently.
+            should have one whole CPU that no worker has reserved.
         device: ``runtime.device``.
         exchanges: Whether the workers exchange tensors, for which each must have a GPU of its own.
 
@@ -103,8 +103,8 @@ def plan_workers(
         most = min(high, sum(need.fits_into(node) for node in nodes))
         if not _leaves_one_cpu(nodes, need, most):
             logger.warning(
-                "cluster.workers=[%d, %d]: at %d workers no CPU is left to read with and the run "
-                "would wait; lower the maximum, or set data.mode=shared", low, high, most,
+                "cluster.workers=[%d, %d]: at %d workers no CPU is left to read with, which "
+                "slows them down; lower the maximum, or set data.mode=shared", low, high, most,
             )  # fmt: skip
     cores = usable_cores(options, cpus, len(nodes))
     return WorkerPlan(low, high, need.cpus, need.gpus, len(nodes), cpus, cores)
@@ -180,7 +180,7 @@ def _refuse_no_reader(
     choices = f"{', '.join(ways[:-1])}, or {ways[-1]}" if ways[:-1] else ways[-1]
     parts = f", in parts on {len(nodes)} nodes" if len(nodes) > 1 else ""
     raise ConfigError(
-        f"data.mode=stream needs one free CPU to read with (so does cached), but {workers} workers "
+        f"data.mode=stream needs one free CPU to read with, but {workers} workers "
         f"x {need.cpus:g} CPUs leave {cpus - workers * need.cpus:g} of {cpus:g}{parts}: set "
         f"{choices}"
     )

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 from tqdm import tqdm
 
-from recon_ray.cluster.datasets import put_tables, read_tables, training_datasets
+from recon_ray.cluster.datasets import put_blocks, put_tables, read_tables
 from recon_ray.cluster.failures import FailureNotes, translate_failures
 from recon_ray.cluster.placement import WorkerPlan
 from recon_ray.cluster.stop_watch import outcome_of, running_stop_actor
@@ -23,16 +23,17 @@ from recon_ray.cluster.training_job import Mode, TrainingJob, resolved
 from recon_ray.cluster.workarounds.interrupts import InterruptibleTrainer
 from recon_ray.cluster.workarounds.reservations import release_reservation
 from recon_ray.cluster.workarounds.undocumented import remove_snapshot
-from recon_ray.cluster.worker import WorkerPayload, WorkerSetup, train_loop
+from recon_ray.cluster.worker import StreamSource, WorkerPayload, WorkerSetup, train_loop
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.data.loading.batches import IndexedTable
-from recon_ray.data.loading.stream import put_blocks
 from recon_ray.errors import ConfigError
 from recon_ray.machine import cpu_count
 from recon_ray.runs.folder import RunFolder, new_attempt
 from recon_ray.runs.journal import Journal
 from recon_ray.runs.jsonl import read_lines
+from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.feed.resident import indexed_feed
+from recon_ray.train.feed.streamed import ReadHere
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
 from recon_ray.train.out_of_memory import training_advice
@@ -46,7 +47,7 @@ STREAM_EVALUATION_ROWS = 4096
 
 
 def train_here(job: TrainingJob) -> dict[str, float]:
-    """Train in this process, without Ray; same order of samples and same files as ``shared``."""
+    """Train in this process, without Ray: the same order of samples and the same files."""
     job.check(range(1, 2))
     device_option = job.config.runtime.device
     on_gpu = device_option == "cuda" or (device_option == "auto" and torch.cuda.is_available())
@@ -54,17 +55,25 @@ def train_here(job: TrainingJob) -> dict[str, float]:
     torch.set_num_threads(job.config.runtime.threads or cpu_count())
     split, options, device = job.train_split, job.options, torch.device("cuda" if on_gpu else "cpu")
     columns = list(options.columns)
-    train = job.prepared.read(split, columns=columns, views=job.uses_views)
-    train = train.slice(0, job.train_rows)
-    views = [train.select(["sample_id", "views"])] if job.uses_views else None
-    features = [[one.read().slice(0, job.train_rows)] for one in job.features]
-    table = IndexedTable([train.select(columns)], views, features)
+    feed: TrainFeed
+    if job.mode in ("stream", "cached") and job.config.data.limit is None:
+        head = split.head(STREAM_EVALUATION_ROWS)
+        table = IndexedTable([job.prepared.read(head, columns=columns)])
+        source = ReadHere(job.files, job.reader)
+        feed = job.stream_feed(source, row_bytes=job.row_bytes, device=device)
+    else:
+        train = job.prepared.read(split, columns=columns, views=job.uses_views)
+        train = train.slice(0, job.train_rows)
+        views = [train.select(["sample_id", "views"])] if job.uses_views else None
+        features = [[one.read().slice(0, job.train_rows)] for one in job.features]
+        table = IndexedTable([train.select(columns)], views, features)
+        feed = indexed_feed(
+            table, options, seed=job.config.run.seed, residency=job.residency, device=device
+        )
     runtime = LocalRuntime(
         job.folder,
         tables={split.name: table} | read_tables(job.evaluation_tables, columns),
-        train_feed=indexed_feed(
-            table, options, seed=job.config.run.seed, residency=job.residency, device=device
-        ),
+        train_feed=feed,
         device=device,
         keep_checkpoints=job.config.train.keep_checkpoints,
         keep_every=job.config.train.keep_every_steps,
@@ -115,7 +124,7 @@ def run_workers(
             name="checkpoints",  # Ray's folder is <run>/checkpoints, where our store writes
             storage=job.folder.place,
             notes=FailureNotes(job.folder.place),
-            datasets=training_datasets(job, mode),
+            datasets={},  # every worker reads its own, see RayStream
         )  # fmt: skip
         place = job.folder.place
         for earlier in journal.events("submitted")[-1:]:
@@ -200,10 +209,13 @@ def _payload(
         with_views={train.name} if job.uses_views and not is_streamed else set(),
         features={} if is_streamed else {train.name: job.features},
     )
+    stream = None
+    if is_streamed:
+        stream = StreamSource.of(job, keeps=mode == "cached")
     return WorkerPayload(
         job=resolved(job, on_gpu=plan.gpus_per_worker > 0),
         setup=WorkerSetup.of_driver(actor, job.config.runtime, plan),
-        mode=mode,
+        stream=stream,
         blocks=blocks | put_tables(job.other_tables, columns),
         attempt=new_attempt(),
         show_records=not shows_bar(job.folder),

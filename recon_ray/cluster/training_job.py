@@ -8,19 +8,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
+from recon_ray.cluster.datasets import decoded_bytes, fits_object_store
 from recon_ray.config.sections.data import SetSection
 from recon_ray.config.sections.training import TrainingConfig
+from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.stored_features import StoredFeatures
 from recon_ray.data.loading.batches import BatchOptions
-from recon_ray.data.loading.stream import decoded_bytes, fits_object_store
+from recon_ray.data.loading.shard_cache import ShardCache
+from recon_ray.data.loading.shard_reader import ShardReader, SplitFiles
+from recon_ray.data.loading.stream_order import StreamLayout
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import CheckpointStore
 from recon_ray.runs.folder import RunFolder
 from recon_ray.train.feed.batching import BatchPlan, steps_per_epoch
 from recon_ray.train.feed.resident import Residency
+from recon_ray.train.feed.streamed import RowSource, StreamFeed
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.state import Progress, SampleOrder
+from recon_ray.train.state import Progress, SampleOrder, was_streamed
 from recon_ray.train.task import Task
 
 Mode = Literal["auto", "stream", "cached", "shared"]
@@ -105,6 +113,61 @@ class TrainingJob:
         """Return whether the batches of training hold images."""
         return self.options.images is not None
 
+    @property
+    def shard_rows(self) -> np.ndarray:
+        """Return the rows of the shards that are trained on: (S,)."""
+        return np.asarray(self.train_split.shard_rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a training row in memory."""
+        split = self.train_split
+        size = decoded_bytes(self.prepared, split, views=self.uses_views, features=self.features)
+        return max(1, size // max(split.rows, 1))
+
+    @property
+    def files(self) -> SplitFiles:
+        """Return the files that are read together, those of :attr:`reader`."""
+        split = self.train_split
+        views = (split.views,) if self.uses_views else ()
+        return SplitFiles((split.geometry, *(one.files for one in self.features), *views))
+
+    @property
+    def reader(self) -> ShardReader:
+        """Return the reader of a stream."""
+        data, views = self.config.data, ("views",) if self.uses_views else ()
+        beside = (*(one.column for one in self.features), *views)
+        cache = None
+        if data.cache_bytes is not None:
+            content = self.prepared.manifest_hash
+            cache = ShardCache(data.cache_folder, data.cache_bytes, content)
+        return ShardReader(self.options.columns, beside, cache)
+
+    def stream_layout(self, row_bytes: int) -> StreamLayout:
+        """Return what fixes the order of a stream besides set and seed."""
+        buffer = self.config.data.shuffle_buffer
+        return StreamLayout.of(self.shard_rows, row_bytes=row_bytes, group_rows=buffer)
+
+    def stream_feed(self, source: RowSource, *, row_bytes: int, device: torch.device) -> StreamFeed:
+        """Return the training samples from a source that is read as they are needed.
+
+        Args:
+            source: Reads them.
+            row_bytes: :attr:`row_bytes`.
+            device: The worker's device.
+        """
+        files, shard_rows = self.train_split.geometry, self.shard_rows
+        return StreamFeed(
+            shard_rows,
+            self.options.for_device(device),
+            source,
+            seed=self.config.run.seed,
+            layout=self.stream_layout(row_bytes),
+            epochs=self.settings.total_epochs,
+            sample_ids=lambda n: read_table(files[n], ["sample_id"])["sample_id"].to_numpy(),
+            pinned=device.type == "cuda",
+        )
+
     def check(self, workers: range) -> None:
         """Refuse a batch that does not fit the data or the workers, before anything starts.
 
@@ -117,11 +180,17 @@ class TrainingJob:
         train = self.config.train
         size, micro = train.global_batch_size, train.micro_batch_size
         for world_size in workers:
-            parts = BatchPlan(size, world_size, micro).micro_slices()
+            plan = BatchPlan(size, world_size, micro)
+            if plan.smallest_part == 0:
+                raise ConfigError(
+                    f"train.micro_batch_size={micro}: some of {world_size} workers have one shape "
+                    "less than others, and as many micro batches; choose a larger one"
+                )
             together = world_size if train.sync_batch_norm else 1
-            if together * min(part.stop - part.start for part in parts) < self.smallest_batch:
+            if together * plan.smallest_part < self.smallest_batch:
                 option = "global" if micro is None else "micro"
-                cut = "" if len(parts) == 1 else f", {parts[-1].stop} in {len(parts)} parts,"
+                parts, share = plan.micro_batches, size // world_size
+                cut = "" if parts == 1 else f", {share} in {parts} parts,"
                 raise ConfigError(
                     f"train.{option}_batch_size={micro or size}: a worker{cut} would train on one "
                     "shape at a time, of which batch norm has no statistics; choose a larger one"
@@ -176,4 +245,4 @@ def _mode_of_epoch(checkpoints: str) -> Mode | None:
         return None  # the workers report what is damaged
     if found is None or not Progress.of(found.train).samples_in_epoch:
         return None
-    return "stream" if found.train.get("tracks_samples") else "shared"
+    return "stream" if was_streamed(found.train, now=False) else "shared"

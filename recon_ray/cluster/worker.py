@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray.train
@@ -14,19 +14,20 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
+from recon_ray.cluster.datasets import (
+    HELD_FRACTION,
+    RayStream,
+    SplitBlocks,
+    StreamBlocks,
+    put_stream,
+)
 from recon_ray.cluster.placement import WorkerPlan
 from recon_ray.cluster.prometheus import RunMetrics
 from recon_ray.cluster.stop_watch import StopWatcher, end_together
-from recon_ray.cluster.training_job import Mode, TrainingJob
+from recon_ray.cluster.training_job import TrainingJob
 from recon_ray.config.sections.common import RuntimeSection
-from recon_ray.data.loading.batches import (
-    Batch,
-    BatchOptions,
-    IndexedTable,
-    ShuffleBuffer,
-    make_batch,
-)
-from recon_ray.data.loading.stream import SplitBlocks, tables_of
+from recon_ray.data.loading.batches import IndexedTable
+from recon_ray.data.loading.shard_reader import ShardReader
 from recon_ray.errors import ConfigError
 from recon_ray.machine import working_directory
 from recon_ray.points import ops
@@ -35,9 +36,9 @@ from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal
 from recon_ray.runs.recorder import recording_to
 from recon_ray.storage import split
-from recon_ray.train.feed.batching import BatchPlan
 from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.feed.resident import indexed_feed
+from recon_ray.train.feed.streamed import RowSource, StreamFeed
 from recon_ray.train.inference import Inference
 from recon_ray.train.loop import fit
 from recon_ray.train.records import logger as record_logger
@@ -92,12 +93,12 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class WorkerPayload:
-    """Everything a training worker is given; small and picklable.
+    """Everything a training worker is given; picklable.
 
     Attributes:
         job: What is trained on what; the precision is resolved.
         setup: Settings of the process.
-        mode: Ingest mode, resolved.
+        stream: How the training rows reach the workers; None in mode ``shared``.
         blocks: Split name to blocks in the object store (mode ``shared``, and all evaluation).
         attempt: Name of this submission of the job.
         show_records: Log a line a record; false where the driver shows a progress bar.
@@ -105,42 +106,70 @@ class WorkerPayload:
 
     job: TrainingJob
     setup: WorkerSetup
-    mode: Mode
+    stream: StreamSource | None
     blocks: Mapping[str, SplitBlocks]
     attempt: str
     show_records: bool
 
 
-class StreamFeed:
-    """Training samples from Ray Data: each row once an epoch, in the order in which Ray deals them.
+@dataclass(frozen=True)
+class StreamSource:
+    """How the rows of a stream reach the workers.
 
-    After a restart in mid-epoch the dataset ``resume`` holds what the epoch has not used yet.
+    Attributes:
+        reader: Reads the shards, and reports errors.
+        row_bytes: Bytes of a row in memory.
+        blocks: All rows in the object store (mode ``cached``); None to read the files.
     """
 
-    tracks_samples = True
+    reader: ShardReader
+    row_bytes: int
+    blocks: StreamBlocks | None
 
-    def __init__(self, job: TrainingJob, device: torch.device) -> None:
-        self.options: BatchOptions = job.options.for_device(device)
-        self.rows = job.train_split.rows
-        self._capacity = job.config.data.shuffle_buffer
-        self._seed = job.config.run.seed
-        self._pinned = device.type == "cuda"
+    @classmethod
+    def of(cls, job: TrainingJob, *, keeps: bool) -> StreamSource:
+        """Return that of a job, whose rows are read now or in every epoch."""
+        files, reader, row_bytes, blocks = job.files, job.reader, job.row_bytes, None
+        if keeps:
+            seed = job.config.run.seed
+            whole = replace(reader, cache=None)
+            blocks = put_stream(files, job.shard_rows, whole, row_bytes=row_bytes, seed=seed)
+        first = tuple(kind[0] for kind in files.kinds)
+        return cls(reader.reporting(first), row_bytes, blocks)
 
-    def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
-        """Return fixed-size shares of the epoch's rows, mixed in a buffer."""
-        shard = ray.train.get_dataset_shard("resume" if start_step else "train")
-        buffer = ShuffleBuffer(
-            plan.per_worker,
-            capacity=self._capacity,
-            seed=(self._seed, epoch, start_step, rank),
-            pinned=self._pinned,
+    def feed(self, job: TrainingJob, device: torch.device) -> StreamFeed:
+        """Return the training samples of this worker."""
+        source: RowSource = self.blocks or self._tasks(job)
+        return job.stream_feed(source, row_bytes=self.row_bytes, device=device)
+
+    def _tasks(self, job: TrainingJob) -> RayStream:
+        """Return the tasks of this worker, which share the CPUs that no worker has reserved."""
+        context = ray.train.get_context()
+        workers, each = context.get_world_size(), job.config.cluster.cpus_per_worker
+        resources = ray.cluster_resources()
+        free = resources.get("CPU", 1.0) - workers * each
+        store = resources.get("object_store_memory", 0.0)
+        node = None
+        if self.reader.cache is not None:  # where the shards of this worker's lanes are kept
+            own = ray.get_runtime_context().get_node_id()
+            cpus = next(n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == own)
+            has_reader = cpus - context.get_local_world_size() * each >= 1
+            node = own if has_reader else None
+        return RayStream(
+            job.files,
+            self.reader,
+            self.row_bytes,
+            name=f"{job.prepared.path.name}/{job.train_split.name}",
+            workers=workers,
+            cpus=max(1, int(free / workers)),
+            node=node,
+            copies=self._held_bytes(job) > HELD_FRACTION * store,
         )
-        for rows in buffer.mix(tables_of(shard)):
-            yield make_batch(rows, self.options, epoch=epoch)
 
-    def gather_on_device(self, batch: Batch) -> Batch:
-        """Return the batch as it is: nothing was left out."""
-        return batch
+    def _held_bytes(self, job: TrainingJob) -> float:
+        """Return about what all workers hold of a stream at once, in bytes."""
+        lanes, rows = job.stream_layout(self.row_bytes)
+        return max(rows, (lanes + 1) * float(job.shard_rows.mean())) * self.row_bytes
 
 
 class RayRuntime:
@@ -170,8 +199,8 @@ class RayRuntime:
     def feed(self) -> TrainFeed:
         """Return the training samples."""
         job = self._payload.job
-        if self._payload.mode != "shared":
-            return StreamFeed(job, self.device)
+        if self._payload.stream is not None:
+            return self._payload.stream.feed(job, self.device)
         return indexed_feed(
             self.table(job.train_split.name),
             job.options,

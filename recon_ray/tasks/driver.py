@@ -123,7 +123,7 @@ def train(
     with ray_session(config.cluster):
         mode = resolve_mode(job)
         plan = plan_workers(
-            config.cluster, reads_during_training=mode != "shared", device=config.runtime.device
+            config.cluster, reads_during_training=mode == "stream", device=config.runtime.device
         )
         begin()
         with sigterm_as_stop_request():

@@ -55,6 +55,7 @@ MAY_CHANGE = (
     "train.gradient_exchange", "train.activation_checkpointing",
     "train.log_every_steps", "train.commit_every_seconds", "train.keep_checkpoints",
     "train.keep_every_steps", "train.keep_optimizer", "data.verify", "data.version",
+    "data.cache_bytes", "data.cache_folder",
     "eval.votes", "eval.batch_size", "eval.save_every_seconds",
     # of a sweep: which trials there are besides those that stay, and how they are compared and run
     "config.cluster.", "config.resume", "config.run.name", "config.run.storage",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from recon_ray.data.loading.batches import Batch
 from recon_ray.data.loading.prefetch import prefetch_batches
+from recon_ray.data.loading.stream_order import StreamLayout
 from recon_ray.errors import CheckpointError, StoppedError
 from recon_ray.models.batch_norm import (
     largest_initial_part,
@@ -40,7 +41,14 @@ from recon_ray.train.records import TrainRecords
 from recon_ray.train.runtime import Runtime
 from recon_ray.train.sample_ledger import SampleLedger, write_ledger
 from recon_ray.train.settings import FitSettings
-from recon_ray.train.state import INTERVAL, Progress, SampleOrder, newest_checkpoint, restored
+from recon_ray.train.state import (
+    INTERVAL,
+    STREAM,
+    Progress,
+    SampleOrder,
+    newest_checkpoint,
+    restored,
+)
 from recon_ray.train.step.one_step import Step, wants_graph
 from recon_ray.train.step.step_timer import StepClock
 from recon_ray.train.task import Task
@@ -57,10 +65,10 @@ def take_step(step: Step, batch: Batch, epoch: int | Tensor) -> None:
     :class:`~recon_ray.train.step.one_step.Step` runs it eagerly, compiled, or as one CUDA graph.
     """
     train = step.settings.config.train
-    for micro, share, exchanges in step.micro_batches(batch):  # (b, ...) of (B / workers, ...)
+    for micro, weight, exchanges in step.micro_batches(batch):  # (b, ...) of (B / workers, ...)
         with step.gradient_exchange(enabled=exchanges):
             losses = step.losses(micro, epoch)  # name to ()
-            (losses["loss"] * share).backward()
+            (losses["loss"] * weight).backward()
         step.collect(losses, len(micro["sample_id"]))
     step.exchange_gradients()
     if step.settings.double_step:
@@ -183,8 +191,6 @@ class Trainer:
                 return self.feed.epoch(epoch, start, self.plan, rank)
 
             for batch in prefetch_batches(shares, device):
-                if self.feed.tracks_samples:
-                    progress.mark(batch["sample_id"])
                 if self.ledger is not None:
                     self.ledger.mark(epoch, batch["sample_id"])
                 yield batch
@@ -254,7 +260,6 @@ class Trainer:
             return
         self._interval = self.records.pending()
         self.records.check_weights(self.module, self.optimizer)
-        progress.share_marks(self.runtime.device)
         if self.ledger is not None:
             self.ledger.merge(self.runtime.device)
         name = f"step-{progress.step:08d}"
@@ -271,13 +276,14 @@ class Trainer:
 
     def _packed(self) -> Packed:
         progress = self.progress
+        layout = self.feed.layout(progress.epoch)
         train: dict[str, Any] = {
             OPTIMIZER: stored_optimizer(self.optimizer),
             "progress": progress.stored(),
             **self.order.stored(),
             INTERVAL: self._interval,
             "world_size": self.runtime.world_size,
-            "tracks_samples": self.feed.tracks_samples,
+            STREAM: None if layout is None else list(layout),
         }
         if self.ledger is not None:
             train["ledger"] = self.ledger.merged
@@ -300,10 +306,15 @@ class Trainer:
             return
         self._restored = source = join(self.runtime.store.uri, found.name)
         load_model_state(self.task.stored_model(self.module), found.model, source=source)
-        tracks = self.feed.tracks_samples
+        streams = self.feed.layout(0) is not None
         self.progress = progress = restored(
-            found, self.order, self.settings, tracks_samples=tracks, source=source
+            found, self.order, self.settings, streams=streams, source=source
         )
+        if progress.samples_in_epoch:
+            begun = found.train.get(STREAM)
+            layout = None if begun is None else StreamLayout(*begun)
+            used = None if progress.seen is None else progress.seen.numpy()
+            self.feed.go_on(progress.epoch, layout, used)
         self._interval = found.train.get(INTERVAL, {})
         if OPTIMIZER in found.train:
             load_optimizer(self.optimizer, found.train[OPTIMIZER])

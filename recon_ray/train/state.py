@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.runs.checkpoint import OPTIMIZER, Checkpoint, CheckpointStore
 from recon_ray.train.commits import raise_on_all_ranks
-from recon_ray.train.metrics import is_distributed, reduce_padded
+from recon_ray.train.metrics import is_distributed
 from recon_ray.train.settings import FitSettings
 
 
@@ -26,7 +25,8 @@ from recon_ray.train.settings import FitSettings
 class Progress:
     """Counters, losses and metrics of a run; stored beside the model.
 
-    Its place in the training is ``epoch`` and ``samples_in_epoch``.
+    Its place in the training is ``epoch`` and ``samples_in_epoch``. Of an epoch that an older
+    version has begun as a stream, ``seen`` has a 1 for every sample id that was used.
     """
 
     epoch: int = 0
@@ -67,15 +67,6 @@ class Progress:
         self.samples_in_epoch = 0
         self.seen = None
 
-    def mark(self, sample_ids: Tensor) -> None:
-        """Note the samples that this worker has used in the epoch."""
-        highest = int(sample_ids.max()) + 1
-        if self.seen is None:
-            self.seen = torch.zeros(highest, dtype=torch.uint8)
-        elif len(self.seen) < highest:
-            self.seen = torch.cat([self.seen, self.seen.new_zeros(highest - len(self.seen))])
-        self.seen[sample_ids] = 1
-
     def choose(self, name: str, metric: str, values: Mapping[str, float], epoch: int) -> bool:
         """Note the checkpoint of a validation if it is the best so far; return whether it is."""
         value = values.get(metric, math.nan)
@@ -97,11 +88,6 @@ class Progress:
             result["samples_per_second"] = self.samples / self.train_seconds
             result["commit_fraction"] = self.commit_seconds / self.train_seconds
         return result | {"steps": float(self.step), "epochs": float(self.epoch)}
-
-    def share_marks(self, device: torch.device) -> None:
-        """Mark what any worker has used; every rank takes part."""
-        if self.seen is not None:
-            self.seen = reduce_padded(self.seen, device, dist.ReduceOp.MAX)
 
 
 def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None:
@@ -128,6 +114,8 @@ def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None
 
 #: Entry of the training state with the steps since the last record.
 INTERVAL = "interval"
+#: Entry with the layout of the stream that the epoch was begun in, None for the global order.
+STREAM = "stream"
 
 
 # --- Where a run goes on -------------------------------------------------------------------------
@@ -226,7 +214,7 @@ def restored(
     order: SampleOrder,
     settings: FitSettings,
     *,
-    tracks_samples: bool,
+    streams: bool,
     source: str,
 ) -> Progress:
     """Return the progress of a run from its own checkpoint.
@@ -244,7 +232,7 @@ def restored(
             f"{source}: the run was begun in another order of samples ({changes}); begin another "
             f"one from it: run.name=<another> resume={source}"
         )
-    check_feed(found, progress, tracks_samples=tracks_samples)
+    check_feed(found, progress, streams=streams)
     total = settings.total_steps(order.steps_per_epoch)
     if progress.step > total:
         raise _nothing_left(progress, settings, order, source=source)
@@ -276,16 +264,23 @@ def _check_optimizer(found: Checkpoint, *, source: str) -> None:
         )
 
 
-def check_feed(found: Checkpoint, progress: Progress, *, tracks_samples: bool) -> None:
+def was_streamed(train: Mapping[str, Any], *, now: bool) -> bool:
+    """Return whether the epoch of a checkpoint was begun as a stream; ``now`` if it is not said."""
+    if STREAM in train:
+        return train[STREAM] is not None
+    return bool(train.get("tracks_samples", now))  # of older versions
+
+
+def check_feed(found: Checkpoint, progress: Progress, *, streams: bool) -> None:
     """Refuse to end an epoch in another order than it was begun in: samples would repeat.
 
     Raises:
         ConfigError: If it would.
     """
-    streamed = found.train.get("tracks_samples", tracks_samples)
-    if progress.samples_in_epoch and streamed != tracks_samples:
+    streamed = was_streamed(found.train, now=streams)
+    if progress.samples_in_epoch and streamed != streams:
         was, now = ("a stream", "by index") if streamed else ("by index", "a stream")
-        way = "data.mode=" + ("stream and cluster.workers=1 or more" if streamed else "shared")
+        way = "data.mode=" + ("stream" if streamed else "shared")
         raise ConfigError(
             f"data.mode: epoch {progress.epoch + 1} was begun with samples read {was} and "
             f"would go on {now}, with samples used twice; set {way} until it has ended"

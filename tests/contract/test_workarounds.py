@@ -14,11 +14,9 @@ LIBRARIES = {"ray", "torch"}
 # What may use private names of which library.
 ALLOWED = {
     "recon_ray/cluster/workarounds/": "ray",
-    "recon_ray/data/loading/ray_log.py": "ray",
     "recon_ray/torch_internals.py": "torch",
 }
 TESTS = {
-    "recon_ray/data/loading/ray_log.py": "tests/unit/data/loading/test_ray_log.py",
     "recon_ray/torch_internals.py": "tests/unit/test_torch_internals.py",
 }
 STATED = ("Works around:", "Seen on:", "Can go:")

@@ -50,7 +50,7 @@ class ElasticRun:
 
     def alone(self, name: str, *options: str, seconds: float = 240) -> ElasticRun:
         """Run the same in one process that nobody disturbs, to its end."""
-        more = [f"run.name={name}", "cluster.workers=0", "data.mode=auto", *options]
+        more = [f"run.name={name}", "cluster.workers=0", *options]
         other = ElasticRun(
             self.cluster, self.config, self.folder.with_name(name), (*self.options, *more),
             self.samples, self.batch,

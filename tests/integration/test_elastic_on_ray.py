@@ -65,7 +65,7 @@ def elastic(
         run.end()
 
 
-def end_undisturbed(run: ElasticRun, *, same_steps: bool) -> None:
+def end_undisturbed(run: ElasticRun) -> None:
     """Stop a run, let it do 50 more steps, and compare it with one that was never disturbed."""
     run.process.send_signal(signal.SIGTERM)
     assert "stopped by SIGTERM to the driver after a commit at step" in run.wait(143)
@@ -76,15 +76,13 @@ def end_undisturbed(run: ElasticRun, *, same_steps: bool) -> None:
     assert run.step == committed + 50
     run.assert_contiguous()
     run.assert_every_sample_once()
-    if same_steps:
-        whole = run.alone("whole", steps)
-        assert run.losses == pytest.approx(whole.losses, rel=1e-3)
-        mine, theirs = (
-            CheckpointStore(str(one.folder / "checkpoints")).load_latest().model
-            for one in (run, whole)
-        )
-        for name in theirs:
-            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-3, msg=name)
+    whole = run.alone("whole", steps)
+    assert run.losses == pytest.approx(whole.losses, rel=1e-3)
+    mine, theirs = (
+        CheckpointStore(str(one.folder / "checkpoints")).load_latest().model for one in (run, whole)
+    )
+    for name in theirs:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
 @pytest.mark.long
@@ -142,7 +140,7 @@ def test_growth_a_killed_worker_a_lost_node_and_a_drain_change_nothing(cluster, 
     assert "1 of its nodes will leave" in start["reason"]
     assert start["step"] > noticed
     run.until_steps(few)
-    end_undisturbed(run, same_steps=mode == "shared")
+    end_undisturbed(run)
 
 
 @pytest.mark.long
@@ -167,7 +165,7 @@ def test_a_killed_driver_and_a_truncated_checkpoint_cost_one_interval(elastic):
     assert not orphan.exists()
     assert "is damaged (its size or SHA-256 is not the manifest's)" in run.log
     run.until_steps(20)
-    end_undisturbed(run, same_steps=True)
+    end_undisturbed(run)
 
 
 @pytest.mark.long

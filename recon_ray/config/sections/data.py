@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recon_ray.config.sections.common import Count, Fraction, Location, Section, VerifyOption
+from recon_ray.config.sections.common import (
+    Count,
+    Fraction,
+    LocalPath,
+    Location,
+    Section,
+    VerifyOption,
+)
 
 SourceName = Literal[
     "synthetic", "custom", "shapenet55", "modelnet40", "modelnet10", "scanobjectnn_obj_bg",
@@ -94,8 +101,8 @@ class SetSection(Section):
     )
     mode: Literal["auto", "stream", "cached", "shared"] = Field(
         "auto",
-        description="Ingest: shared (exact global order, blocks in the object store), cached "
-        "(materialized stream), stream (read again each epoch); auto takes shared if it fits.",
+        description="Ingest: shared (exact global order, blocks in the object store), stream "
+        "(read again each epoch), cached (the same from memory); auto takes shared if it fits.",
     )
     residency: Literal["auto", "stream", "object_store", "device"] = Field(
         "auto",
@@ -103,7 +110,17 @@ class SetSection(Section):
         "for images), object_store, or stream; auto takes the device if they fit.",
     )
     limit: Count | None = Field(None, description="Use at most this many training shapes.")
-    shuffle_buffer: Count = Field(2048, description="Rows shuffled in memory (stream, cached).")
+    shuffle_buffer: Count = Field(
+        2048, description="Rows mixed in memory, whole shards at least (stream, cached)."
+    )
+    cache_bytes: Count | None = Field(
+        None,
+        description="Most bytes of shards that a node keeps on its own disk, for data.path on "
+        "storage of the network (stream); null keeps none.",
+    )
+    cache_folder: LocalPath | None = Field(
+        None, description="Folder of these on every node; by default one for temporary files."
+    )
     verify: VerifyOption = Field(
         "read",
         description="When the SHA-256 of the shards is compared with the manifest: as each is "

@@ -190,12 +190,11 @@ class TrainingConfig(ProtocolConfig):
         return self
 
     @model_validator(mode="after")
-    def _divisible(self) -> TrainingConfig:
-        batch = self.train.global_batch_size
-        wrong = [w for w in self.cluster.allowed_workers if batch % w]
-        if wrong:
+    def _has_work_for_all(self) -> TrainingConfig:
+        batch, most = self.train.global_batch_size, self.cluster.allowed_workers[-1]
+        if batch < most:
             raise ValueError(
-                f"train.global_batch_size={batch} is not divisible by "
-                f"{', '.join(map(str, wrong))} workers (cluster.workers); choose a multiple"
+                f"train.global_batch_size={batch} has no shape for some of {most} workers "
+                "(cluster.workers); give a larger batch or fewer workers"
             )
         return self

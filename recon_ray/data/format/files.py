@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -145,14 +146,15 @@ def check_sha256(path: Where, expected: str) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason_of(error)}); {REBUILD}") from error
     if found != expected:
-        raise _damaged(path)
+        raise damaged(path)
 
 
 def _missing(path: Where) -> DataError:
     return DataError(f"{path}: the shard is missing; run the prepare job again to rebuild it")
 
 
-def _damaged(path: Where) -> DataError:
+def damaged(path: Where) -> DataError:
+    """Return the error of a file whose SHA-256 is another one than in the manifest."""
     return DataError(
         f"{path}: is damaged or was changed (its SHA-256 is not the manifest's); {REBUILD}"
     )
@@ -186,16 +188,36 @@ def read_table(path: Where, columns: list[str] | None, *, sha256: str | None = N
 
 
 def read_parts(
-    path: Where, columns: Sequence[str], rows: int, *, sha256: str | None = None
+    path: Where, columns: Sequence[str], rows: int, *, first: int = 0
 ) -> Iterator[pa.Table]:
-    """Read a Parquet file in parts of ``rows`` rows, in this thread; see :func:`read_table`.
+    """Read a Parquet file in parts of ``rows`` rows, in this thread.
+
+    Args:
+        path: The file.
+        columns: Names of the columns.
+        rows: Rows of a part.
+        first: Number of the part to begin with; row groups before it are not decoded.
 
     Raises:
         DataError: If it is unreadable, damaged or lacks a column.
     """
-    with _opened(path, columns, sha256=sha256) as file:
-        for part in file.iter_batches(rows, columns=list(columns), use_threads=False):
+    with _opened(path, columns) as file:
+        groups, skipped = _groups_from(file.metadata, first * rows), first
+        if groups:
+            skipped = 0
+        options = {"columns": list(columns), "use_threads": False, "row_groups": groups or None}
+        for part in itertools.islice(file.iter_batches(rows, **options), skipped, None):
             yield unpacked(pa.Table.from_batches([part]))
+
+
+def _groups_from(metadata: pq.FileMetaData, row: int) -> list[int]:
+    """Return the row groups from a row on, none if no row group begins there."""
+    before = 0
+    for group in range(metadata.num_row_groups):
+        if before >= row:
+            return list(range(group, metadata.num_row_groups)) if before == row else []
+        before += metadata.row_group(group).num_rows
+    return []
 
 
 def read_schema(path: Where, columns: Sequence[str]) -> pa.Schema:
@@ -229,7 +251,7 @@ def _opened(
         if sha256 is not None or not (place.is_local or is_small):
             content = place.read_bytes()
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-                raise _damaged(place)
+                raise damaged(place)
             source = pa.BufferReader(content)
         elif not place.is_local:
             source = place.open()

@@ -9,6 +9,7 @@ Sub-sampling and augmentation of points happen on the device; that of images may
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -265,13 +266,16 @@ def _gather(
     # Pinned memory is kept by torch for the next batch; fresh memory costs a fault a page.
     gathered = torch.empty(shape, dtype=blocks[0].dtype, pin_memory=pinned)
     block = np.searchsorted(offsets, rows, side="right") - 1
-    for number in np.unique(block):
-        chosen = np.flatnonzero(block == number)
-        local = torch.from_numpy(rows[chosen] - offsets[number])
-        if len(chosen) == len(rows):
-            torch.index_select(blocks[number], 0, local, out=gathered)
-        else:
-            gathered[torch.from_numpy(chosen)] = blocks[number].index_select(0, local)
+    local = torch.from_numpy(rows - offsets[block])
+    edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1)).tolist()
+    used = np.unique(block).tolist()
+    if len(edges) - 1 <= 2 * len(used):  # rows of a block lie together, in the batch too
+        for start, stop in itertools.pairwise(edges):
+            torch.index_select(blocks[block[start]], 0, local[start:stop], out=gathered[start:stop])
+        return gathered.numpy()
+    for number in used:
+        chosen = torch.from_numpy(np.flatnonzero(block == number))
+        gathered[chosen] = blocks[number].index_select(0, local[chosen])
     return gathered.numpy()
 
 
@@ -292,69 +296,81 @@ def _is_tensor(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.FixedShapeTensorType)
 
 
-class ShuffleBuffer:
-    """Buffer that mixes a stream of tables into batches of one fixed size.
-
-    A batch is drawn at random from the rows in memory, so that workers with equally many rows have
-    equally many batches, whatever the sizes of the tables.
+class RowWindow:
+    """Rows of a stream that are in memory from their arrival to their use, by number of arrival.
 
     Args:
-        batch_size: Rows of every batch; a last incomplete one is dropped.
-        capacity: Rows that are held before the first one leaves.
         pinned: Put the tensors of a batch into memory that a GPU can copy from by itself.
+
+    Attributes:
+        arrived: Rows that have arrived.
     """
 
-    def __init__(
-        self, batch_size: int, *, capacity: int, seed: Sequence[int], pinned: bool = False
-    ) -> None:
-        self.batch_size = batch_size
-        self.capacity = max(capacity, batch_size)
-        self.pinned = pinned
-        self._random = np.random.default_rng(list(seed))
+    def __init__(self, *, pinned: bool = False) -> None:
+        self.arrived = 0
+        self._pinned = pinned
+        self._pieces: list[_Piece] = []
 
-    def mix(self, tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
-        """Return the rows of the tables in batches, each row once."""
-        blocks: dict[int, tuple[dict[str, Any], int]] = {}
-        refs: list[tuple[int, int]] = []
-        for number, table in enumerate(_pieces(tables)):
-            blocks[number] = (_columns(table), len(table))
-            refs.extend((number, row) for row in range(len(table)))
-            while len(refs) >= self.capacity + self.batch_size:
-                yield self._draw(blocks, refs)
-        while len(refs) >= self.batch_size:
-            yield self._draw(blocks, refs)
+    def add(self, table: pa.Table) -> None:
+        """Take the next rows of the stream."""
+        for piece in _pieces([table]):
+            self._pieces.append(_Piece(self.arrived, len(piece), _columns(piece)))
+            self.arrived += len(piece)
 
-    def _draw(
-        self, blocks: dict[int, tuple[dict[str, Any], int]], refs: list[tuple[int, int]]
-    ) -> dict[str, Any]:
-        picked = []
-        for _ in range(self.batch_size):
-            at = int(self._random.integers(len(refs)))
-            refs[at], refs[-1] = refs[-1], refs[at]
-            picked.append(refs.pop())
-        rows: dict[str, Any] = {
-            name: self._joined([blocks[block][0][name][row] for block, row in picked])
-            for name in blocks[picked[0][0]][0]
+    def take(self, numbers: np.ndarray) -> dict[str, Any]:
+        """Return rows, which are not held any longer.
+
+        Args:
+            numbers: (B,) numbers of rows that have arrived and were not taken.
+        """
+        pieces = self._pieces
+        starts = np.array([piece.start for piece in pieces])
+        piece = np.searchsorted(starts, numbers, side="right") - 1
+        offsets = np.cumsum([0, *(one.rows for one in pieces)])
+        rows = numbers - starts[piece] + offsets[piece]
+        taken = {
+            name: _taken([one.columns[name] for one in pieces], offsets, rows, self._pinned)
+            for name in pieces[0].columns
         }
-        for block, _ in picked:
-            columns, left = blocks.pop(block)
-            if left > 1:
-                blocks[block] = (columns, left - 1)
-        return rows
+        for index, count in zip(*np.unique(piece, return_counts=True), strict=True):
+            pieces[index].left -= int(count)
+        self._pieces = [one for one in pieces if one.left]
+        return taken
 
-    def _joined(self, values: list[Any]) -> Any:  # noqa: ANN401 - as the column is
-        first = values[0]
-        if not (self.pinned and isinstance(first, np.ndarray)):
-            return np.stack(values) if isinstance(first, np.ndarray | np.generic) else values
-        kind = getattr(torch, first.dtype.name)
-        room = torch.empty((len(values), *first.shape), dtype=kind, pin_memory=True)
-        return np.stack(values, out=room.numpy())
+
+class _Piece:
+    """Rows of a window that arrived together.
+
+    Args:
+        start: Number of the first one.
+        rows: Number of rows.
+        columns: Tensors, arrays of integers, and Arrow arrays of the rest.
+
+    Attributes:
+        left: Rows that were not taken yet.
+    """
+
+    def __init__(self, start: int, rows: int, columns: Mapping[str, Any]) -> None:
+        self.start, self.rows, self.columns = start, rows, columns
+        self.left = rows
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
-    def values(column: pa.ChunkedArray) -> Any:  # noqa: ANN401 - an array or a list
+    def values(column: pa.ChunkedArray) -> Any:  # noqa: ANN401 - as the column is
         if _is_tensor(column.type):
-            return points_to_numpy(column)
-        return column.to_numpy() if pa.types.is_integer(column.type) else column.to_pylist()
+            return _as_tensor(points_to_numpy(column))
+        is_integer = pa.types.is_integer(column.type)
+        return column.to_numpy().astype(np.int64) if is_integer else column.chunk(0)
 
     return {name: values(table[name]) for name in table.column_names}
+
+
+def _taken(
+    blocks: Sequence[Any], offsets: np.ndarray, rows: np.ndarray, pinned: bool
+) -> np.ndarray | list[Any]:
+    """Copy rows of a column whose blocks follow each other."""
+    if isinstance(blocks[0], Tensor):
+        return _gather(blocks, offsets, rows, pinned)
+    if isinstance(blocks[0], np.ndarray):
+        return np.concatenate(blocks)[rows]
+    return pa.chunked_array(blocks).take(pa.array(rows)).to_pylist()

@@ -15,43 +15,58 @@ from recon_ray.data.loading.batches import Batch
 T = TypeVar("T")
 
 
-def prefetch(items: Callable[[], Iterator[T]], *, depth: int = 2) -> Iterator[T]:
+class Prefetch(Iterator[T]):
+    """Iterator that runs in a thread, from the start; see :func:`prefetch`."""
+
+    def __init__(self, items: Callable[[], Iterator[T]], depth: int) -> None:
+        ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+        stopped = threading.Event()
+
+        def put(kind: str, value: Any) -> bool:  # noqa: ANN401 - an item or an exception
+            while not stopped.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put((kind, value), timeout=0.1)
+                    return True
+            return False
+
+        def produce() -> None:
+            try:
+                if all(put("item", item) for item in items()):
+                    put("end", None)
+            except BaseException as error:
+                put("error", error)
+
+        self._ready, self._stopped = ready, stopped
+        self._thread = threading.Thread(target=produce, daemon=True, name="batch-prefetch")
+        self._thread.start()
+
+    def __next__(self) -> T:
+        if self._stopped.is_set():
+            raise StopIteration
+        kind, value = self._ready.get()
+        if kind == "item":
+            return value
+        self.close()
+        raise StopIteration if kind == "end" else value
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __del__(self) -> None:
+        self._stopped.set()  # without waiting for the thread, which may wait for another process
+
+
+def prefetch(items: Callable[[], Iterator[T]], *, depth: int = 2) -> Prefetch[T]:
     """Run an iterator in a thread that stays up to ``depth`` items ahead.
 
     Args:
         items: Makes the iterator, inside the thread.
         depth: Items held ready.
     """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:  # noqa: ANN401 - an item or an exception
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put((kind, value), timeout=0.1)
-                return True
-        return False
-
-    def produce() -> None:
-        try:
-            if all(put("item", item) for item in items()):
-                put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=produce, daemon=True, name="batch-prefetch")
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
+    return Prefetch(items, depth)
 
 
 def prefetch_batches(

@@ -2,83 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from recon_ray.data.format.files import AGAIN, read_parts, read_schema
+from recon_ray.data.format.files import AGAIN, Where, read_parts, read_schema
 from recon_ray.data.format.shards import ShardFile
+from recon_ray.data.loading.shard_cache import ShardCache
+from recon_ray.data.loading.stream_order import ALIGNED, Read
 from recon_ray.errors import DataError
 from recon_ray.storage import Place
 
-#: The column of a task's input: numbers of shards.
-SHARD = "shard"
 #: The column of error messages; null in all rows that could be read.
 PROBLEM = "problem"
 #: Rows of a table; as many as a row group of the shards that this package writes.
-PART_ROWS = 64
+PART_ROWS = ALIGNED
+
+
+class ShardRead(NamedTuple):
+    """Rows of one shard, and its files: all that a task has to know of it.
+
+    Attributes:
+        files: Its file of each kind.
+        rows: Numbers of the rows in the shard, ascending.
+    """
+
+    files: tuple[ShardFile, ...]
+    rows: range | np.ndarray
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Files of a split of the kinds that are read together, in one order.
+
+    Args:
+        kinds: Files of each kind.
+    """
+
+    kinds: tuple[Sequence[ShardFile], ...]
+
+    def __len__(self) -> int:
+        return len(self.kinds[0])
+
+    def of(self, read: Read, *, is_first: bool = True) -> ShardRead:
+        """Return what is read with the files that it is read from.
+
+        Args:
+            read: What is read.
+            is_first: Whether the run reads the shard for the first time; later no hash is compared.
+        """
+        files = (files[read.shard] for files in self.kinds)
+        return ShardRead(
+            tuple(f if is_first else replace(f, check=False) for f in files), read.rows
+        )
 
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reader of the rows of shards, which have one file of each kind.
+    """Reader of the rows of shards, which have one file of each kind; small and picklable.
 
     Args:
-        files: Files of the first kind.
-        columns: Columns of them.
-        beside: Columns of other kinds, and their files.
-        used: (S,) uint8 over sample ids, 1 where a row is left out.
+        columns: Columns of the files of the first kind.
+        beside: Column that is read from the files of each other kind.
+        cache: Copies of the files on this node, if any.
         schema: Set by :meth:`reporting`.
     """
 
-    files: Sequence[ShardFile]
     columns: Sequence[str]
-    beside: Mapping[str, Sequence[ShardFile]] = field(default_factory=dict)
-    used: np.ndarray | None = None
-    schema: pa.Schema | None = None
+    beside: Sequence[str] = ()
+    cache: ShardCache | None = None
+    schema: pa.Schema | None = field(default=None, repr=False)
 
-    def reporting(self) -> ShardReader:
+    def reporting(self, files: Sequence[ShardFile]) -> ShardReader:
         """Return a reader that puts errors into rows, see :func:`without_problems`.
 
         For an exception in a task, Ray prints pages of tracebacks.
 
+        Args:
+            files: Files of one shard, of which the schema is read.
+
         Raises:
-            DataError: If the files of the first shard are unreadable.
+            DataError: If they are unreadable.
         """
-        fields = list(read_schema(self.files[0], self.columns))
-        for name, files in self.beside.items():
-            fields += read_schema(files[0], [name])
+        fields = list(read_schema(files[0], self.columns))
+        for name, file in zip(self.beside, files[1:], strict=True):
+            fields += read_schema(file, [name])
         return replace(self, schema=pa.schema([*fields, pa.field(PROBLEM, pa.string())]))
 
-    def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
-        """Read shards one after the other, in parts of a few rows.
-
-        Args:
-            shards: Their numbers, in column :data:`SHARD`.
+    def __call__(self, reads: Iterable[ShardRead]) -> Iterator[pa.Table]:
+        """Read rows of shards, one shard after the other, in parts of a few rows.
 
         Raises:
-            DataError: If a file is unreadable, or the kinds do not hold the same samples.
+            DataError: If a file is unreadable or has other rows than it should, or the kinds do
+                not hold the same samples.
         """
-        for shard in shards[SHARD].to_pylist():
-            rows = self._rows(shard)
+        for read in reads:
+            rows = self._rows(read)
             yield from rows if self.schema is None else _with_problems(rows, self.schema)
 
-    def _rows(self, shard: int) -> Iterator[pa.Table]:
-        parts = read_parts(self.files[shard], self.columns, PART_ROWS)
-        for name, files in self.beside.items():
-            parts = _with_column(parts, self.files[shard], name, files[shard])
-        return map(self._unused, parts)
+    def _rows(self, read: ShardRead) -> Iterator[pa.Table]:
+        first = int(read.rows[0]) // PART_ROWS
+        parts = self._parts(read.files[0], self.columns, first)
+        for name, file in zip(self.beside, read.files[1:], strict=True):
+            more = self._parts(file, ["sample_id", name], first)
+            parts = _with_column(parts, more, name, read.files[0], file)
+        wanted, row, taken = np.asarray(read.rows), first * PART_ROWS, 0
+        for part in parts:
+            end = int(np.searchsorted(wanted, row + len(part)))
+            if end - taken == len(part):
+                yield part
+            elif end > taken:
+                yield part.take(wanted[taken:end] - row)
+            row, taken = row + len(part), end
+            if taken == len(wanted):
+                return
+        raise DataError(f"{read.files[0]}: has fewer rows than the manifest of its set; {AGAIN}")
 
-    def _unused(self, table: pa.Table) -> pa.Table:
-        if self.used is None:
-            return table
-        ids = table["sample_id"].to_numpy()
-        known = ids < len(self.used)
-        fresh = ~known
-        fresh[known] = self.used[ids[known]] == 0
-        return table.filter(pa.array(fresh))
+    def _parts(self, file: ShardFile, columns: Sequence[str], first: int) -> Iterator[pa.Table]:
+        """Read a file, or the copy of it on this node."""
+        copy: Where = file if self.cache is None else self.cache.copy_of(file)
+        parts = read_parts(copy, columns, PART_ROWS, first=first)
+        try:
+            head = next(parts, None)
+        except DataError as error:
+            if copy is file or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            parts = read_parts(file, columns, PART_ROWS, first=first)  # evicted meanwhile
+            head = next(parts, None)
+        if head is not None:
+            yield head
+        yield from parts
 
 
 def without_problems(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -104,10 +160,9 @@ def _with_problems(rows: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.T
 
 
 def _with_column(
-    parts: Iterator[pa.Table], path: Place, name: str, other: Place
+    parts: Iterator[pa.Table], more: Iterator[pa.Table], name: str, path: Place, other: Place
 ) -> Iterator[pa.Table]:
     """Add a column of the file of another kind."""
-    more = read_parts(other, ["sample_id", name], PART_ROWS)
     for part in parts:
         beside = next(more, None)
         if beside is None or not beside["sample_id"].equals(part["sample_id"]):

@@ -19,41 +19,48 @@ from recon_ray.errors import ConfigError
 class BatchPlan:
     """Split of a global batch over workers and micro batches.
 
+    The shares of the workers differ by one sample at most, and so do the micro batches of a
+    worker, of which all workers have equally many.
+
     Args:
         global_batch_size: Samples an optimizer step, over all workers.
         world_size: Number of workers.
         micro_batch_size: Most samples that a worker holds at once; None for no limit.
-
-    Raises:
-        ConfigError: If the global batch is not divisible by the workers.
     """
 
     global_batch_size: int
     world_size: int
     micro_batch_size: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.global_batch_size % self.world_size:
-            raise ConfigError(
-                f"train.global_batch_size={self.global_batch_size} is not divisible by "
-                f"{self.world_size} workers; choose a multiple"
-            )
+    def share(self, rank: int) -> slice:
+        """Return a worker's part of every global batch."""
+        size, world = self.global_batch_size, self.world_size
+        return slice(rank * size // world, (rank + 1) * size // world)
 
     @property
-    def per_worker(self) -> int:
-        """Samples of one worker in an optimizer step."""
-        return self.global_batch_size // self.world_size
+    def micro_batches(self) -> int:
+        """Micro batches of every worker in a step."""
+        largest = -(-self.global_batch_size // self.world_size)
+        return -(-largest // (self.micro_batch_size or largest))
 
-    def micro_slices(self) -> list[slice]:
+    def micro_slices(self, rank: int) -> list[slice]:
         """Near-equal consecutive slices of a worker's share, each within ``micro_batch_size``."""
-        limit = self.micro_batch_size or self.per_worker
-        parts = -(-self.per_worker // limit)
-        bounds = [self.per_worker * i // parts for i in range(parts + 1)]
+        share, parts = self.share(rank), self.micro_batches
+        size = share.stop - share.start
+        bounds = [size * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
-    def rank_rows(self, rows: np.ndarray, rank: int) -> np.ndarray:
-        """Return a worker's slice of the (global_batch_size,) row numbers of one global batch."""
-        return rows[rank * self.per_worker : (rank + 1) * self.per_worker]
+    @property
+    def smallest_part(self) -> int:
+        """Samples of the smallest micro batch of any worker; 0 where one would have none."""
+        return self.global_batch_size // self.world_size // self.micro_batches
+
+    def weight(self, samples: int) -> float:
+        """Return the weight of the mean loss of some samples.
+
+        With it, the mean of the workers' gradients is that of the global batch.
+        """
+        return samples * self.world_size / self.global_batch_size
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -71,7 +78,7 @@ def rank_shares(
     """Return the row numbers (B,) of a worker's share of every global batch from a step on."""
     order, size = epoch_order(num_rows, seed=seed, epoch=epoch), plan.global_batch_size
     for step in range(start_step, steps_per_epoch(num_rows, size)):
-        yield plan.rank_rows(order[step * size : (step + 1) * size], rank)
+        yield order[step * size : (step + 1) * size][plan.share(rank)]
 
 
 def steps_per_epoch(num_rows: int, global_batch_size: int, *, split: str = "train") -> int:

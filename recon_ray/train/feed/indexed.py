@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from recon_ray.data.loading.batches import Batch, BatchOptions, IndexedTable, make_batch
+from recon_ray.data.loading.stream_order import StreamLayout
 from recon_ray.train.feed.batching import BatchPlan, rank_shares
 
 
@@ -16,8 +17,19 @@ class TrainFeed(Protocol):
 
     #: Samples in an epoch before the last incomplete global batch is dropped.
     rows: int
-    #: Whether the loop has to store which samples an unfinished epoch has used.
-    tracks_samples: bool
+
+    def layout(self, epoch: int) -> StreamLayout | None:
+        """Return what fixes the order of a stream's epoch; None for the exact global order."""
+
+    def go_on(self, epoch: int, layout: StreamLayout | None, used: np.ndarray | None) -> None:
+        """Go on with an epoch of a checkpoint as it was begun.
+
+        Args:
+            epoch: The unfinished epoch.
+            layout: What :meth:`layout` was.
+            used: (S,) uint8 over sample ids, 1 where the epoch has used the sample in an order of
+                an older version; the rest follow in the order of this one.
+        """
 
     def epoch(self, epoch: int, start_step: int, plan: BatchPlan, rank: int) -> Iterator[Batch]:
         """Return the worker's share of every global batch from ``start_step`` on."""
@@ -26,7 +38,17 @@ class TrainFeed(Protocol):
         """Complete a batch of :meth:`epoch` on the device; part of the step."""
 
 
-class IndexedFeed:
+class GlobalOrder:
+    """Exact global order of an epoch, in which a place is an index."""
+
+    def layout(self, epoch: int) -> None:
+        """Return None: the order follows from the seed and the number of rows."""
+
+    def go_on(self, epoch: int, layout: StreamLayout | None, used: np.ndarray | None) -> None:
+        """Do nothing: the place is an index."""
+
+
+class IndexedFeed(GlobalOrder):
     """Exact global order from rows in memory: the same for any number of workers.
 
     Args:
@@ -35,8 +57,6 @@ class IndexedFeed:
         seed: Seed of the order.
         pinned: Make batches in memory that a GPU can copy from by itself.
     """
-
-    tracks_samples = False
 
     def __init__(
         self, table: IndexedTable, options: BatchOptions, *, seed: int, pinned: bool = False

@@ -21,7 +21,7 @@ from recon_ray.data.loading.batches import (
 )
 from recon_ray.errors import ConfigError
 from recon_ray.train.feed.batching import BatchPlan, rank_shares
-from recon_ray.train.feed.indexed import IndexedFeed, TrainFeed
+from recon_ray.train.feed.indexed import GlobalOrder, IndexedFeed, TrainFeed
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def indexed_feed(
     return IndexedFeed(table, options, seed=seed, pinned=device.type == "cuda")
 
 
-class ResidentFeed:
+class ResidentFeed(GlobalOrder):
     """All rows on the device, in the stored precision; a batch holds row numbers.
 
     The order is that of :class:`~recon_ray.train.feed.indexed.IndexedFeed`: every worker holds all
@@ -89,8 +89,6 @@ class ResidentFeed:
         seed: Seed of the order.
         device: Where the rows are brought.
     """
-
-    tracks_samples = False
 
     def __init__(
         self, table: IndexedTable, options: BatchOptions, *, seed: int, device: torch.device

@@ -132,16 +132,16 @@ class Step:
         """Cut a worker's share into micro batches on the device.
 
         Yields:
-            The micro batch, its part of the share, and whether its gradients are exchanged.
+            The micro batch, the weight of its loss, and whether its gradients are exchanged.
         """
-        slices = self._plan.micro_slices()
+        slices = self._plan.micro_slices(self._rank)
         for i, part in enumerate(slices):
             micro = {
                 name: value[part].to(self._device, non_blocking=True)
                 for name, value in batch.items()
             }
-            share = (part.stop - part.start) / self._plan.per_worker
-            yield micro, share, i == len(slices) - 1
+            weight = self._plan.weight(part.stop - part.start)
+            yield micro, weight, i == len(slices) - 1
 
     def losses(self, micro: Batch, epoch: int | Tensor) -> dict[str, Tensor]:
         """Prepare a micro batch on the device and run the module: name to () loss."""

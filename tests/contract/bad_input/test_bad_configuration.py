@@ -24,7 +24,7 @@ WRONG_OPTIONS: list[tuple[str, str]] = [
     ("optim.weight_decay=.nan", r"optim\.weight_decay .*expected a number >= 0, found \.nan"),
     ("model.preset=huge", r"model\.preset .*expected one of nano, tiny, small, base, found 'huge'"),
     ("cluster.workers=[3,2]", r"cluster: workers=\[3, 2\]: min is more than max; give \[2, 3\]$"),
-    ("cluster.workers=3", r"train\.global_batch_size=8 is not divisible by 3 workers"),
+    ("cluster.workers=[3,9]", r"train\.global_batch_size=8 has no shape for some of 9 workers"),
     ("--workers", r"--workers: unknown flag; options are written key=value, see --help"),
     ("absent.yaml", r"^error: absent\.yaml: no such file$"),
     ("run.name=a/b", r"run\.name \(command line\): expected the name of one folder, found 'a/b'"),

@@ -25,6 +25,7 @@ from test_fit import assert_same_weights, changed, losses, pretrain_here
 
 from recon_ray.cluster import train as progress
 from recon_ray.cluster.training_job import _mode_of_epoch
+from recon_ray.data.loading.stream_order import StreamLayout
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.runs import lease as lease_file
 from recon_ray.runs import storage
@@ -525,8 +526,12 @@ def terminate(step: int, *_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config, tiny_prepared):
-    config = changed(tiny_config, eval={"enabled": False}, train={"ledger": True})
+@pytest.mark.parametrize("mode", ["shared", "stream"])
+def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(
+    tiny_config, tiny_prepared, mode
+):
+    data = {"mode": mode, "shuffle_buffer": 8}
+    config = changed(tiny_config, eval={"enabled": False}, train={"ledger": True}, data=data)
     _, whole = pretrain_here(changed(config, run={"name": "whole"}), tiny_prepared)
     with sigterm_as_stop_request(), recording_to(terminate), pytest.raises(StoppedError) as stopped:
         pretrain_here(changed(config, run={"name": "part"}), tiny_prepared)
@@ -547,22 +552,24 @@ def test_sigterm_commits_and_the_run_goes_on_as_if_nothing_had_been(tiny_config,
 def test_an_epoch_ends_as_it_was_begun(tiny_config, tiny_prepared, monkeypatch):
     config = changed(tiny_config, eval={"enabled": False}, train={"steps": 4})
     pretrain_here(config, tiny_prepared)
-    monkeypatch.setattr(IndexedFeed, "tracks_samples", True)
+    monkeypatch.setattr(IndexedFeed, "layout", lambda feed, epoch: StreamLayout(1, 8))
     with pytest.raises(ConfigError, match=r"data.mode: epoch 2 was begun .* by index .* twice"):
         pretrain_here(changed(config, train={"steps": 5}), tiny_prepared)
 
 
 @pytest.mark.parametrize(
-    ("progress", "tracks", "mode"),
+    ("progress", "order", "mode"),
     [
-        ({"step_in_epoch": 2}, True, "stream"),  # of an older version
-        ({"samples_in_epoch": 8}, False, "shared"),
-        ({"samples_in_epoch": 0}, True, None),
+        ({"step_in_epoch": 2}, {"tracks_samples": True}, "stream"),  # of an older version
+        ({"samples_in_epoch": 8}, {"tracks_samples": False}, "shared"),
+        ({"samples_in_epoch": 8}, {"stream": [4, 2048]}, "stream"),
+        ({"samples_in_epoch": 8}, {"stream": None}, "shared"),
+        ({"samples_in_epoch": 0}, {"stream": [4, 2048]}, None),
     ],
 )
-def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, tracks, mode):
+def test_auto_takes_the_mode_of_an_epoch_that_is_half_done(tmp_path, progress, order, mode):
     store = CheckpointStore(str(tmp_path))
-    train = {"progress": progress, "tracks_samples": tracks, "global_batch_size": 4}
+    train = {"progress": progress, "global_batch_size": 4, **order}
     store.write(pack(1, model={}, train=train, architecture={}))
     assert _mode_of_epoch(str(tmp_path)) == mode
 

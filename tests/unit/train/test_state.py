@@ -36,7 +36,7 @@ def start(found: Checkpoint, now: SampleOrder, **settings: Any) -> Progress:
     begun = started_from(found, now, options, source="resume=old")
     assert begun.name == f"step-{begun.step:08d}"
     assert "interval" not in begun.train  # its records are those of another run
-    again = restored(begun, now, options, tracks_samples=False, source="own")
+    again = restored(begun, now, options, streams=False, source="own")
     assert again.step == begun.step
     return again
 
@@ -114,7 +114,7 @@ def test_the_best_checkpoint_is_remembered_where_it_is_the_one_to_start_from():
 def test_a_run_of_its_own_ends_as_often_as_asked_and_goes_on_as_it_was_begun():
     def go_on(found: Checkpoint, now: SampleOrder = ORDER, **settings: Any) -> Progress:
         options = make_settings(epochs=3, **settings)
-        return restored(found, now, options, tracks_samples=False, source="own")
+        return restored(found, now, options, streams=False, source="own")
 
     assert go_on(checkpoint(3, 0)).step == 36  # its result is made again
     with pytest.raises(ConfigError, match=r"train\.steps=20: nothing is left .* own has 36 steps"):
@@ -129,9 +129,9 @@ def test_without_the_optimizer_a_run_ends_but_does_not_go_on():
     dropped = checkpoint(3, 0)
     del dropped.train["optimizer"]
     settings = make_settings(epochs=3)
-    restored(dropped, ORDER, settings, tracks_samples=False, source="own")
+    restored(dropped, ORDER, settings, streams=False, source="own")
     with pytest.raises(ConfigError, match=r"old: its optimizer state was dropped .*init_from"):
         start(dropped, ORDER)
     longer = make_settings(epochs=4)
     with pytest.raises(ConfigError, match="own: its optimizer state was dropped"):
-        restored(dropped, ORDER, longer, tracks_samples=False, source="own")
+        restored(dropped, ORDER, longer, streams=False, source="own")

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from recon_ray.cluster import datasets
+from recon_ray.cluster.datasets import SplitBlocks
 from recon_ray.data.format.prepared import PreparedSet, Split
-from recon_ray.data.loading import stream
 from recon_ray.data.loading.batches import IndexedTable
-from recon_ray.data.loading.stream import SplitBlocks
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.custom import CustomSource
@@ -75,8 +75,9 @@ def test_a_head_takes_whole_files_and_goes_on_in_the_next_split(prepared):
 def test_blocks_give_the_rows_of_a_joined_split_and_of_its_parts(prepared, names, rows_a_block):
     joined = prepared.join(names)
     asked: list[Split] = [joined, prepared.splits["test"], prepared.splits["val"]]
-    files = stream._files(asked, "geometry")
+    files, rows = datasets._files(asked, "geometry")
     assert len(files) == len({*files}) == sum(len(s.geometry) for s in prepared.splits.values())
+    assert rows == [pq.read_metadata(file).num_rows for file in files]
     whole = pq.read_table([str(file) for file in files], columns=COLUMNS)
     blocks = [whole.slice(at, rows_a_block) for at in range(0, len(whole), rows_a_block)]
     for split in asked:

@@ -10,7 +10,7 @@ from recon_ray.data.format.schema import tensor_column
 from recon_ray.data.loading.batches import (
     BatchOptions,
     IndexedTable,
-    ShuffleBuffer,
+    RowWindow,
     choose_features,
     filled,
     make_batch,
@@ -68,30 +68,21 @@ def test_images_of_a_sample_do_not_depend_on_its_batch(tiny_prepared):
     assert not np.array_equal(alone["images"][0], other["images"][0])
 
 
-@pytest.mark.parametrize("capacity", [1, 10, 24, 1000])
 @pytest.mark.parametrize("blocks", [[40], [30, 10], [1] * 40, [7, 3, 20, 10]])
-def test_a_stream_gives_batches_of_one_size_and_every_row_once(capacity, blocks):
-    start, tables = 0, []
+def test_a_window_gives_every_row_by_its_number_and_holds_no_piece_that_is_used_up(blocks):
+    start, window = 0, RowWindow()
     for size in blocks:
-        tables.append(_table(list(range(start, start + size))))
+        window.add(_table(list(range(start, start + size))))
         start += size
-    batches = list(ShuffleBuffer(8, capacity=capacity, seed=(1, 2)).mix(tables))
-    assert [len(batch["sample_id"]) for batch in batches] == [8] * 5
-    ids = np.concatenate([batch["sample_id"] for batch in batches])
-    assert sorted(ids) == list(range(40))
-    for batch in batches:
-        assert batch["points"][:, 0, 0].tolist() == batch["sample_id"].tolist()
-        assert batch["caption"] == [f"shape {i}" for i in batch["sample_id"]]
-
-
-def test_a_stream_is_mixed_and_its_incomplete_end_is_dropped():
-    tables = [_table(list(range(start, start + 10))) for start in range(0, 30, 10)]
-    first = list(ShuffleBuffer(8, capacity=20, seed=(1,)).mix(tables))
-    again = list(ShuffleBuffer(8, capacity=20, seed=(1,)).mix(tables))
-    assert len(first) == 3
-    ids = np.concatenate([batch["sample_id"] for batch in first])
-    assert ids.tolist() == np.concatenate([b["sample_id"] for b in again]).tolist()
-    assert (np.diff(ids) != 1).mean() > 0.5
+    assert window.arrived == 40
+    for numbers in np.random.default_rng(0).permutation(40).reshape(5, 8):
+        rows = window.take(numbers)
+        assert rows["sample_id"].tolist() == numbers.tolist()
+        assert rows["points"][:, 0, 0].tolist() == numbers.tolist()
+        assert rows["caption"] == [f"shape {i}" for i in numbers]
+    assert not window._pieces
+    window.add(_table([40, 41]))
+    assert window.take(np.array([41, 40]))["sample_id"].tolist() == [41, 40]
 
 
 def test_an_error_of_the_producer_reaches_the_consumer_and_leaving_ends_the_thread():
@@ -179,19 +170,20 @@ def test_a_batch_holds_one_stored_feature_a_sample():
     assert batch["image_features"].tolist() == [[2.0] * 3, [1.0] * 3]
 
 
-def test_features_pass_the_buffer_of_a_stream_with_their_rows():
-    tables = [
-        _table(ids).append_column("image_features", _feature_table(ids)["image_features"])
-        for ids in ([0, 1, 2], [3, 4, 5, 6, 7])
-    ]
-    for batch in ShuffleBuffer(4, capacity=6, seed=(1,)).mix(tables):
-        assert batch["image_features"][:, 1, 2].tolist() == batch["sample_id"].tolist()
+def test_features_pass_a_window_with_their_rows():
+    window = RowWindow()
+    for ids in ([0, 1, 2], [3, 4, 5, 6, 7]):
+        features = _feature_table(ids)["image_features"]
+        window.add(_table(ids).append_column("image_features", features))
+    for numbers in ([6, 0, 7, 1], [2, 3, 4, 5]):
+        assert window.take(np.array(numbers))["image_features"][:, 1, 2].tolist() == numbers
 
 
 @pytest.mark.cuda
-def test_a_gpu_copies_from_the_memory_that_a_stream_is_mixed_into():
-    rows = next(ShuffleBuffer(4, capacity=6, seed=(1,), pinned=True).mix([_table([*range(12)])]))
-    batch = make_batch(rows, BatchOptions(), epoch=0)
+def test_a_gpu_copies_from_the_memory_that_a_stream_is_gathered_into():
+    window = RowWindow(pinned=True)
+    window.add(_table([*range(12)]))
+    batch = make_batch(window.take(np.array([7, 3])), BatchOptions(), epoch=0)
     assert batch["points"].is_pinned()
     assert batch["points"][:, 0, 0].tolist() == batch["sample_id"].tolist()
 

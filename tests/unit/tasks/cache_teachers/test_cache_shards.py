@@ -17,14 +17,15 @@ import pytest
 import torch
 from data_samples import OPTIONS, SOURCE
 
+from recon_ray.cluster.datasets import decoded_bytes
 from recon_ray.cluster.encode_pool import EncodePool
 from recon_ray.config.sections.common import ClusterSection
 from recon_ray.data.format.files import write_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.data.loading.images import ImageTransform, load_images
-from recon_ray.data.loading.shard_reader import ShardReader
-from recon_ray.data.loading.stream import decoded_bytes
+from recon_ray.data.loading.shard_reader import ShardReader, SplitFiles
+from recon_ray.data.loading.stream_order import Read
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.errors import ConfigError, DataError
 from recon_ray.tasks.cache_teachers.cache_shards import (
@@ -300,16 +301,15 @@ def test_a_text_bank_is_read_back_exactly(tmp_path, use_prompts):
 
 def test_a_stream_reads_features_beside_the_rows_and_they_count_as_memory(copy):
     stored = build(copy).image_features(copy, "train", verify=True)
-    files = copy.splits["train"].geometry
+    split = copy.splits["train"]
+    files = SplitFiles((split.geometry, stored.files))
     columns = ("sample_id", "image_features")
     expected = dict(zip(*(stored.read()[name].to_pylist() for name in columns), strict=True))
-    shards = pa.table({"shard": [*reversed(range(len(files)))]})
-    reader = ShardReader(files, ["sample_id", "label"], {stored.column: stored.files})
-    found = pa.concat_tables(reader(shards))
+    reads = [files.of(Read(n, range(split.shard_rows[n]))) for n in reversed(range(len(files)))]
+    found = pa.concat_tables(ShardReader(["sample_id", "label"], [stored.column])(reads))
     assert found.column_names == ["sample_id", "label", "image_features"]
     values = zip(*(found[name].to_pylist() for name in columns), strict=True)
     assert dict(values) == expected
-    split = copy.splits["train"]
     alone = decoded_bytes(copy, split, views=False)
     both = decoded_bytes(copy, split, views=False, features=[stored])
     assert both - alone == 10 * COPIES * 16 * 2

@@ -1,7 +1,4 @@
-"""Log levels of Ray Data: a workaround for Ray, like those of :mod:`recon_ray.cluster.workarounds`.
-
-It is here because ``data`` may not import ``cluster``.
-"""
+"""Log levels of Ray Data."""
 
 from __future__ import annotations
 

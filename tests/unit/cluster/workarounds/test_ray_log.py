@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from recon_ray.data.loading.ray_log import LEVELS, quiet_ray_data
+from recon_ray.cluster.workarounds.ray_log import LEVELS, quiet_ray_data
 
 
 @pytest.mark.parametrize("name", LEVELS)
