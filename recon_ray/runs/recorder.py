@@ -118,6 +118,7 @@ class Recorder:
     def _keep_until(self, step: int, *, ended: int | None) -> None:
         if step == 0:  # no checkpoint: the evaluation at step 0 comes again too
             self._folder.remove(RECORDS)
+            self._path.unlink(missing_ok=True)
 
         def is_before(record: Mapping[str, Any]) -> bool:
             return bool(record["step"] < step)
