@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from recon_ray.cluster.encode_pool import EncodePool, ShardWorker
-from recon_ray.data.format.files import read_json, write_json, write_table
+from recon_ray.data.format.files import read_json, read_table, write_json, write_table
 from recon_ray.data.format.prepared import PreparedSet, Split
 from recon_ray.data.format.schema import MANIFEST, tensor_column
 from recon_ray.data.format.stored_features import digest
@@ -41,6 +42,8 @@ from recon_ray.teachers.protocol import ImageTeacher, TextTeacher
 
 logger = logging.getLogger(__name__)
 
+TaskT = TypeVar("TaskT", bound="ShardTask")
+
 
 @dataclass(frozen=True)
 class TeacherWorker:
@@ -56,7 +59,7 @@ class TeacherWorker:
     threads: int
     decoders: int
 
-    def start(self, device: str) -> Callable[[ImageTask | TextTask], int]:
+    def start(self, device: str) -> Callable[[ImageTask | CaptionTask | TextTask], int]:
         """Make the teacher on a device and return the function that encodes a shard."""
         teacher = self.make().to(device)
         return lambda task: task.encode(teacher, threads=self.decoders)
@@ -66,23 +69,17 @@ class TeacherWorker:
 
 
 @dataclass(frozen=True)
-class ImageTask(EncodeTask):
-    """The image features of one shard of a set.
+class ShardTask(EncodeTask):
+    """Features of one shard of a set, with a record of the finished file.
 
     Attributes:
-        views: File of the pictures.
+        source: File of the set that is encoded.
         rows: Samples in it.
-        copies: K, features of a sample: augmented copies, or its views without augmentation.
-        transform: Augmentation and size of a picture.
-        seed: Seed of the augmentation.
-        batch_size: Pictures of a forward pass.
+        batch_size: Pictures or captions of a forward pass.
     """
 
-    views: str
+    source: str
     rows: int
-    copies: int
-    transform: ImageTransform
-    seed: int
     batch_size: int
 
     @property
@@ -100,6 +97,28 @@ class ImageTask(EncodeTask):
     def is_finished(self) -> bool:
         """Return whether the shard is there already."""
         return self.record() is not None
+
+    def _write(self, ids: Sequence[int], column: str, features: np.ndarray) -> None:
+        """Write the features (rows, K, D) of the samples, and the record."""
+        stored = pa.table({"sample_id": pa.array(ids, pa.int64()), column: tensor_column(features)})
+        written = write_table(Path(self.root), self.file, stored)
+        record = {"key": self.key, "rows": self.rows, "images": self.units, **written}
+        write_json(self._record_path, record)
+
+
+@dataclass(frozen=True)
+class ImageTask(ShardTask):
+    """The image features of one shard of a set.
+
+    Attributes:
+        copies: K, features of a sample: augmented copies, or its views without augmentation.
+        transform: Augmentation and size of a picture.
+        seed: Seed of the augmentation.
+    """
+
+    copies: int
+    transform: ImageTransform
+    seed: int
 
     def encode(self, teacher: ImageTeacher, *, threads: int = 1) -> int:
         """Encode the pictures, write file and record, and return the number of pictures.
@@ -123,13 +142,8 @@ class ImageTask(EncodeTask):
                 _check_range(encoded, ids[rows])
                 features[rows, copy] = encoded
         except DataError as error:
-            raise DataError(f"{self.views}: {error}") from error
-        stored = pa.table(
-            {"sample_id": pa.array(ids, pa.int64()), "image_features": tensor_column(features)}
-        )
-        written = write_table(Path(self.root), self.file, stored)
-        record = {"key": self.key, "rows": self.rows, "images": self.units, **written}
-        write_json(self._record_path, record)
+            raise DataError(f"{self.source}: {error}") from error
+        self._write(ids, "image_features", features)
         return self.units
 
     def first_batch(self) -> Tensor:
@@ -137,7 +151,7 @@ class ImageTask(EncodeTask):
         return self._load(*self._read(self.batch_size), copy=0, threads=1)
 
     def _read(self, rows: int) -> tuple[list[int], list[list[bytes]]]:
-        table = pq.read_table(self.views, columns=["sample_id", "views"]).slice(0, rows)
+        table = pq.read_table(self.source, columns=["sample_id", "views"]).slice(0, rows)
         return table["sample_id"].to_pylist(), table["views"].to_pylist()
 
     def _load(self, ids: list[int], views: list[list[bytes]], copy: int, threads: int) -> Tensor:
@@ -164,9 +178,44 @@ def _check_range(features: np.ndarray, ids: Sequence[int]) -> None:
         )
 
 
+# -- Captions -------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class CachePlan:
-    """The image features of a cache.
+class CaptionTask(ShardTask):
+    """The features of the captions in one shard of a set, one a shape."""
+
+    def encode(self, teacher: TextTeacher, *, threads: int = 1) -> int:
+        """Encode the captions, write file and record, and return the number of shapes.
+
+        Raises:
+            DataError: If a shape has no caption.
+        """
+        del threads
+        rows = read_table(Path(self.source), ["sample_id", "object_id", "caption"])
+        texts = rows["caption"].to_pylist()
+        if blank := [number for number, text in enumerate(texts) if not text.strip()]:
+            raise DataError(
+                f"{self.source}: {len(blank)} of {len(texts)} shapes have no caption (first: "
+                f"{rows['object_id'][blank[0]]}); prepare the set again with a caption for each, "
+                "or set data.text=category"
+            )
+        unique = list(dict.fromkeys(texts))
+        features = np.zeros((0, 1, teacher.dim), np.float32)
+        if unique:
+            number = {text: place for place, text in enumerate(unique)}
+            bank = text_bank(teacher, unique, use_prompts=False, batch_size=self.batch_size)
+            features = bank.numpy()[[number[text] for text in texts]]
+        self._write(rows["sample_id"].to_pylist(), "text_features", features)
+        return self.units
+
+
+# -- Plans ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CachePlan(Generic[TaskT]):
+    """The features of a cache, shard by shard.
 
     Attributes:
         root: Folder of the cache.
@@ -176,39 +225,57 @@ class CachePlan:
 
     root: Path
     identity: Identity
-    splits: dict[str, list[ImageTask]]
+    splits: dict[str, list[TaskT]]
 
     @property
-    def tasks(self) -> list[ImageTask]:
+    def tasks(self) -> list[TaskT]:
         """The shards of all splits."""
         return [task for tasks in self.splits.values() for task in tasks]
 
 
 def make_cache_plan(
     prepared: PreparedSet, identity: Identity, splits: Sequence[str], transform: ImageTransform
-) -> CachePlan:
+) -> CachePlan[ImageTask]:
     """Assign the shards of a set to those of its cache; splits of an earlier job stay."""
+    choices = identity["choices"]
+    make = partial(ImageTask, transform=transform, copies=choices["copies"], seed=choices["seed"])
+    return _plan(prepared, identity, splits, "views", make)
+
+
+def make_caption_plan(
+    prepared: PreparedSet, identity: Identity, splits: Sequence[str]
+) -> CachePlan[CaptionTask]:
+    """Assign the shards of a set to those of its captions' features."""
+    return _plan(prepared, identity, splits, "geometry", CaptionTask)
+
+
+def _plan(
+    prepared: PreparedSet,
+    identity: Identity,
+    splits: Sequence[str],
+    kind: Literal["geometry", "views"],
+    make: Callable[..., TaskT],
+) -> CachePlan[TaskT]:
     root = prepared.path / CACHES / cache_key(identity)
     before = read_json(root / MANIFEST)
     known = before.get("splits", {}) if isinstance(before, dict) else {}
     choices = identity["choices"]
 
-    def task(split: str, path: Path, rows: int) -> ImageTask:
-        return ImageTask(
+    def task(split: str, path: Path, rows: int) -> TaskT:
+        return make(
             root=str(root),
             file=f"{split}/{path.name}",
             key=digest([identity, split, path.name]),
             units=rows * choices["copies"],
-            views=str(path),
+            source=str(path),
             rows=rows,
-            copies=choices["copies"],
-            transform=transform,
-            seed=choices["seed"],
             batch_size=choices["batch_size"],
         )
 
     tasks = {
-        name: [task(name, *shard) for shard in zip(split.views, split.shard_rows, strict=True)]
+        name: [
+            task(name, *shard) for shard in zip(getattr(split, kind), split.shard_rows, strict=True)
+        ]
         for name, split in prepared.splits.items()
         if name in {*splits, *known}
     }
@@ -227,9 +294,14 @@ def views_per_sample(split: Split) -> int:
 
 
 def build_cache(
-    plan: CachePlan, pool: EncodePool, make_worker: Callable[[], ShardWorker], *, dim: int
-) -> list[ImageTask]:
-    """Build or finish the image features of a plan.
+    plan: CachePlan[TaskT],
+    pool: EncodePool,
+    make_worker: Callable[[], ShardWorker],
+    *,
+    dim: int,
+    unit: str = "images",
+) -> list[TaskT]:
+    """Build or finish the features of a plan.
 
     Returns:
         The shards that were encoded.
@@ -242,14 +314,14 @@ def build_cache(
         (plan.root / MANIFEST).unlink(missing_ok=True)  # an incomplete cache must not look complete
         return make_worker()
 
-    encoded = encode_shards("cache_teachers", plan.tasks, pool, worker, unit="images")
+    encoded = encode_shards("cache_teachers", plan.tasks, pool, worker, unit=unit)
     splits = {name: _split_record(tasks) for name, tasks in plan.splits.items()}
     shape = [plan.identity["choices"]["copies"], dim]
     _write_manifest(plan.root, plan.identity, shape=shape, splits=splits)
     return encoded
 
 
-def _split_record(tasks: Sequence[ImageTask]) -> dict[str, Any]:
+def _split_record(tasks: Sequence[ShardTask]) -> dict[str, Any]:
     shards = []
     for task in tasks:
         record = task.record()
