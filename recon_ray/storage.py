@@ -78,7 +78,7 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     try:
         return pafs.FileSystem.from_uri(place)
     except pa.ArrowInvalid as unknown:
-        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+        from fsspec.core import url_to_fs
 
         try:
             filesystem, path = url_to_fs(place)

@@ -1,4 +1,4 @@
-"""Costs of opening, preparing and reading sets of very many shards, counted on a store in memory."""
+"""Costs of opening and preparing sets of very many shards, counted on a store in memory."""
 
 from __future__ import annotations
 

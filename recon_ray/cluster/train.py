@@ -30,7 +30,7 @@ from recon_ray.errors import ConfigError
 from recon_ray.machine import cpu_count
 from recon_ray.runs.folder import RunFolder, new_attempt
 from recon_ray.runs.journal import Journal
-from recon_ray.runs.jsonl import read_lines
+from recon_ray.runs.jsonl import read_end, read_lines
 from recon_ray.train.feed.indexed import TrainFeed
 from recon_ray.train.feed.resident import indexed_feed
 from recon_ray.train.feed.streamed import ReadHere
@@ -272,7 +272,7 @@ def last_record(path: Path) -> dict[str, Any]:
         path: The file, to which another process may be writing.
     """
     try:
-        lines = path.read_text(errors="replace").split("\n")
+        lines = read_end(path).split("\n")
     except OSError:
         return {}
     return next((r for line in reversed(lines) for r in read_lines(line, key="train/loss")), {})

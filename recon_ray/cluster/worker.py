@@ -267,7 +267,7 @@ def check_storage(folder: RunFolder, attempt: str) -> None:
     Raises:
         ConfigError: If the note is not there.
     """
-    submitted = Journal(folder).events("submitted")
+    submitted = Journal(folder).recent("submitted")
     if not any(event.get("attempt") == attempt for event in submitted):
         node = ray.get_runtime_context().get_node_id()[:8]
         raise ConfigError(

@@ -9,10 +9,15 @@ Layout of one checkpoint, under the run's ``checkpoints`` folder::
                                  SHA-256 of each file
 
     best.json            the checkpoint with the best validation, if any
+    recent.json          on an object store: names of the newest checkpoints
 
 The manifest is written last and a folder gets its final name only when it is complete (on an object
 store, which cannot rename, a folder without manifest does not count). Every file loads with
 ``weights_only=True``.
+
+A commit, and finding the newest checkpoint, cost the same for any number of kept ones: a run knows
+what it may have to delete, and an object store is not listed as long as ``recent.json`` names a
+checkpoint that is whole. A name is written there before its checkpoint is.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +50,7 @@ from recon_ray.storage import (
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
-BEST = "best.json"
+BEST, RECENT = "best.json", "recent.json"
 MODEL_FILE, TRAIN_FILE, PROGRESS_FILE = "model.pt", "train.pt", "progress.pt"
 
 T = TypeVar("T")
@@ -72,6 +77,46 @@ class Checkpoint:
     records: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """The files of a checkpoint as they are stored, compared with its manifest.
+
+    Attributes:
+        path: Its folder, for messages.
+        manifest: What ``MANIFEST.json`` holds.
+        files: File name to content.
+    """
+
+    path: str
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    def loaded(self) -> Checkpoint:
+        """Load the checkpoint on the CPU.
+
+        Raises:
+            CheckpointError: If a weight is not finite.
+        """
+        loaded = {
+            file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+            for file, blob in self.files.items()
+        }
+        model = loaded[MODEL_FILE]
+        if bad := not_finite(model):
+            raise CheckpointError(
+                f"{self.path}/{MODEL_FILE}: {len(bad)} of {len(model)} weights are not finite "
+                f"({_some(bad)})"
+            )
+        return Checkpoint(
+            self.path.rpartition("/")[2],
+            self.manifest["step"],
+            self.manifest["architecture"],
+            model,
+            loaded[TRAIN_FILE if TRAIN_FILE in loaded else PROGRESS_FILE],
+            self.manifest.get("records", {}),
+        )
+
+
 class CheckpointStore:
     """Reads and writes the checkpoints of one run in a folder or URI.
 
@@ -89,6 +134,9 @@ class CheckpointStore:
         #: Whether it is a folder; object stores cannot rename, and failed calls are repeated.
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
         self._intact: set[str] = set()  # loaded before, and so compared with their manifests
+        #: Complete ones that retention has not decided on for good, oldest first; None before a
+        #: commit of this process.
+        self._recent: list[str] | None = None
 
     def path(self, name: str) -> str:
         """Return the path of a checkpoint inside the store's file system."""
@@ -108,6 +156,7 @@ class CheckpointStore:
         path = self.path(packed.name)
         try:
             if not self._holds(packed.name):
+                self._announce(packed.name)
                 self._steadily(lambda: self._save(packed))
             if packed.best is not None:
                 path, best = self.path(BEST), packed.best
@@ -122,7 +171,7 @@ class CheckpointStore:
 
     def _holds(self, name: str) -> bool:
         """Return whether a checkpoint is there and whole."""
-        if name not in self.names():
+        if not self._is_there(f"{name}/{MANIFEST}"):
             return False
         try:
             if name not in self._intact:
@@ -132,6 +181,41 @@ class CheckpointStore:
             return False
         return True
 
+    def _announce(self, name: str) -> None:
+        """Note the name of a checkpoint before it is written, so that nobody has to look for it."""
+        known = self._known()
+        if not self.is_local:
+            if not known:
+                self._steadily(lambda: self._fs.create_dir(self._root, recursive=True))
+            content = {"names": sorted({*known, name}), "keep_every": self.keep_every}
+            self._replace(self.path(RECENT), json.dumps(content).encode())
+
+    def _known(self) -> list[str]:
+        """Return the complete checkpoints on which retention has still to decide, oldest first."""
+        if self._recent is None:
+            content = self._pointer()
+            if content is not None and content.get("keep_every") == self.keep_every:
+                self._recent = [name for name in content["names"] if self.holds(name)]
+            else:
+                self._recent = self.names()
+        return self._recent
+
+    def _pointer(self) -> dict[str, Any] | None:
+        """Return what ``recent.json`` holds; None without one that can be read."""
+        if self.is_local:  # a folder is listed in one call, whoever changes it
+            return None
+        path = self.path(RECENT)
+        try:
+            content = json.loads(self._read(path))
+            if all(str(name).startswith("step-") for name in content["names"]):
+                return dict(content)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be read (%s): the checkpoints are listed", path, error)
+            return None
+        return None
+
     def _retain(self, packed: Packed) -> None:
         """Delete those that need not stay; the next commit tries again what fails.
 
@@ -139,9 +223,14 @@ class CheckpointStore:
         """
         best = None if packed.best is None else packed.best["name"]
         try:
-            names = [name for name in self.names() if name <= packed.name]
-            for old in expendable(names, keep=self.keep, every=self.keep_every, best=best):
-                self._remove(self.path(old))
+            known = sorted({*self._known(), packed.name})
+            names = [name for name in known if name <= packed.name]
+            old = expendable(names, keep=self.keep, every=self.keep_every, best=best)
+            stays = {*old, *names[-self.keep :], *known[len(names) :], best}
+            self._recent = [name for name in known if name in stays]  # the others stay for good
+            for name in old:
+                self._remove(self.path(name))
+                self._recent.remove(name)
         except (CheckpointError, OSError) as error:
             logger.warning("%s: older checkpoints could not be deleted (%s)", self.uri, error)
 
@@ -151,12 +240,15 @@ class CheckpointStore:
         Only safe at the start of a run, when nothing else writes.
         """
         try:
-            whole = set(self.names())
+            pointer = self._pointer()
+            found = self._steadily(self._folders) if pointer is None else pointer["names"]
             left = [
                 name
-                for name in self._steadily(self._folders)
-                if name.startswith((".tmp-step-", "step-")) and name not in whole
+                for name in found
+                if name.startswith(".tmp-step-")
+                or (name.startswith("step-") and not self.holds(name))
             ]
+            left = [name for name in left if pointer is None or self._is_there(name)]
             for name in left:
                 self._remove(self.path(name))
         except (CheckpointError, OSError) as error:  # it does not count as a checkpoint
@@ -173,7 +265,7 @@ class CheckpointStore:
         path = self.path(BEST)
         try:
             best = dict(json.loads(self._read(path)))
-            return best if best["name"] in self.names() else None
+            return best if self.holds(best["name"]) else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -188,7 +280,7 @@ class CheckpointStore:
             CheckpointError: If ``best.json`` is damaged, or the storage cannot be reached.
         """
         best = self.best()
-        return next(reversed(self.names()), None) if best is None else best["name"]
+        return self.newest() if best is None else best["name"]
 
     def hash_of_model(self, name: str) -> str:
         """Return a SHA-256 of a checkpoint's weights, architecture and records, by its manifest.
@@ -227,19 +319,52 @@ class CheckpointStore:
     def _mark(self, best: Mapping[str, Any]) -> None:
         self._replace(self.path(BEST), (json.dumps(dict(best)) + "\n").encode())
 
+    def holds(self, name: str) -> bool:
+        """Return whether a checkpoint is complete.
+
+        Raises:
+            CheckpointError: If the storage cannot be reached.
+        """
+        with self._listing():
+            return self._is_there(f"{name}/{MANIFEST}")
+
+    def _is_there(self, name: str) -> bool:
+        return self._steadily(lambda: exists(self._fs, self.path(name)))
+
+    def newest(self) -> str | None:
+        """Return the name of the newest complete checkpoint, if any.
+
+        Raises:
+            CheckpointError: If the storage cannot be reached.
+        """
+        return next(self._newest_first(), None)
+
     def names(self) -> list[str]:
         """Return the folder names of the complete checkpoints, oldest first.
 
         Raises:
             CheckpointError: If the storage cannot be reached.
         """
+        with self._listing():
+            return [name for name in self._listed() if self.holds(name)]
 
-        def complete() -> list[str]:
-            names = sorted(name for name in self._folders() if name.startswith("step-"))
-            return [name for name in names if exists(self._fs, f"{self.path(name)}/{MANIFEST}")]
+    def _newest_first(self) -> Iterator[str]:
+        """Return the complete checkpoints, those of ``recent.json`` without listing the others."""
+        with self._listing():
+            pointer = self._pointer() or {}
+            named = sorted(pointer.get("names", []), reverse=True)
+            yield from filter(self.holds, named)
+            others = set(self._listed()) - set(named)
+            yield from filter(self.holds, sorted(others, reverse=True))
 
+    def _listed(self) -> list[str]:
+        return sorted(name for name in self._steadily(self._folders) if name.startswith("step-"))
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        """Translate an error of the storage."""
         try:
-            return self._steadily(complete)
+            yield
         except OSError as error:
             raise CheckpointError(
                 f"{self.uri}: the checkpoints there cannot be listed ({error}); see that the "
@@ -257,26 +382,9 @@ class CheckpointStore:
             CheckpointError: If a file is missing or differs, the format is another one, or a weight
                 is not finite.
         """
-        manifest, blobs = self._contents(name)
-        loaded = {
-            file: torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-            for file, blob in blobs.items()
-        }
-        model = loaded[MODEL_FILE]
-        if bad := not_finite(model):
-            raise CheckpointError(
-                f"{self.path(name)}/{MODEL_FILE}: {len(bad)} of {len(model)} weights are not "
-                f"finite ({_some(bad)})"
-            )
+        loaded = self._contents(name).loaded()
         self._intact.add(name)
-        return Checkpoint(
-            name,
-            manifest["step"],
-            manifest["architecture"],
-            model,
-            loaded[TRAIN_FILE if TRAIN_FILE in loaded else PROGRESS_FILE],
-            manifest.get("records", {}),
-        )
+        return loaded
 
     def load_latest(self) -> Checkpoint | None:
         """Load the newest checkpoint that verifies, falling back to older ones.
@@ -287,15 +395,29 @@ class CheckpointStore:
         Raises:
             CheckpointError: If there are checkpoints and all of them are damaged.
         """
-        names = self.names()
-        for name in reversed(names):
+        found = self.read_latest()
+        return None if found is None else found[1]
+
+    def read_latest(self) -> tuple[Contents, Checkpoint] | None:
+        """Return the files of :meth:`load_latest` too, to hand them on.
+
+        Raises:
+            CheckpointError: If there are checkpoints and all of them are damaged.
+        """
+        damaged = 0
+        for name in self._newest_first():
             try:
-                return self.load(name)
+                contents = self._contents(name)
+                loaded = contents.loaded()
             except CheckpointError as error:
                 logger.warning("%s; trying the checkpoint before it", error)
-        if names:
+                damaged += 1
+                continue
+            self._intact.add(name)
+            return contents, loaded
+        if damaged:
             raise CheckpointError(
-                f"{self._root}: all {len(names)} checkpoints are damaged; restore one from a copy, "
+                f"{self._root}: all {damaged} checkpoints are damaged; restore one from a copy, "
                 "or start afresh with another run.name"
             )
         return None
@@ -324,12 +446,13 @@ class CheckpointStore:
         if exists(self._fs, f"{where}/{TRAIN_FILE}"):
             self._fs.delete_file(f"{where}/{TRAIN_FILE}")
 
-    def _contents(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def _contents(self, name: str) -> Contents:
         """Return the manifest and files of a checkpoint, compared with each other."""
         where = self.path(name)
         manifest = self._read_manifest(where)
         files = manifest["files"].items()
-        return manifest, {file: self._verified(f"{where}/{file}", record) for file, record in files}
+        blobs = {file: self._verified(f"{where}/{file}", record) for file, record in files}
+        return Contents(where, manifest, blobs)
 
     def _write_all(self, target: str, packed: Packed) -> None:
         self._fs.create_dir(target, recursive=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,15 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError
+from recon_ray.runs.jsonl import read_end
+from recon_ray.runs.segments import (
+    GrowingFile,
+    line_after,
+    list_segments,
+    read_segment,
+    read_segments,
+    segment,
+)
 from recon_ray.storage import (
     absolute,
     join,
@@ -30,8 +40,8 @@ START_FRESH_HINT = "choose another run.name, or resume=never to set this run asi
 class RunFolder:
     """The folder of one run, on a local disk or in an object store.
 
-    Files are written below :attr:`local`; :meth:`publish` copies them to the URI where that is
-    another place. Nothing is made before the first file is written.
+    Files are written below :attr:`local`; :meth:`publish` sends what has changed to the URI where
+    that is another place. Nothing is made before the first file is written.
 
     Args:
         uri: ``<storage>/<run name>``.
@@ -44,6 +54,9 @@ class RunFolder:
         # Removed when the folder's object goes.
         self._copy = None if self.is_local else tempfile.TemporaryDirectory(prefix="recon-")
         self.local = Path(self._root) if self._copy is None else Path(self._copy.name)
+        self._publishing = threading.Lock()
+        self._growing: dict[str, GrowingFile] = {}
+        self._sent: dict[str, tuple[int, ...]] = {}  # the state of the files that were sent
 
     def __reduce__(self) -> tuple[type[RunFolder], tuple[str]]:
         """Open the same folder in another process."""
@@ -77,14 +90,26 @@ class RunFolder:
 
     def _content(self, name: str) -> bytes | None:
         path = f"{self._root}/{name}"
-
-        def content() -> bytes | None:
-            return read_bytes(self._fs, path)
-
         try:
-            return content() if self.is_local else with_retries(content)
+            return (read_bytes if self.is_local else read_segments)(self._fs, path)
         except OSError as error:
             raise self._unreadable(path, error) from error
+
+    def read_end(self, name: str) -> str:
+        """Return the newest lines of a growing file, some hundred kilobytes of them.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            if self.is_local:
+                return read_end(Path(path))
+            parts = list_segments(self._fs, path)[-2:]
+            content = b"".join(read_segment(self._fs, path, n) or b"" for n in parts)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        return content.decode(errors="replace")
 
     def write(self, name: str, text: str) -> Path:
         """Write a file in one step (temporary name, then rename).
@@ -123,33 +148,67 @@ class RunFolder:
             if self.is_local:
                 with Path(path).open("ab+") as stream:
                     stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
-                    stream.write(_line_after(stream.read()) + text.encode())
+                    stream.write(line_after(stream.read()) + text.encode())
                 return
             # No local copy: publishing that of one process would undo what others have added.
-            before = self._content(name) or b""
-            with self._fs.open_output_stream(path) as output:
-                output.write(before + _line_after(before) + text.encode())
+            GrowingFile(self._fs, path).append(text.encode())
         except OSError as error:
             raise self._refused(path, error) from error
 
     def publish(self) -> None:
-        """Copy what was written to the object store, if the run lies on one.
+        """Send what is new since the last time to the object store, if the run lies on one.
 
         Raises:
             CheckpointError: If the storage refuses.
         """
         if self.is_local:
             return
-        local = pafs.LocalFileSystem()
         try:
-            with_retries(lambda: pafs.copy_files(str(self.local), self._root, local, self._fs))
+            with self._publishing:
+                for path in sorted(self.local.rglob("*")):
+                    if path.is_file() and not path.name.startswith(".tmp-"):
+                        self._send(path, path.relative_to(self.local).as_posix())
         except OSError as error:
             raise self._refused(self.uri, error) from error
 
-    def fetch(self, name: str) -> None:
-        """Copy a file of an earlier attempt from the object store, to continue it."""
-        content = None if self.is_local else self._content(name)
-        if content is not None:
+    def _send(self, path: Path, name: str) -> None:
+        state = path.stat()
+        mark = state.st_ino, state.st_size, state.st_mtime_ns
+        if self._sent.get(name) == mark:
+            return
+        target = f"{self._root}/{name}"
+        folder = target.rpartition("/")[0]
+        if not any(f"{self._root}/{sent}".rpartition("/")[0] == folder for sent in self._sent):
+            with_retries(lambda: self._fs.create_dir(folder, recursive=True))
+        if name in self._growing:
+            self._growing[name].send(path)
+        else:
+            local = pafs.LocalFileSystem()
+            with_retries(lambda: pafs.copy_files(str(path), target, local, self._fs))
+        self._sent[name] = mark
+
+    def fetch(self, name: str, reaches: Callable[[bytes], bool] = bool) -> None:
+        """Copy the end of a growing file of an earlier attempt from the object store.
+
+        What is appended to the local copy is sent by :meth:`publish` in segments.
+
+        Args:
+            name: The file.
+            reaches: Whether its content from some place on is enough; by default that of the last
+                segment.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        if self.is_local:
+            return
+        path = f"{self._root}/{name}"
+        self._growing[name] = growing = GrowingFile(self._fs, path)
+        try:
+            content = growing.fetch(reaches)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        if content:
             self.local.joinpath(name).write_bytes(content)
 
     def remove(self, name: str) -> None:
@@ -164,7 +223,8 @@ class RunFolder:
             if kind == pafs.FileType.Directory:
                 self._fs.delete_dir(path)
             elif kind == pafs.FileType.File:
-                self._fs.delete_file(path)
+                for number in [0] if self.is_local else list_segments(self._fs, path):
+                    self._fs.delete_file(segment(path, number))
         except OSError as error:
             raise CheckpointError(
                 f"{path}: it could not be deleted ({reason_of(error)})"
@@ -206,11 +266,6 @@ class RunFolder:
             f"{path}: it could not be written ({reason_of(error)}); {way} or choose another "
             "run.storage"
         )
-
-
-def _line_after(before: bytes) -> bytes:
-    """Return the end of a last line that a killed process, or a full disk, has cut off."""
-    return b"" if not before or before.endswith(b"\n") else b"\n"
 
 
 def new_attempt() -> str:

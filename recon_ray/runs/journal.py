@@ -13,7 +13,7 @@ from recon_ray.errors import CheckpointError
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.jsonl import read_lines
 
-FILE = "events.jsonl"
+FILE, RECORDS = "events.jsonl", "metrics.jsonl"
 #: Texts of gloo and NCCL in a worker whose peer is gone.
 LOST_CONNECTION = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError",
@@ -31,10 +31,17 @@ class Journal:
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Return the events so far, of one kind or all; none where they cannot be read."""
         try:
-            found = read_lines(self._folder.read(FILE, errors="replace") or "", key="event")
+            text = self._folder.read(FILE, errors="replace") or ""
         except CheckpointError:
             return []
-        return [event for event in found if kind in (None, event["event"])]
+        return _of_kind(text, kind)
+
+    def recent(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the newest of the events, some thousands, by reading the end of the journal."""
+        try:
+            return _of_kind(self._folder.read_end(FILE), kind)
+        except CheckpointError:
+            return []
 
     def add(self, event: str, **values: Any) -> None:  # noqa: ANN401 - plain data
         """Add one event, with the time in seconds since 1970; leave it out if that fails.
@@ -46,6 +53,11 @@ class Journal:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values}) + "\n"
         with suppress(CheckpointError):  # a full disk; the next commit reports it
             self._folder.append(FILE, line)
+
+
+def _of_kind(text: str, kind: str | None) -> list[dict[str, Any]]:
+    found = read_lines(text, key="event")
+    return [event for event in found if kind in (None, event["event"])]
 
 
 @dataclass(frozen=True)
@@ -106,11 +118,10 @@ def explain_restart(
 
 def last_record(folder: RunFolder) -> tuple[int, float | None]:
     """Return the step of a run's last record and when it was written, before the run goes on."""
-    path = folder.local / "metrics.jsonl"
     try:
-        records = read_lines(path.read_text(errors="replace"), key="step")
-        written = path.stat().st_mtime if folder.is_local else None
-    except OSError:
+        records = read_lines(folder.read_end(RECORDS), key="step")
+        written = (folder.local / RECORDS).stat().st_mtime if folder.is_local else None
+    except (OSError, CheckpointError):
         return 0, None
     return (int(records[-1]["step"]) if records else 0), written
 

@@ -4,7 +4,9 @@ The holder increments a counter in the file. A job that finds the file of anothe
 whether it changes, so that clocks need not agree; on the same machine it looks for the process,
 where ``/proc`` shows when that was started: the number alone may be another one's by now.
 
-Of several jobs that begin a run at the same time, one gets the file.
+Of several jobs that begin a run at the same time, one gets the file: by a lock on a disk, and by
+conditional writes on S3 where boto3 is installed (see :mod:`recon_ray.runs.conditional`). Elsewhere
+the last of them has it; the others find that out when they read it again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from recon_ray.errors import CheckpointError, ConfigError, ReconError
+from recon_ray.runs.conditional import conditional_object
 from recon_ray.storage import (
+    join,
     open_filesystem,
     read_bytes,
     reason_of,
@@ -98,6 +102,7 @@ class LeaseFile:
         self._fs, root = open_filesystem(uri)
         self.path = f"{root}/{FILE}"
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        self._object = None if self.is_local else conditional_object(join(uri, FILE))
         self.own: Holder | None = None
         self._stopped, self._writing = threading.Event(), threading.RLock()
 
@@ -108,7 +113,7 @@ class LeaseFile:
             OSError: If the storage does not answer.
             ValueError: If the file is half written, or not a lease.
         """
-        content = read_bytes(self._fs, self.path)
+        content = read_bytes(self._fs, self.path) if self._object is None else self._object.read()
         return None if content is None else self._parsed(content)
 
     def _parsed(self, content: bytes) -> Holder:
@@ -120,8 +125,8 @@ class LeaseFile:
     def create(self, holder: Holder, stale: Holder | None) -> bool:
         """Write the file unless another job has been faster; return whether this one has it.
 
-        One job at a time looks and writes, by a lock on the file; an object store has none, nor
-        have some network file systems.
+        One job at a time looks and writes, by a lock on the file or a conditional write; some
+        object stores and network file systems have neither.
 
         Args:
             holder: The new holder.
@@ -131,8 +136,11 @@ class LeaseFile:
             OSError: If the storage refuses.
         """
         if not self.is_local:
-            self.write(holder)
-            return True
+            with suppress(ValueError):
+                found = self.read()
+                if found is not None and (stale is None or found.key != stale.key):
+                    return False
+            return self.write(holder)
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -163,18 +171,21 @@ class LeaseFile:
             raise
         return True
 
-    def write(self, holder: Holder) -> None:
-        """Replace the file in one step.
+    def write(self, holder: Holder) -> bool:
+        """Replace the file in one step; return False if another job was seen to be faster.
 
         Raises:
             OSError: If the storage refuses.
         """
         text = json.dumps(asdict(holder))
+        if self._object is not None:
+            return self._object.write(text.encode())
         if self.is_local:
             replace_file(Path(self.path), text)
-            return
+            return True
         with self._fs.open_output_stream(self.path) as stream:
             stream.write(text.encode())
+        return True
 
     def keeps_changing(self, found: Holder) -> bool:
         """Watch the file for :data:`PATIENCE_SECONDS`; return whether its holder is alive.
@@ -229,9 +240,18 @@ class LeaseFile:
             return found
         self.own = replace(self.own, beat=self.own.beat + 1)
         try:
-            self.write(self.own)
+            is_mine = self.write(self.own)
         except (OSError, ArrowInvalid) as error:  # the next checkpoint reports a full disk
             logger.debug("%s: %s", self.path, error)
+            return None
+        return None if is_mine else self._taken_over_by()
+
+    def _taken_over_by(self) -> Holder | None:
+        """Return the holder that was faster; None where it is this one or cannot be read."""
+        with suppress(OSError, ValueError):
+            found = self.read()
+            if found is not None and self.own is not None and found.key != self.own.key:
+                return found
         return None
 
     def _beat(self) -> None:

@@ -26,6 +26,7 @@ from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.teacher_features import SOURCE
+from recon_ray.teachers.bank import LARGEST_BANK
 from recon_ray.weights.weight_files import LoadedWeights
 
 #: Texts of the published prompts that its dataset cards correct: set, class, published text.
@@ -248,6 +249,17 @@ def texts_of(prepared: PreparedSet, kind: Literal["category", "caption"]) -> lis
     card = prepared.manifest.get("card") or {}
     spelled = dict(zip(card.get("classes", ()), card.get("texts", ()), strict=False))
     return [spelled.get(name, name) for name in prepared.classes]
+
+
+def has_many_captions(prepared: PreparedSet) -> bool:
+    """Return whether a set has more captions than a bank holds; it is read until that is clear."""
+    found: set[str] = set()
+    for split in prepared.splits.values():
+        for part in prepared.parts(split, ["caption"]):
+            found.update(part["caption"].unique().to_pylist())
+            if len(found) > LARGEST_BANK:
+                return True
+    return False
 
 
 def check_texts(prepared: PreparedSet, texts: Sequence[str]) -> None:

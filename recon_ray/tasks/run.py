@@ -231,7 +231,7 @@ def open_run(job: str, config: JobConfig, *, label: str, resume: str = "never") 
             "absolute path or a URI to keep the run",
             config.run.storage,
         )
-    has_own = bool(CheckpointStore(folder.checkpoints).names())
+    has_own = CheckpointStore(folder.checkpoints).newest() is not None
     start = None if resume in ("auto", "never") or has_own else _find_checkpoint(resume)
     return Run(job, config, folder, resume, start, inputs, is_named)
 
@@ -404,7 +404,7 @@ def _find_checkpoint(path: str) -> Checkpoint:
     hint = "give a run folder or a checkpoint in it, <run>/checkpoints/step-<number>, or auto"
     try:
         store, name = place_of(path)
-        store.names()
+        store.newest()
     except CheckpointError as error:
         raise ConfigError(f"resume={path}: it cannot be reached ({error}); {hint}") from error
     try:

@@ -6,7 +6,7 @@ import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recon_ray.config.sections.training import ImageEncoderSection, TextTeacherSection
@@ -22,6 +22,7 @@ from recon_ray.teachers.cache import (
     Identity,
     StoredBank,
     TeacherCache,
+    captions_identity,
     difference,
     find_caches,
     text_identity,
@@ -60,9 +61,19 @@ class StoredTeachers:
 
 
 def stored_teachers(
-    config: PretrainConfig, prepared: PreparedSet, texts: Sequence[str]
+    config: PretrainConfig,
+    prepared: PreparedSet,
+    texts: Sequence[str],
+    *,
+    captions: StoredFeatures | None = None,
 ) -> StoredTeachers:
     """Find the stored features of the configured teachers, and of the texts.
+
+    Args:
+        config: The job's configuration.
+        prepared: The set.
+        texts: All texts, for a bank.
+        captions: What :func:`stored_captions` has found.
 
     Raises:
         ConfigError: If features are configured that are not there, or are another teacher's.
@@ -70,7 +81,7 @@ def stored_teachers(
         TeacherError: If the teacher, whose identity the cache must have, cannot be loaded.
     """
     options, verify = config.teacher, config.data.verify
-    image = text = None
+    image, text = None, captions
     splits = [split.name for split in prepared.join(config.data.train_splits).members]
     if options.image.name == SOURCE:
         image = _of_source(prepared, "image_features", splits)
@@ -80,7 +91,7 @@ def stored_teachers(
     if options.text.name == SOURCE:
         text = _of_source(prepared, "text_features", splits)
     bank = None
-    if options.text.name not in (None, SOURCE):
+    if captions is None and options.text.name not in (None, SOURCE):
         use_prompts = config.data.text == "category"
         bank = stored_bank(options.text, prepared, texts, use_prompts=use_prompts)
     return StoredTeachers(image, text, bank)
@@ -210,6 +221,30 @@ def stored_bank(
     identity = _pinned(options) if pinned else make_text_teacher(options).identity
     fitting, _ = find_caches(prepared, text_identity(identity, texts, use_prompts=use_prompts))
     return StoredBank(fitting[0]) if fitting else None
+
+
+def stored_captions(config: PretrainConfig, prepared: PreparedSet) -> StoredFeatures | None:
+    """Find the features of the captions of the training shapes; None if a bank is to hold them.
+
+    Raises:
+        DataError: If a cache is damaged.
+        TeacherError: If the teacher whose cache is searched cannot be loaded.
+    """
+    options = config.teacher.text
+    if config.data.text != "caption" or options.name in (None, SOURCE):
+        return None
+    if not find_caches(prepared, {"kind": "captions"})[0]:
+        return None
+    pinned = options.sha256 is not None
+    identity = _pinned(options) if pinned else make_text_teacher(options).identity
+    splits = [split.name for split in prepared.join(config.data.train_splits).members]
+    fitting, _ = find_caches(prepared, captions_identity(identity, prepared))
+    for cache in fitting:
+        if _absent(cache, splits) is None:
+            verify = config.data.verify
+            parts = [cache.text_features(prepared, name, verify=verify) for name in splits]
+            return replace(joined_features(parts), identity=parts[0].identity)
+    return None
 
 
 def stored_images(

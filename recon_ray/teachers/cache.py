@@ -3,7 +3,7 @@
 A cache is a folder ``<set>/teachers/<key>/``: its ``_manifest.json`` (written last) holds the
 identity of teacher, preprocessing and pictures, and ``key`` is the hash of it. Image features are
 in ``<split>/part-*.parquet``, with the shards and the order of rows of the set; text features are
-in ``text_bank.parquet``.
+in ``text_bank.parquet``, or like those of images where there are many captions.
 """
 
 from __future__ import annotations
@@ -89,6 +89,31 @@ class TeacherCache:
             ConfigError: If the cache has no such split.
             DataError: If a file is missing, damaged, or not of the set's rows.
         """
+        clean = self.identity["preprocessing"]["augment"] == "none"
+        files, content = self._rows(prepared, split, verify=verify)
+        return StoredFeatures(
+            "image_features",
+            files,
+            self._shape,
+            "view" if clean else "copy",
+            {**self.identity["teacher"], "cache": self.path.name, "features_sha256": content},
+        )
+
+    def text_features(self, prepared: PreparedSet, split: str, *, verify: Verify) -> StoredFeatures:
+        """Find the features of the captions of a split; see :meth:`image_features`."""
+        files, _ = self._rows(prepared, split, verify=verify)
+        teacher = self.identity["teacher"]
+        return StoredFeatures("text_features", files, self._shape, "copy", teacher, itemsize=4)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        copies, dim = self.manifest["shape"]
+        return int(copies), int(dim)
+
+    def _rows(
+        self, prepared: PreparedSet, split: str, *, verify: Verify
+    ) -> tuple[tuple[ShardFile, ...], str]:
+        """Return the files of a split and the hash of their content."""
         splits = self.manifest["splits"]
         if split not in splits:
             raise ConfigError(
@@ -98,17 +123,9 @@ class TeacherCache:
         shards = splits[split]["shards"]
         if [shard["rows"] for shard in shards] != prepared.split(split).shard_rows.tolist():
             raise DataError(f"{self.path}: its shards are not those of {prepared.path}; {AGAIN}")
-        copies, dim = self.manifest["shape"]
-        clean = self.identity["preprocessing"]["augment"] == "none"
-        content = digest([shard["sha256"] for shard in shards])
-        files = self.path.files()
-        return StoredFeatures(
-            "image_features",
-            tuple(self._file(shard, files, verify=verify) for shard in shards),
-            (int(copies), int(dim)),
-            "view" if clean else "copy",
-            {**self.identity["teacher"], "cache": self.path.name, "features_sha256": content},
-        )
+        there = self.path.files()
+        files = tuple(self._file(shard, there, verify=verify) for shard in shards)
+        return files, digest([shard["sha256"] for shard in shards])
 
     def text_bank(self, texts: Sequence[str]) -> Tensor:
         """Read the features of texts.
@@ -178,6 +195,16 @@ def views_identity(prepared: PreparedSet) -> dict[str, str]:
     return {"views_sha256": digest(shards)}
 
 
+def captions_identity(teacher: Mapping[str, str], prepared: PreparedSet) -> Identity:
+    """Return the identity of the features of a set's captions, shape by shape."""
+    shards = {
+        name: [shard["geometry"]["sha256"] for shard in split["shards"]]
+        for name, split in prepared.manifest["splits"].items()
+    }
+    content = {"geometry_sha256": digest(shards)}
+    return {"kind": "captions", "teacher": dict(teacher), "set": content}
+
+
 def text_identity(
     teacher: Mapping[str, str], texts: Sequence[str], *, use_prompts: bool
 ) -> Identity:
@@ -194,7 +221,7 @@ def text_identity(
 def cache_key(identity: Identity) -> str:
     """Return the name of a cache's folder: the teacher, readable, and a hash of everything."""
     name = re.sub(r"[^a-z0-9]+", "-", str(identity["teacher"]["name"]).lower()).strip("-")
-    kind = "-text" if identity["kind"] == "text" else ""
+    kind = "" if identity["kind"] == "image" else f"-{identity['kind']}"
     return f"{name}{kind}-{digest(identity)[:12]}"
 
 

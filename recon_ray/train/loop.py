@@ -301,7 +301,7 @@ class Trainer:
             left = self.runtime.store.clean()
             if left:
                 logger.info("removed %s, which were not committed", ", ".join(left))
-        found = newest_checkpoint(self.runtime.store, rank=self.runtime.rank)
+        found = newest_checkpoint(self.runtime.store, self.runtime.device, rank=self.runtime.rank)
         if found is None:
             return
         self._restored = source = join(self.runtime.store.uri, found.name)
@@ -320,7 +320,7 @@ class Trainer:
             load_optimizer(self.optimizer, found.train[OPTIMIZER])
         if self.ledger is not None:
             self.ledger = SampleLedger(found.train.get("ledger"))
-        if progress.best is not None and progress.best["name"] not in self.runtime.store.names():
+        if progress.best is not None and not self.runtime.store.holds(progress.best["name"]):
             progress.best = None  # of the run that this one was started from
         if self.runtime.rank == 0:
             logger.info("continuing from %s (step %d)", source, progress.step)
@@ -330,17 +330,16 @@ class Trainer:
     def _open_records(self) -> TrainRecords:
         recorder = None
         if self.runtime.rank == 0:
-            self.runtime.folder.fetch("metrics.jsonl")
             last, idle = last_record(self.runtime.folder)
             self.commits.restart = explain_restart(
-                self._journal.events(),
+                self._journal.recent(),
                 attempt=self.runtime.attempt,
                 step=self.progress.step,
                 last_step=last,
                 idle_since=idle,
             )
             recorder = Recorder(
-                self.runtime.folder.local,
+                self.runtime.folder,
                 start_step=self.progress.step,
                 extends_last=bool(self._interval) and self.progress.step < self.max_steps,
             )

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.runs.checkpoint import OPTIMIZER, Checkpoint, CheckpointStore
+from recon_ray.runs.checkpoint import OPTIMIZER, Checkpoint, CheckpointStore, Contents
 from recon_ray.train.commits import raise_on_all_ranks
 from recon_ray.train.metrics import is_distributed
 from recon_ray.train.settings import FitSettings
@@ -90,8 +91,14 @@ class Progress:
         return result | {"steps": float(self.step), "epochs": float(self.epoch)}
 
 
-def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None:
-    """Load the checkpoint that rank 0 finds valid; every rank takes part.
+#: Bytes of a checkpoint that the workers exchange at once.
+PART_BYTES = 1 << 26
+
+
+def newest_checkpoint(
+    store: CheckpointStore, device: torch.device, *, rank: int
+) -> Checkpoint | None:
+    """Load the checkpoint that rank 0 finds valid; it alone reads the storage, every rank loads it.
 
     Raises:
         CheckpointError: On every rank, if all are damaged or the storage cannot be reached.
@@ -101,15 +108,37 @@ def newest_checkpoint(store: CheckpointStore, *, rank: int) -> Checkpoint | None
     found, failure = None, ""
     if rank == 0:
         try:
-            found = store.load_latest()
+            found = store.read_latest()
         except CheckpointError as error:
             failure = str(error)
     raise_on_all_ranks(failure)
-    box = [None if found is None else found.name]
+    box: list[Any] = [None]
+    if found is not None:
+        contents = found[0]
+        sizes = {file: len(content) for file, content in contents.files.items()}
+        box = [(contents.path, contents.manifest, sizes)]
     dist.broadcast_object_list(box, src=0)
-    if box[0] is None or rank == 0:
-        return found
-    return store.load(box[0])
+    if box[0] is None:
+        return None
+    path, manifest, sizes = box[0]
+    own = {} if found is None else found[0].files
+    files = {file: _from_rank_zero(own.get(file, b""), sizes[file], device) for file in sizes}
+    return Contents(path, manifest, files).loaded() if found is None else found[1]
+
+
+def _from_rank_zero(content: bytes, size: int, device: torch.device) -> bytes:
+    """Return bytes that rank 0 has, on every other rank; the workers exchange them on a device."""
+    parts = []
+    for start in range(0, size, PART_BYTES):
+        part = torch.empty(min(PART_BYTES, size - start), dtype=torch.uint8, device=device)
+        if content:
+            part.copy_(
+                torch.frombuffer(bytearray(content[start : start + PART_BYTES]), dtype=torch.uint8)
+            )
+        dist.broadcast(part, src=0)
+        if not content:
+            parts.append(part.cpu().numpy().tobytes())
+    return b"".join(parts)
 
 
 #: Entry of the training state with the steps since the last record.

@@ -26,6 +26,7 @@ class StoredFeatures:
         shape: (K, D), features of a sample and their width.
         draw: How an epoch takes one of the K.
         identity: Name, tag and hash of the teacher, for the run's records.
+        itemsize: Bytes of a number.
     """
 
     column: str
@@ -33,6 +34,7 @@ class StoredFeatures:
     shape: tuple[int, int]
     draw: Draw
     identity: Mapping[str, str]
+    itemsize: int = 2
 
     @property
     def dim(self) -> int:
@@ -41,8 +43,8 @@ class StoredFeatures:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Bytes of a sample's features in memory (float16)."""
-        return 2 * self.shape[0] * self.shape[1]
+        """Bytes of a sample's features in memory."""
+        return self.itemsize * self.shape[0] * self.shape[1]
 
     def read(self) -> pa.Table:
         """Read ``sample_id`` and the column of the whole split.

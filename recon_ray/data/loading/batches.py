@@ -13,7 +13,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -66,6 +66,15 @@ class BatchOptions:
         """All columns that a batch needs."""
         views = ("views",) if self.images is not None else ()
         return frozenset((*self.columns, *views, *self.features))
+
+    @cached_property
+    def caption_numbers(self) -> Mapping[str, int]:
+        """Caption to its number, made once for all batches of a process."""
+        return {text: number for number, text in enumerate(self.captions)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what another process makes anew."""
+        return {name: value for name, value in vars(self).items() if name != "caption_numbers"}
 
     def for_device(self, device: torch.device) -> BatchOptions:
         """Decide where images are augmented: by default on a GPU, and on the host without one."""
@@ -124,7 +133,7 @@ def text_numbers(rows: Mapping[str, Any], options: BatchOptions) -> np.ndarray:
     """Return the row of the text bank of each sample: its label, or the number of its caption."""
     if options.text != "caption":
         return np.array(rows["label"], dtype=np.int64)
-    number = {text: i for i, text in enumerate(options.captions)}
+    number = options.caption_numbers
     return np.array([number[text] for text in rows["caption"]], dtype=np.int64)
 
 

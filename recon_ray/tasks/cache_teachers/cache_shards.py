@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,8 @@ from recon_ray.teachers.protocol import ImageTeacher, TextTeacher
 
 logger = logging.getLogger(__name__)
 
+TaskT = TypeVar("TaskT", bound="ShardTask")
+
 
 @dataclass(frozen=True)
 class TeacherWorker:
@@ -57,7 +60,7 @@ class TeacherWorker:
     threads: int
     decoders: int
 
-    def start(self, device: str) -> Callable[[ImageTask | TextTask], int]:
+    def start(self, device: str) -> Callable[[ImageTask | CaptionTask | TextTask], int]:
         """Make the teacher on a device and return the function that encodes a shard."""
         teacher = self.make().to(device)
         return lambda task: task.encode(teacher, threads=self.decoders)
@@ -67,23 +70,17 @@ class TeacherWorker:
 
 
 @dataclass(frozen=True)
-class ImageTask(EncodeTask):
-    """The image features of one shard of a set.
+class ShardTask(EncodeTask):
+    """Features of one shard of a set, with a record of the finished file.
 
     Attributes:
-        views: File of the pictures.
+        source: File of the set that is encoded.
         rows: Samples in it.
-        copies: K, features of a sample: augmented copies, or its views without augmentation.
-        transform: Augmentation and size of a picture.
-        seed: Seed of the augmentation.
-        batch_size: Pictures of a forward pass.
+        batch_size: Pictures or captions of a forward pass.
     """
 
-    views: ShardFile
+    source: ShardFile
     rows: int
-    copies: int
-    transform: ImageTransform
-    seed: int
     batch_size: int
 
     @property
@@ -102,6 +99,28 @@ class ImageTask(EncodeTask):
     def is_finished(self, files: Mapping[str, int]) -> bool:
         """Return whether the shard is there already."""
         return self.record(files) is not None
+
+    def _write(self, ids: Sequence[int], column: str, features: np.ndarray) -> None:
+        """Write the features (rows, K, D) of the samples, and the record."""
+        stored = pa.table({"sample_id": pa.array(ids, pa.int64()), column: tensor_column(features)})
+        written = write_table(self.root, self.file, stored)
+        record = {"key": self.key, "rows": self.rows, "images": self.units, **written}
+        write_json(self._record_place, record)
+
+
+@dataclass(frozen=True)
+class ImageTask(ShardTask):
+    """The image features of one shard of a set.
+
+    Attributes:
+        copies: K, features of a sample: augmented copies, or its views without augmentation.
+        transform: Augmentation and size of a picture.
+        seed: Seed of the augmentation.
+    """
+
+    copies: int
+    transform: ImageTransform
+    seed: int
 
     def encode(self, teacher: ImageTeacher, *, threads: int = 1) -> int:
         """Encode the pictures, write file and record, and return the number of pictures.
@@ -125,13 +144,8 @@ class ImageTask(EncodeTask):
                 _check_range(encoded, ids[rows])
                 features[rows, copy] = encoded
         except DataError as error:
-            raise DataError(f"{self.views}: {error}") from error
-        stored = pa.table(
-            {"sample_id": pa.array(ids, pa.int64()), "image_features": tensor_column(features)}
-        )
-        written = write_table(self.root, self.file, stored)
-        record = {"key": self.key, "rows": self.rows, "images": self.units, **written}
-        write_json(self._record_place, record)
+            raise DataError(f"{self.source}: {error}") from error
+        self._write(ids, "image_features", features)
         return self.units
 
     def first_batch(self) -> Tensor:
@@ -139,7 +153,7 @@ class ImageTask(EncodeTask):
         return self._load(*self._read(self.batch_size), copy=0, threads=1)
 
     def _read(self, rows: int) -> tuple[list[int], list[list[bytes]]]:
-        table = read_table(self.views, ["sample_id", "views"]).slice(0, rows)
+        table = read_table(self.source, ["sample_id", "views"]).slice(0, rows)
         return table["sample_id"].to_pylist(), table["views"].to_pylist()
 
     def _load(self, ids: list[int], views: list[list[bytes]], copy: int, threads: int) -> Tensor:
@@ -166,9 +180,44 @@ def _check_range(features: np.ndarray, ids: Sequence[int]) -> None:
         )
 
 
+# -- Captions -------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class CachePlan:
-    """The image features of a cache.
+class CaptionTask(ShardTask):
+    """The features of the captions in one shard of a set, one a shape."""
+
+    def encode(self, teacher: TextTeacher, *, threads: int = 1) -> int:
+        """Encode the captions, write file and record, and return the number of shapes.
+
+        Raises:
+            DataError: If a shape has no caption.
+        """
+        del threads
+        rows = read_table(self.source, ["sample_id", "object_id", "caption"])
+        texts = rows["caption"].to_pylist()
+        if blank := [number for number, text in enumerate(texts) if not text.strip()]:
+            raise DataError(
+                f"{self.source}: {len(blank)} of {len(texts)} shapes have no caption (first: "
+                f"{rows['object_id'][blank[0]]}); prepare the set again with a caption for each, "
+                "or set data.text=category"
+            )
+        unique = list(dict.fromkeys(texts))
+        features = np.zeros((0, 1, teacher.dim), np.float32)
+        if unique:
+            number = {text: place for place, text in enumerate(unique)}
+            bank = text_bank(teacher, unique, use_prompts=False, batch_size=self.batch_size)
+            features = bank.numpy()[[number[text] for text in texts]]
+        self._write(rows["sample_id"].to_pylist(), "text_features", features)
+        return self.units
+
+
+# -- Plans ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CachePlan(Generic[TaskT]):
+    """The features of a cache, shard by shard.
 
     Attributes:
         root: Folder of the cache.
@@ -178,40 +227,57 @@ class CachePlan:
 
     root: Place
     identity: Identity
-    splits: dict[str, list[ImageTask]]
+    splits: dict[str, list[TaskT]]
 
     @property
-    def tasks(self) -> list[ImageTask]:
+    def tasks(self) -> list[TaskT]:
         """The shards of all splits."""
         return [task for tasks in self.splits.values() for task in tasks]
 
 
 def make_cache_plan(
     prepared: PreparedSet, identity: Identity, splits: Sequence[str], transform: ImageTransform
-) -> CachePlan:
+) -> CachePlan[ImageTask]:
     """Assign the shards of a set to those of its cache; splits of an earlier job stay."""
+    choices = identity["choices"]
+    make = partial(ImageTask, transform=transform, copies=choices["copies"], seed=choices["seed"])
+    return _plan(prepared, identity, splits, "views", make)
+
+
+def make_caption_plan(
+    prepared: PreparedSet, identity: Identity, splits: Sequence[str]
+) -> CachePlan[CaptionTask]:
+    """Assign the shards of a set to those of its captions' features."""
+    return _plan(prepared, identity, splits, "geometry", CaptionTask)
+
+
+def _plan(
+    prepared: PreparedSet,
+    identity: Identity,
+    splits: Sequence[str],
+    kind: Literal["geometry", "views"],
+    make: Callable[..., TaskT],
+) -> CachePlan[TaskT]:
     root = prepared.path / CACHES / cache_key(identity)
     before = read_json(root / MANIFEST)
     known = before.get("splits", {}) if isinstance(before, dict) else {}
     choices = identity["choices"]
 
-    def task(split: str, path: ShardFile, rows: int) -> ImageTask:
-        return ImageTask(
+    def task(split: str, path: ShardFile, rows: int) -> TaskT:
+        return make(
             root=str(root),
             file=f"{split}/{path.name}",
             key=digest([identity, split, path.name]),
             units=rows * choices["copies"],
-            views=path,
+            source=path,
             rows=rows,
-            copies=choices["copies"],
-            transform=transform,
-            seed=choices["seed"],
             batch_size=choices["batch_size"],
         )
 
     tasks = {
         name: [
-            task(name, *shard) for shard in zip(split.views, split.shard_rows.tolist(), strict=True)
+            task(name, *shard)
+            for shard in zip(getattr(split, kind), split.shard_rows.tolist(), strict=True)
         ]
         for name, split in prepared.splits.items()
         if name in {*splits, *known}
@@ -231,9 +297,14 @@ def views_per_sample(split: Split) -> int:
 
 
 def build_cache(
-    plan: CachePlan, pool: EncodePool, make_worker: Callable[[], ShardWorker], *, dim: int
-) -> list[ImageTask]:
-    """Build or finish the image features of a plan.
+    plan: CachePlan[TaskT],
+    pool: EncodePool,
+    make_worker: Callable[[], ShardWorker],
+    *,
+    dim: int,
+    unit: str = "images",
+) -> list[TaskT]:
+    """Build or finish the features of a plan.
 
     Returns:
         The shards that were encoded.
@@ -246,7 +317,7 @@ def build_cache(
         (plan.root / MANIFEST).unlink()  # an incomplete cache must not look complete
         return make_worker()
 
-    encoded = encode_shards("cache_teachers", plan.tasks, pool, worker, unit="images")
+    encoded = encode_shards("cache_teachers", plan.tasks, pool, worker, unit=unit)
     files = plan.root.files()
     splits = {name: _split_record(tasks, files) for name, tasks in plan.splits.items()}
     shape = [plan.identity["choices"]["copies"], dim]
@@ -254,7 +325,7 @@ def build_cache(
     return encoded
 
 
-def _split_record(tasks: Sequence[ImageTask], files: Mapping[str, int]) -> dict[str, Any]:
+def _split_record(tasks: Sequence[ShardTask], files: Mapping[str, int]) -> dict[str, Any]:
     shards = []
     for task in tasks:
         record = task.record(files)

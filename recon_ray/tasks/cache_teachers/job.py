@@ -9,13 +9,16 @@ from functools import partial
 import torch
 
 from recon_ray.cluster.encode_pool import EncodePool
+from recon_ray.config.sections.training import TextTeacherSection
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.storage import Place
 from recon_ray.tasks.cache_teachers.cache_shards import (
     CachePlan,
+    ImageTask,
     TeacherWorker,
     build_cache,
     make_cache_plan,
+    make_caption_plan,
     make_text_task,
     views_per_sample,
 )
@@ -27,6 +30,7 @@ from recon_ray.tasks.config_checks import (
     check_split,
     check_texts,
     find_set,
+    has_many_captions,
     texts_of,
 )
 from recon_ray.tasks.registry import Job, JobResult
@@ -38,20 +42,30 @@ from recon_ray.tasks.teacher_features import (
     make_image_teacher,
     make_text_teacher,
 )
-from recon_ray.teachers.cache import TeacherCache
-from recon_ray.teachers.protocol import FrozenTeacher, ImageTeacher
+from recon_ray.teachers.cache import TeacherCache, captions_identity
+from recon_ray.teachers.protocol import FrozenTeacher, ImageTeacher, TextTeacher
 
 
 def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
     """Encode the pictures and texts of a prepared set, and write ``result.json``."""
     config = job.config
     prepared = find_set("data.path", config.data.path)
-    texts, names = texts_of(prepared, config.data.text), config.teacher
+    texts: list[str] = []
+    names = config.teacher
     if names.image.name is not None:
         _check_pictures(config, prepared)
-    if names.text.name is None:
-        texts = []
-    else:
+    by_shape = (
+        names.text.name is not None
+        and config.data.text == "caption"
+        and has_many_captions(prepared)
+    )
+    shapes = 0
+    if by_shape:
+        for name in config.cache.splits:
+            check_split(prepared, "cache.splits", name)
+            shapes += prepared.splits[name].rows
+    elif names.text.name is not None:
+        texts = texts_of(prepared, config.data.text)
         if config.data.text == "caption":
             splits = [name for name in prepared.splits if name in config.cache.splits]
             way = "set data.text=category"
@@ -60,7 +74,7 @@ def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
     prepared = prepared.checked(config.data.verify)
     images = None if names.image.name is None else _plan_images(config, prepared)
     if job.dry_run:
-        return _dry_run(config, images, len(texts))
+        return _dry_run(config, images, len(texts) or shapes)
     check_here(config)
     label = (names.image.name or names.text.name or "").partition(":")[0]
     run = start_run("cache_teachers", config, label=label)
@@ -72,12 +86,14 @@ def cache_teachers(job: Job[CacheTeachersConfig]) -> JobResult:
             folders.append(images[1].root)
         if texts:
             folders.append(_encode_texts(config, prepared, texts, pool))
+        if by_shape:
+            folders.append(_encode_captions(config, prepared, pool))
     rate = encoded / max(time.monotonic() - started, 1e-9)
     return run.finish(
         {"images": float(total), "images_encoded": float(encoded), "images_per_second": rate},
         table=_summary(folders),
         selection="all samples of the splits",
-        counts={"texts": len(texts), "images": total},
+        counts={"texts": len(texts) or shapes, "images": total},
         caches=[str(folder) for folder in folders],
     )
 
@@ -90,7 +106,7 @@ def _check_pictures(config: CacheTeachersConfig, prepared: PreparedSet) -> None:
 
 def _plan_images(
     config: CacheTeachersConfig, prepared: PreparedSet
-) -> tuple[ImageTeacher, CachePlan]:
+) -> tuple[ImageTeacher, CachePlan[ImageTask]]:
     """Make the teacher, for its identity, and plan the shards of its cache."""
     options, cache = config.teacher.image, config.cache
     teacher = make_image_teacher(options, precision=cache.precision)
@@ -107,7 +123,7 @@ def _plan_images(
 
 
 def _encode_images(
-    config: CacheTeachersConfig, teacher: ImageTeacher, plan: CachePlan, pool: EncodePool
+    config: CacheTeachersConfig, teacher: ImageTeacher, plan: CachePlan[ImageTask], pool: EncodePool
 ) -> int:
     """Finish the cache of images and return the number of pictures that were encoded."""
     again = partial(
@@ -120,6 +136,24 @@ def _encode_images(
     return sum(task.units for task in build_cache(plan, pool, worker, dim=teacher.dim))
 
 
+def _encode_captions(config: CacheTeachersConfig, prepared: PreparedSet, pool: EncodePool) -> Place:
+    """Finish the features of the captions, one a shape, and return their folder."""
+    options = config.teacher.text
+    teacher = make_text_teacher(options)
+    choices = {"copies": 1, "batch_size": config.cache.batch_size}
+    identity = {**captions_identity(teacher.identity, prepared), "choices": choices}
+    plan = make_caption_plan(prepared, identity, config.cache.splits)
+    again = partial(make_text_teacher, _pinned(options, teacher))
+    worker = partial(_worker, pool, teacher, again, config.runtime.threads)
+    build_cache(plan, pool, worker, dim=teacher.dim, unit="captions")
+    return plan.root
+
+
+def _pinned(options: TextTeacherSection, teacher: TextTeacher) -> TextTeacherSection:
+    """Return options with which a node with other weights is refused."""
+    return options.model_copy(update={"sha256": teacher.identity["sha256"]})
+
+
 def _encode_texts(
     config: CacheTeachersConfig, prepared: PreparedSet, texts: list[str], pool: EncodePool
 ) -> Place:
@@ -127,8 +161,7 @@ def _encode_texts(
     options, use_prompts = config.teacher.text, config.data.text == "category"
     teacher = make_text_teacher(options)
     task = make_text_task(prepared.path, teacher.identity, texts, use_prompts=use_prompts)
-    pinned = options.model_copy(update={"sha256": teacher.identity["sha256"]})
-    again, threads = partial(make_text_teacher, pinned), config.runtime.threads
+    again, threads = partial(make_text_teacher, _pinned(options, teacher)), config.runtime.threads
     worker = partial(_worker, pool, teacher, again, threads)
     encode_shards("cache_teachers", [task], pool, worker, unit="texts")
     return Place(task.root)
@@ -159,7 +192,9 @@ def _summary(folders: list[Place]) -> str:
 
 
 def _dry_run(
-    config: CacheTeachersConfig, images: tuple[ImageTeacher, CachePlan] | None, texts: int
+    config: CacheTeachersConfig,
+    images: tuple[ImageTeacher, CachePlan[ImageTask]] | None,
+    texts: int,
 ) -> JobResult:
     """Encode one batch of pictures and estimate the time of all."""
     lines = ["dry run: one batch was encoded, nothing is kept"]

@@ -182,7 +182,8 @@ def _measure(run: Run, training: TrainingJob, fitted: dict[str, float]) -> Calla
     assert isinstance(config, FinetuneConfig)
     assert isinstance(task, ClassificationTask)
     store = CheckpointStore(run.folder.checkpoints)
-    best, last = store.best(), store.names()[-1]
+    best, last = store.best(), store.newest()
+    assert last is not None
     names = {"last": last} | ({} if best is None else {"best": best["name"]})
     found = measure(
         run,

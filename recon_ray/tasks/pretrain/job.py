@@ -38,7 +38,13 @@ from recon_ray.tasks.pretrain.validation import (
 from recon_ray.tasks.registry import Job, JobResult
 from recon_ray.tasks.run import Run
 from recon_ray.tasks.split_checks import HeldOut, compare_splits
-from recon_ray.tasks.teacher_features import SOURCE, stored_teachers
+from recon_ray.tasks.teacher_features import (
+    SOURCE,
+    cache_command,
+    stored_captions,
+    stored_teachers,
+)
+from recon_ray.teachers.bank import LARGEST_BANK
 from recon_ray.train.settings import FitSettings
 
 logger = logging.getLogger(__name__)
@@ -141,15 +147,25 @@ def make_task(config: PretrainConfig, prepared: PreparedSet) -> PretrainTask:
         ConfigError: If the set lacks the configured classes or texts.
         TeacherError: If a teacher cannot be made.
     """
-    texts = texts_of(prepared, config.data.text)
-    if config.teacher.text.name not in (None, SOURCE):
+    captions = stored_captions(config, prepared)
+    texts = []
+    if config.data.text == "category":
+        texts = texts_of(prepared, "category")
+    if captions is None and config.teacher.text.name not in (None, SOURCE):
         if config.data.text == "caption":
+            texts = texts_of(prepared, "caption")
             splits = [split.name for split in prepared.join(config.data.train_splits).members]
             way = "set data.text=category or teacher.text.name=null"
             check_captions(prepared, splits, "data.text=caption", or_else=way)
         check_texts(prepared, texts)
+        if len(texts) > LARGEST_BANK:
+            logger.warning(
+                "data.text=caption: every worker encodes %d captions and keeps all their features "
+                "on its device; make them once, to be read with the shapes: %s",
+                len(texts), cache_command(config),
+            )  # fmt: skip
     check_labeled(config, prepared)
-    stored = stored_teachers(config, prepared, texts)
+    stored = stored_teachers(config, prepared, texts, captions=captions)
     for one in stored.features:
         logger.info("%s: %d a shape, %d wide, of %s", one.column, *one.shape, one.identity["name"])
     return PretrainTask(

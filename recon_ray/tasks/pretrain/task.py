@@ -26,7 +26,6 @@ from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.evaluation import probe_student
 from recon_ray.tasks.pretrain.validation import Validation, ValidationPlan
 from recon_ray.tasks.teacher_features import (
-    SOURCE,
     StoredTeachers,
     image_transform,
     make_image_teacher,
@@ -68,7 +67,8 @@ class PretrainTask:
 
     Args:
         config: The job's configuration.
-        texts: Distinct texts of the set in the order of ``text_index``: classes, or captions.
+        texts: Distinct texts of the set in the order of ``text_index``: classes, or captions that
+            are not stored.
         num_classes: Labeled classes of the set; 0 where it has no labels.
         stored: Features of the teachers that need not be computed.
         validation: What is validated on after an epoch, if anything.
@@ -190,8 +190,8 @@ class PretrainTask:
     def batch_options(self) -> BatchOptions:
         """Return the content of a batch."""
         config, teacher = self.config, self.image_teacher
-        encodes = config.teacher.text.name not in (None, SOURCE)
-        by_caption = encodes and config.data.text == "caption"
+        has_bank = config.teacher.text.name is not None and self.stored.text is None
+        by_caption = has_bank and config.data.text == "caption"
         return BatchOptions(
             seed=config.run.seed,
             images=None if teacher is None else image_transform(teacher, config.teacher.image),

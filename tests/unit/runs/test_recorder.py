@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.recorder import Recorder, recording_to
 
 
@@ -13,7 +14,7 @@ def _records(folder):
 
 
 def _record(folder, start, *rows):
-    recorder = Recorder(folder, start_step=start)
+    recorder = Recorder(RunFolder(str(folder)), start_step=start)
     for step, value in rows:
         recorder.write(step, 0, {"train/loss": value})
     recorder.close()
@@ -41,18 +42,18 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 
 def test_a_run_that_starts_anew_keeps_no_record_of_an_attempt_without_checkpoint(tmp_path):
-    recorder = Recorder(tmp_path, start_step=0)
+    recorder = Recorder(RunFolder(str(tmp_path)), start_step=0)
     recorder.write(0, 0, {"val/accuracy": 0.1})
     recorder.write(1, 0, {"train/loss": 2.0})
     recorder.close()
-    recorder = Recorder(tmp_path, start_step=0)
+    recorder = Recorder(RunFolder(str(tmp_path)), start_step=0)
     recorder.write(0, 0, {"val/accuracy": 0.1})
     recorder.close()
     assert [record["step"] for record in _records(tmp_path)] == [0]
 
 
 def test_what_cannot_be_written_is_noted_once_and_does_not_raise(tmp_path, monkeypatch):
-    recorder = Recorder(tmp_path, start_step=0)
+    recorder = Recorder(RunFolder(str(tmp_path)), start_step=0)
     recorder.write(1, 0, {"train/loss": 2.0})
     assert recorder.failure == ""
 
@@ -75,7 +76,7 @@ def test_a_folder_that_cannot_be_made_is_noted(tmp_path):
 
 def test_a_listener_is_told_of_every_record_while_it_listens(tmp_path: Path) -> None:
     heard: list[tuple[int, int, dict[str, float]]] = []
-    recorder = Recorder(tmp_path, start_step=0)
+    recorder = Recorder(RunFolder(str(tmp_path)), start_step=0)
     with recording_to(lambda step, epoch, values: heard.append((step, epoch, dict(values)))):
         recorder.write(3, 1, {"train/loss": 0.5})
     recorder.write(4, 1, {"train/loss": 0.4})
@@ -93,7 +94,7 @@ def test_a_continued_run_purges_later_events_of_the_attempt_before(tmp_path):
 
 
 def test_a_record_can_be_seen_in_tensorboard_at_once(tmp_path):
-    recorder = Recorder(tmp_path, start_step=0)
+    recorder = Recorder(RunFolder(str(tmp_path)), start_step=0)
     recorder.write(1, 0, {"train/loss": 2.0})
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [s.step for s in board.Scalars("train/loss")] == [1]

@@ -294,7 +294,7 @@ def test_workers_are_told_that_all_checkpoints_are_damaged(tiny_config, tiny_pre
     monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: messages.append(*box))
     store = CheckpointStore(str(folder / "checkpoints"))
     with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
-        state.newest_checkpoint(store, rank=0)
+        state.newest_checkpoint(store, torch.device("cpu"), rank=0)
     assert len(messages) == 1
     assert "all 1 checkpoints are damaged" in messages[0]
 

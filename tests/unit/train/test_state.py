@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from settings_samples import make_settings
 
-from recon_ray.errors import ConfigError
-from recon_ray.runs.checkpoint import Checkpoint
+from recon_ray.errors import CheckpointError, ConfigError
+from recon_ray.runs.checkpoint import Checkpoint, CheckpointStore, pack
+from recon_ray.train import state
 from recon_ray.train.state import Progress, SampleOrder, restored, started_from
 
 ORDER = SampleOrder(rows=100, training_set="a", seed=3, global_batch_size=8)  # 12 steps an epoch
@@ -135,3 +140,49 @@ def test_without_the_optimizer_a_run_ends_but_does_not_go_on():
     longer = make_settings(epochs=4)
     with pytest.raises(ConfigError, match="own: its optimizer state was dropped"):
         restored(dropped, ORDER, longer, streams=False, source="own")
+
+
+# --- The newest checkpoint, for all workers -------------------------------------------------------
+class Counted(CheckpointStore):
+    """A store that counts what this process reads from it."""
+
+    reads = 0
+
+    def _read(self, path: str) -> bytes:
+        self.reads += 1
+        return super()._read(path)
+
+
+def _worker(rank: int, folder: Path) -> None:
+    state.PART_BYTES = 1000
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=3)
+    found = []
+    for place in ("none", "whole", "damaged"):
+        store = Counted(str(folder / place))
+        try:
+            loaded = state.newest_checkpoint(store, torch.device("cpu"), rank=rank)
+            found.append((None if loaded is None else vars(loaded), store.reads))
+        except CheckpointError as error:
+            found.append((str(error), store.reads))
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_one_worker_reads_the_checkpoint_and_all_have_it_or_its_error(tmp_path):
+    for place in ("whole", "damaged"):
+        store = CheckpointStore(str(tmp_path / place))
+        train = {"progress": {"step": 7}, "empty": torch.empty(0)}
+        store.write(pack(7, model={"w": torch.rand(999)}, train=train, architecture={"a": [1]}))
+    (tmp_path / "damaged" / "step-00000007" / "model.pt").write_bytes(b"half")
+    mp.start_processes(_worker, (tmp_path,), nprocs=3, start_method="spawn")
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    expected = vars(CheckpointStore(str(tmp_path / "whole")).load_latest())
+    for rank, ((none, _), (whole, reads), (damaged, _)) in enumerate(ranks):
+        assert none is None
+        assert torch.equal(whole["model"].pop("w"), expected["model"]["w"])
+        assert whole["train"].pop("empty").shape == (0,)
+        same = {"name": "step-00000007", "step": 7, "architecture": {"a": [1]}, "records": {}}
+        assert whole == {**same, "model": {}, "train": {"progress": {"step": 7}}}
+        assert "all 1 checkpoints are damaged" in damaged
+        assert reads == (3 if rank == 0 else 0)

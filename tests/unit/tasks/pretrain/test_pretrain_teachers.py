@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from job_samples import changed, run_config
@@ -16,14 +17,16 @@ from source_features import ship_features
 
 from recon_ray.cli import run_job
 from recon_ray.config.loader import load
+from recon_ray.data.format.files import write_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import IndexedTable, make_batch
-from recon_ray.errors import ConfigError
+from recon_ray.errors import ConfigError, DataError
 from recon_ray.points.random import SampleGenerator
+from recon_ray.tasks.cache_teachers.cache_shards import CaptionTask
 from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import make_task, open_set
-from recon_ray.tasks.teacher_features import cache_command
+from recon_ray.tasks.teacher_features import cache_command, make_text_teacher
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 COPIES = 2
@@ -89,6 +92,43 @@ def test_cached_features_are_those_of_the_online_teacher(tiny_config, copy, augm
         torch.testing.assert_close(
             found["image_features"], expected["image_features"], rtol=1e-3, atol=1e-4
         )
+
+
+def test_many_captions_are_read_with_their_shapes_and_give_the_same_features(
+    tiny_config, copy, monkeypatch, caplog
+):
+    online = with_options(tiny_config, copy)
+    online = changed(online, data={"text": "caption"}, teacher={"image": {"name": None}})
+    for place in ("config_checks", "pretrain.job"):
+        monkeypatch.setattr(f"recon_ray.tasks.{place}.LARGEST_BANK", 2)
+    expected = enriched(online, copy, epoch=0)
+    teachers = make_task(online, copy).teachers
+    assert "every worker encodes" in caplog.text
+    make_cache(online)
+    assert not list(copy.path.glob("teachers/*/text_bank.parquet"))
+    monkeypatch.setattr("recon_ray.tasks.pretrain.job.texts_of", lambda *_: pytest.fail("read"))
+    task = make_task(online, copy)
+    assert (task.texts, task.batch_options().captions) == ([], ())
+    assert task.teachers == teachers  # a run that was begun with a bank goes on
+    for epoch in (0, 5):
+        found = enriched(online, copy, epoch)
+        assert torch.equal(found["text_features"], expected["text_features"])
+    assert make_cache(online)["images"] == 0
+    file = next(copy.path.glob("teachers/*/train/*.parquet"))
+    file.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="missing or incomplete"):
+        make_task(online, copy)
+
+
+def test_a_shape_without_a_caption_is_named_where_it_is_encoded(tiny_config, copy, tmp_path):
+    rows = copy.read("train").slice(0, 3)
+    texts = pa.array(["one", " ", "one"])
+    rows = rows.set_column(rows.column_names.index("caption"), "caption", texts)
+    write_table(tmp_path, "part.parquet", rows)
+    place = {"root": str(tmp_path), "file": "out.parquet", "key": "k", "units": 3}
+    task = CaptionTask(**place, source=f"{tmp_path}/part.parquet", rows=3, batch_size=2)
+    with pytest.raises(DataError, match=r"1 of 3 shapes have no caption \(first: "):
+        task.encode(make_text_teacher(tiny_config.teacher.text))
 
 
 def test_a_teacher_sees_the_same_whether_host_or_device_augments(tiny_config, copy):
