@@ -92,10 +92,30 @@ class TrainingBenchmarkSection(Section):
     records: Count = Field(15, description="Records of 20 steps that are timed.")
 
 
+class ScaleBenchmarkSection(Section):
+    """Central work of large sets and long runs, each at a tenth of a size and at the size."""
+
+    shards: Annotated[int, Field(ge=100)] = Field(500_000, description="Shards of an opened set.")
+    latency: Annotated[float, Field(ge=0)] = Field(
+        0.02, description="Seconds that a request to the store takes while a set is opened."
+    )
+    prepared_shards: Annotated[int, Field(ge=100)] = Field(
+        50_000, description="Shards, of ten samples, of a set that is planned and recorded."
+    )
+    captions: Annotated[int, Field(ge=100)] = Field(1_000_000, description="Distinct captions.")
+    samples: Annotated[int, Field(ge=100)] = Field(
+        100_000_000, description="Samples of the ledger."
+    )
+    commits: Annotated[int, Field(ge=2)] = Field(100, description="Commits of a run.")
+    kept_checkpoints: tuple[Count, ...] = Field(
+        (3, 1000), description="Checkpoints that are kept beside those that are written."
+    )
+
+
 class BenchmarkConfig(JobConfig):
     """jobs/benchmark.py: measure this package beside named alternatives, in one run."""
 
-    what: Literal["ingest", "step", "training", "ops", "all"] = Field(
+    what: Literal["ingest", "step", "training", "ops", "scale", "all"] = Field(
         "ingest", description="Part that is measured."
     )
     cluster: ClusterSection = Field(
@@ -108,4 +128,7 @@ class BenchmarkConfig(JobConfig):
     step: StepBenchmarkSection = Field(StepBenchmarkSection(), description="Steps of training.")
     training: TrainingBenchmarkSection = Field(
         TrainingBenchmarkSection(), description="Steps on a worker of Ray Train, with their feed."
+    )
+    scale: ScaleBenchmarkSection = Field(
+        ScaleBenchmarkSection(), description="Counted costs of large sets and long runs."
     )

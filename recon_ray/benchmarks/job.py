@@ -13,6 +13,7 @@ PARTS = {
     "step": "recon_ray.benchmarks.step:measure_steps",
     "training": "recon_ray.benchmarks.training_rate:measure_training",
     "ingest": "recon_ray.benchmarks.ingest:measure_ingest",
+    "scale": "recon_ray.benchmarks.scale:measure_scale",
 }
 
 
