@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_named(copy):
     with pytest.raises(DataError, match=f"{geometry[1]}: cannot be read as Parquet; delete it"):
         list(reader_of(copy)(shards(1)))
     geometry[2].unlink()
-    with pytest.raises(DataError, match=f"{geometry[2]}: cannot be read"):
+    with pytest.raises(DataError, match=f"{geometry[2]}: the shard is missing"):
         list(reader_of(copy)(shards(2)))
     with pytest.raises(DataError, match=r"has no column 'part_labels'"):
         list(ShardReader(geometry[:1], ["part_labels"])(shards(0)))
