@@ -15,9 +15,7 @@ from recon_ray.data.prepare.shard_plan import PrepareOptions
 from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from recon_ray.data.format.shards import ShardFile
+    from recon_ray.data.format.prepared import Split
     from recon_ray.storage import Place
 
 OPTIONS = PrepareOptions(num_points=64, views=2, image_size=32, samples_per_shard=4)
@@ -47,26 +45,28 @@ def as_version_2(root: Path) -> dict[str, Any]:
     for name in ("shards", "version"):
         del manifest[name]
     for name, split in prepared.splits.items():
-        shards = []
-        for number, rows in enumerate(split.shard_rows.tolist()):
-            ids = read_table(split.geometry[number], ["sample_id"])["sample_id"].to_pylist()
-            ends = {"min_sample_id": ids[0], "max_sample_id": ids[-1]} if ids else {}
-            files = {kind: getattr(split, kind) for kind in KINDS}
-            entries = {kind: _entry(prepared.path, found, number) for kind, found in files.items()}
-            shards.append({"rows": rows, "min_sample_id": None, "max_sample_id": None, **ends, **entries})
-        kept = {key: manifest["splits"][name][key] for key in ("rows", "planned", "first_sample_id")}
-        manifest["splits"][name] = {**kept, "shards": shards}
+        old = {key: manifest["splits"][name][key] for key in ("rows", "planned", "first_sample_id")}
+        old["shards"] = [
+            _shard(prepared.path, split, number) for number in range(len(split.geometry))
+        ]
+        manifest["splits"][name] = old
     (Path(root) / "_manifest.json").write_text(json.dumps(manifest))
     (Path(root) / "_shards-1.parquet").unlink()
     return manifest
 
 
-def _entry(root: Place, files: Sequence[ShardFile], number: int) -> dict[str, Any] | None:
-    if not files:
-        return None
-    file = files[number]
-    return {"file": file.below(root), "bytes": file.size, "sha256": file.sha256}
+def _shard(root: Place, split: Split, number: int) -> dict[str, Any]:
+    ids = read_table(split.geometry[number], ["sample_id"])["sample_id"].to_pylist() or [None]
+    rows = int(split.shard_rows[number])
+    shard: dict[str, Any] = {"rows": rows, "min_sample_id": ids[0], "max_sample_id": ids[-1]}
+    for kind in KINDS:
+        files = getattr(split, kind)
+        file = files[number] if files else None
+        shard[kind] = file and {
+            "file": file.below(root), "bytes": file.size, "sha256": file.sha256
+        }  # fmt: skip
+    return shard
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
-    return json.loads((root / "_manifest.json").read_text())
+def read_manifest(root: Path | Place) -> dict[str, Any]:
+    return json.loads((root / "_manifest.json").read_bytes())

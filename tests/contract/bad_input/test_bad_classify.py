@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_samples import as_version_2
 from job_runs import QUICK, Jobs, change_manifest
 
 from recon_ray.data.format.prepared import PreparedSet
@@ -71,6 +72,7 @@ def test_a_set_that_cannot_be_learned_so_is_refused(
 def test_a_set_that_cannot_be_learned_is_refused(
     jobs: Jobs, copy: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
+    as_version_2(copy)
     change_manifest(copy, change)
     jobs.finetune(f"data.path={copy}").refused(2, message)
     assert jobs.left_behind() == []

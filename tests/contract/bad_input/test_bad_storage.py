@@ -154,7 +154,7 @@ def test_other_errors_are_not_exhausted_memory(jobs: Jobs, monkeypatch: pytest.M
 
 
 def test_other_errors_on_a_full_disk(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon_ray.data.format.prepared.PreparedSet.open", lambda path: 1 / 0)
+    monkeypatch.setattr("recon_ray.data.format.prepared.PreparedSet.open", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     outcome = jobs.pretrain()
     outcome.refused(1, r"^error: ZeroDivisionError: .* \(traceback shown with RECON_DEBUG=1\)")

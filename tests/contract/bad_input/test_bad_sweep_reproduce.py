@@ -9,6 +9,9 @@ import pytest
 from job_runs import Jobs, prepare_again
 
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 
 
 def test_trials_are_not_counted_for_a_set_prepared_again(jobs: Jobs, copy: Path) -> None:
@@ -104,7 +107,10 @@ def test_a_table_with_everything_missing(jobs: Jobs, monkeypatch: pytest.MonkeyP
     assert "sets.modelnet40.path=datasets/modelnet40: no such folder; see jobs/prep" in outcome.out
 
 
-def test_a_damaged_set_fails_its_row_by_name(jobs: Jobs, copy: Path) -> None:
+def test_a_damaged_set_fails_its_row_by_name(jobs: Jobs) -> None:
+    copy = jobs.folder / "copy"
+    source = SyntheticSource(train_per_class=4, test_per_class=2, categories=("chair", "mug"))
+    prepare(source, copy, PrepareOptions(num_points=8192, views=1, image_size=32))
     shard = next((copy / "geometry" / "train").iterdir())
     shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\0")
     tiny = "teacher: {image: {name: descriptor}, text: {name: descriptor}}, train.epochs: 1"

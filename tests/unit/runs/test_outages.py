@@ -12,8 +12,8 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
+from recon_ray import storage as retries
 from recon_ray.errors import CheckpointError, ConfigError
-from recon_ray.runs import storage as retries
 from recon_ray.runs.checkpoint import CheckpointStore, Packed, pack
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal

@@ -23,13 +23,12 @@ import pytest
 import torch
 from test_fit import assert_same_weights, changed, losses, pretrain_here
 
+from recon_ray import storage
 from recon_ray.cluster import train as progress
 from recon_ray.cluster.training_job import _mode_of_epoch
 from recon_ray.data.loading.stream_order import StreamLayout
 from recon_ray.errors import CheckpointError, ConfigError, StoppedError
 from recon_ray.runs import lease as lease_file
-from recon_ray.runs import storage
-from recon_ray.runs import storage as retries
 from recon_ray.runs.checkpoint import CheckpointStore, expendable, pack
 from recon_ray.runs.folder import RunFolder
 from recon_ray.runs.journal import Journal, explain_restart, last_record, shortened
@@ -181,7 +180,7 @@ class SlowStore(CheckpointStore):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
     runtime = Alone(tmp_path / "run")
     runtime.store = SlowStore(runtime.folder.checkpoints, keep=2)
     return runtime
@@ -579,7 +578,7 @@ class _Filesystems:
 
 def test_records_are_sent_to_an_object_store_again_when_it_refuses(monkeypatch, caplog):
     monkeypatch.setattr(storage, "pafs", _Filesystems())
-    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
     failures = [OSError(5, "the bucket does not answer")] * 2
     copy = pafs.copy_files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.errors import DataError
+from recon_ray.storage import Place
 
 
 @pytest.fixture
@@ -23,14 +23,19 @@ def opened(tiny_set):
     return PreparedSet.open(tiny_set)
 
 
-def test_the_numbers_are_the_same_and_the_types_plain(opened, tmp_path):
-    record = export_plain(opened, tmp_path / "out")
+@pytest.fixture
+def out(tmp_path):
+    return Place.of(tmp_path / "out")
+
+
+def test_the_numbers_are_the_same_and_the_types_plain(opened, out, tmp_path):
+    record = export_plain(opened, out)
     assert record["rows"] == {"train": 10, "test": 4}
-    assert json.loads((tmp_path / "out" / "_export.json").read_text()) == record
+    assert json.loads((out / "_export.json").read_bytes()) == record
     for split in opened.splits.values():
         for path in split.geometry:
             before = read_table(path, None)
-            after = pq.read_table(tmp_path / "out" / path.relative_to(opened.path))
+            after = pq.read_table(tmp_path / "out" / path.below(opened.path))
             field = after.schema.field("points")
             assert field.type == pa.list_(pa.float32(), 64 * 3)
             assert json.loads(field.metadata[b"shape"]) == [64, 3]
@@ -42,26 +47,26 @@ def test_the_numbers_are_the_same_and_the_types_plain(opened, tmp_path):
         assert b"fixed_shape_tensor" not in path.read_bytes()
 
 
-def test_an_export_is_repeated_and_another_folder_left_alone(opened, tmp_path):
-    first = export_plain(opened, tmp_path / "out")
-    assert export_plain(opened, tmp_path / "out") == first
+def test_an_export_is_repeated_and_another_folder_left_alone(opened, out, tmp_path):
+    first = export_plain(opened, out)
+    assert export_plain(opened, out) == first
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "thesis.txt").touch()
     with pytest.raises(DataError, match="own: holds something else than an export"):
-        export_plain(opened, tmp_path / "own")
+        export_plain(opened, Place.of(tmp_path / "own"))
     with pytest.raises(DataError, match="holds something else than an export"):
         export_plain(opened, opened.path)
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["thesis.txt"]
 
 
-def test_what_is_read_back_is_compared(opened, tmp_path, monkeypatch):
+def test_what_is_read_back_is_compared(opened, out, monkeypatch):
     real = export.read_table
 
-    def damaged(path: Path, columns: list[str] | None) -> pa.Table:
-        table = real(path, columns)
-        return table.slice(1) if tmp_path in path.parents else table
+    def damaged(path: Place, columns: list[str] | None, **options: str) -> pa.Table:
+        table = real(path, columns, **options)
+        return table.slice(1) if str(path).startswith(str(out)) else table
 
     monkeypatch.setattr(export, "read_table", damaged)
     with pytest.raises(DataError, match="what was read back is not what was written"):
-        export_plain(opened, tmp_path / "out")
-    assert not json.loads((tmp_path / "out" / "_export.json").read_text())["complete"]
+        export_plain(opened, out)
+    assert not json.loads((out / "_export.json").read_bytes())["complete"]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from data_samples import as_version_2
 from PIL import Image
 
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import points_to_numpy
 from recon_ray.errors import DataError
+
+SHARDS = "_shards-1.parquet"
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def test_a_set_opens_reads_verifies_and_names_what_is_absent(tiny_set, tmp_path)
     opened.verify()
     assert (opened.num_points, opened.classes, opened.has_views) == (64, ["chair", "mug"], True)
     train = opened.splits["train"]
-    assert (train.rows, train.shard_rows, len(train.views)) == (10, [4, 4, 2], 3)
+    assert (train.rows, train.shard_rows.tolist(), len(train.views)) == (10, [4, 4, 2], 3)
     table = opened.read("train", ["points", "caption"], views=True)
     assert table.schema.names == ["sample_id", "points", "caption", "views"]
     assert points_to_numpy(table["points"]).shape == (10, 64, 3)
@@ -71,17 +76,71 @@ def _truncated(copy):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_version_99, "schema version 99, but this package reads versions 1 and 2"),
+        (_version_99, "schema version 99, but this package reads versions 1, 2 and 3"),
         *((_manifest(text), "not a readable manifest") for text in ("", "[]", "{}", "null")),
-        (lambda copy: _shard(copy).unlink(), r"part-00001-of-00003\.parquet: the shard is missing"),
-        (_fewer_rows, "holds 3 rows, but the manifest has 4"),
-        (_truncated, "not a readable Parquet file"),
+        (lambda copy: (copy / SHARDS).unlink(), rf"{SHARDS}: .*missing"),
+        (lambda copy: os.truncate(copy / SHARDS, 900), f"{SHARDS}: is damaged or was changed"),
     ],
 )
-def test_damaged_sets_are_refused_at_opening(copy, damage, message):
+def test_damaged_manifests_are_refused_at_opening(copy, damage, message):
     damage(copy)
     with pytest.raises(DataError, match=message):
         PreparedSet.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "at_reading", "at_verifying"),
+    [
+        (
+            lambda copy: _shard(copy).unlink(),
+            "geometry",
+            "the shard is missing",
+            "the shard is missing",
+        ),
+        (_fewer_rows, "geometry", "holds 3 rows, but the manifest has 4", "damaged or was changed"),
+        (_truncated, "views", "cannot be read as Parquet", "damaged or was changed"),
+    ],
+)
+def test_damaged_shards_are_found_when_they_are_read_or_verified(
+    copy, damage, file, at_reading, at_verifying
+):
+    damage(copy)
+    opened = PreparedSet.open(copy)  # which does not look at the shards
+    shard = rf"{file}/train/part-00001-of-00003\.parquet"
+    with pytest.raises(DataError, match=f"{shard}: {at_reading}"):
+        opened.read("train", views=True)
+    with pytest.raises(DataError, match=f"{shard}: .*{at_verifying}"):
+        opened.verify()
+    with pytest.raises(DataError, match=f"{shard}: .*{at_verifying}"):
+        opened.verify_hashes()
+    assert len(opened.read("test", views=True)) == 4
+
+
+def test_a_set_of_version_2_is_the_same_set(tiny_set, copy):
+    as_version_2(copy)
+    old, new = PreparedSet.open(copy), PreparedSet.open(tiny_set)
+    assert not (copy / SHARDS).exists()
+    assert (old.manifest["schema_version"], new.manifest["schema_version"]) == (2, 3)
+    for name, split in new.splits.items():
+        assert old.read(name, views=True).equals(new.read(name, views=True))
+        for kind in ("geometry", "views", "features"):
+            found = [replace(f, uri=f.below(old.path)) for f in getattr(old.splits[name], kind)]
+            assert found == [replace(f, uri=f.below(new.path)) for f in getattr(split, kind)]
+    old.verify()
+    old.verify_hashes()
+
+
+def test_rows_that_an_old_manifest_counts_otherwise_are_found(copy):
+    manifest = as_version_2(copy)
+    train = manifest["splits"]["train"]
+    train["shards"][1]["rows"] = 3
+    _manifest(json.dumps(manifest))(copy)
+    with pytest.raises(DataError, match="split train has 10 rows, its shards 9; prepare it again"):
+        PreparedSet.open(copy)
+    train["rows"] = 9
+    _manifest(json.dumps(manifest))(copy)
+    with pytest.raises(DataError, match=r"train/part-00001.*holds 4 rows instead of 3; prepare it"):
+        PreparedSet.open(copy).verify()
 
 
 @pytest.mark.parametrize("kind", ["geometry", "views"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +13,17 @@ from pathlib import Path
 import data_samples
 import numpy as np
 import pytest
-from data_samples import OPTIONS, SOURCE, cloud, file_hashes, read_manifest, write_clouds
+from data_samples import (
+    OPTIONS,
+    SOURCE,
+    as_version_2,
+    cloud,
+    file_hashes,
+    read_manifest,
+    write_clouds,
+)
 
+from recon_ray.data.format.files import read_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.runners import run_serial
@@ -136,6 +146,29 @@ def test_a_finished_set_is_left_alone(tmp_path):
     assert _stamps(tmp_path) == before
 
 
+def test_a_set_that_an_earlier_release_began_is_continued(tiny_set, tmp_path):
+    root = Path(shutil.copytree(tiny_set, tmp_path / "set"))
+    as_version_2(root)
+    plan = root / "plan.json"
+    shards = [{"shard": "train/part-00000-of-00003.parquet", "first_sample_id": 0}]
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "shards": shards}))
+    for path in (root / "_records").rglob("*.json"):
+        record = json.loads(path.read_text())
+        del record["number"]
+        path.write_text(json.dumps(record))
+    before, built = _stamps(root), []
+    expected = read_manifest(tiny_set)
+    assert prepare(SOURCE, root, OPTIONS, run=_counting(built)) == expected  # a finished one
+    assert (built, _stamps(root)) == ([], before)
+
+    as_version_2(root)
+    (root / "_manifest.json").unlink()
+    (root / "views" / "train" / "part-00001-of-00003.parquet").unlink()
+    assert prepare(SOURCE, root, OPTIONS, run=_counting(built)) == expected
+    assert built == ["train/part-00001-of-00003.parquet"]
+    PreparedSet.open(root).verify()
+
+
 def test_temporaries_of_dead_processes_are_deleted_and_others_kept(tmp_path):
     folder = tmp_path / "geometry" / "train"
     folder.mkdir(parents=True)
@@ -160,8 +193,9 @@ def _with_broken_file(folder: Path) -> tuple[CustomSource, Path]:
 
 
 def _shard_with(root: Path, object_id: str) -> str:
-    plan = json.loads((root / "plan.json").read_text())
-    return next(s["shard"] for s in plan["shards"] if object_id in s["object_ids"])
+    files = PreparedSet.open(root).splits["train"].geometry
+    found = [f.name for f in files if object_id in read_table(f, None)["object_id"].to_pylist()]
+    return f"train/{found[0]}"
 
 
 @pytest.mark.parametrize("count", [80, 81])  # 80: of the size of the broken one

@@ -103,16 +103,16 @@ def test_pictures_of_their_own_are_stored_by_card_and_protocol(source, protocol,
 
 def test_the_result_names_the_card_and_the_published_counts(tmp_path):
     manifest = {
-        "splits": {"train": {"rows": 3, "shards": [{"geometry": {"bytes": 10}, "views": None}]}},
+        "splits": {"train": {"rows": 3, "num_shards": 1, "bytes": 2_000_000}},
         "classes": ["a"], "num_points": 8, "quarantined": 0, "excluded": 2,
         "card": {"name": "x", "title": "X Set", "counts": {"train": 9}, "license": "none"},
     }  # fmt: skip
     lines = driver.summary(manifest).splitlines()
-    assert lines[1].split() == ["train", "3", "9", "1", "0.0"]
+    assert lines[1].split() == ["train", "3", "9", "1", "2.0"]
     assert "2 left out by rule" in lines[2]
     assert lines[3] == "data set: X Set (x); terms: none"
     old = {key: value for key, value in manifest.items() if key not in ("card", "excluded")}
-    assert driver.summary(old).splitlines()[1].split() == ["train", "3", "-", "1", "0.0"]
+    assert driver.summary(old).splitlines()[1].split() == ["train", "3", "-", "1", "2.0"]
 
 
 # --- Where shards are built -----------------------------------------------------------------------

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from data_samples import read_manifest
 from job_samples import changed, run_config
 from source_features import ship_features
 
 from recon_ray.cli import run_job
 from recon_ray.config.loader import load
-from recon_ray.data.format.files import write_table
+from recon_ray.data.format.files import write_json, write_table
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.loading.batches import IndexedTable, make_batch
 from recon_ray.errors import ConfigError, DataError
@@ -266,9 +267,9 @@ def test_features_of_the_source_are_used_by_name(tiny_config, copy):
 
 
 def test_a_card_spells_the_classes_out_for_the_text_teacher(tiny_config, copy):
-    manifest = json.loads((copy.path / "_manifest.json").read_text())
+    manifest = read_manifest(copy.path)
     manifest["card"] = {"classes": ["lamp", "other"], "texts": ["table lamp", "other thing"]}
-    (copy.path / "_manifest.json").write_text(json.dumps(manifest))
+    write_json(copy.path / "_manifest.json", manifest)
     prepared = PreparedSet.open(copy.path)
     assert prepared.classes == ["chair", "lamp", "mug"]
     task = make_task(with_options(tiny_config, prepared), prepared)
