@@ -42,9 +42,9 @@ def measure_scale(config: BenchmarkConfig, folder: RunFolder) -> tuple[dict[str,
         add(f"prepare_{shards}", f"prepare {shards:,} shards", preparing_costs(shards))
     lines.append("")
     for captions in (int(part * options.captions) for part in SMALLER):
-        found = caption_costs(captions)["ms_a_batch"]
-        metrics[f"captions_{captions}/ms_a_batch"] = found
-        lines.append(f"{f'captions of a batch among {captions:,}':44}{found:>9.3f} ms")
+        milliseconds = caption_costs(captions)["ms_a_batch"]
+        metrics[f"captions_{captions}/ms_a_batch"] = milliseconds
+        lines.append(f"{f'captions of a batch among {captions:,}':44}{milliseconds:>9.3f} ms")
     for samples in (int(part * options.samples) for part in SMALLER):
         found = ledger_costs(samples)
         metrics |= {f"ledger_{samples}/{name}": value for name, value in found.items()}

@@ -98,13 +98,8 @@ def test_what_cannot_be_read_is_named(copy):
     with pytest.raises(DataError, match=f"{geometry[1]}: cannot be read as Parquet; delete it"):
         list(reader_of(copy)(reads(copy, 1)))
     geometry[2].unlink()
-<<<<<<< HEAD
-    with pytest.raises(DataError, match=f"{geometry[2]}: cannot be read"):
-        list(reader_of(copy)(reads(copy, 2)))
-=======
     with pytest.raises(DataError, match=f"{geometry[2]}: the shard is missing"):
-        list(reader_of(copy)(shards(2)))
->>>>>>> lake
+        list(reader_of(copy)(reads(copy, 2)))
     with pytest.raises(DataError, match=r"has no column 'part_labels'"):
         list(ShardReader(["part_labels"])([ShardRead((geometry[3],), range(1))]))
 

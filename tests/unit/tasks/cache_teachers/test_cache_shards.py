@@ -306,14 +306,9 @@ def test_a_text_bank_is_read_back_exactly(tmp_path, use_prompts):
 
 
 def test_a_stream_reads_features_beside_the_rows_and_they_count_as_memory(copy):
-<<<<<<< HEAD
-    stored = build(copy).image_features(copy, "train", verify=True)
+    stored = build(copy).image_features(copy, "train", verify="all")
     split = copy.splits["train"]
     files = SplitFiles((split.geometry, stored.files))
-=======
-    stored = build(copy).image_features(copy, "train", verify="all")
-    files = copy.splits["train"].geometry
->>>>>>> lake
     columns = ("sample_id", "image_features")
     expected = dict(zip(*(stored.read()[name].to_pylist() for name in columns), strict=True))
     reads = [files.of(Read(n, range(split.shard_rows[n]))) for n in reversed(range(len(files)))]
