@@ -139,8 +139,7 @@ class TrainingJob:
         beside = (*(one.column for one in self.features), *views)
         cache = None
         if data.cache_bytes is not None:
-            content = self.prepared.manifest_hash
-            cache = ShardCache(data.cache_folder, data.cache_bytes, content)
+            cache = ShardCache(data.cache_folder, data.cache_bytes)
         return ShardReader(self.options.columns, beside, cache)
 
     def stream_layout(self, row_bytes: int) -> StreamLayout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from recon_ray.config.fields import option, with_option
@@ -17,7 +16,7 @@ from recon_ray.data.format.published import unlike_published
 from recon_ray.errors import CheckpointError, ConfigError, DataError, TeacherError
 from recon_ray.reproduce.config import PublishedSetSection, ReproduceConfig, RowsSection
 from recon_ray.reproduce.paper import FOLDS, PRESET, PRETRAINING, ROWS, SEEDS, Row
-from recon_ray.storage import join
+from recon_ray.storage import Place, join
 from recon_ray.sweeps.disk import DiskEstimate
 from recon_ray.sweeps.fewshot.config import FewshotConfig
 from recon_ray.sweeps.fewshot.job import fold_config, fold_trial
@@ -315,11 +314,11 @@ def _check(plan: RowPlan, *, has_weights: bool) -> None:
     key = f"sets.{plan.row.set}.path"
     if plan.path is None:
         raise ConfigError(f"{key} is null: no prepared set is named")
-    if not Path(plan.path).is_dir():
+    if not Place.of(plan.path).is_dir():
         way = f"see jobs/prepare.py source={plan.row.source}"
         raise ConfigError(f"{key}={plan.path}: no such folder; {way}")
     config, job = plan.config, plan.row.job
-    find_set("data.path", Path(plan.path))
+    find_set("data.path", plan.path)
     if plan.row.follows is not None:
         return
     if plan.episodes:

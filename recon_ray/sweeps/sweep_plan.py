@@ -115,7 +115,7 @@ def _check_sets(configs: Sequence[JobConfig]) -> None:
     """Refuse data sets that the trials could not open; those that they make come later."""
     made = {option(one, "data.path") for one in configs if makes_set(one)}
     for path in {str(option(one, "data.path")) for one in configs} - made:
-        find_set("config.data.path", Path(path))
+        find_set("config.data.path", path)
 
 
 def makes_set(config: JobConfig) -> bool:

@@ -19,16 +19,22 @@ from pyarrow import fs as pafs
 
 from recon_ray.config.help import dump_yaml
 from recon_ray.data.format.prepared import PreparedSet
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.runs.folder import RunFolder
-from recon_ray.storage import join, open_filesystem
+from recon_ray.storage import Place, join, open_filesystem
 from recon_ray.sweeps.config import SweepConfig
 from recon_ray.sweeps.job import sweep
+from recon_ray.tasks.cache_teachers.config import CacheTeachersConfig
 from recon_ray.tasks.classify.config import EvaluateConfig, FinetuneConfig
 from recon_ray.tasks.classify.evaluate_job import evaluate_classifier
 from recon_ray.tasks.classify.finetune_job import finetune
+from recon_ray.tasks.embed.config import EmbedConfig
 from recon_ray.tasks.pretrain.config import PretrainConfig
 from recon_ray.tasks.pretrain.job import pretrain
-from recon_ray.tasks.registry import Job, JobResult
+from recon_ray.tasks.registry import JOBS, Job, JobResult
+from recon_ray.tasks.retrieve.config import RetrieveConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CREDENTIALS = {
@@ -71,6 +77,22 @@ def _wait_for(server: subprocess.Popen, port: int) -> None:
     pytest.fail("the server did not answer")
 
 
+@pytest.fixture(scope="module")
+def stored(storage: str, tiny_prepared: PreparedSet) -> PreparedSet:
+    """The tiny set, prepared in the bucket: the bytes are those in a folder."""
+    source = SyntheticSource(
+        train_per_class=8, test_per_class=4, categories=("chair", "lamp", "mug")
+    )
+    options = PrepareOptions(num_points=96, views=2, image_size=32, samples_per_shard=7)
+    place = Place(storage.replace("/runs?", "/set?"))
+    assert prepare(source, place, options) == tiny_prepared.manifest
+    assert prepare(source, place, options) == tiny_prepared.manifest  # finished
+    found = PreparedSet.open(place)
+    found.verify()
+    assert found.read("train", views=True).equals(tiny_prepared.read("train", views=True))
+    return found
+
+
 def files(storage: str, run: str) -> set[str]:
     """Names of the objects of a run, without the numbers in those of TensorBoard."""
     filesystem, root = open_filesystem(join(storage, run))
@@ -89,11 +111,12 @@ def whole(result: JobResult) -> dict[str, float]:
 
 
 def test_runs_on_an_object_store_start_from_each_other(
-    storage: str, tiny_config: PretrainConfig, tiny_prepared: PreparedSet, caplog
+    storage: str, tiny_config: PretrainConfig, stored: PreparedSet, caplog
 ) -> None:
     start = tiny_config.model_copy(
         update={
             "run": tiny_config.run.model_copy(update={"storage": storage}),
+            "data": tiny_config.data.model_copy(update={"path": str(stored.path)}),
             "train": tiny_config.train.model_copy(
                 update={"steps": 3, "keep_every_steps": 1, "keep_checkpoints": 1}
             ),
@@ -111,7 +134,7 @@ def test_runs_on_an_object_store_start_from_each_other(
     filesystem, path = open_filesystem(damaged)
     with filesystem.open_output_stream(path) as stream:
         stream.write(b"half of it")
-    data = {"path": str(tiny_prepared.path), "num_points": 64}
+    data = {"path": str(stored.path), "num_points": 64}
     tuned = {
         "init_from": join(storage, "run"),
         "data": data,
@@ -139,6 +162,16 @@ def test_runs_on_an_object_store_start_from_each_other(
     }  # fmt: skip
     assert whole(evaluate_classifier(Job("evaluate", voted, {}, ()))) == first
 
+    for job, config in {"embed": EmbedConfig, "retrieve": RetrieveConfig}.items():
+        found = config(
+            run={"name": job, "storage": storage},
+            cluster={"workers": 0},
+            init_from=join(storage, "run"),
+            data={"path": data["path"]},
+        )
+        assert whole(JOBS[job].load_main()(Job(job, found, {}, ())))
+    assert "embeddings/train/part-00000-of-00004.parquet" in files(storage, "embed")
+
     swept = SweepConfig(
         run={"name": "swept", "storage": storage},
         cluster={"workers": 0},
@@ -151,15 +184,44 @@ def test_runs_on_an_object_store_start_from_each_other(
     assert of_sweep >= {f"trials/00{n}_seed-{n}/tensorboard/events.out" for n in (0, 1)}
 
 
+def test_features_of_teachers_lie_in_the_set(
+    storage: str, tiny_config: PretrainConfig, stored: PreparedSet
+) -> None:
+    names = {"image": {"name": "descriptor:32"}, "text": {"name": "descriptor:32"}}
+    cached = CacheTeachersConfig(
+        run={"name": "cached", "storage": storage},
+        cluster={"workers": 0},
+        data={"path": str(stored.path)},
+        teacher=names,
+    )
+    assert whole(JOBS["cache_teachers"].load_main()(Job("cache_teachers", cached, {}, ())))
+    image = tiny_config.teacher.image.model_copy(update={"mode": "cached", "augment": "reference"})
+    for mode in ("shared", "stream"):
+        start = tiny_config.model_copy(
+            update={
+                "run": tiny_config.run.model_copy(update={"storage": storage, "name": mode}),
+                "data": tiny_config.data.model_copy(
+                    update={"path": str(stored.path), "mode": mode}
+                ),
+                "teacher": tiny_config.teacher.model_copy(update={"image": image}),
+                "eval": tiny_config.eval.model_copy(update={"enabled": False}),
+            }
+        )
+        assert "loss_last" in whole(pretrain(Job("pretrain", start, {}, ())))
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.parametrize("mode", ["shared", "stream", "cached"])
 def test_a_killed_driver_of_two_workers_goes_on_from_an_object_store(
-    storage: str, tiny_config: PretrainConfig, tmp_path: Path
+    storage: str, tiny_config: PretrainConfig, stored: PreparedSet, tmp_path: Path, mode: str
 ) -> None:
+    name = f"killed-{mode}"
     config = tiny_config.model_copy(
         update={
-            "run": tiny_config.run.model_copy(update={"storage": storage, "name": "killed"}),
+            "run": tiny_config.run.model_copy(update={"storage": storage, "name": name}),
+            "data": tiny_config.data.model_copy(update={"path": str(stored.path), "mode": mode}),
             "cluster": tiny_config.cluster.model_copy(
                 update={"workers": 2, "cpus_per_worker": 0.5}
             ),
@@ -175,19 +237,19 @@ def test_a_killed_driver_of_two_workers_goes_on_from_an_object_store(
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 240
-        while not any("MANIFEST" in name for name in files(storage, "killed")):
+        while not any("MANIFEST" in file for file in files(storage, name)):
             assert driver.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    assert "result.json" not in files(storage, "killed")
+    assert "result.json" not in files(storage, name)
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert files(storage, "killed") >= {"result.json", "figures/curves.png"}
-    folder = RunFolder(join(storage, "killed"))
+    assert files(storage, name) >= {"result.json", "figures/curves.png"}
+    folder = RunFolder(join(storage, name))
     steps = [json.loads(line)["step"] for line in (folder.read("metrics.jsonl") or "").splitlines()]
     assert steps == list(range(1, 301))  # no gap, and nothing twice
     starts = [

@@ -32,13 +32,10 @@ class ShardCache:
     Args:
         folder: A folder on a disk of the node; None for one of temporary files.
         limit: Most bytes of all copies together.
-        content: Identity of the set that the files belong to, so that a set which is prepared again
-            at the same place is read again.
     """
 
     folder: Path | None
     limit: int
-    content: str = ""
 
     @property
     def place(self) -> Path:
@@ -53,7 +50,7 @@ class ShardCache:
         Raises:
             DataError: If it cannot be fetched or is damaged, or the folder cannot be written to.
         """
-        key = hashlib.sha256(f"{self.content}\n{file}".encode()).hexdigest()[:40]
+        key = file.sha256[:40]  # a set that is prepared again has other ones
         copy = self.place / f"{key}.parquet"
         if _touch(copy):
             return copy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,7 +10,6 @@ from recon_ray.config.sections.common import (
     Count,
     FilledCount,
     Fraction,
-    LocalPath,
     Location,
     Positive,
     ProtocolConfig,
@@ -211,8 +209,8 @@ class FinetuneConfig(TrainingConfig):
 class EvaluatedDataSection(Section):
     """The evaluated set."""
 
-    path: LocalPath = Field(
-        Path("datasets/synthetic"), description="Folder of a prepared set (jobs/prepare.py)."
+    path: Location = Field(
+        "datasets/synthetic", description="Folder of a prepared set (jobs/prepare.py)."
     )
     split: str = Field("test", description="Split that is measured.")
     num_points: FilledCount = Field(

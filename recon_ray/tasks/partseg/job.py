@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.errors import CheckpointError, ConfigError
 from recon_ray.models.partseg import PartSegmenter
 from recon_ray.models.presets import preset_sizes
+from recon_ray.storage import Place
 from recon_ray.tasks.config_checks import check_start, find_set
 from recon_ray.tasks.driver import Training, measure, run_evaluation, run_training, training_counts
 from recon_ray.tasks.partseg.config import PartsegConfig
@@ -45,7 +45,7 @@ def partseg(job: Job[PartsegConfig]) -> JobResult:
         Training(
             open_set=open_set,
             plan=plan,
-            label=lambda config: Path(config.data.path).name,
+            label=lambda config: Place.of(config.data.path).name,
             finish=_measure,
             dry_run={"eval": {"limit": config.eval.batch_size}},
         ),

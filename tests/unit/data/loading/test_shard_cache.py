@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from recon_ray.data.format.files import file_sha256
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.loading.shard_cache import ShardCache
 from recon_ray.errors import DataError
 
 
-def files(folder: Path, count: int, size: int = 1000) -> list[Path]:
+def files(folder: Path, count: int, size: int = 1000) -> list[ShardFile]:
     folder.mkdir()
     for number in range(count):
         (folder / f"{number}.parquet").write_bytes(bytes([number]) * size)
-    return sorted(folder.iterdir())
+    return list(map(shard_file, sorted(folder.iterdir())))
+
+
+def shard_file(path: Path) -> ShardFile:
+    return ShardFile(str(path), path.stat().st_size, file_sha256(path))
 
 
 def held(cache: ShardCache) -> int:
@@ -38,44 +44,51 @@ def test_the_least_recently_used_copies_go_first(tmp_path):
     assert held(cache) == 2000
 
 
-def test_a_copy_belongs_to_the_content_of_its_set_and_a_larger_file_is_read_itself(tmp_path):
-    (a,) = files(tmp_path / "set", 1)
-    old, new = (ShardCache(tmp_path / "cache", 2500, content) for content in "ab")
-    copy = old.copy_of(a)
-    a.write_bytes(b"new")
-    assert old.copy_of(a) == copy
-    assert new.copy_of(a).read_bytes() == b"new"
-    assert ShardCache(tmp_path / "other", 2).copy_of(a) == a
+def test_a_copy_belongs_to_the_content_and_a_larger_file_is_read_itself(tmp_path):
+    (old,) = files(tmp_path / "set", 1)
+    cache = ShardCache(tmp_path / "cache", 2500)
+    copy = cache.copy_of(old)
+    Path(old).write_bytes(b"new")
+    assert cache.copy_of(old) == copy
+    new = shard_file(Path(old))
+    assert cache.copy_of(new).read_bytes() == b"new"
+    assert ShardCache(tmp_path / "other", 2).copy_of(new) == new
+    Path(old).write_bytes(b"damaged")
+    with pytest.raises(DataError, match="is damaged or was changed"):
+        ShardCache(tmp_path / "third", 2500).copy_of(new)
 
 
 def test_what_cannot_be_fetched_or_kept_is_named(tmp_path):
     cache = ShardCache(tmp_path / "cache", 100)
     with pytest.raises(DataError, match=f"{tmp_path}/none: cannot be read"):
-        cache.copy_of(tmp_path / "none")
+        cache.copy_of(ShardFile(str(tmp_path / "none"), 1, "00"))
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data\.cache_folder: .*/file/x cannot be written to"):
-        ShardCache(tmp_path / "file" / "x", 100).copy_of(tmp_path / "file")
+        ShardCache(tmp_path / "file" / "x", 100).copy_of(shard_file(tmp_path / "file"))
 
 
 #: Reads files at random through a small cache, and counts the fetches.
 READER = """
 import sys, random
 from pathlib import Path
+from recon_ray.data.format.files import file_sha256
+from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.loading.shard_cache import ShardCache
 folder, cache, limit, seed, rounds = sys.argv[1:]
 reads = []
 read_bytes = Path.read_bytes
 Path.read_bytes = lambda path: reads.append(path) or read_bytes(path)
 cache, files = ShardCache(Path(cache), int(limit)), sorted(Path(folder).iterdir())
+files = [ShardFile(str(file), 1000, file_sha256(file)) for file in files]
 order = random.Random(int(seed))
 for _ in range(int(rounds)):
     for file in order.sample(files, len(files)):
         copy = cache.copy_of(file)
         try:
-            content = copy.open("rb").read()
+            content = read_bytes(Path(copy))
         except FileNotFoundError:
-            content = file.open("rb").read()
-        assert content == file.open("rb").read(), file
+            content = read_bytes(Path(file))
+        assert content == read_bytes(Path(file)), file
 print(len(reads))
 """
 

@@ -42,13 +42,13 @@ class Counted:
     def __init__(self, source: ReadHere) -> None:
         self.source, self.shards = source, []
 
-    def __call__(self, reads: Iterable[Read]) -> Iterator[pa.Table]:
+    def __call__(self, reads: Iterable[Read], *, is_first: bool) -> Iterator[pa.Table]:
         def noted() -> Iterator[Read]:
             for read in reads:
                 self.shards.append(read.shard)
                 yield read
 
-        return self.source(noted())
+        return self.source(noted(), is_first=is_first)
 
 
 def feed_of(prepared: PreparedSet, **changes) -> StreamFeed:
@@ -151,6 +151,6 @@ def test_the_next_epoch_begins_to_be_read_before_this_one_ends_but_none_after_th
 
 
 def test_a_source_that_ends_early_is_refused(many_shards):
-    feed = feed_of(many_shards, source=lambda reads: iter([]))
+    feed = feed_of(many_shards, source=lambda reads, **_: iter([]))
     with pytest.raises(DataError, match="epoch 1 ended after 0 of 90 rows"):
         samples(feed, 0)
