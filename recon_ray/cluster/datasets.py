@@ -28,6 +28,7 @@ from recon_ray.data.loading.shard_reader import (
     ShardRead,
     ShardReader,
     SplitFiles,
+    take_rows,
     without_problems,
 )
 from recon_ray.data.loading.stream_order import Read, dealt
@@ -37,8 +38,12 @@ from recon_ray.errors import DataError
 #: all streams together may fill with what was read ahead, and with what they hold.
 STORE_FRACTION, AHEAD_FRACTION, HELD_FRACTION = 0.6, 0.4, 0.4
 #: Bytes in memory that a task reads (every task costs some 30 ms), but fewer where that would leave
-#: a CPU fewer tasks than this; most shards of a task; most tasks that are planned at once.
-TASK_BYTES, TASKS_A_CPU, TASK_READS, MOST_TASKS = 1 << 27, 4, 1024, 128
+#: a CPU fewer tasks than this; most shards of a task; most tasks that are planned at once, and
+#: most shards.
+TASK_BYTES, TASKS_A_CPU, TASK_READS, MOST_TASKS = 1 << 27, 4, 1024, 64
+MOST_READS = 8192
+#: Most bytes that a worker's tasks read ahead.
+AHEAD_BYTES = 1 << 28
 #: Bytes of a block.
 BLOCK_BYTES = 16 << 20
 #: Blocks that a worker fetches from other nodes before it needs them, in shards.
@@ -335,7 +340,7 @@ class RayStream:
         """
         store = ray.cluster_resources().get("object_store_memory", 0.0)
         limits = ExecutionResources.for_limits(
-            object_store_memory=AHEAD_FRACTION * store / self.workers
+            object_store_memory=min(AHEAD_BYTES, AHEAD_FRACTION * store / self.workers)
         )
         for chunk in self._chunks(reads):
             dataset = _dataset(
@@ -357,7 +362,7 @@ class RayStream:
         for read in reads:
             chunk.append(read)
             rows += len(read.rows)
-            if rows >= most or len(chunk) >= MOST_TASKS * TASK_READS:
+            if rows >= most or len(chunk) >= MOST_READS:
                 yield chunk
                 chunk, rows = [], 0
         if chunk:
@@ -414,7 +419,7 @@ class StreamBlocks:
             if local[-1] - local[0] + 1 == len(local):
                 yield table.slice(local[0], len(local))
             else:
-                yield table.take(local)
+                yield take_rows(table, local)
 
 
 def put_stream(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from recon_ray.data.format.files import AGAIN, Where, read_parts, read_schema
+from recon_ray.data.format.schema import points_to_numpy, tensor_column
 from recon_ray.data.format.shards import ShardFile
 from recon_ray.data.loading.shard_cache import ShardCache
 from recon_ray.data.loading.stream_order import ALIGNED, Read
@@ -115,7 +116,7 @@ class ShardReader:
             if end - taken == len(part):
                 yield part
             elif end > taken:
-                yield part.take(wanted[taken:end] - row)
+                yield take_rows(part, wanted[taken:end] - row)
             row, taken = row + len(part), end
             if taken == len(wanted):
                 return
@@ -135,6 +136,24 @@ class ShardReader:
         if head is not None:
             yield head
         yield from parts
+
+
+def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Copy ascending rows of a table; Arrow itself takes tensors number by number."""
+    start, parts = 0, []
+    for batch in table.to_batches():
+        low, high = np.searchsorted(rows, (start, start + len(batch)))
+        local, start = rows[low:high] - start, start + len(batch)
+        if not len(local):
+            continue
+        columns = [
+            tensor_column(points_to_numpy(column)[local])
+            if isinstance(column.type, pa.FixedShapeTensorType)
+            else column.take(pa.array(local))
+            for column in batch.columns
+        ]
+        parts.append(pa.RecordBatch.from_arrays(columns, schema=batch.schema))
+    return pa.Table.from_batches(parts, table.schema)
 
 
 def without_problems(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

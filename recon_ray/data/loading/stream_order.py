@@ -11,6 +11,7 @@ place in an epoch is one integer.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,12 +211,23 @@ class StreamShare:
                     start = end
             yield opened, parts
 
+    @cached_property
+    def _pattern(self) -> list[list[tuple[int, int, int]]]:
+        """Lanes of the first batches and the worker's samples of each, until they repeat."""
+        lanes, found = np.arange(self.order.layout.lanes), []
+        for step in range(len(lanes) // math.gcd(len(lanes), self.batch_size)):
+            starts, stops = self._samples(lanes, np.int64(step))
+            used = np.flatnonzero(starts < stops)
+            columns = (used, starts[used], stops[used])
+            found.append(list(zip(*(column.tolist() for column in columns), strict=True)))
+        return found
+
     def _lanes_of(self, step: int) -> Iterator[tuple[int, int, int]]:
         """Yield the lanes of a batch, and the worker's samples of each."""
-        lanes = np.arange(self.order.layout.lanes)
-        starts, stops = self._samples(lanes, np.int64(step))
-        for lane in np.flatnonzero(starts < stops).tolist():
-            yield lane, int(starts[lane]), int(stops[lane])
+        period = len(self._pattern)
+        later = step // period * period * self.batch_size // self.order.layout.lanes
+        for lane, start, stop in self._pattern[step % period]:
+            yield lane, start + later, stop + later
 
     def _samples(self, lane: int | np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the worker's samples of a lane in a batch, numbered within the lane."""
