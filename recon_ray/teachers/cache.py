@@ -197,10 +197,7 @@ def views_identity(prepared: PreparedSet) -> dict[str, str]:
 
 def captions_identity(teacher: Mapping[str, str], prepared: PreparedSet) -> Identity:
     """Return the identity of the features of a set's captions, shape by shape."""
-    shards = {
-        name: [shard["geometry"]["sha256"] for shard in split["shards"]]
-        for name, split in prepared.manifest["splits"].items()
-    }
+    shards = {name: [f.sha256 for f in split.geometry] for name, split in prepared.splits.items()}
     content = {"geometry_sha256": digest(shards)}
     return {"kind": "captions", "teacher": dict(teacher), "set": content}
 

@@ -106,7 +106,7 @@ def test_many_captions_are_read_with_their_shapes_and_give_the_same_features(
     teachers = make_task(online, copy).teachers
     assert "every worker encodes" in caplog.text
     make_cache(online)
-    assert not list(copy.path.glob("teachers/*/text_bank.parquet"))
+    assert not list(Path(copy.path).glob("teachers/*/text_bank.parquet"))
     monkeypatch.setattr("recon_ray.tasks.pretrain.job.texts_of", lambda *_: pytest.fail("read"))
     task = make_task(online, copy)
     assert (task.texts, task.batch_options().captions) == ([], ())
@@ -115,7 +115,7 @@ def test_many_captions_are_read_with_their_shapes_and_give_the_same_features(
         found = enriched(online, copy, epoch)
         assert torch.equal(found["text_features"], expected["text_features"])
     assert make_cache(online)["images"] == 0
-    file = next(copy.path.glob("teachers/*/train/*.parquet"))
+    file = next(Path(copy.path).glob("teachers/*/train/*.parquet"))
     file.write_bytes(b"damaged")
     with pytest.raises(DataError, match="missing or incomplete"):
         make_task(online, copy)
