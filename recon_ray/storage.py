@@ -83,7 +83,7 @@ def open_filesystem(place: str) -> tuple[pafs.FileSystem, str]:
         try:
             filesystem, path = url_to_fs(place)
         except (ImportError, ValueError) as error:
-            raise pa.ArrowInvalid(str(error)) from unknown
+            raise pa.ArrowInvalid(str(error)) from unknown  # a ValueError
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

@@ -8,6 +8,7 @@ import pickle
 import secrets
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -54,6 +55,11 @@ def test_what_is_removed_may_be_a_file_a_folder_or_nothing(tmp_path: Path) -> No
     for name in ("a", "d.txt", "absent"):
         folder.remove(name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_an_unknown_kind_is_refused_like_one_that_pyarrow_refuses() -> None:
+    with pytest.raises(pa.ArrowInvalid, match="gopher"):
+        open_filesystem("gopher://bucket/runs")
 
 
 # --- Files ----------------------------------------------------------------------------------------

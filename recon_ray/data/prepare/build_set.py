@@ -96,6 +96,11 @@ def prepare(
         return before.manifest
     if before is not None:
         check_columns(before, plan)
+    elif manifest_of(1) in files:
+        raise DataError(
+            f"{root}: shapes were appended to this set, which preparing it again would lose; set "
+            "prepare.append=true, or choose another output"
+        )
     plan = _adopt(root, plan, files)
     records = _finished(root, plan, files)
     todo = np.flatnonzero(~records.is_built)
@@ -188,7 +193,11 @@ def _adopt(root: Place, plan: Plan, files: dict[str, int]) -> Plan:
     found = read_json(root / file) if file in files else None
     prefix = plan.tasks.prefix
     records = [
-        n for n in files if n.startswith(f"{RECORDS}/") and n.split("/")[-1].startswith(prefix)
+        name
+        for name in files
+        if name.startswith(f"{RECORDS}/")
+        and name.endswith(".json")
+        and name.rpartition("/")[2].startswith(prefix)
     ]
     begun = bool(records) or (MANIFEST in files and version == 1)
     if begun and isinstance(found, dict):

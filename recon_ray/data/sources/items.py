@@ -20,15 +20,15 @@ from recon_ray.errors import DataError
 #: Columns in the order of the attributes of an item.
 SCHEMA = pa.schema(
     {
-        "object_id": pa.string(),
+        "object_id": pa.large_string(),
         "split": pa.dictionary(pa.int32(), pa.string()),
         "category": pa.dictionary(pa.int32(), pa.string()),
         "label": pa.int32(),
         # Bytes: an odd file name, or half a surrogate pair in a caption, is no UTF-8, and is
         # refused when its sample is read, alone.
-        "caption": pa.binary(),
-        "file": pa.binary(),
-        "images": pa.list_(pa.binary()),
+        "caption": pa.large_binary(),
+        "file": pa.large_binary(),
+        "images": pa.large_list(pa.large_binary()),
         "size_bytes": pa.int64(),
     }
 )
@@ -134,14 +134,16 @@ class Items(Sequence[Item]):
 
     def named(self, object_ids: Iterable[str]) -> Items:
         """Return the items of some object ids."""
-        names = pa.array(list(object_ids), pa.string())
+        names = pa.array(list(object_ids), pa.large_string())
         return Items(self.table.filter(pc.is_in(self.table["object_id"], value_set=names)))
 
     def with_sizes(self, sizes: Mapping[str, int]) -> tuple[Items, dict[str, tuple[int, int]]]:
         """Return the items with other sizes by object id, and ``{id: (size, size before)}``."""
         if not sizes:
             return self, {}
-        known = pc.is_in(self.table["object_id"], value_set=pa.array(list(sizes)))
+        known = pc.is_in(
+            self.table["object_id"], value_set=pa.array(list(sizes), pa.large_string())
+        )
         values = self.table["size_bytes"].to_numpy().copy()
         changed = {}
         for row in np.flatnonzero(np.asarray(known)):
@@ -171,9 +173,9 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
     kind = SCHEMA.field(name).type
     if pa.types.is_dictionary(kind):
         return pa.array(values, pa.string()).dictionary_encode()
-    if kind == pa.binary():
+    if kind == pa.large_binary():
         values = [_bytes(value) for value in values]
-    elif pa.types.is_list(kind):
+    elif pa.types.is_large_list(kind):
         values = [[_bytes(value) for value in row] for row in values]
     return pa.array(values, kind)
 

@@ -164,7 +164,9 @@ def validated_set(config: PretrainConfig, prepared: PreparedSet) -> PreparedSet 
     options = config.validation
     if options.every_epochs is None:
         return None
-    return prepared if options.path is None else find_set("validation.path", options.path)
+    if options.path is None:
+        return prepared
+    return find_set("validation.path", options.path).checked(config.data.verify)
 
 
 def validation_plan(config: PretrainConfig, prepared: PreparedSet | None) -> ValidationPlan | None:

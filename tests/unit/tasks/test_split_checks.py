@@ -194,13 +194,13 @@ def test_what_is_read_and_what_is_not_is_said(overlapping: PreparedSet, tmp_path
     assert chosen(overlapping, reads_all=True) == whole
     twice = {"splits": ["test", "train", "test"]}
     assert chosen(overlapping, zeroshot=twice)[0] == ("test", "train")
-    shutil.copytree(overlapping.path, tmp_path / "set")
-    manifest = as_version_2(tmp_path / "set")
+    root = Path(shutil.copytree(overlapping.path, tmp_path / "set"))
+    manifest = as_version_2(root)
     manifest["splits"] = {"train": manifest["splits"]["train"], "test": {
         **manifest["splits"]["test"], "rows": 0, "shards": []
     }}  # fmt: skip
-    (tmp_path / "set" / "_manifest.json").write_text(json.dumps(manifest))
-    without = PreparedSet.open(tmp_path / "set")
+    (root / "_manifest.json").write_text(json.dumps(manifest))
+    without = PreparedSet.open(root)
     assert chosen(without) == (("train",), "10 shapes of train")
     with pytest.raises(ConfigError, match=r"zeroshot\.splits=test: .* shapes in .* only in train"):
         chosen(without, zeroshot={"splits": ["test"]})
