@@ -78,9 +78,9 @@ def test_a_stream_and_blocks_give_the_rows_in_the_same_order_and_name_what_is_da
         files, reader.reporting(first), ROW_BYTES, name="tiny/train", workers=2, cpus=1
     )
     for source in (stream, blocks):
-        found = pa.concat_tables(source(share.reads()))
+        found = pa.concat_tables(source(share.reads(), is_first=True))
         assert found.to_pylist() == expected.to_pylist(), source
     files.kinds[1][1].write_bytes(b"PAR1" + bytes(64))
     with pytest.raises(DataError, match="cannot be read as Parquet; delete it") as error:
-        list(stream(share.reads()))
+        list(stream(share.reads(), is_first=True))
     assert "\n" not in str(error.value)
