@@ -54,7 +54,7 @@ NEVER_IMPORTED = {"jobs", "tests"}
 RANK = {unit: rank for rank, line in enumerate(ORDER) for unit in line}
 
 # Ratchets: raising a number is one line, with the reason, in the commit that needs it.
-MOST_LINES = {"recon_ray": 45_500, "tests": 30_000}
+MOST_LINES = {"recon_ray": 45_500, "tests": 30_300}
 MOST_MODULES_A_FOLDER = 14
 MOST_OPTIONS = 265
 # Names that say what a module is in every folder of a job.
