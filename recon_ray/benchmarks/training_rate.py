@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Ingest mode of each feed, and where its rows lie in the worker.
 FEEDS: dict[str, dict[str, str]] = {
     "device": {"mode": "shared", "residency": "device"},
-    "shared": {"mode": "shared", "residency": "host"},
+    "shared": {"mode": "shared", "residency": "object_store"},
     "cached": {"mode": "cached", "residency": "stream"},
     "stream": {"mode": "stream", "residency": "stream"},
 }

@@ -76,6 +76,7 @@ def weights(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_two_workers_classify_and_probe_like_one(
     here, on_two_workers, weights, tiny_prepared, tmp_path
 ):

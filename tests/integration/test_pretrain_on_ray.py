@@ -88,6 +88,7 @@ def test_a_stream_that_stops_in_mid_epoch_goes_on_bit_for_bit(runner, mode):
     assert losses(runner.folder("part")) == losses(runner.folder("whole"))
 
 
+@pytest.mark.long
 def test_a_killed_driver_continues_where_it_was_committed(runner, undisturbed):
     process = runner.start("killed", *LONGER)
     wait_until(lambda: steps_so_far(runner.folder("killed")) >= 10, process)

@@ -9,6 +9,7 @@ import pytest
 from recon_ray.benchmarks.config import BenchmarkConfig
 from recon_ray.benchmarks.ingest import random_set
 from recon_ray.benchmarks.training_rate import (
+    FEEDS,
     RECORD_STEPS,
     WARMUP_RECORDS,
     describe_training,
@@ -48,6 +49,8 @@ def test_a_job_takes_the_steps_that_are_measured_and_runs_as_configured(tmp_path
         }
     )
     prepared = random_set(tmp_path, 40, config.ingest)
+    for feed in FEEDS:
+        assert training_job(config, prepared, RunFolder(str(tmp_path / feed)), feed).prepared
     job = training_job(config, prepared, RunFolder(str(tmp_path / "run")), "stream")
     assert job.total_steps == (WARMUP_RECORDS + 3) * RECORD_STEPS
     assert (job.mode, job.residency) == ("stream", "host")

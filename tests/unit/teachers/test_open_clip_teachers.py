@@ -170,11 +170,13 @@ def test_a_stated_openai_tag_corrects_the_activation(openai_tag, clip_file, imag
     assert found.mean == (0.1, 0.2, 0.3)
 
 
-def test_a_file_that_does_not_tell_its_activation_has_to_be_stated(clip_file, images, spec, caplog):
+def test_a_file_that_does_not_record_its_activation_has_to_be_stated(
+    clip_file, images, spec, caplog
+):
     for create in (create_image_teacher, create_text_teacher):
         with pytest.raises(TeacherError) as caught:
             create(f"open_clip:{TINY}:{clip_file}")
-        assert f"give {spec} or open_clip:{TINY}:gelu:{clip_file}, or put" in str(caught.value)
+        assert f"set {spec} or open_clip:{TINY}:gelu:{clip_file}, or put" in str(caught.value)
         assert "\n" not in str(caught.value)
     plain = create_image_teacher(f"open_clip:{TINY}:gelu:{clip_file}")
     quick = create_image_teacher(spec)

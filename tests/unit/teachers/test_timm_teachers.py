@@ -221,7 +221,7 @@ def test_weights_of_quickgelu_are_never_run_with_gelu(clip_tower_file, caplog):
     assert f"name the architecture {NAMES[1]}" in caplog.text
     assert torch.equal(found.encode(images), expected.encode(images))
     assert found.identity == {**expected.identity, "tag": "openai"}
-    with pytest.raises(TeacherError, match=f"give {quick}:.* or {plain}:gelu:.*, or put the publ"):
+    with pytest.raises(TeacherError, match=f"set {quick}:.* or {plain}:gelu:.*, or put the publ"):
         create_image_teacher(f"{plain}:{clip_tower_file}")
     for stated in ("gelu", "laion"):
         teacher = create_image_teacher(f"{plain}:{stated}:{clip_tower_file}")
