@@ -149,12 +149,8 @@ class StreamSource:
         resources = ray.cluster_resources()
         free = resources.get("CPU", 1.0) - workers * each
         store = resources.get("object_store_memory", 0.0)
-        node = None
-        if self.reader.cache is not None:  # where the shards of this worker's lanes are kept
-            own = ray.get_runtime_context().get_node_id()
-            cpus = next(n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == own)
-            has_reader = cpus - context.get_local_world_size() * each >= 1
-            node = own if has_reader else None
+        # Where the shards of this worker's lanes are kept.
+        node = None if self.reader.cache is None else ray.get_runtime_context().get_node_id()
         return RayStream(
             job.files,
             self.reader,
