@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -173,8 +174,20 @@ class Place:
 
     @classmethod
     def of(cls, place: str | os.PathLike[str] | Place) -> Place:
-        """Return the place of a path, which holds in every process, or of a URI."""
-        return place if isinstance(place, Place) else cls(absolute(os.fspath(place)))
+        """Return the place of a path, which holds in every process, or of a URI.
+
+        Raises:
+            ConfigError: If it is a URI that has lost a slash, as ``Path("s3://bucket/set")`` has.
+        """
+        if isinstance(place, Place):
+            return place
+        text = os.fspath(place)
+        if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", text):
+            raise ConfigError(
+                f"{text}: this looks like a URI with a slash too few; give it as text, not as a "
+                "Path, with two slashes"
+            )
+        return cls(absolute(text))
 
     def __str__(self) -> str:
         return self.uri
@@ -207,7 +220,7 @@ class Place:
         return _cut(self.uri)[0].removeprefix(_cut(root.uri)[0].rstrip("/") + "/")
 
     def is_file(self) -> bool:
-        """Return whether there is a file; False too where the store cannot be reached."""
+        """Return whether there is a file."""
         return self._type() == pafs.FileType.File
 
     def is_dir(self) -> bool:
@@ -219,8 +232,9 @@ class Place:
         return self._type() != pafs.FileType.NotFound
 
     def _type(self) -> pafs.FileType:
-        filesystem, path = open_filesystem(self.uri)
-        return filesystem.get_file_info(path).type
+        with _reaching(self):
+            filesystem, path = open_filesystem(self.uri)
+            return filesystem.get_file_info(path).type
 
     def files(self) -> dict[str, int]:
         """Return all files below a folder by their names below it, with their bytes: one listing.
@@ -228,14 +242,16 @@ class Place:
         A folder that does not exist has none.
 
         Raises:
-            OSError: If the file system does not answer.
+            ConfigError: If the file system does not answer.
         """
-        filesystem, path = open_filesystem(self.uri)
-        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        with _reaching(self):
+            filesystem, path = open_filesystem(self.uri)
+            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+            found = filesystem.get_file_info(selector)
         start = len(path.strip("/")) + 1
         return {
             info.path.lstrip("/")[start:]: info.size
-            for info in filesystem.get_file_info(selector)
+            for info in found
             if info.type == pafs.FileType.File
         }
 
@@ -243,10 +259,11 @@ class Place:
         """Return the folders in a folder, sorted; one that does not exist has none.
 
         Raises:
-            OSError: If the file system does not answer.
+            ConfigError: If the file system does not answer.
         """
-        filesystem, path = open_filesystem(self.uri)
-        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        with _reaching(self):
+            filesystem, path = open_filesystem(self.uri)
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(self / i.base_name for i in found if i.type == pafs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
@@ -305,6 +322,22 @@ class Place:
         filesystem, path = open_filesystem(self.uri)
         with suppress(FileNotFoundError):
             filesystem.delete_file(path)
+
+
+def unreachable(place: Place, error: Exception) -> ConfigError:
+    """Return the sentence for a store or disk that does not answer as it should."""
+    return ConfigError(
+        f"{place}: cannot be reached ({reason_of(error)}); check the address, the bucket and the "
+        "credentials in the environment"
+    )
+
+
+@contextmanager
+def _reaching(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise unreachable(place, error) from error
 
 
 def reason_of(error: Exception) -> str:

@@ -91,7 +91,7 @@ class CountedStore(pafs.FSSpecHandler):
 
 
 class _CountedFile:
-    """A file that tells its store what is read and written."""
+    """A file whose reads and writes its store counts."""
 
     def __init__(self, store: CountedStore, file: Any) -> None:  # noqa: ANN401 - fsspec's
         self._store, self._file = store, file

@@ -27,18 +27,23 @@ class Peak:
 
 
 @contextmanager
-def watch_memory() -> Iterator[Peak]:
-    """Sample the memory of the process tree while the block runs.
+def watch_memory(
+    measure: Callable[[int], int] | None = None, *, interval: float = INTERVAL_SECONDS
+) -> Iterator[Peak]:
+    """Sample memory while the block runs.
 
-    Memory is the proportional set size: shared pages, such as the object store's, count once.
+    Args:
+        measure: Returns bytes for the id of this process; by default those of the process tree,
+            where shared pages, such as the object store's, count once (proportional set size).
+        interval: Seconds between samples.
     """
-    peak, stop = Peak(), threading.Event()
+    peak, stop, measure = Peak(), threading.Event(), measure or tree_bytes
 
     def sample() -> None:
         over = False
         while not over:
-            over = stop.wait(INTERVAL_SECONDS)  # once more when the block is over
-            peak.bytes = max(peak.bytes, tree_bytes(os.getpid()))
+            over = stop.wait(interval)  # once more when the block is over
+            peak.bytes = max(peak.bytes, measure(os.getpid()))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -47,6 +52,12 @@ def watch_memory() -> Iterator[Peak]:
     finally:
         stop.set()
         thread.join()
+
+
+def resident_bytes(process: int) -> int:
+    """Return the resident set size of one process, in bytes; cheap to read."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def tree_bytes(root: int) -> int:

@@ -35,7 +35,7 @@ def median_ms(call: Callable[[], object], repeats: int = 30) -> float:
 
 
 def caption_costs(captions: int) -> dict[str, float]:
-    """Return milliseconds to find the captions of a batch among so many."""
+    """Return milliseconds to find the captions of a batch among a number of captions."""
     texts = [f"a shape that is called number {number}" for number in range(captions)]
     options = BatchOptions(text="caption", captions=texts)
     chosen = np.random.default_rng(0).integers(0, captions, BATCH)
@@ -45,7 +45,7 @@ def caption_costs(captions: int) -> dict[str, float]:
 
 
 def ledger_costs(samples: int, *, epochs: int = 3) -> dict[str, float]:
-    """Return the costs of the ledger in a set of so many samples, after whole epochs."""
+    """Return the costs of the ledger of a set with a number of samples, after whole epochs."""
     ledger, random = SampleLedger(), np.random.default_rng(0)
     for epoch in range(epochs):
         for start in range(0, samples, 1 << 24):

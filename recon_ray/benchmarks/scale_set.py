@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,14 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from recon_ray.benchmarks.counted_store import CountedStore
+from recon_ray.benchmarks.memory import resident_bytes, watch_memory
 from recon_ray.data.format.files import write_json, write_table
 from recon_ray.data.format.manifest import SHARD_TABLE
 from recon_ray.data.format.prepared import PreparedSet
 from recon_ray.data.format.schema import MANIFEST, SCHEMA_VERSION
 from recon_ray.data.format.shards import shard_schema
+from recon_ray.data.loading.shard_reader import ShardReader, SplitFiles
+from recon_ray.data.loading.stream_order import Read
 from recon_ray.data.prepare.build_set import prepare
 from recon_ray.data.prepare.shard_plan import PrepareOptions, ShardTask
 from recon_ray.data.sources.base import Item, Listing, Sample
@@ -31,6 +32,8 @@ from recon_ray.storage import Place, serving
 
 #: Rows of a shard of the sets here.
 ROWS = 10
+#: Shards that one task reads.
+TASK_SHARDS = 5
 KIND = "counted"
 
 
@@ -54,40 +57,16 @@ def costs_of(work: Any, store: CountedStore) -> tuple[Any, Cost]:  # noqa: ANN40
     gc.collect()
     pa.default_memory_pool().release_unused()
     store.taken()
-    before, began = _resident(), time.process_time()
-    with _watched() as peak:
+    before, began = resident_bytes(os.getpid()), time.process_time()
+    with watch_memory(resident_bytes, interval=0.02) as peak:
         result = work()
     seconds, counted = time.process_time() - began, store.taken()
-    grown = (max(peak) - before) / 1e6
+    grown = (peak.bytes - before) / 1e6
     return result, Cost(counted["requests"], counted["read"], counted["write"], seconds, grown)
 
 
-@contextmanager
-def _watched() -> Iterator[list[int]]:
-    """Sample the memory of this process meanwhile."""
-    found, stop = [_resident()], threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(0.02):
-            found.append(_resident())
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()
-        found.append(_resident())
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def write_large_set(root: Place, shards: int) -> None:
-    """Write the manifest of a set of so many shards, without the shards."""
+    """Write the manifest of a set with a number of shards, without the shards."""
     numbers = np.arange(shards)
     digests = np.random.default_rng(0).integers(0, 256, (shards, 32), dtype=np.uint8)
     columns: dict[str, Any] = {
@@ -116,7 +95,7 @@ def write_large_set(root: Place, shards: int) -> None:
 
 
 def opening_costs(shards: int, latency: float) -> Cost:
-    """Open a set of so many shards in a store that answers after some seconds."""
+    """Open a set with a number of shards in a store of a latency in seconds."""
     store = CountedStore()
     with serving(KIND, pafs.PyFileSystem(store)):
         root = Place(f"{KIND}://bucket/set")
@@ -128,12 +107,14 @@ def opening_costs(shards: int, latency: float) -> Cost:
 
 
 def reader_bytes(shards: int) -> int:
-    """Return the bytes of a pickled file of the last shard, which a task of Ray is sent."""
+    """Return the bytes of a task of Ray that reads the last shards of a set, pickled."""
     store = CountedStore()
     with serving(KIND, pafs.PyFileSystem(store)):
         root = Place(f"{KIND}://bucket/set")
         write_large_set(root, shards)
-        return len(pickle.dumps(PreparedSet.open(root).splits["train"].geometry[-1]))
+        files = SplitFiles((PreparedSet.open(root).splits["train"].geometry,))
+    reads = [files.of(Read(n, range(ROWS))) for n in range(shards - TASK_SHARDS, shards)]
+    return len(pickle.dumps(partial(ShardReader(("sample_id", "points")), reads)))
 
 
 @dataclass(frozen=True)
@@ -164,7 +145,7 @@ class ManySamples:
 
 
 def preparing_costs(shards: int) -> Cost:
-    """Plan, record and finish a set of so many shards, which a fake builder only counts."""
+    """Plan, record and finish a set with a number of shards, which a fake builder counts."""
     store = CountedStore()
 
     def build(_: object, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:

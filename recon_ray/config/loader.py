@@ -162,7 +162,9 @@ def _decode(node: yaml.Node, annotation: TypeForm) -> object:
         return int(value)  # 1e5
     if value is None or type(value) in types or (type(value) is int and float in types):
         return value
-    return Path(text) if Path in types else text if str in types else value
+    if Path in types and "://" not in text:  # a path would lose a slash of a URI
+        return Path(text)
+    return text if Path in types or str in types else value
 
 
 # --- Errors -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from recon_ray.models.presets import MODELS, preset_sizes
 from recon_ray.points import ops
 from recon_ray.points.transforms import CANDIDATE_POINTS
 from recon_ray.runs.checkpoint import check_model_state
-from recon_ray.storage import Place, reason_of
+from recon_ray.storage import Place
 from recon_ray.tasks.classify.task import CLASSIFIERS
 from recon_ray.tasks.linear_probe.probes import REFERENCE_BATCH
 from recon_ray.tasks.pretrain.config import PretrainConfig
@@ -69,11 +69,8 @@ def find_set(
     """
     try:
         is_there = (place := Place.of(path)).is_dir()
-    except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"{key}={path}: cannot be reached ({reason_of(error)}); check the address and the "
-            "credentials in the environment"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{key}={error}") from error
     if not is_there:
         raise ConfigError(
             f"{key}={path}: no such folder; give the folder of a prepared set, or make one with "

@@ -166,3 +166,12 @@ def test_parts_of_the_name_of_a_place(tmp_path: Path, monkeypatch: pytest.Monkey
         assert pickle.loads(pickle.dumps(place)) == place
         assert {place: 1}[Place(str(place))] == 1
     assert sorted([local / "2", local / "1"]) == [local / "1", local / "2"]
+
+
+@pytest.mark.parametrize("place", [Path("s3://bucket/set"), "s3:/bucket/set", "gs:/bucket"])
+def test_a_uri_that_has_lost_a_slash_is_no_folder(place: Path | str, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a slash too few"):
+        Place.of(place)
+    assert list(tmp_path.iterdir()) == []
+    assert Place.of("a:b/c").is_local

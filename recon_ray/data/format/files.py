@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from recon_ray.data.format.schema import packed, unpacked, unpacked_field, write_options
 from recon_ray.data.format.shards import ShardFile
 from recon_ray.errors import DataError
-from recon_ray.storage import TEMPORARY, Place, reason_of
+from recon_ray.storage import TEMPORARY, Place, reason_of, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ def read_json(path: Where) -> Any:  # noqa: ANN401 - what JSON holds is checked 
     """Read JSON; None if the file is missing or damaged and has to be made again.
 
     Raises:
-        DataError: If an object store does not answer.
+        ConfigError: If an object store does not answer.
     """
     place = Place.of(path)
     try:
@@ -65,10 +65,7 @@ def read_json(path: Where) -> Any:  # noqa: ANN401 - what JSON holds is checked 
     except OSError as error:
         if place.is_local:
             return None
-        raise DataError(
-            f"{place}: the store does not answer ({reason_of(error)}); check its address and the "
-            "credentials in the environment"
-        ) from error
+        raise unreachable(place, error) from error
 
 
 def write_table(root: Where, file: str, table: pa.Table) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from recon_ray.data.format.schema import KINDS, MANIFEST, READABLE_VERSIONS, Lay
 from recon_ray.data.format.shards import ShardFile, ShardFiles, joined_files, shards_of_json
 from recon_ray.data.format.verification import verify_files, verify_hashes
 from recon_ray.errors import DataError
-from recon_ray.storage import Place, reason_of
+from recon_ray.storage import Place
 
 #: When the SHA-256 of files is compared: never, when a file is read, or of all files at once.
 Verify: TypeAlias = Literal["open", "read", "all"]
@@ -331,7 +331,7 @@ def _read_file(root: Place, name: str) -> bytes:
     try:
         return (root / name).read_bytes()
     except OSError as error:
-        raise DataError(_missing_manifest(root, root / name, error)) from error
+        raise DataError(_missing_manifest(root, root / name)) from error
 
 
 def manifest_of(version: int) -> str:
@@ -339,15 +339,8 @@ def manifest_of(version: int) -> str:
     return MANIFEST.replace(".", f"-{version}.")
 
 
-def _missing_manifest(root: Place, path: Place, error: OSError) -> str:
-    try:
-        is_there = root.is_dir()
-    except OSError:  # the store
-        return (
-            f"{root}: cannot be reached ({reason_of(error)}); check the address and the "
-            "credentials in the environment"
-        )
-    if not is_there:
+def _missing_manifest(root: Place, path: Place) -> str:
+    if not root.is_dir():
         return f"{root}: no such folder; give the folder of a prepared set"
     if path.name != MANIFEST:
         return f"{root}: has no {path.name}, so no such version; leave data.version out"

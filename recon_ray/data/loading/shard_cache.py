@@ -118,6 +118,6 @@ def _touch(copy: Path) -> bool:
     """Mark a copy as used now; return whether it is there."""
     try:
         os.utime(copy)
-    except OSError:  # not there, or a folder that cannot be written to: that is told later
+    except OSError:  # not there, or the folder cannot be written to, which is refused later
         return False
     return True

@@ -96,6 +96,7 @@ def prepare(
         return before.manifest
     if before is not None:
         check_columns(before, plan)
+        _check_new(before, plan)
     elif manifest_of(1) in files:
         raise DataError(
             f"{root}: shapes were appended to this set, which preparing it again would lose; set "
@@ -123,6 +124,21 @@ def prepare(
     if len(todo) and (lost := records.missing(root.files())) is not None:
         raise DataError(UNSHARED.format(root=root, shard=lost))
     return _finish(root, plan, records, before)
+
+
+def _check_new(before: PreparedSet, plan: Plan) -> None:
+    """Check that no sample is in the set already, as after a repair of a file that was left out.
+
+    Raises:
+        DataError: Naming the first one that is.
+    """
+    for split in before.splits.values():
+        for table in before.parts(split, ["object_id"]):
+            if len(known := plan.items.named(table["object_id"].to_pylist())):
+                raise DataError(
+                    f"{before.path}: {known[0].object_id!r} is in it already, in split "
+                    f"{split.name!r}; append only new shapes, or prepare the whole set again"
+                )
 
 
 def _finished(root: Place, plan: Plan, files: Mapping[str, int]) -> ShardRecords:

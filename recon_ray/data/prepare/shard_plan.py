@@ -225,16 +225,8 @@ class ShardTasks(Sequence[ShardTask]):
             number,
         )
 
-    def split_of(self, number: int) -> str:
-        """Return the split of a shard."""
-        for split, total in self.counts.items():
-            if number < total:
-                return split
-            number -= total
-        raise IndexError(number)
-
     def number_of(self, split: str, name: str) -> int | None:
-        """Return the number of the shard of a file name, None if there is none."""
+        """Return the number of the shard with a file name; None for other names."""
         first, index = 0, re.match(rf"{self.prefix}(\d+)-of-", name)
         for other, total in self.counts.items():
             if other == split and index and int(index[1]) < total:

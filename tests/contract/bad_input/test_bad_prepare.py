@@ -256,3 +256,8 @@ def test_episodes_of_too_few_classes_are_refused(jobs: Jobs, copy: Path) -> None
         1, r"/copy: episodes of 10 classes need as many; there are training shapes of 3"
     )
     assert not target.exists()
+
+
+def test_a_source_in_an_object_store_is_refused(jobs: Jobs):
+    outcome = jobs.run("prepare", "source=custom", "input=s3://bucket/shapes")
+    outcome.refused(2, r"input .*: this is read from a disk only; give a path, not a URI")

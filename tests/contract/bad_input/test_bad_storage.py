@@ -186,3 +186,25 @@ def test_a_disk_that_is_really_full(jobs: Jobs, small_disk: Path) -> None:
     outcome.refused(1, r"disk/set/.*: cannot be written \(No space left on device\); free space")
     assert not [path for path in small_disk.rglob("*") if ".tmp-" in path.name]
     assert not (small_disk / "set" / "_manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "option", "message"),
+    [
+        (
+            "prepare",
+            "output=zz://bucket/set",
+            r"zz://bucket/set: cannot be reached \(.*zz\); check",
+        ),
+        ("prepare", "output=s3:/bucket/set", r"s3:/bucket/set: this looks like a URI with a slash"),
+        ("prepare", "verify=zz://bucket/set", r"zz://bucket/set/.*: cannot be reached"),
+        ("pretrain", "data.path=zz://bucket/set", r"data\.path=zz://bucket/set: cannot be reached"),
+        ("embed", "files=[s3://bucket/a.npy]", r"read from a disk only; give a path, not a URI"),
+    ],
+)
+def test_a_place_that_is_no_store_is_refused_and_no_folder_is_made(
+    jobs: Jobs, tmp_path, monkeypatch, job, option, message
+):
+    monkeypatch.chdir(tmp_path)
+    jobs.run(job, option, "cluster.workers=0").refused(2, message)
+    assert [path.name for path in tmp_path.iterdir() if ":" in path.name] == []

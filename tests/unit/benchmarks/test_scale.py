@@ -12,7 +12,7 @@ def test_a_set_opens_by_as_many_requests_whatever_its_size():
     few, many = (opening_costs(shards, latency=0.0) for shards in (10, 20_000))
     assert few.requests == many.requests <= 10
     assert many.read < 100 * 20_000
-    assert reader_bytes(20_000) - reader_bytes(10) < 20  # a longer name
+    assert abs(reader_bytes(20_000) - reader_bytes(10)) < 100  # numbers of more digits
 
 
 def test_preparing_asks_the_store_less_than_once_a_shard():

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from job_samples import changed, run_config
 
 from recon_ray.config.help import dump_yaml
+from recon_ray.data.prepare.build_set import prepare
+from recon_ray.data.prepare.shard_plan import PrepareOptions
+from recon_ray.data.sources.procedural.synthetic import SyntheticSource
 from recon_ray.errors import ConfigError, ReconError
 from recon_ray.runs.folder import RunFolder
 from recon_ray.sweeps.config import SweepConfig
@@ -133,3 +138,22 @@ def test_one_of_the_jobs_of_one_name_has_the_folder_and_the_others_are_told(tmp_
     for name in expected:
         inside = {path.name for path in (tmp_path / name).iterdir()}
         assert inside == {"config.yaml", "environment.json", "kept"}, name
+
+
+# --- A set that grows -----------------------------------------------------------------------------
+def test_a_run_goes_on_with_the_version_of_the_set_that_it_was_begun_on(
+    tiny_config, tiny_prepared, tmp_path
+):
+    root = shutil.copytree(tiny_prepared.path, tmp_path / "set")
+    config = changed(tiny_config, data={"path": str(root)}, eval={"enabled": False})
+    run_config("pretrain", changed(config, train={"steps": 2}))
+    source = SyntheticSource(train_per_class=8, test_per_class=4, categories=("airplane",))
+    options = PrepareOptions(num_points=96, views=2, image_size=32, samples_per_shard=7)
+    prepare(source, root, options, append=True)
+    result, folder = run_config("pretrain", config)
+    assert result["counts"]["training_samples"] == 24
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["version"] == 1
+    later = changed(config, run={"name": "later"}, train={"steps": 1})
+    assert run_config("pretrain", later)[0]["counts"]["training_samples"] == 32
+    with pytest.raises(ConfigError, match=r"the set is no longer what .* was begun with"):
+        run_config("pretrain", changed(config, data={"version": 2}))

@@ -57,13 +57,10 @@ def test_tasks_are_those_of_a_list(plan):
             tasks[index]
 
 
-def test_a_shard_is_found_by_its_number_and_by_its_name(plan):
+def test_a_shard_is_found_by_its_name(plan):
     expected = listed(plan)
     for number, (split, name, *_) in enumerate(expected):
-        assert plan.tasks.split_of(number) == split
         assert plan.tasks.number_of(split, name) == number
-    with pytest.raises(IndexError):
-        plan.tasks.split_of(len(expected))
     split, name, *_ = expected[-1]
     counts = plan.tasks.counts
     others = [
